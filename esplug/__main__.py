@@ -1,0 +1,5 @@
+"""``python -m esplug``."""
+
+from esplug.cli import main
+
+main()

@@ -1,0 +1,187 @@
+"""The command line. It parses before it imports: help and plugin listing load no heavy library."""
+
+import inspect
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
+
+import click
+import typer
+
+from esplug.config import RunConfig, flag_of, make_config, read_toml
+from esplug.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from esplug.trainer import EvolutionStrategiesTrainer, RunResult
+
+app = typer.Typer(
+    name="esplug",
+    help="Fine-tune large language models with Evolution Strategies: any reward, no backpropagation.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_NOT_FOR_EVAL = frozenset({"n_iterations", "eval_freq", "train_dataset", "save_best_models"})
+Command: TypeAlias = Callable[..., None]
+
+
+def _with_settings(*, leave_out: frozenset[str] = frozenset()) -> Callable[[Command], Command]:
+    """Give a command one option for every field of :class:`RunConfig`, made from the field itself.
+
+    The command gets what the user typed, and nothing else, as ``flags``.
+    """
+
+    def decorate(command: Command) -> Command:
+        fields = [name for name in RunConfig.model_fields if name not in leave_out]
+
+        def run(**values: Any) -> None:
+            flags = {name: values.pop(name) for name in fields}
+            given = {name: value for name, value in flags.items() if value not in (None, [])}
+            command(flags=given, **values)
+
+        own = [p for p in inspect.signature(command).parameters.values() if p.name != "flags"]
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        parameters = [*own, *map(_option, fields)]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        vars(run)["__signature__"] = inspect.Signature(parameters)
+        return run
+
+    return decorate
+
+
+def _option(name: str) -> inspect.Parameter:
+    """Make a typer option from a configuration field."""
+    field = RunConfig.model_fields[name]
+    extra = field.json_schema_extra
+    assert isinstance(extra, dict)
+    flag, metavar = flag_of(name), None
+    kind: Any = _plain_type(field.annotation)
+    if get_origin(kind) is Literal:
+        kind, metavar = str, "|".join(get_args(kind))
+    if kind is bool:
+        flag = f"{flag}/--no-{flag.removeprefix('--')}"
+    default = field.default
+    if name in ("task_options", "stop"):
+        kind, metavar = list[str], "KEY=VALUE" if name == "task_options" else "TEXT"
+    elif name == "logging":
+        kind, metavar, default = str, "NAME,NAME", ",".join(default)
+    shown = f"  [default: {default}]" if default not in (None, {}, []) and kind is not bool else ""
+    option = typer.Option(
+        flag,
+        help=f"{field.description}{shown}".replace("[default", r"\[default"),
+        rich_help_panel=str(extra["panel"]),
+        metavar=metavar,
+        show_default=False,
+    )
+    annotation = Annotated[kind | None, option]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _plain_type(annotation: Any) -> Any:
+    """Take the ``None`` out of ``X | None``."""
+    if get_origin(annotation) in (Union, UnionType):
+        return next(part for part in get_args(annotation) if part is not type(None))
+    return annotation
+
+
+ConfigFile = Annotated[str | None, typer.Option("--config", help="TOML file of settings; flags override it.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+
+
+@app.command()
+@_with_settings()
+def train(flags: Mapping[str, Any], config: ConfigFile = None, debug: Debug = False) -> None:
+    """Train a model on a task."""
+    from esplug.summary import print_summary
+
+    result = _run(flags, config)
+    print_summary(result)
+
+
+@app.command(name="eval")
+@_with_settings(leave_out=_NOT_FOR_EVAL)
+def evaluate(flags: Mapping[str, Any], config: ConfigFile = None, debug: Debug = False) -> None:
+    """Evaluate a model on a task, without training."""
+    from esplug.summary import print_summary
+
+    print_summary(_run({**flags, "n_iterations": 0}, config))
+
+
+@app.command()
+def plugins(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
+    """List installed tasks, reward shapings and loggers, without importing them."""
+    from esplug.plugin_table import print_plugins
+
+    print_plugins(as_json)
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        import esplug
+
+        typer.echo(f"esplug {esplug.__version__}")
+        raise typer.Exit
+
+
+def _run(flags: Mapping[str, Any], config_file: str | None) -> "RunResult":
+    """Resolve the configuration, load the task, train."""
+    from esplug.task import Task
+
+    file = read_toml(config_file) if config_file else {}
+    first = make_config(file, flags)
+    task = Task.load(first.task, first.task_options)
+    config = make_config(task.defaults(), file, flags)
+    config = config.model_copy(update={"task_options": dict(task.options)})
+    return _trainer(config, task).fit()
+
+
+def _trainer(config: RunConfig, task: Any) -> "EvolutionStrategiesTrainer":
+    from esplug.console import get_console
+    from esplug.data import load_batch_source, load_eval_splits
+
+    train_rows = None
+    if config.n_iterations:
+        train_rows = load_batch_source(task, config.train_dataset, config.batch_size, config.seed)
+    splits = load_eval_splits(task, config.eval_dataset, config.eval_limit)
+    if "console" in config.logging:
+        get_console().print(config.to_toml(), markup=False)
+
+    from esplug.trainer import EvolutionStrategiesTrainer
+
+    return EvolutionStrategiesTrainer.from_config(config, task.reward, task.template, train_rows, splits)
+
+
+def main() -> None:
+    """Run the command line. Exit status: 0 done, 1 the run failed, 2 the user can mend it, 130 interrupted."""
+    debug = "--debug" in sys.argv
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        code = app(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        typer.echo(error.ctx.get_help() if error.ctx else "")
+        code = 2
+    except click.ClickException as error:
+        code = _complain(error.format_message(), error.exit_code)
+    except UserError as error:
+        if debug:
+            raise
+        code = _complain(str(error), 2)
+    except RunError as error:
+        if debug:
+            raise
+        code = _complain(str(error), 1)
+    except (KeyboardInterrupt, click.Abort):
+        code = _complain("interrupted", 130)
+    sys.exit(code or 0)
+
+
+def _complain(message: str, code: int) -> int:
+    typer.echo(f"error: {message}", err=True)
+    return code

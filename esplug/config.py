@@ -1,0 +1,252 @@
+"""One frozen, validated run configuration: from flags, a TOML file or Python keyword arguments.
+
+Every setting is declared once, here; the command line and its help are made from these fields. Precedence,
+lowest first: field default, the task's ``defaults()``, the TOML file, flags.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from esplug.errors import UserError
+
+MAX_SEED = 2**64 - 1
+
+
+def _setting(default: Any, description: str, panel: str, *, flag: str | None = None, **limits: Any) -> Any:
+    """Declare one setting; ``flag`` where the command line's name is not the field's."""
+    return Field(default, description=description, json_schema_extra={"panel": panel, "flag": flag}, **limits)
+
+
+def _number(default: Any, description: str, panel: str, *, flag: str | None = None, **limits: Any) -> Any:
+    return _setting(default, description, panel, flag=flag, allow_inf_nan=False, **limits)
+
+
+class RunConfig(BaseModel):
+    """All settings of a run. Construct it with :func:`make_config` to get one-line errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    task: str = _setting("countdown", "Task plugin to train on (see `esplug plugins`).", "Task")
+    task_options: dict[str, Any] = _setting(
+        {}, "An option of the task, as key=value. Repeatable.", "Task", flag="--task-option"
+    )
+    train_dataset: str | None = _setting(
+        None,
+        "Training rows: DatasetDict folder, .json, .jsonl, .csv, .parquet, Hub id.  [default: the task's own]",
+        "Task",
+    )
+    eval_dataset: str | None = _setting(
+        None, "Evaluation rows, same kinds; every split is evaluated.  [default: the task's own]", "Task"
+    )
+    eval_limit: int | None = _setting(None, "Evaluate only the first rows of each split.  [default: all]", "Task", ge=1)
+    reward_function_timeout: float = _number(10.0, "Seconds that grading one answer may take.", "Task", gt=0, le=86400)
+
+    model_name: str = _setting("Qwen/Qwen2.5-1.5B-Instruct", "Folder or Hugging Face id of the base model.", "Model")
+    checkpoint: str | None = _setting(
+        None, "Start from the weights in this Hugging Face folder.  [default: the base model's]", "Model"
+    )
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = _setting(
+        "auto", "Type the engines compute in; auto is the checkpoint's.", "Model"
+    )
+    master_dtype: Literal["float32", "model"] = _setting(
+        "float32",
+        "Type of the master weights; 'model' halves their memory and rounds small updates away.",
+        "Model",
+    )
+    max_model_len: int | None = _setting(
+        None, "Longest prompt plus answer, in tokens.  [default: the model's own]", "Model", ge=8
+    )
+
+    sigma: float = _number(0.001, "Standard deviation of the perturbations.", "Evolution Strategies", gt=0, le=10)
+    alpha: float | None = _number(None, "Step size.  [default: sigma/2]", "Evolution Strategies", gt=0, le=10)
+    population_size: int = _setting(30, "Members per iteration (N).", "Evolution Strategies", ge=2, le=1_000_000)
+    n_iterations: int = _setting(300, "Updates to make; 0 only evaluates.", "Evolution Strategies", ge=0)
+    antithetic: bool = _setting(False, "Draw members in mirrored pairs, +eps and -eps.", "Evolution Strategies")
+    reward_shaping: str = _setting(
+        "z-scores", "Shaping plugin that turns rewards into utilities.", "Evolution Strategies"
+    )
+    seed: int = _setting(42, "Seed of everything random in the run.", "Evolution Strategies", ge=0, le=MAX_SEED)
+
+    batch_size: int = _setting(512, "Prompts per iteration; capped at the data set's size.", "Generation", ge=1)
+    mini_batch_size: int = _setting(
+        512,
+        "Prompts an engine takes at a time under one member's weights; no effect on the update.",
+        "Generation",
+        ge=1,
+    )
+    max_tokens: int = _setting(512, "Longest answer, in tokens.", "Generation", ge=1)
+    train_temperature: float = _number(
+        0.0, "Sampling temperature in training; 0 is greedy.", "Generation", ge=0, le=100
+    )
+    train_top_p: float = _number(1.0, "Nucleus sampling in training.", "Generation", gt=0, le=1)
+    stop: list[str] = _setting([], "Text that ends an answer and is kept in it. Repeatable.", "Generation")
+
+    n_vllm_engines: int | None = _setting(None, "vLLM engines.  [default: all there are]", "Engines", ge=1)
+    n_gpu_per_vllm_engine: int = _setting(
+        1, "GPUs (on CPU: processes) that one engine spans with tensor parallelism.", "Engines", ge=1
+    )
+    use_gpus: str | None = _setting(
+        None, "GPUs to use: indices such as 0,1, or 'none' for the CPU.  [default: all there are]", "Engines"
+    )
+    gpu_memory_utilization: float | None = _number(
+        None,
+        "Share of memory for the engines.  [default: 0.9 of each GPU; on CPU 0.5 of what is free]",
+        "Engines",
+        gt=0,
+        le=1,
+    )
+    ray_address: str | None = _setting(None, "Ray cluster to use, or 'auto'.  [default: a local one]", "Engines")
+
+    eval_freq: int = _setting(5, "Evaluate every so many iterations; 0 only before and after.", "Output", ge=0)
+    logging: list[str] = _setting(["console", "jsonl"], "Logger plugins, as a comma list.", "Output")
+    output_directory: str = _setting("./experiments/", "Where run directories go.", "Output")
+    experiment_name: str | None = _setting(None, "Run directory's name.  [default: made from the settings]", "Output")
+    save_best_models: bool = _setting(False, "Save the model at every new best evaluation mean.", "Output")
+    wandb_project: str = _setting("es-finetuning", "Project for the wandb logger.", "Output")
+
+    @field_validator("logging", mode="before")
+    @classmethod
+    def _split_list(cls, value: Any) -> Any:
+        if value is None or value is False:
+            return ["none"]
+        items = value.split(",") if isinstance(value, str) else value
+        return [part for item in items for part in (p.strip() for p in str(item).split(",")) if part] or ["none"]
+
+    @field_validator("use_gpus", mode="before")
+    @classmethod
+    def _gpu_list(cls, value: Any) -> Any:
+        if value is None or value == "all":
+            return None
+        text = (
+            value if isinstance(value, str) else ",".join(map(str, value if isinstance(value, Iterable) else [value]))
+        )
+        ids = [part.strip() for part in text.split(",")]
+        if text != "none" and (not all(part.isdigit() for part in ids) or len(set(ids)) < len(ids)):
+            raise ValueError("give distinct GPU indices such as 0,1, or 'none', or 'all'")
+        return ",".join(ids)
+
+    @field_validator("task_options", mode="before")
+    @classmethod
+    def _key_value(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return dict(value)
+        pairs = [str(item).partition("=") for item in value]
+        if bad := next((key for key, sep, _ in pairs if not sep or not key.strip()), None):
+            raise ValueError(f"write it as key=value, not {bad!r}")
+        return {key.strip(): text for key, _, text in pairs}
+
+    @field_validator(
+        "task",
+        "model_name",
+        "checkpoint",
+        "train_dataset",
+        "eval_dataset",
+        "output_directory",
+        "reward_shaping",
+    )
+    @classmethod
+    def _not_blank(cls, value: str | None) -> str | None:
+        if value is not None and not value.strip():
+            raise ValueError("must not be empty")
+        return value
+
+    @field_validator("stop")
+    @classmethod
+    def _no_empty_stop(cls, value: list[str]) -> list[str]:
+        if "" in value:
+            raise ValueError("a stop text must not be empty")
+        return value
+
+    @field_validator("experiment_name")
+    @classmethod
+    def _one_folder(cls, value: str | None) -> str | None:
+        if value is not None and (value != Path(value).name or value in {"", ".", ".."} or len(value) > 200):
+            raise ValueError("must be one folder name, without slashes, of at most 200 characters")
+        return value
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if self.alpha is None:
+            object.__setattr__(self, "alpha", self.sigma / 2)
+        if self.antithetic and self.population_size % 2:
+            raise ValueError("--population-size must be even with --antithetic (members come in pairs)")
+        if self.max_model_len is not None and self.max_tokens >= self.max_model_len:
+            raise ValueError(
+                f"--max-tokens {self.max_tokens} leaves no room for a prompt: --max-model-len is {self.max_model_len}"
+            )
+        return self
+
+    @property
+    def step_size(self) -> float:
+        """Alpha, its default filled in."""
+        assert self.alpha is not None
+        return self.alpha
+
+    @property
+    def run_name(self) -> str:
+        """The experiment's name, or one made from the settings."""
+        model = Path(self.model_name).name
+        return (
+            self.experiment_name
+            or (
+                f"{self.task or 'custom'}-{model}-sigma{self.sigma:g}-alpha{self.step_size:g}"
+                f"-n{self.population_size}-seed{self.seed}"
+            )[:180]
+        )
+
+    def to_toml(self) -> str:
+        """Write the settings as a TOML file that ``--config`` reads back."""
+        import tomli_w
+
+        return tomli_w.dumps(self.model_dump(exclude_none=True))
+
+
+def flag_of(field: str) -> str:
+    """Name of a field's command-line flag: ``n_iterations`` -> ``--n-iterations``."""
+    extra = RunConfig.model_fields[field].json_schema_extra
+    own = extra.get("flag") if isinstance(extra, dict) else None
+    return str(own) if own else "--" + field.replace("_", "-")
+
+
+def make_config(*layers: Mapping[str, Any]) -> RunConfig:
+    """Merge settings, later layers win, and validate them.
+
+    Raises:
+        UserError: one line naming the first setting at fault, its value and the range.
+    """
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            if key not in RunConfig.model_fields:
+                near = difflib.get_close_matches(key, RunConfig.model_fields, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise UserError(f"unknown setting {key!r}{hint}")
+            merged[key] = value
+    try:
+        return RunConfig(**merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        message = first["msg"].removeprefix("Value error, ")
+        if not first["loc"]:
+            raise UserError(message) from None
+        raise UserError(f"{flag_of(str(first['loc'][0]))} {first['input']!r}: {message}") from None
+
+
+def read_toml(path: str) -> dict[str, Any]:
+    """Read a configuration file; dashes and underscores in keys are the same.
+
+    Raises:
+        UserError: the file is missing or is not TOML.
+    """
+    try:
+        with open(path, "rb") as file:
+            return {key.replace("-", "_"): value for key, value in tomllib.load(file).items()}
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path}: not a TOML file: {error}") from error

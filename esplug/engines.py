@@ -1,0 +1,222 @@
+"""The pool of engines on Ray: placing them, handing out work, keeping their weights equal."""
+
+import os
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from esplug.engine import Engine, EngineSettings, Generation, Sampling, Weights
+from esplug.errors import RunError, UserError
+from esplug.placement import Plan, Resources, cpu_kv_cache_bytes
+
+Key = TypeVar("Key")
+
+
+@dataclass(frozen=True, slots=True)
+class Job(Generic[Key]):
+    """Prompts to answer with some weights; ``key`` tells the caller which job an answer belongs to."""
+
+    key: Key
+    weights: Weights
+    prompts: Sequence[Sequence[int]]
+    sampling: Sampling
+    mini_batch_size: int
+
+
+class Cluster:
+    """The connection to Ray: a cluster at ``address``, or a local one of our own."""
+
+    def __init__(self, address: str | None, use_gpus: str | None) -> None:
+        import ray
+
+        self._owned = not ray.is_initialized()
+        if not self._owned:
+            return
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
+        if address:
+            try:
+                ray.init(address=address, **common)
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                raise UserError(f"--ray-address {address}: no Ray cluster answers there ({reason})") from error
+            return
+        if use_gpus is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = "" if use_gpus == "none" else use_gpus
+        ray.init(
+            address="local",
+            num_cpus=len(os.sched_getaffinity(0)),
+            num_gpus=local_gpus(),
+            include_dashboard=False,
+            object_store_memory=512 * 2**20,
+            **common,
+        )
+
+    def resources(self) -> Resources:
+        """Say what the cluster has."""
+        import ray
+
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        total = Counter[str]()
+        for node in nodes:
+            total.update({name: int(node.get(name, 0)) for name in ("GPU", "CPU")})
+        memory = min(int(node.get("memory", 0)) for node in nodes)
+        return Resources(gpus=total["GPU"], cores=total["CPU"], memory=memory, nodes=len(nodes))
+
+    def close(self) -> None:
+        """Leave the cluster; stop it if it is our own."""
+        import ray
+
+        if self._owned:
+            ray.shutdown()
+
+
+def local_gpus() -> int:
+    """Count the GPUs that this process may use and that the installed torch can drive."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
+class EnginePool:
+    """n engines with equal weights. Work goes to whichever engine is free; nobody waits for the slowest."""
+
+    def __init__(self, plan: Plan, settings: EngineSettings, engine_bytes: int, log_dir: Path):
+        self.plan = plan
+        self._settings = settings
+        self._engine_bytes = engine_bytes
+        self._log_dir = log_dir
+        self._engines: list[Any] = []
+        self._placement: Any = None
+
+    def start(self) -> int:
+        """Place and start all engines at once. Returns the checksum of the weights they share.
+
+        Raises:
+            RunError: an engine did not start; the message ends with its last log lines.
+        """
+        import ray
+        from ray.util.placement_group import placement_group
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        gpus, cores = self.plan.gpus_per_engine, self.plan.cores_per_engine
+        bundle = {"GPU": gpus, "CPU": 1} if gpus else {"CPU": cores}
+        self._placement = placement_group([bundle] * self.plan.n_engines, strategy="PACK")
+        try:
+            ray.get(self._placement.ready(), timeout=60)
+        except ray.exceptions.GetTimeoutError as error:
+            raise RunError(
+                f"Ray found no room for {self.plan.describe()} within 60 s; is another run using it?"
+            ) from error
+        actor = ray.remote(Engine)
+        self._engines = [
+            actor.options(
+                num_gpus=gpus,
+                num_cpus=1 if gpus else cores,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(self._placement, index),
+            ).remote(str(self._log_dir.absolute() / f"engine-{index}.log"))
+            for index in range(self.plan.n_engines)
+        ]
+        locations = self._all([engine.location.remote() for engine in self._engines])
+        neighbours = Counter(node for node, _, _ in locations)
+        placed = Counter[str]()
+        starts = []
+        for engine, (node, node_cores, free) in zip(self._engines, locations, strict=True):
+            here, slot = neighbours[node], placed[node]
+            placed[node] += 1
+            share = max(1, len(node_cores) // here)
+            own = node_cores[slot * share : (slot + 1) * share] or node_cores
+            kv_cache = None
+            if self._settings.device == "cpu":
+                own = own[:cores]
+                kv_cache = cpu_kv_cache_bytes(free, self._settings.memory_share, here, self._engine_bytes)
+            starts.append(engine.start.remote(self._settings, own, kv_cache))
+        return self._agree(self._all(starts), "loading the model")
+
+    def __len__(self) -> int:
+        return self.plan.n_engines
+
+    def run(self, jobs: Iterable[Job[Key]]) -> Iterator[tuple[Key, Generation]]:
+        """Answer jobs, each on the first engine that is free, and yield the answers as they come."""
+        import ray
+
+        todo, idle = iter(jobs), deque(range(len(self._engines)))
+        running: dict[Any, tuple[int, Key]] = {}
+        stored: dict[int, Any] = {}  # a batch of prompts travels once, not once a member
+
+        def hand_out() -> None:
+            while idle and (job := next(todo, None)) is not None:
+                if id(job.prompts) not in stored:
+                    stored[id(job.prompts)] = (job.prompts, ray.put(job.prompts))
+                prompts = stored[id(job.prompts)][1]
+                index = idle.popleft()
+                ref = self._engines[index].generate.remote(job.weights, prompts, job.sampling, job.mini_batch_size)
+                running[ref] = (index, job.key)
+
+        hand_out()
+        while running:
+            (done,), _ = ray.wait(list(running), num_returns=1)
+            index, key = running.pop(done)
+            idle.append(index)
+            hand_out()
+            (generation,) = self._all([done], [index])
+            yield key, generation
+
+    def update(self, seeds: list[int], coefficients: list[float]) -> int:
+        """Move the weights of all engines alike. Returns their checksum.
+
+        Raises:
+            RunError: the engines' checksums differ.
+        """
+        return self._agree(self._all([e.update.remote(seeds, coefficients) for e in self._engines]), "the update")
+
+    def save(self, folder: Path) -> None:
+        """Let one engine write the weights to ``folder``, which must be visible to its machine."""
+        self._all([self._engines[0].save.remote(str(folder.absolute()))], [0])
+
+    def close(self) -> None:
+        """Stop all engines."""
+        import ray
+        from ray.util.placement_group import remove_placement_group
+
+        for engine in self._engines:
+            ray.kill(engine)
+        if self._placement is not None:
+            remove_placement_group(self._placement)
+        self._engines, self._placement = [], None
+
+    def _all(self, refs: list[Any], indices: Sequence[int] | None = None) -> list[Any]:
+        """Wait for results, and turn an engine's failure into a message that names it."""
+        import ray
+
+        results = []
+        for index, ref in zip(indices or range(len(refs)), refs, strict=True):
+            try:
+                results.append(ray.get(ref))
+            except ray.exceptions.RayError as error:
+                raise RunError(f"engine {index} failed: {_cause(error)}{self._log_tail(index)}") from error
+        return results
+
+    def _agree(self, checksums: list[int], when: str) -> int:
+        if len(set(checksums)) != 1:
+            each = ", ".join(f"engine {i}: {value:016x}" for i, value in enumerate(checksums))
+            raise RunError(f"the engines' weights differ after {when} ({each}); going on would give wrong results")
+        return checksums[0]
+
+    def _log_tail(self, index: int, lines: int = 15) -> str:
+        path = self._log_dir / f"engine-{index}.log"
+        try:
+            tail = path.read_text(errors="replace").splitlines()[-lines:]
+        except OSError:
+            return ""
+        return f"\nlast lines of {path}:\n" + "\n".join(f"  {line}" for line in tail)
+
+
+def _cause(error: Exception) -> str:
+    """Last line of a Ray error: the exception that the engine raised."""
+    cause = getattr(error, "cause", None) or error
+    lines = [line for line in str(cause).splitlines() if line.strip()]
+    return f"{type(cause).__name__}: {lines[-1].strip() if lines else 'no message'}"

@@ -1,0 +1,187 @@
+"""Every hook esplug calls: the plugin author's reference.
+
+A plugin is a module, or an object, whose hooks are marked with :data:`hookimpl` and which an entry point
+names::
+
+    # esplug_tasks_reverse/__init__.py               # pyproject.toml
+    from esplug import hookimpl                      # [project.entry-points."esplug.tasks"]
+                                                     # reverse = "esplug_tasks_reverse"
+    @hookimpl
+    def reward(model_output, target):
+        return float(model_output.strip() == target[::-1])
+
+The entry-point name is what users type (``--task reverse``). A hook may leave out any argument it does not
+need: esplug passes arguments by name. A hook name that esplug does not know is an error, so a misspelling
+never goes unnoticed.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import pluggy
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from esplug.config import RunConfig
+
+    FloatArray: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
+
+#: Version of the hooks below. It grows when a hook changes in a way that plugins can notice.
+API_VERSION = 1
+
+PROJECT = "esplug"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+Row: TypeAlias = Mapping[str, Any]
+Message: TypeAlias = dict[str, str]
+Prompt: TypeAlias = str | list[Message]
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """The reward of one answer.
+
+    Attributes:
+        value: what ES maximises; finite, any scale, higher is better.
+        label: a short word for the kind of outcome (``"correct"``, ``"no_answer"``); counted per iteration.
+        correct: whether the answer is right, for pass@1; ``None`` where the task has no such notion.
+        metrics: further numbers, averaged over the answers and logged under their names.
+    """
+
+    value: float
+    label: str = ""
+    correct: bool | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+class TaskSpec:
+    """Hooks of a task: where rows come from, how they are asked, how answers are graded."""
+
+    @hookspec(firstresult=True)
+    def collate(self, batch: Sequence[Row], options: Mapping[str, Any]) -> tuple[list[Any], list[Any]]:
+        """Turn rows into questions and targets. Required.
+
+        Called once a batch, in the driver. A ``KeyError`` for a missing column becomes an error that lists
+        the columns found.
+
+        Args:
+            batch: B rows, each a mapping from column to value.
+            options: the task's options, defaults filled in.
+
+        Returns:
+            Two lists of length B. A question is what ``template`` takes; a target is what ``reward`` takes
+            and must be picklable.
+        """
+
+    @hookspec(firstresult=True)
+    def template(self, question: Any, options: Mapping[str, Any]) -> Prompt:
+        """Turn a question into the prompt. Required.
+
+        Returns:
+            Text, which the model continues as it is; or chat messages (``{"role": ..., "content": ...}``),
+            which go through the model's own chat template.
+        """
+
+    @hookspec(firstresult=True)
+    def reward(
+        self, model_output: str, target: Any, options: Mapping[str, Any]
+    ) -> float | tuple[str | Mapping[str, Any], float] | Reward:
+        """Grade one answer. Required.
+
+        Called in a separate process, which is killed when it exceeds ``--reward-function-timeout``. What it
+        prints is discarded. An exception counts as reward 0.0 with the label ``error:<Type>``, a time-out
+        as 0.0 with the label ``timeout``.
+
+        Args:
+            model_output: the generated text, without the prompt. Hostile: never ``eval`` it.
+            target: from ``collate``.
+            options: the task's options, defaults filled in.
+
+        Returns:
+            A float; or ``(label, float)``; or a :class:`Reward`. Higher is better.
+        """
+
+    @hookspec(firstresult=True)
+    def load_rows(
+        self, split: str, path: str | None, options: Mapping[str, Any]
+    ) -> Sequence[Row] | Mapping[str, Sequence[Row]] | None:
+        """Produce the rows of a data set. Optional.
+
+        Args:
+            split: ``"train"`` or ``"eval"``.
+            path: what the user gave as ``--train-dataset`` or ``--eval-dataset``; ``None`` for the task's
+                own data.
+            options: the task's options, defaults filled in.
+
+        Returns:
+            For ``"train"`` the rows; for ``"eval"`` a mapping from split name to rows (or rows alone). ``None``
+            leaves the reading to esplug, which opens saved DatasetDicts, json, jsonl, csv, parquet and
+            Hub ids; with ``path`` ``None`` that is an error, because the task has no data of its own.
+        """
+
+    @hookspec(firstresult=True)
+    def defaults(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Give the task's recommended run configuration. Optional.
+
+        Returns:
+            Names of :class:`esplug.config.RunConfig` fields and values. The user's file and flags win.
+        """
+
+    @hookspec(firstresult=True)
+    def options(self) -> Mapping[str, Any]:
+        """Declare the task's options (``--task-option key=value``) with their defaults. Optional.
+
+        Returns:
+            Option name to default value. The default's type (str, int, float or bool) is the type the
+            user's text is converted to; an option not named here is refused.
+        """
+
+
+class ShapingSpec:
+    """The hook of a reward shaping (fitness shaping)."""
+
+    @hookspec(firstresult=True)
+    def shape(self, rewards: "np.ndarray[Any, np.dtype[np.float64]]") -> "np.ndarray[Any, np.dtype[np.float64]]":
+        """Turn rewards into utilities. Required.
+
+        Args:
+            rewards: float64[N, B]; reward of member n's answer to prompt b.
+
+        Returns:
+            float64[N]; the utility of each member, the weight its perturbation gets in the update. All zeros
+            (for example when all rewards are equal) makes no update.
+        """
+
+
+class LoggerSpec:
+    """Hooks of a logger. A failure in ``start`` is fatal; later ones warn once and never stop training."""
+
+    @hookspec
+    def start(self, config: "RunConfig", run_dir: Path) -> None:
+        """Open the log. Called once, before anything is trained."""
+
+    @hookspec
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record metrics. Required.
+
+        Args:
+            step: the iteration, counted from 0; evaluation after k updates has step k.
+            metrics: names such as ``train/reward/mean``, ``time/generate``, ``eval/<split>/pass@1/mean``.
+        """
+
+    @hookspec
+    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Record evaluation samples.
+
+        Args:
+            step: updates made so far.
+            rows: with ``split``, ``prompt``, ``target``, ``output``, ``reward``, ``label``, ``correct``, ``tokens``.
+        """
+
+    @hookspec
+    def finish(self, status: str) -> None:
+        """Close the log. ``status`` is ``finished``, ``failed`` or ``interrupted``."""

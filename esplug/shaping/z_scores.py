@@ -1,0 +1,14 @@
+"""Shaping ``z-scores``: how many standard deviations a member's mean reward lies above the population's.
+
+``u_n = (m_n - mean(m)) / std(m)`` with ``m_n = mean_b R[n, b]`` and the population standard deviation; zeros
+when all m are equal. Source: Qiu et al., "Evolution Strategies at Scale", arXiv 2509.24372.
+"""
+
+from esplug.hookspecs import hookimpl
+from esplug.shaping import Floats, member_means, standardized
+
+
+@hookimpl
+def shape(rewards: Floats) -> Floats:
+    """Return float64[N]: mean 0, standard deviation 1, or all zeros."""
+    return standardized(member_means(rewards))

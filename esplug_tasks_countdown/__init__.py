@@ -1,0 +1,69 @@
+"""Countdown: combine the given numbers, each exactly once, with + - * / so that they make the target.
+
+A task is a handful of functions marked ``@hookimpl``. esplug calls them in the order they appear here.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from esplug import Reward, hookimpl
+from esplug_tasks_countdown import columns, grading, prompts
+
+
+@hookimpl
+def options() -> Mapping[str, Any]:
+    """``shots``: worked examples before each question, 0 to 8. ``level``: standard or easy."""
+    return {"shots": 0, "level": "standard"}
+
+
+@hookimpl
+def defaults(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Stop at the closing tag. After worked examples the model thinks in one short line."""
+    stop = {"stop": ["</answer>"]}
+    return stop | {"max_tokens": 64} if _shots(options) else stop
+
+
+@hookimpl
+def load_rows(split: str, path: str | None, options: Mapping[str, Any]) -> Any:
+    """Generate the rows, unless the user named a data set: then esplug reads it."""
+    if path is not None:
+        return None
+    # Imported here because `python -m esplug_tasks_countdown.puzzles` must find it not yet imported.
+    from esplug_tasks_countdown import puzzles
+
+    rows = puzzles.rows(options["level"], split)
+    return rows if split == "train" else {"countdown_eval": rows}
+
+
+@hookimpl
+def collate(
+    batch: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """Ask with the row's own prompt, or with worked examples; grade against its numbers and target."""
+    shots = _shots(options)
+    questions, targets = [], []
+    for row in batch:
+        numbers, target = columns.numbers(row["numbers"]), columns.target(row["target"])
+        questions.append(prompts.few_shot(shots, numbers, target) if shots else row["context"])
+        # The target as text stays exact, and readable in the samples that loggers write.
+        targets.append({"numbers": numbers, "target": str(target)})
+    return questions, targets
+
+
+@hookimpl
+def template(question: str) -> str:
+    """Leave the prompt as it is: it ends with ``<think>``, and the model continues from there."""
+    return question
+
+
+@hookimpl
+def reward(model_output: str, target: Mapping[str, Any]) -> Reward:
+    """Give 1 for a right answer, and up to 0.1 for the asked-for form."""
+    return grading.grade(model_output, target["numbers"], columns.target(target["target"]))
+
+
+def _shots(options: Mapping[str, Any]) -> int:
+    shots: int = options["shots"]
+    if not 0 <= shots <= len(prompts.EXAMPLES):
+        raise ValueError(f"shots must be between 0 and {len(prompts.EXAMPLES)}, not {shots}")
+    return shots

@@ -1,0 +1,45 @@
+"""Read the columns ``numbers`` and ``target`` of a row, in any of the forms that files give them."""
+
+import ast
+import re
+from fractions import Fraction
+from typing import Any
+
+_NUMBER = re.compile(
+    r"[-+]?[0-9]+(\.[0-9]+)?(e[-+]?[0-9]{1,2})?|[-+]?[0-9]+/[0-9]+", re.ASCII | re.IGNORECASE
+)
+
+
+def target(value: Any) -> Fraction:
+    """Return a target exactly; it may be a number or text such as ``24``, ``2.5`` or ``7/3``.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    try:
+        return _fraction(value)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"column 'target': {value!r} is not a number") from None
+
+
+def numbers(value: Any) -> list[int]:
+    """Return a puzzle's numbers; they may be a list or its text, JSON or Python.
+
+    Raises:
+        ValueError: it is no list of whole numbers from 0 up, or the list is empty.
+    """
+    try:
+        # literal_eval reads JSON lists of numbers too, and runs nothing.
+        found = [_fraction(item) for item in (ast.literal_eval(value) if isinstance(value, str) else value)]
+        if found and all(number >= 0 and number.denominator == 1 for number in found):
+            return [int(number) for number in found]
+    except (ValueError, TypeError, ZeroDivisionError, SyntaxError, RecursionError, MemoryError):
+        pass
+    raise ValueError(f"column 'numbers': {value!r} is not a list of whole numbers")
+
+
+def _fraction(value: Any) -> Fraction:
+    text = str(value).strip()
+    if not _NUMBER.fullmatch(text):
+        raise ValueError(text)
+    return Fraction(text)

@@ -1,0 +1,135 @@
+"""Deterministic Countdown puzzles. ``python -m esplug_tasks_countdown.puzzles --out datasets`` saves them."""
+
+import argparse
+import operator
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from esplug_tasks_countdown import prompts
+
+
+@dataclass(frozen=True, slots=True)
+class Puzzle:
+    """Numbers to combine, the value to reach, and one way to reach it."""
+
+    numbers: tuple[int, ...]
+    target: int
+    solution: str
+
+    @property
+    def key(self) -> tuple[tuple[int, ...], int]:
+        """What makes two puzzles the same: the numbers in any order, and the target."""
+        return tuple(sorted(self.numbers)), self.target
+
+    @property
+    def split(self) -> str:
+        """``train`` or ``eval``, by a hash of the key: no level, seed or count makes splits overlap."""
+        return ("train", "eval")[zlib.crc32(repr(self.key).encode()) % 2]
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """How puzzles are drawn, from which seed, and how many rows each split has."""
+
+    draw: Callable[[Random], Puzzle | None]
+    seed: int
+    rows: dict[str, int]
+
+
+_OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}
+
+
+def _draw_standard(rng: Random) -> Puzzle | None:
+    """Join 3 or 4 numbers, two random terms at a time; None where the result is no puzzle."""
+    numbers = tuple(rng.randrange(1, 100) for _ in range(rng.randrange(3, 5)))
+    terms = [(number, str(number), 3) for number in numbers]  # value, text, binding strength
+    while len(terms) > 1:
+        left = terms.pop(rng.randrange(len(terms)))
+        right = terms.pop(rng.randrange(len(terms)))
+        joined = _join(left, rng.choice("+-**//"), right)  # * and / seldom fit: draw them oftener
+        if joined is None:
+            return None
+        terms.append(joined)
+    target, solution, _ = terms[0]
+    return Puzzle(numbers, target, solution) if 1 <= target <= 99 else None
+
+
+def _join(left: tuple[int, str, int], sign: str, right: tuple[int, str, int]) -> tuple[int, str, int] | None:
+    """Join two terms, parenthesised where needed; None where the value is no whole number."""
+    (a, a_text, a_strength), (b, b_text, b_strength) = left, right
+    if sign == "/" and (b == 0 or a % b):
+        return None
+    strength = 1 if sign in "+-" else 2
+    a_text = f"({a_text})" if a_strength < strength else a_text
+    b_text = f"({b_text})" if b_strength <= strength else b_text
+    return _OPERATIONS[sign](a, b), f"{a_text} {sign} {b_text}", strength
+
+
+def _draw_easy(rng: Random) -> Puzzle | None:
+    """Add and subtract three small numbers in the given order; None where the result is negative."""
+    a, b, c = (rng.randrange(1, 31) for _ in range(3))
+    first, second = rng.choice("+-"), rng.choice("+-")
+    target = a + (b if first == "+" else -b) + (c if second == "+" else -c)
+    return Puzzle((a, b, c), target, f"{a} {first} {b} {second} {c}") if target >= 0 else None
+
+
+LEVELS = {
+    "standard": Level(_draw_standard, seed=1972, rows={"train": 200, "eval": 2000}),
+    "easy": Level(_draw_easy, seed=1982, rows={"train": 5000, "eval": 500}),
+}
+
+
+def generate(level: str, split: str) -> list[Puzzle]:
+    """Return the puzzles of a level's ``train`` or ``eval`` split, the same on every machine.
+
+    Raises:
+        ValueError: there is no such level.
+    """
+    if level not in LEVELS:
+        raise ValueError(f"level must be one of {', '.join(LEVELS)}, not {level!r}")
+    fresh = (puzzle for puzzle in _distinct(LEVELS[level]) if puzzle.split == split)
+    return list(islice(fresh, LEVELS[level].rows[split]))
+
+
+def _distinct(level: Level) -> Iterator[Puzzle]:
+    rng = Random(level.seed)
+    seen = {Puzzle(*example).key for example in prompts.EXAMPLES}
+    while True:
+        puzzle = level.draw(rng)
+        if puzzle and puzzle.key not in seen:
+            seen.add(puzzle.key)
+            yield puzzle
+
+
+def rows(level: str, split: str) -> list[dict[str, Any]]:
+    """Return a split as rows with the columns ``id``, ``context``, ``numbers``, ``target``, ``solution``."""
+    return [
+        {
+            "id": f"{level}-{split}-{index:04}",
+            "context": prompts.zero_shot(puzzle.numbers, puzzle.target),
+            "numbers": list(puzzle.numbers),
+            "target": puzzle.target,
+            "solution": puzzle.solution,
+        }
+        for index, puzzle in enumerate(generate(level, split))
+    ]
+
+
+def save(out: Path) -> None:
+    """Save the standard level as DatasetDicts: ``train/countdown`` and ``evaluation_suite/countdown``."""
+    from datasets import Dataset, DatasetDict
+
+    for folder, name, split in (("train", "train", "train"), ("evaluation_suite", "countdown_eval", "eval")):
+        data = DatasetDict({name: Dataset.from_list(rows("standard", split))})
+        data.save_to_disk(str(out / folder / "countdown"))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=save.__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="the folder to write into")
+    save(parser.parse_args().out)

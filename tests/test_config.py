@@ -1,0 +1,87 @@
+"""The configuration as users meet it: TOML, flags, keyword arguments, and their mistakes."""
+
+import pytest
+
+from esplug.config import RunConfig, flag_of, make_config, read_toml
+from esplug.errors import UserError
+
+
+def test_alpha_defaults_to_half_of_sigma() -> None:
+    assert make_config({"sigma": 0.01}).step_size == 0.005
+    assert make_config({"sigma": 0.01, "alpha": 0.3}).step_size == 0.3
+
+
+def test_later_layers_win() -> None:
+    config = make_config({"max_tokens": 7, "seed": 0}, {"max_tokens": 8})
+    assert (config.max_tokens, config.seed) == (8, 0)
+
+
+def test_toml_round_trip(tmp_path) -> None:
+    config = make_config(
+        {"task_options": {"shots": 2}, "stop": ["</answer>", "\n"], "logging": "jsonl,wandb", "seed": 0}
+    )
+    file = tmp_path / "config.toml"
+    file.write_text(config.to_toml())
+    assert make_config(read_toml(str(file))) == config
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"sigma": 0}, ["--sigma", "greater than 0"]),
+        ({"sigma": float("nan")}, ["--sigma", "finite"]),
+        ({"alpha": -1}, ["--alpha"]),
+        ({"population_size": 1}, ["--population-size", "2"]),
+        ({"population_size": 5, "antithetic": True}, ["--population-size", "even"]),
+        ({"n_iterations": -1}, ["--n-iterations", "0"]),
+        ({"seed": -1}, ["--seed"]),
+        ({"seed": 2**64}, ["--seed"]),
+        ({"max_tokens": 0}, ["--max-tokens"]),
+        ({"max_tokens": 64, "max_model_len": 64}, ["--max-tokens", "--max-model-len"]),
+        ({"train_top_p": 1.5}, ["--train-top-p"]),
+        ({"use_gpus": "0,0"}, ["--use-gpus", "distinct"]),
+        ({"use_gpus": "gpu"}, ["--use-gpus"]),
+        ({"dtype": "int8"}, ["--dtype", "bfloat16"]),
+        ({"task": " "}, ["--task", "empty"]),
+        ({"experiment_name": "a/b"}, ["--experiment-name", "slashes"]),
+        ({"task_options": ["shots"]}, ["--task-option", "key=value"]),
+        ({"reward_function_timeout": float("inf")}, ["--reward-function-timeout"]),
+        ({"populaton_size": 4}, ["populaton_size", "population_size"]),
+        ({"n_iterations": "many"}, ["--n-iterations", "many"]),
+    ],
+)
+def test_mistakes_get_one_line_that_names_the_flag(settings, words) -> None:
+    with pytest.raises(UserError) as caught:
+        make_config(settings)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed"), [("0,1", "0,1"), ([1, 3], "1,3"), (2, "2"), ("all", None), ("none", "none")]
+)
+def test_use_gpus_takes_text_and_lists(text, parsed) -> None:
+    assert make_config({"use_gpus": text}).use_gpus == parsed
+
+
+@pytest.mark.parametrize(
+    ("given", "parsed"), [("a, b", ["a", "b"]), (["a", "b,c"], ["a", "b", "c"]), (None, ["none"]), (False, ["none"])]
+)
+def test_logging_takes_text_and_lists(given, parsed) -> None:
+    assert make_config({"logging": given}).logging == parsed
+
+
+@pytest.mark.parametrize(("content", "word"), [("sigma = ", "TOML"), (None, "No such file")])
+def test_unreadable_files(tmp_path, content, word) -> None:
+    file = tmp_path / "c.toml"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(UserError, match=word):
+        read_toml(str(file))
+
+
+def test_every_field_has_help_and_a_flag() -> None:
+    flags = [flag_of(name) for name in RunConfig.model_fields]
+    assert len(set(flags)) == len(flags)
+    assert all(field.description for field in RunConfig.model_fields.values())

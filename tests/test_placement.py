@@ -1,0 +1,50 @@
+"""How many engines a run gets."""
+
+import pytest
+
+from esplug.config import make_config
+from esplug.errors import UserError
+from esplug.placement import GIB, Resources, cpu_kv_cache_bytes, plan_engines
+
+LAPTOP = Resources(gpus=0, cores=8, memory=16 * GIB)
+SERVER = Resources(gpus=8, cores=64, memory=512 * GIB)
+
+
+@pytest.mark.parametrize(
+    ("settings", "found", "engine_gib", "expected"),
+    [
+        ({}, SERVER, 8, (8, "cuda", 1, 1)),
+        ({"n_gpu_per_vllm_engine": 2}, SERVER, 8, (4, "cuda", 2, 1)),
+        ({"n_vllm_engines": 3}, SERVER, 8, (3, "cuda", 1, 1)),
+        ({"use_gpus": "none"}, SERVER, 4, (64, "cpu", 0, 1)),
+        ({}, LAPTOP, 1, (8, "cpu", 0, 1)),
+        ({}, LAPTOP, 6, (2, "cpu", 0, 4)),
+        ({}, LAPTOP, 100, (1, "cpu", 0, 8)),
+        ({"n_vllm_engines": 1}, LAPTOP, 1, (1, "cpu", 0, 8)),
+        ({"n_gpu_per_vllm_engine": 2}, LAPTOP, 1, (4, "cpu", 0, 2)),
+    ],
+)
+def test_plan(settings, found, engine_gib, expected) -> None:
+    plan = plan_engines(make_config(settings), found, engine_gib * GIB)
+    assert (plan.n_engines, plan.device, plan.gpus_per_engine, plan.cores_per_engine) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "found", "words"),
+    [
+        ({"n_vllm_engines": 9}, SERVER, ["--n-vllm-engines 9", "9 GPUs", "8 GPUs"]),
+        ({"n_gpu_per_vllm_engine": 16}, SERVER, ["--n-gpu-per-vllm-engine 16", "8 GPUs"]),
+        ({"n_vllm_engines": 9}, LAPTOP, ["9 CPU cores", "8 CPU cores"]),
+        ({"use_gpus": "0"}, LAPTOP, ["--use-gpus 0", "no usable GPU"]),
+    ],
+)
+def test_asking_for_more_than_there_is(settings, found, words) -> None:
+    with pytest.raises(UserError) as caught:
+        plan_engines(make_config(settings), found, GIB)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_kv_cache_stays_within_its_bounds() -> None:
+    assert cpu_kv_cache_bytes(20 * GIB, 0.5, 2, 2 * GIB) == 3 * GIB
+    assert cpu_kv_cache_bytes(1 * GIB, 0.5, 2, 2 * GIB) == GIB // 4
+    assert cpu_kv_cache_bytes(900 * GIB, 0.5, 2, 2 * GIB) == 4 * GIB
