@@ -1,6 +1,5 @@
 """Fine-tune large language models with Evolution Strategies. Importing this loads no heavy library."""
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from esplug.hookspecs import Reward, hookimpl
@@ -17,5 +16,7 @@ def __getattr__(name: str) -> Any:
 
         return EvolutionStrategiesTrainer
     if name == "__version__":
+        from importlib.metadata import version
+
         return version("esplug")
     raise AttributeError(f"module 'esplug' has no attribute {name!r}")

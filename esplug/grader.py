@@ -19,14 +19,13 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO
 
 from esplug.hookspecs import Reward
 
 LABEL_LENGTH = 200
 TRACEBACK_LENGTH = 4000
 
-RewardFunction: TypeAlias = Callable[[str, Any], Any]
 _PR_SET_PDEATHSIG = 1
 
 
@@ -34,7 +33,7 @@ class NonFinite(ValueError):  # noqa: N818 - users read it as the label "error:N
     """A reward or metric that is infinite or not a number."""
 
 
-def as_reward(result: object) -> Reward:
+def as_reward(result: Any) -> Reward:
     """Check what a reward function returned and give it its one form.
 
     Args:
@@ -55,7 +54,7 @@ def as_reward(result: object) -> Reward:
         case (str() as label, value):
             reward = Reward(value, label)
         case _:
-            reward = Reward(result)  # type: ignore[arg-type]
+            reward = Reward(result)
     return Reward(
         _number(reward.value, "reward"),
         _clean(str(reward.label))[:LABEL_LENGTH],
@@ -65,7 +64,7 @@ def as_reward(result: object) -> Reward:
 
 
 def _is_number(value: object) -> bool:
-    return hasattr(value, "__float__")
+    return hasattr(value, "__float__") and not isinstance(value, str)  # NumPy's str has it too
 
 
 def _number(value: Any, what: str) -> float:
@@ -82,19 +81,24 @@ def _clean(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
-def _reply(grade: Callable[[], Reward]) -> bytes:
+def _shortened(trace: str) -> str:
+    half = TRACEBACK_LENGTH // 2
+    return trace if len(trace) <= TRACEBACK_LENGTH else f"{trace[:half]}\n[...]\n{trace[-half:]}"
+
+
+def _reply(grade: Callable[..., Reward], *arguments: Any) -> bytes:
     """Run user code, whatever it may raise, and put the outcome in a line of JSON."""
     try:
-        reward, trace = grade(), None
+        reward, trace = grade(*arguments), None
     except BaseException as error:  # SystemExit and KeyboardInterrupt are failures of this answer, no more
         reward = Reward(0.0, f"error:{type(error).__name__}"[:LABEL_LENGTH])
-        trace = _clean("".join(traceback.format_exception(error)).strip())[-TRACEBACK_LENGTH:]
+        trace = _shortened(_clean("".join(traceback.format_exception(error)).strip()))
     return json.dumps([reward.value, reward.label, reward.correct, dict(reward.metrics), trace]).encode() + b"\n"
 
 
-def _load(pickled: bytes) -> RewardFunction:
+def _load(pickled: bytes) -> Callable[..., Any]:
     """Unpickle the reward function; ``fast=False`` is filled in where it takes ``fast`` (and nobody has)."""
-    function: RewardFunction = pickle.loads(pickled)
+    function: Callable[..., Any] = pickle.loads(pickled)
     try:
         takes_fast = "fast" in inspect.signature(function).parameters
     except (TypeError, ValueError):  # some callables written in C have no signature
@@ -109,16 +113,18 @@ def _serve(link: socket.socket, requests: BinaryIO) -> None:
     os.environ.pop("PYTHONPATH", None)  # the driver's sys.path got us here; user code starts what it likes
     if path is not None:
         os.environ["PYTHONPATH"] = path
-    functions = []
+    reward_function = functools.cache(functools.partial(_load, pickled))
 
     def load() -> Reward:
-        functions.append(_load(pickled))
+        reward_function()
         return Reward(0.0)
+
+    def grade(output: str, target: bytes) -> Reward:
+        return as_reward(reward_function()(output, pickle.loads(target)))
 
     link.sendall(_reply(load))
     while True:
-        output, target = pickle.load(requests)
-        link.sendall(_reply(lambda: as_reward(functions[0](output, pickle.loads(target)))))  # noqa: B023
+        link.sendall(_reply(grade, *pickle.load(requests)))
 
 
 def _settle_in(driver: int) -> None:
@@ -149,14 +155,12 @@ def main() -> None:
 
     # What user code forks must neither keep the line open after our death nor grade on when it returns.
     os.register_at_fork(after_in_child=hang_up)
-    grader = os.getpid()
     try:
         _serve(link, requests)
-    except (EOFError, OSError):
-        if os.getpid() == grader:
-            os.killpg(0, signal.SIGKILL)
+    except (EOFError, ConnectionError):
+        os.killpg(0, signal.SIGKILL)
     finally:
-        os._exit(0)
+        os._exit(1)
 
 
 if __name__ == "__main__":

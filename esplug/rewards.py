@@ -27,7 +27,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
-import cloudpickle
+import cloudpickle  # type: ignore[import-untyped]
 import psutil
 
 from esplug.errors import RunError, UserError
@@ -35,6 +35,7 @@ from esplug.hookspecs import Reward
 
 LOAD_TIMEOUT = 300.0  # seconds in which a grader must have imported the reward function
 SEND_TIMEOUT = 60.0  # seconds in which a grader must have taken delivery of an answer
+CLOSE_TIMEOUT = 10.0  # seconds that closing waits for a grader that even SIGKILL does not end at once
 MOST_PROCESSES = 16
 MOST_FAILED_STARTS = 3
 
@@ -57,7 +58,7 @@ class Graded:
             ``error:<Type>`` for an exception (``SystemExit`` too), ``error:TypeError`` for a result that is no
             reward, ``error:NonFinite`` for an infinite or undefined one, ``error:ProcessDied`` for a crash.
         failed: whether grading failed.
-        traceback: what is known about the failure, its end if it is long.
+        traceback: what is known about the failure; long ones lack their middle.
     """
 
     reward: Reward
@@ -227,7 +228,7 @@ class RewardPool:
         for _ in self._threads:
             self._answers.put(None)
         for thread in self._threads:
-            thread.join()
+            thread.join(CLOSE_TIMEOUT)
         atexit.unregister(self.close)
 
     def _tend(self) -> None:
@@ -335,8 +336,8 @@ class _Grader:
             value, label, correct, metrics, trace = json.loads(self._receive(timeout))
         except TimeoutError:
             self.kill()
-            return _failure("timeout", f"no reply within {timeout:g} s")
-        except (OSError, EOFError, TypeError, ValueError):
+            return _failure("timeout", f"no answer within {timeout:g} s")
+        except Exception:  # the line went dead, or what came over it is no reply
             return _failure("error:ProcessDied", self.kill())
         return Graded(Reward(value, label, correct, metrics), trace is not None, trace)
 
@@ -364,7 +365,7 @@ class _Grader:
                     descendant.kill()
         status = self._process.wait()
         if status < 0:
-            return f"the grading process was killed by {signal.Signals(-status).name}"
+            return f"the grading process was killed by signal {-status} ({signal.strsignal(-status)})"
         return f"the grading process ended with exit status {status}"
 
     def hang_up(self) -> None:
@@ -393,7 +394,8 @@ def _pickled(target: object, index: int) -> bytes:
         if b"__main__" not in pickled:
             return pickled
     try:
-        return cloudpickle.dumps(target)
+        by_value: bytes = cloudpickle.dumps(target)
+        return by_value
     except Exception as error:
         raise UserError(
             f"target {index} ({type(target).__name__}) cannot be pickled ({error}); "

@@ -318,10 +318,7 @@ class EvolutionStrategiesTrainer:
 
     def _finish(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         """Close the loggers; remove the directory of a run that could not start."""
-        if kind is None:
-            status = "finished"
-        else:
-            status = "interrupted" if issubclass(kind, KeyboardInterrupt) else "failed"
+        status = "finished" if kind is None else "interrupted" if issubclass(kind, KeyboardInterrupt) else "failed"
         self.loggers.finish(status)
         if isinstance(error, UserError):
             shutil.rmtree(self.run_dir.path, ignore_errors=True)

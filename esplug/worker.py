@@ -19,17 +19,19 @@ class ESWorkerExtension:
     fused projections, tensor-parallel shards and the packed weights of the CPU backend.
     """
 
+    rank: int
     model_runner: Any
     _es_master: "MasterWeights"
 
-    def es_load_master(self, folder: str, master_dtype: Literal["float32", "model"], cores: list[int]) -> int:
+    def es_load_master(self, folder: str, master_dtype: Literal["float32", "model"], rank_cores: list[list[int]]) -> int:
         """Read the checkpoint in ``folder`` as master weights. Returns their checksum.
 
-        ``cores`` are the CPU cores that may make noise.
+        ``rank_cores`` are the CPU cores on which each tensor-parallel rank may make noise.
         """
         # numba, which the kernels need, must not be imported before vLLM's CPU engine has started.
         from esplug.weights import MasterWeights
 
+        cores = rank_cores[self.rank]
         self._es_master = MasterWeights.load(Path(folder), master_dtype, threads=len(cores), cores=cores)
         return self._es_master.checksum()
 
@@ -51,7 +53,8 @@ class ESWorkerExtension:
 
     def es_save(self, folder: str) -> None:
         """Write the master weights, rounded to the checkpoint's types, as safetensors."""
-        self._es_master.save(Path(folder))
+        if self.rank == 0:  # every rank holds all of them
+            self._es_master.save(Path(folder))
 
 
 @torch.no_grad()

@@ -36,9 +36,7 @@ def load_rows(split: str, path: str | None, options: Mapping[str, Any]) -> Any:
 
 
 @hookimpl
-def collate(
-    batch: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
-) -> tuple[list[str], list[dict[str, Any]]]:
+def collate(batch: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> tuple[list[str], list[dict[str, Any]]]:
     """Ask with the row's own prompt, or with worked examples; grade against its numbers and target."""
     shots = _shots(options)
     questions, targets = [], []

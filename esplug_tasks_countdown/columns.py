@@ -5,9 +5,7 @@ import re
 from fractions import Fraction
 from typing import Any
 
-_NUMBER = re.compile(
-    r"[-+]?[0-9]+(\.[0-9]+)?(e[-+]?[0-9]{1,2})?|[-+]?[0-9]+/[0-9]+", re.ASCII | re.IGNORECASE
-)
+_NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]{1,2})?|[-+]?[0-9]+/[0-9]+")
 
 
 def target(value: Any) -> Fraction:

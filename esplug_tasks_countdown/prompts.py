@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 #: Worked examples (numbers, target, solution). The generator keeps them out of every split.
+#: The first sets the tone of a one-shot prompt: README.md has the measurements behind the order and the layout.
 EXAMPLES: tuple[tuple[tuple[int, ...], int, str], ...] = (
-    ((19, 8, 5), 22, "19 + 8 - 5"),
-    ((27, 14, 6), 19, "27 - 14 + 6"),
     ((4, 11, 9), 24, "4 + 11 + 9"),
+    ((27, 14, 6), 19, "27 - 14 + 6"),
+    ((19, 8, 5), 22, "19 + 8 - 5"),
     ((30, 12, 7), 11, "30 - 12 - 7"),
     ((16, 3, 10), 9, "16 + 3 - 10"),
     ((25, 21, 13), 17, "25 - 21 + 13"),
@@ -31,7 +32,7 @@ def zero_shot(numbers: Sequence[int], target: Any) -> str:
 def few_shot(shots: int, numbers: Sequence[int], target: Any) -> str:
     """Return ``shots`` solved puzzles and an unsolved one, in a compact form, ending with ``<think>``."""
     solved = (
-        f"{_compact(nums, goal)}{solution} = {goal}</think>\n<answer>{solution}</answer>\n\n"
+        f"{_compact(nums, goal)}{solution}</think>\n<answer>{solution}</answer>\n\n"
         for nums, goal, solution in EXAMPLES[:shots]
     )
     return "".join(solved) + _compact(numbers, target)

@@ -1,0 +1,255 @@
+"""Fused noise kernels for the CPU, bit for bit equal to :mod:`esplug.noise`.
+
+Each works on a contiguous stretch of a tensor that begins at flat element ``start``, in tiles that stay in the
+first-level cache, releases the GIL and starts no threads of its own: callers spread stretches over threads.
+Arithmetic is IEEE float32 with every product and sum rounded (no fast-math, no fused multiply-add).
+"""
+
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from typing import Any, TypeAlias, TypeVar
+
+import numba
+import numpy as np
+import torch
+from numba import types
+from numba.extending import intrinsic, overload
+from numpy.typing import NDArray
+
+from esplug import noise
+
+Array: TypeAlias = NDArray[Any]
+"""A tensor's elements in one dimension, as :func:`flat` makes it."""
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+"""What master and perturbed weights may be."""
+
+# numpy has no bfloat16 and numba no float16, so these two travel as integers of two different types.
+_CARRIERS = {torch.float32: torch.float32, torch.bfloat16: torch.uint16, torch.float16: torch.int16}
+
+_TILE = 2048
+_u32, _u64 = np.uint32, np.uint64
+_M0, _M1 = _u64(noise.MULTIPLIERS[0]), _u64(noise.MULTIPLIERS[1])
+_STEP0, _STEP1 = _u64(noise.KEY_STEPS[0]), _u64(noise.KEY_STEPS[1])
+_ROUNDS, _MEAN, _SCALE = noise.ROUNDS, np.int32(noise.MEAN), np.float32(noise.SCALE)
+_LOW32, _BYTES, _SUMS = _u64(0xFFFFFFFF), _u64(0x00FF00FF00FF00FF), _u64(0x0000FFFF0000FFFF)
+_0, _2, _8, _16, _32 = _u64(0), _u64(2), _u64(8), _u64(16), _u64(32)
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def flat(tensor: torch.Tensor) -> Array:
+    """Return a view of a contiguous tensor of one of :data:`FLOATS` as the kernels take it.
+
+    Raises:
+        KeyError: the tensor has another type.
+    """
+    return tensor.detach().view(-1).view(_CARRIERS[tensor.dtype]).numpy()
+
+
+def perturb(master: Array, out: Array, start: int, key: int, scale: float) -> None:
+    """Write ``round(master + scale * eps)`` to ``out``, rounded to the type of ``out``, halves to even.
+
+    Args:
+        master: n elements, the first being element ``start`` of its tensor.
+        out: n elements, of any type.
+        start: flat index of the first element.
+        key: from :func:`esplug.noise.tensor_key`.
+        scale: ``sign * sigma``, rounded to float32 here.
+    """
+    _perturb(master, out, start, _u64(key), np.float32(scale))
+
+
+def convert(master: Array, out: Array) -> None:
+    """Write ``master`` to ``out``, rounded to the type of ``out``, halves to even."""
+    _convert(master, out)
+
+
+def update(master: Array, start: int, keys: Sequence[int], coefficients: Sequence[float]) -> None:
+    """Add ``sum_k coefficients[k] * eps_k`` to ``master``, which is read and written once.
+
+    The sum is accumulated in float32 in the order given, starting from zero.
+
+    Args:
+        master: n elements, the first being element ``start`` of its tensor.
+        start: flat index of the first element.
+        keys: each member's key of this tensor, from :func:`esplug.noise.tensor_key`.
+        coefficients: one per key, rounded to float32 here.
+    """
+    _update(master, start, np.array(keys, dtype=_u64), np.array(coefficients, dtype=np.float32))
+
+
+def checksum(master: Array, start: int, name: str) -> int:
+    """Return the 64-bit checksum of a stretch of the tensor ``name``; the stretches' sum is the tensor's.
+
+    It is ``sum_i mix((h + i * 0x9e3779b97f4a7c15) ^ bits_i) mod 2**64``, where ``i`` is the element's flat
+    index in the whole tensor, ``bits_i`` its bit pattern as an unsigned integer (32 or 16 bits), ``h`` the
+    little-endian 8-byte BLAKE2b hash of the name, and ``mix`` the one-to-one finalizer of SplitMix64 (Steele,
+    Lea and Flood 2014): ``z ^= z >> 30; z *= 0xbf58476d1ce4e5b9; z ^= z >> 27; z *= 0x94d049bb133111eb;
+    z ^= z >> 31``. A sum does not depend on order, so shards and threads simply add theirs, modulo 2**64.
+    A change of one element always shows; several changes, a swap for instance, go unseen once in 2**64.
+    """
+    name_hash = int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little")
+    bits = master.view(np.uint32 if master.itemsize == 4 else np.uint16)
+    return int(_checksum(bits, _u64(start), _u64(name_hash)))
+
+
+def _jit(function: F) -> F:
+    """Compile at first call, once per machine where a folder for numba's cache can be written."""
+    try:
+        compiled = numba.njit(nogil=True, cache=True)(function)
+    except RuntimeError:  # numba finds nowhere to write
+        compiled = numba.njit(nogil=True)(function)
+    return compiled  # type: ignore[no-any-return]
+
+
+# --- element types ---------------------------------------------------------------------------------------------
+# _widen and _narrow mean one of the functions below them, by the type that numba sees.
+
+
+def _widen(value: Any) -> Any:
+    """Return a master element, in its carrier type, as float32."""
+
+
+def _narrow(value: Any, out: Any) -> Any:
+    """Return a float32 rounded to the element type of ``out``, halves to even; NaN stays NaN."""
+
+
+def _bitcast(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    return builder.bitcast(arguments[0], context.get_value_type(signature.return_type))
+
+
+# Reinterpret a float32 as uint32, and the other way.
+_bits_of = intrinsic(lambda typing, value: (types.uint32(types.float32), _bitcast))
+_float_of = intrinsic(lambda typing, bits: (types.float32(types.uint32), _bitcast))
+
+
+def _from_float32(value: Any) -> Any:
+    return value
+
+
+def _to_float32(value: Any, out: Any) -> Any:
+    return value
+
+
+def _from_bfloat16(value: Any) -> Any:
+    return _float_of(_u32(value) << _u32(16))
+
+
+def _from_float16(value: Any) -> Any:
+    half = _u32(np.uint16(value))
+    sign, size = (half & _u32(0x8000)) << _u32(16), half & _u32(0x7FFF)
+    if size < _u32(0x0400):  # subnormal: a multiple of 2**-24
+        bits = _bits_of(np.float32(size) * np.float32(2.0**-24))
+    elif size < _u32(0x7C00):
+        bits = _u32((size << _u32(13)) + _u32(0x38000000))
+    else:  # infinite or NaN
+        bits = _u32((size << _u32(13)) + _u32(0x70000000))
+    return _float_of(bits | sign)
+
+
+def _to_bfloat16(value: Any, out: Any) -> Any:
+    bits = _bits_of(value)
+    if (bits & _u32(0x7FFFFFFF)) > _u32(0x7F800000):
+        return np.uint16((bits >> _u32(16)) | _u32(0x40))
+    return np.uint16((bits + _u32(0x7FFF) + ((bits >> _u32(16)) & _u32(1))) >> _u32(16))
+
+
+def _to_float16(value: Any, out: Any) -> Any:
+    bits = _bits_of(value)
+    sign, size = (bits >> _u32(16)) & _u32(0x8000), _u32(bits & _u32(0x7FFFFFFF))
+    if size > _u32(0x7F800000):
+        half = _u32(0x7E00)
+    elif size >= _u32(0x47800000):  # 2**16 and more
+        half = _u32(0x7C00)
+    elif size < _u32(0x38800000):  # subnormal: beside 0.5 a float32 step is 2**-24, as it is here
+        half = _u32(_bits_of(_float_of(size) + np.float32(0.5)) - _u32(0x3F000000))
+    else:
+        half = _u32((size - _u32(0x38000000) + _u32(0x0FFF) + ((size >> _u32(13)) & _u32(1))) >> _u32(13))
+    return np.int16(np.uint16(half | sign))
+
+
+def _choose_widen(value: Any) -> Any:
+    return {types.float32: _from_float32, types.uint16: _from_bfloat16, types.int16: _from_float16}[value]
+
+
+def _choose_narrow(value: Any, out: Any) -> Any:
+    return {types.float32: _to_float32, types.uint16: _to_bfloat16, types.int16: _to_float16}[out.dtype]
+
+
+overload(_widen)(_choose_widen)
+overload(_narrow)(_choose_narrow)
+
+
+# --- kernels ---------------------------------------------------------------------------------------------------
+
+
+@_jit
+def _byte_sums(sums: Array, first: Any, count: int, key: Any) -> None:
+    """Fill ``sums`` (uint64) with ``count`` Philox blocks from ``first``, each word reduced to its byte sum.
+
+    A block is one uint64 of four 16-bit sums: as uint16, the array holds them in element order. Words live in
+    the low halves of uint64 and carry rubbish above, which lets LLVM use the vectors' 32 x 32 -> 64 product.
+    """
+    for j in range(count):
+        block = first + _u64(j)
+        x0, x1, x2, x3 = block & _LOW32, block >> _32, _0, _0
+        k0, k1 = key & _LOW32, key >> _32
+        for _ in range(_ROUNDS):
+            p, q = _M0 * (x0 & _LOW32), _M1 * (x2 & _LOW32)
+            x0, x1, x2, x3 = (q >> _32) ^ x1 ^ k0, q, (p >> _32) ^ x3 ^ k1, p
+            k0, k1 = (k0 + _STEP0) & _LOW32, (k1 + _STEP1) & _LOW32
+        even, odd = (x0 & _LOW32) | (x2 << _32), (x1 & _LOW32) | (x3 << _32)
+        even, odd = (even & _BYTES) + ((even >> _8) & _BYTES), (odd & _BYTES) + ((odd >> _8) & _BYTES)
+        even, odd = (even + (even >> _16)) & _SUMS, (odd + (odd >> _16)) & _SUMS
+        sums[j] = even | (odd << _16)
+
+
+@_jit
+def _perturb(master: Array, out: Array, start: int, key: Any, scale: Any) -> None:
+    sums = np.empty(_TILE // 4 + 1, _u64)
+    words = sums.view(np.uint16)
+    for low in range(0, master.size, _TILE):
+        count = min(_TILE, master.size - low)
+        skip = (start + low) & 3
+        _byte_sums(sums, _u64(start + low) >> _2, (skip + count + 3) >> 2, key)
+        word, source, target = words[skip : skip + count], master[low : low + count], out[low : low + count]
+        for j in range(count):
+            eps = np.float32(np.int32(word[j]) - _MEAN) * _SCALE
+            target[j] = _narrow(_widen(source[j]) + scale * eps, target)
+
+
+@_jit
+def _convert(master: Array, out: Array) -> None:
+    for j in range(master.size):
+        out[j] = _narrow(_widen(master[j]), out)
+
+
+@_jit
+def _update(master: Array, start: int, keys: Array, coefficients: Array) -> None:
+    sums = np.empty(_TILE // 4 + 1, _u64)
+    words = sums.view(np.uint16)
+    total = np.empty(_TILE, np.float32)
+    for low in range(0, master.size, _TILE):
+        count = min(_TILE, master.size - low)
+        skip = (start + low) & 3
+        word, target = words[skip : skip + count], master[low : low + count]
+        total[:] = 0
+        for k in range(keys.size):
+            _byte_sums(sums, _u64(start + low) >> _2, (skip + count + 3) >> 2, keys[k])
+            coefficient = coefficients[k]
+            for j in range(count):
+                total[j] += coefficient * (np.float32(np.int32(word[j]) - _MEAN) * _SCALE)
+        for j in range(count):
+            target[j] = _narrow(_widen(target[j]) + total[j], target)
+
+
+@_jit
+def _checksum(bits: Array, start: Any, name_hash: Any) -> Any:
+    total = _0
+    for j in range(bits.size):
+        z = (name_hash + (start + _u64(j)) * _u64(0x9E3779B97F4A7C15)) ^ _u64(bits[j])
+        z = (z ^ (z >> _u64(30))) * _u64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> _u64(27))) * _u64(0x94D049BB133111EB)
+        total += z ^ (z >> _u64(31))
+    return total

@@ -1,0 +1,382 @@
+"""Master weights: the checkpoint's tensors, from which every member's weights are written.
+
+Perturbing always writes new tensors from the master, which only :meth:`MasterWeights.update` changes, so
+there is no drift and nothing to restore.
+
+The kernels are imported inside functions: they need numba, which must not be imported before vLLM's CPU
+engine has started.
+"""
+
+import json
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from esplug.errors import UserError
+from esplug.noise import tensor_key
+
+if TYPE_CHECKING:
+    from esplug.kernels.cpu import Array
+
+_JOB_ELEMENTS = 2**20  # about a millisecond of work: many times what handing it to a thread costs
+_LOOKAHEAD_BYTES = 256 * 2**20
+_SHARD_BYTES = 5 * 10**9
+_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class _Stretch:
+    """Elements ``start .. stop`` of a tensor."""
+
+    name: str
+    start: int
+    stop: int
+
+
+_Job: TypeAlias = list[_Stretch]
+
+
+class MasterWeights:
+    """Master weights in checkpoint tensor space, on the CPU.
+
+    Only floating-point tensors are perturbed, updated and counted in the checksum; others pass through.
+    Do not call :meth:`update` while a :meth:`perturbed` iterator is still in use.
+
+    Args:
+        tensors: checkpoint names and tensors, which are copied.
+        master_dtype: what the master is kept in: float32, or each tensor's own type (half the memory).
+        threads: how many threads compute.
+        cores: CPU cores these threads may run on, where the system has such a setting. They would otherwise
+            inherit the caller's, which vLLM pins to a single core.
+
+    Raises:
+        UserError: a tensor's floating-point type is none of float32, bfloat16 and float16.
+        ValueError: ``threads`` is not positive, or a name comes twice.
+    """
+
+    def __init__(
+        self,
+        tensors: Iterable[tuple[str, torch.Tensor]],
+        master_dtype: Literal["float32", "model"] = "float32",
+        *,
+        threads: int = 1,
+        cores: Sequence[int] | None = None,
+    ) -> None:
+        from esplug.kernels import cpu
+
+        self._pool = ThreadPoolExecutor(threads, "esplug-noise", _pin, (cores,))
+        self._tensors: dict[str, torch.Tensor] = {}
+        self._dtypes: dict[str, torch.dtype] = {}
+        for name, tensor in tensors:
+            if name in self._tensors:
+                raise ValueError(f"tensor {name} comes twice")
+            if tensor.is_floating_point() and tensor.dtype not in _FLOATS:
+                raise UserError(
+                    f"tensor {name} has type {_short(tensor.dtype)}, which cannot be perturbed; "
+                    "convert the model to bfloat16, float16 or float32"
+                )
+            kept = torch.float32 if tensor.is_floating_point() and master_dtype == "float32" else tensor.dtype
+            self._dtypes[name] = tensor.dtype
+            self._tensors[name] = torch.empty(tensor.shape, dtype=kept, device="cpu").copy_(tensor.detach())
+        self._flat: dict[str, Array] = {
+            name: cpu.flat(tensor) for name, tensor in self._tensors.items() if tensor.is_floating_point()
+        }
+        self._jobs = _plan({name: elements.size for name, elements in self._flat.items()})
+        self._last_job = {stretch.name: number for number, job in enumerate(self._jobs) for stretch in job}
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        master_dtype: Literal["float32", "model"] = "float32",
+        *,
+        threads: int = 1,
+        cores: Sequence[int] | None = None,
+    ) -> "MasterWeights":
+        """Read the safetensors of a Hugging Face model folder, sharded or not. Arguments as for the class.
+
+        Where there is an index file, it alone says which file holds which tensor.
+
+        Raises:
+            UserError: there are no safetensors, one is missing or damaged, a tensor is in two files without an
+                index to choose, or its type cannot be perturbed.
+        """
+        return cls(_read(folder), master_dtype, threads=threads, cores=cores)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        """Return the master tensor itself, not a copy, in its checkpoint shape."""
+        return self._tensors[name]
+
+    @property
+    def names(self) -> list[str]:
+        """Checkpoint names, in the order of :meth:`perturbed`."""
+        return list(self._tensors)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Checkpoint shape of each tensor."""
+        return {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
+
+    @property
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """Type of each tensor in the checkpoint, which for a float32 master is not the master's."""
+        return dict(self._dtypes)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory the master takes."""
+        return sum(tensor.nbytes for tensor in self._tensors.values())
+
+    def perturbed(
+        self, member_seed: int | None, scale: float, dtype: torch.dtype | None = None
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Iterate over a member's weights, ``round(master + scale * eps(member_seed))``, as (name, tensor).
+
+        Every tensor is a new one, which the consumer may keep. While it takes one, the next are being computed,
+        at most 256 MB of them and one tensor more.
+
+        Args:
+            member_seed: whose noise to add, or None for the master itself, rounded.
+            scale: ``sign * sigma``, rounded to float32. Zero gives the master itself.
+            dtype: type of the floating-point tensors, or None for the checkpoint's own.
+
+        Raises:
+            ValueError: the seed does not fit in 64 bits, ``scale`` is not finite in float32, or ``dtype`` is
+                none of float32, bfloat16 and float16.
+        """
+        from esplug.kernels import cpu
+
+        if dtype not in (None, *_FLOATS):
+            raise ValueError(f"weights cannot be written in {dtype}; choose float32, bfloat16 or float16")
+        (rounded,) = _float32s("scale", [scale])
+        if member_seed is None or rounded == 0:
+            return self._stream(dtype, lambda _, source, target: cpu.convert(source, target))
+        keys = {name: tensor_key(member_seed, name) for name in self._flat}
+
+        def add_noise(stretch: _Stretch, source: "Array", target: "Array") -> None:
+            cpu.perturb(source, target, stretch.start, keys[stretch.name], rounded)
+
+        return self._stream(dtype, add_noise)
+
+    def update(self, seeds: Sequence[int], coefficients: Sequence[float]) -> None:
+        """Add ``sum_k coefficients[k] * eps(seeds[k])`` to the master, accumulated in the order given.
+
+        Args:
+            seeds: member seeds.
+            coefficients: one per seed, rounded to float32.
+
+        Raises:
+            ValueError: the lengths differ, a seed does not fit in 64 bits, or a coefficient is not finite in
+                float32. Nothing has changed then.
+        """
+        from esplug.kernels import cpu
+
+        if len(seeds) != len(coefficients):
+            raise ValueError(f"{len(seeds)} seeds but {len(coefficients)} coefficients")
+        factors = _float32s("coefficient", coefficients)
+        keys = {name: [tensor_key(seed, name) for seed in seeds] for name in self._flat}
+
+        def accumulate(stretch: _Stretch) -> None:
+            cpu.update(self._slice(stretch), stretch.start, keys[stretch.name], factors)
+
+        if factors:
+            self._for_all(accumulate)
+
+    def checksum(self) -> int:
+        """Return the 64-bit checksum of the master, defined at :func:`esplug.kernels.cpu.checksum`."""
+        from esplug.kernels import cpu
+
+        def add_up(stretch: _Stretch) -> int:
+            return cpu.checksum(self._slice(stretch), stretch.start, stretch.name)
+
+        return sum(self._for_all(add_up)) % 2**64
+
+    def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
+        """Write the master as safetensors that transformers and vLLM read, in shards of at most about 5 GB.
+
+        Takes one shard's size of memory besides.
+
+        Args:
+            folder: made if need be.
+            dtype: type of the floating-point tensors, or None for the checkpoint's own.
+
+        Raises:
+            UserError: the folder holds safetensors already, which would mix with these.
+            ValueError: ``dtype`` is none of float32, bfloat16 and float16.
+        """
+        if any(folder.glob("*.safetensors*")):
+            raise UserError(f"{folder}: there are *.safetensors here already; choose an empty folder")
+        stream = self.perturbed(None, 0.0, dtype)
+        folder.mkdir(parents=True, exist_ok=True)
+        sizes = {
+            name: tensor.numel() * self._written_as(name, dtype).itemsize for name, tensor in self._tensors.items()
+        }
+        shards = _shards(sizes, _SHARD_BYTES)
+        files = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+        if len(shards) == 1:
+            files = [_SINGLE]
+        for file, names in zip(files, shards, strict=True):
+            save_file({name: next(stream)[1] for name in names}, folder / file, metadata={"format": "pt"})
+        if len(shards) > 1:
+            places = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+            index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places}
+            (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+    def _written_as(self, name: str, dtype: torch.dtype | None) -> torch.dtype:
+        return dtype if dtype is not None and name in self._flat else self._dtypes[name]
+
+    def _slice(self, stretch: _Stretch) -> "Array":
+        elements: Array = self._flat[stretch.name][stretch.start : stretch.stop]
+        return elements
+
+    def _for_all(self, work: Callable[[_Stretch], Result]) -> list[Result]:
+        """Do ``work`` on every stretch of the master, in the pool."""
+        done = self._pool.map(lambda job: [work(stretch) for stretch in job], self._jobs)
+        return [result for results in done for result in results]
+
+    def _stream(
+        self, dtype: torch.dtype | None, write: Callable[[_Stretch, "Array", "Array"], None]
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield every tensor once the pool has written it; ``write`` gets a stretch, its master and its target."""
+        from esplug.kernels import cpu
+
+        targets: dict[str, torch.Tensor] = {}
+        running: deque[Future[None]] = deque()
+        ahead = submitted = finished = 0
+
+        def start(name: str) -> "Array":
+            nonlocal ahead
+            if name not in targets:
+                master = self._tensors[name]
+                targets[name] = torch.empty(master.shape, dtype=self._written_as(name, dtype), device="cpu")
+                ahead += targets[name].nbytes
+            return cpu.flat(targets[name])
+
+        def run(job: list[tuple[_Stretch, "Array"]]) -> None:
+            for part, target in job:
+                write(part, self._slice(part), target[part.start : part.stop])
+
+        try:
+            for name, tensor in self._tensors.items():
+                if name not in self._flat:
+                    yield name, tensor.clone()
+                    continue
+                last = self._last_job.get(name, -1)  # an empty tensor is in no job
+                while submitted < len(self._jobs) and (submitted <= last or ahead < _LOOKAHEAD_BYTES):
+                    job = [(stretch, start(stretch.name)) for stretch in self._jobs[submitted]]
+                    running.append(self._pool.submit(run, job))
+                    submitted += 1
+                while finished <= last:
+                    running.popleft().result()
+                    finished += 1
+                start(name)
+                ahead -= targets[name].nbytes
+                yield name, targets.pop(name)
+        finally:
+            for future in running:
+                future.cancel()
+            wait(running)
+
+
+def _plan(sizes: Mapping[str, int]) -> list[_Job]:
+    """Cut tensors, laid end to end, into jobs of equal size: several small tensors or a part of a large one."""
+    jobs: list[_Job] = []
+    room = 0
+    for name, size in sizes.items():
+        start = 0
+        while start < size:
+            if room == 0:
+                jobs.append([])
+                room = _JOB_ELEMENTS
+            stop = min(size, start + room)
+            jobs[-1].append(_Stretch(name, start, stop))
+            room -= stop - start
+            start = stop
+    return jobs
+
+
+def _shards(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
+    """Group names in order so that no group exceeds ``limit`` bytes, unless a single tensor does."""
+    shards: list[list[str]] = [[]]
+    room = limit
+    for name, size in sizes.items():
+        if size > room and shards[-1]:
+            shards.append([])
+            room = limit
+        shards[-1].append(name)
+        room -= size
+    return shards
+
+
+def _read(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors of a model folder, file by file."""
+    seen: dict[str, Path] = {}
+    for file, wanted in _files(folder).items():
+        try:
+            with safe_open(file, framework="pt") as content:
+                for name in wanted or content.keys():
+                    if name in seen:
+                        raise UserError(
+                            f"{folder}: tensor {name} is in {seen[name].name} and in {file.name}; "
+                            f"remove the file that is not part of the model, or add {_INDEX}"
+                        )
+                    seen[name] = file
+                    yield name, content.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{file}: missing or damaged ({error}); fetch the model again") from error
+
+
+def _files(folder: Path) -> dict[Path, list[str]]:
+    """Return the weight files of a model folder, each with the tensors to read from it; none means all."""
+    index = folder / _INDEX
+    if index.is_file():
+        try:
+            places: dict[str, str] = dict(json.loads(index.read_text())["weight_map"])
+            files = sorted(set(places.values()))
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{index}: not a safetensors index ({error}); fetch the model again") from error
+        return {folder / file: [name for name in places if places[name] == file] for file in files}
+    if (folder / _SINGLE).is_file():
+        return {folder / _SINGLE: []}
+    found = sorted(folder.glob("*.safetensors"))
+    if not found:
+        others = sorted(file.name for suffix in ("bin", "pth", "pt", "gguf") for file in folder.glob(f"*.{suffix}"))
+        instead = f"only {others[0]}" if others else "no weights"
+        raise UserError(
+            f"{folder}: no *.safetensors, {instead} there; load the model with transformers and write it with "
+            "save_pretrained(folder)"
+        )
+    return {file: [] for file in found}
+
+
+def _float32s(what: str, values: Sequence[float]) -> list[float]:
+    """Round to float32 values, refusing those that are not finite then."""
+    with np.errstate(over="ignore"):
+        rounded = np.array(values, dtype=np.float64).astype(np.float32).tolist()
+    for value, result in zip(values, rounded, strict=True):
+        if not math.isfinite(result):
+            raise ValueError(f"{what} {value} is not finite in float32")
+    return list(rounded)
+
+
+def _pin(cores: Sequence[int] | None) -> None:
+    """Let this thread run on ``cores``, where the system can."""
+    if cores and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,36 @@
+"""Fixtures shared by all tests: tiny real models, made on the spot, and the small pretrained one."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import make_tiny_model
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory):
+    """Return a function from (architecture, tied) to the folder of such a model, with random weights."""
+    base, made = tmp_path_factory.mktemp("models"), {}
+
+    def get(architecture: str = "llama", tied: bool = True) -> Path:
+        key = (architecture, tied)
+        if key not in made:
+            made[key] = make_tiny_model(base / f"{architecture}-{'tied' if tied else 'untied'}", architecture, tied)
+        return made[key]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_models) -> Path:
+    return tiny_models("llama", True)
+
+
+@pytest.fixture(scope="session")
+def small_model() -> Path:
+    """Folder of SmolLM2-135M-Instruct, which `make test` fetches."""
+    folder = ROOT / "models" / "SmolLM2-135M-Instruct"
+    assert (folder / "config.json").exists(), "run `make test`, or scripts/fetch_small_model.py, first"
+    return folder

@@ -1,0 +1,423 @@
+"""Grading under hostile reward functions: every answer gets its due, and nothing is left behind."""
+
+import ctypes
+import math
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cloudpickle  # type: ignore[import-untyped]
+import numpy as np
+import psutil
+import pytest
+
+from esplug.errors import RunError, UserError
+from esplug.grader import LABEL_LENGTH, TRACEBACK_LENGTH, NonFinite, as_reward
+from esplug.hookspecs import Reward
+from esplug.rewards import Graded, PendingRewards, RewardPool
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # no grader need import this file, and pytest with it
+
+
+def grade(
+    reward: Callable[..., Any], outputs: list[str], targets: list[Any] | None = None, **settings: Any
+) -> list[Graded]:
+    with RewardPool(reward, **{"timeout": 5, "processes": 1} | settings) as pool:
+        return pool.submit(outputs, [None] * len(outputs) if targets is None else targets).result()
+
+
+def graders() -> list[psutil.Process]:
+    return list(psutil.Process().children(recursive=True))
+
+
+def gone_within(seconds: float, processes: list[psutil.Process]) -> bool:
+    alive = psutil.wait_procs(processes, timeout=seconds)[1]
+    return all(process.status() == psutil.STATUS_ZOMBIE for process in alive)  # init may be slow to reap
+
+
+@contextmanager
+def nothing_left() -> Iterator[None]:
+    def resources() -> tuple[int, int, int]:
+        return psutil.Process().num_fds(), threading.active_count(), len(graders())
+
+    before = resources()
+    yield
+    assert resources() == before
+
+
+@pytest.fixture(autouse=True)
+def _clean() -> Iterator[None]:
+    with nothing_left():
+        yield
+
+
+def test_rewards_come_in_order() -> None:
+    with RewardPool(lambda output, target: int(output) - target, timeout=5, processes=3) as pool:
+        batches = [pool.submit([str(i) for i in range(512)], list(range(j, j + 512))) for j in range(3)]
+        for j, pending in enumerate(batches):
+            assert [graded.reward.value for graded in pending.result()] == [-j] * 512
+            assert pending.done()
+        assert pool.submit([], []).result() == []
+
+
+def raises() -> None:
+    raise KeyError("x" * 10_000)
+
+
+def cannot_pickle() -> None:
+    class UnpicklableError(Exception):
+        def __reduce__(self) -> str:
+            raise TypeError("no")
+
+    raise UnpicklableError(socket.socket())
+
+
+def hangs_in_python() -> None:
+    while True:
+        with suppress(BaseException):
+            time.sleep(60)
+
+
+def hangs_in_c() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    while True:
+        ctypes.PyDLL(None).pause()  # PyDLL keeps the GIL
+
+
+def stops_itself() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def leaves_sleepers() -> None:
+    subprocess.Popen(["sleep", "600"])
+    subprocess.Popen(["sleep", "600"], start_new_session=True)
+    if os.fork() == 0:
+        time.sleep(600)
+    time.sleep(600)
+
+
+def dies_with_heirs() -> None:
+    if os.fork() == 0:
+        time.sleep(600)
+    os._exit(3)
+
+
+def floods() -> float:
+    for _ in range(2000):
+        print("x" * 10_000)
+        print("x" * 10_000, file=sys.stderr)
+    os.system("head -c 10000000 /dev/zero; head -c 10000000 /dev/zero >&2")
+    return float(sys.stdin.read() == "")
+
+
+def returns_twice() -> float:
+    child = os.fork()  # the child returns too, and may neither grade on nor reply
+    if child:
+        os.waitpid(child, 0)
+    return 1.0 if child else 9.0
+
+
+def interrupted() -> float:
+    os.kill(os.getpid(), signal.SIGINT)
+    return 1.0
+
+
+#: What the reward does, the label it earns (None: it is a good answer, worth 1.0), words in its traceback.
+HOSTILE: list[tuple[Callable[[], Any], str | None, str]] = [
+    (raises, "error:KeyError", "KeyError"),
+    (cannot_pickle, "error:UnpicklableError", "UnpicklableError"),
+    (hangs_in_python, "timeout", "0.5 s"),
+    (hangs_in_c, "timeout", "0.5 s"),
+    (lambda: re.match(r"(a+)+$", "a" * 40 + "!"), "timeout", "0.5 s"),
+    (stops_itself, "timeout", "0.5 s"),
+    (leaves_sleepers, "timeout", "0.5 s"),
+    (dies_with_heirs, "error:ProcessDied", "exit status 3"),
+    (lambda: ctypes.string_at(0), "error:ProcessDied", "Segmentation fault"),
+    (lambda: os.kill(os.getpid(), signal.SIGTERM), "error:ProcessDied", "Terminated"),
+    (lambda: os.closerange(3, 256), "error:ProcessDied", "the grading process"),
+    (lambda: sys.exit(0), "error:SystemExit", "SystemExit"),
+    (lambda: exec("raise KeyboardInterrupt"), "error:KeyboardInterrupt", ""),
+    (lambda: (lambda f: f(f))(lambda f: f(f)), "error:RecursionError", ""),
+    (lambda: float("nan"), "error:NonFinite", "must be finite"),
+    (lambda: ("label", -math.inf), "error:NonFinite", "must be finite"),
+    (lambda: None, "error:TypeError", "not NoneType"),
+    (lambda: "1.0", "error:TypeError", "not str"),
+    (lambda: 10**400, "error:OverflowError", ""),
+    (floods, None, ""),
+    (returns_twice, None, ""),
+    (interrupted, None, ""),
+]
+
+
+@pytest.mark.parametrize(("act", "label", "words"), HOSTILE)
+def test_one_bad_answer_among_good_ones(act: Callable[[], Any], label: str | None, words: str) -> None:
+    def reward(output: str, target: int) -> Any:
+        return act() if output == "bad" else (output, target)
+
+    outputs = ["good"] * 5 + ["bad"] + ["good"] * 6
+    with RewardPool(reward, timeout=0.5 if label == "timeout" else 10, processes=1) as pool:
+        graded = pool.submit(outputs, list(range(12))).result()
+        assert len(graders()) == 1  # what the killed one had started is gone
+    bad = graded.pop(5)
+    assert [g.reward for g in graded] == [Reward(i, "good") for i in range(12) if i != 5]
+    assert not any(g.failed or g.traceback for g in graded)
+    assert bad.reward == (Reward(0.0, label) if label else Reward(1.0))
+    assert bad.failed == (label is not None)
+    assert words in (bad.traceback or "")
+    assert len(bad.traceback or "") <= TRACEBACK_LENGTH + 10
+
+
+def test_all_kinds_at_once() -> None:
+    acts = [act for act, _, _ in HOSTILE]
+
+    def reward(output: str, target: int) -> Any:
+        return acts[target]() if output == "bad" else target
+
+    outputs = [kind for _ in acts for kind in ("good", "bad")]
+    graded = grade(reward, outputs, [i // 2 for i in range(len(outputs))], timeout=1, processes=6)
+    assert [g.reward for g in graded[::2]] == [Reward(i) for i in range(len(acts))]
+    labels = [g.reward.label for g in graded[1::2]]
+    assert labels == [label or "" for _, label, _ in HOSTILE]
+
+
+@pytest.mark.parametrize(
+    ("result", "expected"),
+    [
+        (True, Reward(1.0)),
+        (np.float32(0.5), Reward(0.5)),
+        (np.array(2), Reward(2.0)),
+        (("right", 1), Reward(1.0, "right")),
+        (({"label": "right", "n": 1, "ok": True, "why": "x"}, 0.5), Reward(0.5, "right", None, {"n": 1, "ok": 1})),
+        (({"a": 1.5}, 0.5), Reward(0.5, "", None, {"a": 1.5})),
+        (Reward(1, "x", np.bool_(1), {"n": np.int64(3)}), Reward(1, "x", True, {"n": 3})),  # type: ignore[arg-type,dict-item]
+        (("y" * 500 + "\ud800", 1), Reward(1.0, "y" * LABEL_LENGTH)),
+        (("\ud800", 1), Reward(1.0, "?")),
+        (None, TypeError),
+        ("1", TypeError),
+        (b"1", TypeError),
+        (np.str_("1"), TypeError),
+        (1j, TypeError),
+        ((1.0, "swapped"), TypeError),
+        (("a", "b"), TypeError),
+        (Reward(1.0, metrics={"m": "x"}), TypeError),  # type: ignore[dict-item]
+        (Reward(math.nan), NonFinite),
+        (({"m": math.inf}, 1.0), NonFinite),
+    ],
+)  # fmt: skip
+def test_what_a_reward_may_return(result: object, expected: Reward | type[Exception]) -> None:
+    if isinstance(expected, Reward):
+        assert as_reward(result) == expected
+    else:
+        with pytest.raises(expected):
+            as_reward(result)
+
+
+def test_rewards_cross_the_border_whole() -> None:
+    reward = Reward(0.25, "é\ud800\n", False, {"m": 0.1})
+    assert grade(lambda *_: reward, ["a"]) == [Graded(Reward(0.25, "é?\n", False, {"m": 0.1}))]
+
+
+def test_fast_is_false_unless_bound() -> None:
+    def reward(output: str, target: Any, fast: bool = True) -> float:
+        return float(fast)
+
+    assert grade(reward, ["a"])[0].reward.value == 0
+    assert grade(partial(reward, fast=True), ["a"])[0].reward.value == 1
+    assert grade(partial(max, 3), ["1"], [2])[0].failed  # max has no signature; it cannot compare str and int
+
+
+def test_large_answers_do_not_block() -> None:
+    sizes = grade(lambda output, target: len(output) + len(target), ["a" * 10**7, "b"], [b"c" * 50_000_000, b""])
+    assert [g.reward.value for g in sizes] == [60_000_000, 1]
+
+
+def test_script_without_main_guard(tmp_path: Path) -> None:
+    (tmp_path / "helper.py").write_text("def double(x):\n    return 2 * x\n")
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            from dataclasses import dataclass
+            from esplug.rewards import RewardPool
+            from helper import double
+
+            @dataclass
+            class Target:
+                value: int
+
+            BONUS = 1
+
+            def reward(output, target):
+                assert isinstance(target, Target)
+                return double(target.value) + BONUS
+
+            print("imported")
+            pool = RewardPool(reward, timeout=5, processes=2)
+            pool.start()
+            print([graded.reward.value for graded in pool.submit("abc", [Target(i) for i in range(3)]).result()])
+            """
+        )
+    )  # the pool is left open: the interpreter's exit closes it
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=20, cwd="/")
+    assert (done.stdout, done.stderr) == ("imported\n[1.0, 3.0, 5.0]\n", "")
+
+
+def test_grader_environment() -> None:
+    def reward(output: str, target: Any) -> Any:
+        return {
+            "gpus": len(os.environ["CUDA_VISIBLE_DEVICES"]),
+            "path": os.environ.get("PYTHONPATH") == target,
+            "files": sum(os.path.lexists(f"/proc/self/fd/{fd}") for fd in range(1024)),
+            "main thread": threading.current_thread() is threading.main_thread(),
+            "alarm": signal.getsignal(signal.SIGALRM) is signal.SIG_DFL,
+        }, 1.0
+
+    metrics = grade(reward, ["a"], [os.environ.get("PYTHONPATH")])[0].reward.metrics
+    assert metrics == {"gpus": 0, "path": 1, "files": 4, "main thread": 1, "alarm": 1}
+
+
+def test_user_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = threading.Lock()
+    with pytest.raises(UserError, match="cannot be sent") as caught:
+        RewardPool(lambda *_: lock, timeout=1).start()
+    assert caught.value.__cause__
+
+    (tmp_path / "sulks.py").write_text(
+        "import os\nif os.getpid() != %d:\n    raise OSError('not here')\ndef reward(*_): pass\n" % os.getpid()  # noqa: UP031
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    import sulks  # type: ignore[import-not-found]
+
+    with pytest.raises(UserError, match=r"does not load.*not here") as caught:
+        RewardPool(sulks.reward, timeout=1, processes=3).start()
+    assert "sulks.py" in str(caught.value.__cause__)
+
+    with RewardPool(lambda *_: 1.0, timeout=1, processes=1) as pool:
+        with pytest.raises(UserError, match=r"target 1 \(lock\) cannot be pickled"):
+            pool.submit(["a", "b"], [1, lock])
+        with pytest.raises(ValueError, match="shorter"):
+            pool.submit(["a", "b"], [1])
+    with pytest.raises(RuntimeError, match="closed"):
+        pool.submit(["a"], [1])
+    with pytest.raises(RuntimeError, match="start"):
+        RewardPool(max, timeout=1).submit(["a"], [1])
+    with pytest.raises(UserError, match="timeout"):
+        RewardPool(max, timeout=0)
+
+
+def test_reward_that_stops_loading_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("esplug.rewards.MOST_FAILED_STARTS", 2)
+    module = tmp_path / "fading.py"
+    module.write_text("import os\ndef reward(*_): os._exit(1)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import fading  # type: ignore[import-not-found]
+
+    with RewardPool(fading.reward, timeout=5, processes=1) as pool:
+        module.write_text("raise ImportError('gone')  # and longer than before\n")
+        with pytest.raises(RunError, match=r"any more .*gone"):
+            pool.submit(["a", "b"], [0, 0]).result()
+        with pytest.raises(RunError):
+            pool.submit(["a"], [0])
+
+
+def test_hung_answers_do_not_starve_others() -> None:
+    def reward(output: str, target: int) -> float:
+        if target % 25 == 7:
+            time.sleep(60)
+        return 1.0
+
+    start = time.monotonic()
+    graded = grade(reward, [""] * 104, list(range(104)), timeout=1, processes=2)
+    assert time.monotonic() - start < 2 * 1 + 3
+    assert [i for i, g in enumerate(graded) if g.failed] == [7, 32, 57, 82]
+
+
+def test_slow_rewards_use_every_process() -> None:
+    def reward(output: str, target: Any) -> float:
+        time.sleep(0.05)
+        return os.getpid()
+
+    with RewardPool(reward, timeout=5, processes=8) as pool:
+        while len({graded.reward.value for graded in pool.submit([""] * 8, [0] * 8).result()}) < 8:
+            pass
+        start = time.monotonic()
+        pool.submit([""] * 80, [0] * 80).result()
+        assert time.monotonic() - start < 80 * 0.05 / 3
+
+
+def test_throughput_survives_kills() -> None:
+    def reward(output: str, target: int) -> float:
+        return float(target) if target else os._exit(0)
+
+    with RewardPool(reward, timeout=5, processes=2) as pool:
+        assert all(g.failed for g in pool.submit([""] * 10, [0] * 10).result())
+        start = time.monotonic()
+        assert all(g.reward.value == 1 for g in pool.submit(["x" * 500] * 5000, [1] * 5000).result())
+        assert time.monotonic() - start < 5  # typically 0.4
+
+
+def test_grader_killed_while_idle_fails_no_answer() -> None:
+    with RewardPool(lambda *_: 1.0, timeout=5, processes=1) as pool:
+        for _ in range(3):
+            assert not pool.submit(["a"], [0]).result()[0].failed
+            for process in graders():
+                process.kill()
+                while process.status() != psutil.STATUS_ZOMBIE:
+                    time.sleep(0.01)
+
+
+def test_close_is_quick_and_gives_up_the_rest() -> None:
+    pool = RewardPool(lambda *_: leaves_sleepers(), timeout=60, processes=2)
+    pool.start()
+    pending: PendingRewards = pool.submit(["a"] * 10, [0] * 10)
+    time.sleep(0.5)
+    family = graders()
+    assert not pending.done()
+    start = time.monotonic()
+    pool.close()
+    pool.close()
+    assert time.monotonic() - start < 2
+    with pytest.raises(RunError, match="closed before"):
+        pending.result()
+    assert gone_within(2, family)
+
+
+def test_fork_of_the_driver_does_not_close_the_pool() -> None:
+    with RewardPool(lambda *_: 1.0, timeout=5, processes=1) as pool:
+        child = os.fork()
+        if child == 0:
+            pool.close()
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert not pool.submit(["a"], [0]).result()[0].failed
+
+
+def test_no_grader_outlives_a_killed_driver() -> None:
+    code = """
+import ctypes, time
+from esplug.rewards import RewardPool
+pool = RewardPool(lambda o, t: ctypes.PyDLL(None).pause() if o == "hang" else 1.0, timeout=600, processes=3)
+pool.start()
+pool.submit(["hang", "hang", "ok"], [0, 0, 0])
+time.sleep(0.5)
+print("ready", flush=True)
+time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as driver:
+        assert driver.stdout
+        assert driver.stdout.readline() == b"ready\n"
+        family = psutil.Process(driver.pid).children(recursive=True)
+        assert len(family) == 3
+        driver.kill()
+    assert gone_within(5, family)

@@ -1,0 +1,150 @@
+"""Weights inside a real vLLM engine: each tensor arrives, going back is exact, ranks agree."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.vllm
+
+PROMPT = list(range(5, 45))
+MODELS = [("llama", True), ("llama", False), ("qwen2", True), ("qwen2", False)]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    from esplug.engines import Cluster
+
+    cluster = Cluster(None, "none")
+    yield cluster
+    cluster.close()
+
+
+def start_probe(model: Path, dtype: str = "float32", ranks: int = 1):
+    """Start an engine that also tells prompt log-probabilities and takes arbitrary weights."""
+    import ray
+
+    from esplug.engine import EngineSettings
+
+    probe = ray.remote(_probe_class()).options(num_cpus=0).remote(None)
+    settings = EngineSettings(str(model), dtype, "float32", "cpu", ranks, None, 0.5)
+    cores = sorted(os.sched_getaffinity(0))
+    return probe, ray.get(probe.start.remote(settings, cores[:ranks], 2**26))
+
+
+def _probe_class():
+    from esplug.engine import Engine
+
+    class Probe(Engine):
+        def logprobs(self) -> list[float]:
+            from vllm import SamplingParams, TokensPrompt
+
+            self._llm.reset_prefix_cache()
+            parameters = SamplingParams(max_tokens=1, prompt_logprobs=0, temperature=0)
+            (output,) = self._llm.generate([TokensPrompt(prompt_token_ids=PROMPT)], parameters, use_tqdm=False)
+            pairs = zip(PROMPT[1:], output.prompt_logprobs[1:], strict=True)
+            return [entry[token].logprob for token, entry in pairs]
+
+        def set_weights(self, weights) -> None:
+            self._llm.collective_rpc("es_set_weights", args=(weights.member_seed, weights.scale))
+
+        def set_tensors(self, tensors) -> None:
+            class Given:
+                def perturbed(self, seed, scale, dtype):
+                    return iter(tensors.items())
+
+            def put(wrapper) -> None:
+                worker = getattr(wrapper, "worker", wrapper)
+                master, worker._es_master = worker._es_master, Given()
+                worker.es_set_weights(None, 0.0)
+                worker._es_master = master
+
+            self._llm.collective_rpc(put)
+
+        def checksum(self) -> list[int]:
+            return self._llm.collective_rpc("es_checksum")
+
+    return Probe
+
+
+def reference_logprobs(folder: Path, tensors) -> list[float]:
+    """Compute the prompt's log-probabilities with ``transformers`` for the same weights."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.load_state_dict(tensors, strict=False)
+    model.tie_weights()
+    with torch.no_grad():
+        scores = model(torch.tensor([PROMPT])).logits[0].log_softmax(-1)
+    return [float(scores[i, token]) for i, token in enumerate(PROMPT[1:])]
+
+
+@pytest.mark.parametrize(("architecture", "tied"), MODELS)
+def test_every_tensor_alone_moves_vllm_as_it_moves_transformers(cluster, tiny_models, architecture, tied) -> None:
+    import numpy as np
+    import ray
+    import torch
+    from safetensors.torch import load_file
+
+    folder = tiny_models(architecture, tied)
+    tensors = load_file(folder / "model.safetensors")
+    probe, _ = start_probe(folder)
+    base = ray.get(probe.logprobs.remote())
+    np.testing.assert_allclose(base, reference_logprobs(folder, tensors), atol=2e-3)
+    for name, tensor in tensors.items():
+        generator = torch.Generator().manual_seed(1)
+        changed = tensors | {name: tensor + 0.3 * torch.randn(tensor.shape, generator=generator)}
+        ray.get(probe.set_tensors.remote(changed))
+        moved, expected = ray.get(probe.logprobs.remote()), reference_logprobs(folder, changed)
+        np.testing.assert_allclose(moved, expected, atol=2e-3, err_msg=name)
+        if not name.endswith("k_proj.bias"):  # softmax does not feel a shift of all keys (but for rope)
+            assert np.abs(np.subtract(expected, base)).max() > 0.02, f"{name}: the change is too small to tell"
+    ray.kill(probe)
+
+
+def test_members_leave_no_trace_and_perturb_as_defined(cluster, tiny_models) -> None:
+    import numpy as np
+    import ray
+    import torch
+    from safetensors.torch import load_file
+
+    from esplug.engine import Weights
+    from esplug.noise import eps
+
+    folder = tiny_models("llama", True)
+    probe, checksum = start_probe(folder)
+    ray.get(probe.set_weights.remote(Weights()))
+    base = ray.get(probe.logprobs.remote())
+    for seed in range(5):
+        ray.get(probe.set_weights.remote(Weights(seed, 0.02)))
+    perturbed = {
+        name: tensor + torch.tensor(0.02) * eps(4, name, 0, tensor.numel()).view_as(tensor)
+        for name, tensor in load_file(folder / "model.safetensors").items()
+    }
+    moved = ray.get(probe.logprobs.remote())
+    np.testing.assert_allclose(moved, reference_logprobs(folder, perturbed), atol=2e-3)
+    assert np.abs(np.subtract(moved, base)).max() > 0.02
+    ray.get(probe.set_weights.remote(Weights()))
+    assert ray.get(probe.logprobs.remote()) == base
+    assert ray.get(probe.checksum.remote()) == [checksum]
+    ray.kill(probe)
+
+
+def test_tensor_parallel_ranks_agree_with_one_process(cluster, tiny_models) -> None:
+    import numpy as np
+    import ray
+
+    from esplug.engine import Weights
+
+    folder = tiny_models("qwen2", False)
+    seen = []
+    for ranks in (1, 2):
+        probe, start = start_probe(folder, ranks=ranks)
+        ray.get(probe.set_weights.remote(Weights(3, -0.02)))
+        logprobs = ray.get(probe.logprobs.remote())
+        seen.append((start, ray.get(probe.update.remote([1, 2], [0.25, -0.5])), logprobs))
+        ray.kill(probe)
+    assert seen[0][:2] == seen[1][:2]
+    assert seen[0][0] != seen[0][1]
+    np.testing.assert_allclose(seen[0][2], seen[1][2], atol=2e-3)
