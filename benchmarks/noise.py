@@ -3,7 +3,9 @@
     python benchmarks/noise.py --threads 1
     python benchmarks/noise.py --threads 2 --elements 20_000_000 --members 8
 
-All arms work on the same tensors in the same run; each figure is the best of --repeats.
+All arms work on the same tensors in the same run. After a warm-up, each figure is the best of several runs,
+whose number the table gives: the slow arms have fewer. torch.randn with a generator uses one thread only.
+On a busy machine set OMP_WAIT_POLICY=passive, or torch's threads spin and its arms look far too slow.
 """
 
 import argparse
@@ -125,10 +127,10 @@ def main() -> None:
     print(f"{processor()}, {os.cpu_count()} cores, {arguments.threads} thread(s), {platform.system()}")
     print(f"python {platform.python_version()}, torch {torch.__version__}, numba {numba.__version__}")
     print(f"{elements:,} elements in {len(model)} tensors; load average {os.getloadavg()[0]:.1f}\n")
-    print(f"{'':48}{'seconds':>10}{'ns/element':>12}")
+    print(f"{'':48}{'seconds':>10}{'ns/element':>12}{'runs':>6}")
     for what, work, repeats in table:
         seconds = best(work, repeats)
-        print(f"{what:48}{seconds:10.3f}{seconds / elements * 1e9:12.3f}", flush=True)
+        print(f"{what:48}{seconds:10.3f}{seconds / elements * 1e9:12.3f}{repeats:6}", flush=True)
 
 
 if __name__ == "__main__":

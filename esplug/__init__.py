@@ -1,22 +1,26 @@
-"""Fine-tune large language models with Evolution Strategies. Importing this loads no heavy library."""
+"""Fine-tune large language models with Evolution Strategies. Importing this loads nothing else."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from esplug.hookspecs import Reward, hookimpl
-
 if TYPE_CHECKING:
+    from esplug.hookspecs import Reward, hookimpl
     from esplug.trainer import EvolutionStrategiesTrainer
 
 __all__ = ["EvolutionStrategiesTrainer", "Reward", "__version__", "hookimpl"]
 
+_HOMES = {
+    "EvolutionStrategiesTrainer": "esplug.trainer",
+    "Reward": "esplug.hookspecs",
+    "hookimpl": "esplug.hookspecs",
+}
+
 
 def __getattr__(name: str) -> Any:
-    if name == "EvolutionStrategiesTrainer":
-        from esplug.trainer import EvolutionStrategiesTrainer
-
-        return EvolutionStrategiesTrainer
     if name == "__version__":
         from importlib.metadata import version
 
         return version("esplug")
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'esplug' has no attribute {name!r}")

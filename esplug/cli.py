@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
 
-import click
 import typer
 
 from esplug.config import RunConfig, flag_of, make_config, read_toml
@@ -19,10 +18,11 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="esplug",
     help="Fine-tune large language models with Evolution Strategies: any reward, no backpropagation.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+#: Base of what a malformed command line raises; which package defines it depends on typer's version.
+_UsageError: Any = typer.BadParameter.__base__
 _NOT_FOR_EVAL = frozenset({"n_iterations", "eval_freq", "train_dataset", "save_best_models"})
 Command: TypeAlias = Callable[..., None]
 
@@ -120,7 +120,8 @@ def plugins(
 
 
 @app.callback(invoke_without_command=True)
-def _version(
+def _no_command(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
 ) -> None:
     if version:
@@ -128,6 +129,9 @@ def _version(
 
         typer.echo(f"esplug {esplug.__version__}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)
 
 
 def _run(flags: Mapping[str, Any], config_file: str | None) -> "RunResult":
@@ -164,11 +168,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = app(standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        typer.echo(error.ctx.get_help() if error.ctx else "")
-        code = 2
-    except click.ClickException as error:
-        code = _complain(error.format_message(), error.exit_code)
+    except _UsageError as error:
+        code = _complain(error.format_message(), 2)
     except UserError as error:
         if debug:
             raise
@@ -177,7 +178,7 @@ def main() -> None:
         if debug:
             raise
         code = _complain(str(error), 1)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         code = _complain("interrupted", 130)
     sys.exit(code or 0)
 

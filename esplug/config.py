@@ -29,7 +29,7 @@ def _number(default: Any, description: str, panel: str, *, flag: str | None = No
 class RunConfig(BaseModel):
     """All settings of a run. Construct it with :func:`make_config` to get one-line errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), defer_build=True)
 
     task: str = _setting("countdown", "Task plugin to train on (see `esplug plugins`).", "Task")
     task_options: dict[str, Any] = _setting(

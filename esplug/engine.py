@@ -1,5 +1,6 @@
 """One vLLM engine in a Ray actor: answers prompts with a member's weights and applies updates from seeds."""
 
+import itertools
 import os
 import time
 from collections.abc import Sequence
@@ -9,6 +10,8 @@ from typing import Any, Literal
 
 #: Cores of the driver's or an engine's machine, as given to ``sched_setaffinity``.
 Cores = list[int]
+#: Shortest shared beginning of prompts, in tokens, that is worth caching: one block of the CPU backend.
+PREFIX_TOKENS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,19 +106,20 @@ class Engine:
                 os.environ["VLLM_CPU_OMP_THREADS_BIND"] = bind
         from vllm import LLM
 
-        memory: dict[str, Any] = {"kv_cache_memory_bytes": kv_cache_bytes} if kv_cache_bytes else {}
+        extra: dict[str, Any] = {}
+        if settings.device == "cpu":  # the smallest block there, so that short shared prefixes are cached too
+            extra = {"kv_cache_memory_bytes": kv_cache_bytes, "block_size": PREFIX_TOKENS, "enforce_eager": True}
         self._llm = LLM(
             model=settings.model,
             dtype=settings.dtype,
             max_model_len=settings.max_model_len,
             tensor_parallel_size=ranks,
-            enforce_eager=settings.device == "cpu",
             enable_prefix_caching=True,
             gpu_memory_utilization=settings.memory_share,
             worker_extension_cls="esplug.worker.ESWorkerExtension",
             generation_config="vllm",
             seed=0,
-            **memory,
+            **extra,
         )
         return self._same("es_load_master", settings.model, settings.master_dtype, rank_cores)
 
@@ -133,6 +137,7 @@ class Engine:
             self._weights = weights
         switched = time.perf_counter()
         completions: list[Completion] = []
+        self._cache_shared_prefix(prompts)
         for first in range(0, len(prompts), mini_batch_size):
             chunk = prompts[first : first + mini_batch_size]
             outputs = self._llm.generate(
@@ -155,6 +160,16 @@ class Engine:
                 Completion(answer.text, len(answer.token_ids), answer.finish_reason == "stop") for answer in answers
             ]
         return Generation(completions, switched - started, time.perf_counter() - switched)
+
+    def _cache_shared_prefix(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Compute what all prompts begin with once; scheduled together, each would compute it for itself."""
+        from vllm import SamplingParams, TokensPrompt
+
+        same = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*prompts, strict=False))
+        prefix = [column[0] for column in same]
+        if len(prompts) > 1 and len(prefix) >= PREFIX_TOKENS:
+            once = SamplingParams(temperature=0.0, max_tokens=1)
+            self._llm.generate([TokensPrompt(prompt_token_ids=prefix)], once, use_tqdm=False)
 
     def update(self, seeds: list[int], coefficients: list[float]) -> int:
         """Move the master weights. Returns their new checksum."""

@@ -1,6 +1,7 @@
 """The pool of engines on Ray: placing them, handing out work, keeping their weights equal."""
 
 import os
+import socket
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -39,8 +40,9 @@ class Cluster:
         common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
         if address:
             try:
+                _knock(address)
                 ray.init(address=address, **common)
-            except (ConnectionError, RuntimeError, ValueError) as error:
+            except (OSError, RuntimeError, ValueError) as error:
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 raise UserError(f"--ray-address {address}: no Ray cluster answers there ({reason})") from error
             return
@@ -72,6 +74,13 @@ class Cluster:
 
         if self._owned:
             ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """See that something listens at ``host:port``; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host, int(port)), timeout=5).close()
 
 
 def local_gpus() -> int:

@@ -27,7 +27,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
-import cloudpickle  # type: ignore[import-untyped]
+import cloudpickle
 import psutil
 
 from esplug.errors import RunError, UserError

@@ -23,7 +23,9 @@ class ESWorkerExtension:
     model_runner: Any
     _es_master: "MasterWeights"
 
-    def es_load_master(self, folder: str, master_dtype: Literal["float32", "model"], rank_cores: list[list[int]]) -> int:
+    def es_load_master(
+        self, folder: str, master_dtype: Literal["float32", "model"], rank_cores: list[list[int]]
+    ) -> int:
         """Read the checkpoint in ``folder`` as master weights. Returns their checksum.
 
         ``rank_cores`` are the CPU cores on which each tensor-parallel rank may make noise.

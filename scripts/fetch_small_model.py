@@ -49,6 +49,7 @@ def convert(source: Path, target: Path) -> None:
 
 
 def main() -> None:
+    """Fetch and convert, unless that has been done."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("target", type=Path)
     target = parser.parse_args().target

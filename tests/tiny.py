@@ -18,7 +18,7 @@ def make_tiny_model(folder: Path, architecture: str = "llama", tied: bool = True
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1 if architecture == "llama" else 2,
-        max_position_embeddings=256,
+        max_position_embeddings=1024,
         tie_word_embeddings=tied,
         initializer_range=0.3,
         bos_token_id=1,
