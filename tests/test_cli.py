@@ -23,6 +23,16 @@ def run_cli(monkeypatch, capfd, *arguments: str) -> tuple[int, str, str]:
     return done.value.code, out, err
 
 
+def slowness() -> float:
+    """How much slower than usual this machine is now, by a bare Python's start (usually under 30 ms); at least 1."""
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-I", "-c", "import json, re"], check=True)
+        seconds.append(time.perf_counter() - started)
+    return max(1.0, min(seconds) / 0.03)
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["plugins"], ["plugins", "--json"], ["train", "--help"]])
 def test_help_and_listing_are_fast_and_import_nothing_heavy(arguments) -> None:
     code = (
@@ -37,7 +47,7 @@ def test_help_and_listing_are_fast_and_import_nothing_heavy(arguments) -> None:
         seconds.append(time.perf_counter() - started)
         assert done.returncode == 0, done.stderr
         assert "LOADED []" in done.stderr
-    assert min(seconds) < 0.4
+    assert min(seconds) < 0.4 * slowness()
 
 
 def test_plugins_json_names_both_tasks(monkeypatch, capfd) -> None:
