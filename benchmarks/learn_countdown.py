@@ -53,6 +53,7 @@ def report(run: Path) -> None:
     print((run / "config.toml").read_text().replace("\n", "; "))
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     seconds = {row["step"]: row["time/iteration"] for row in rows if "time/iteration" in row}
+    train_rewards = {row["step"]: row["train/reward/mean"] for row in rows if "train/reward/mean" in row}
     first: dict[str, list[float]] = {}
     print(
         f"\n{'iteration':>9} {'seconds':>8}  {'held-out reward':<27} {'change since 0, same prompts':<28} train reward"
@@ -62,14 +63,10 @@ def report(run: Path) -> None:
         record = json.loads(file.read_text())
         done, rewards = record["iteration"], [sample["reward"] for sample in record["samples"]]
         start = first.setdefault(record["split"], rewards)
-        trained = [
-            row["train/reward/mean"] for row in rows if row.get("step") == done - 1 and "train/reward/mean" in row
-        ]
+        trained = "".join(f"{value:.4f}" for step, value in train_rewards.items() if step == done - 1)
         spent = sum(value for step, value in seconds.items() if step < done)
         change = str(paired_difference(start, rewards)) if done else ""
-        print(
-            f"{done:>9} {spent:>8.0f}  {mean_estimate(rewards)!s:<27} {change:<28} {''.join(f'{t:.4f}' for t in trained)}"
-        )
+        print(f"{done:>9} {spent:>8.0f}  {mean_estimate(rewards)!s:<27} {change:<28} {trained}")
 
 
 if __name__ == "__main__":

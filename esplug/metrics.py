@@ -1,5 +1,6 @@
 """What a training iteration reports: the numbers for loggers and the record on disk."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -99,5 +100,5 @@ def iteration_record(
                 members, utilities, steps, result.rewards, result.generations, strict=True
             )
         ],
-        "metrics": metrics,
+        "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
     }

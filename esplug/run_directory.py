@@ -23,6 +23,17 @@ class RunDirectory:
     path: Path
 
     @classmethod
+    def check(cls, config: RunConfig) -> None:
+        """See early whether the user's own name is free.
+
+        Raises:
+            UserError: it is taken.
+        """
+        path = Path(config.output_directory).expanduser() / config.run_name
+        if config.experiment_name and path.exists():
+            raise _taken(config, path)
+
+    @classmethod
     def create(cls, config: RunConfig) -> "RunDirectory":
         """Make the run's directory. A name made from the settings gets a number when it is taken.
 
@@ -81,10 +92,12 @@ def _claim(base: Path, config: RunConfig) -> Path:
             return path
         except FileExistsError:
             if config.experiment_name:
-                raise UserError(
-                    f"--experiment-name {config.experiment_name}: {path} exists; choose another name or remove it"
-                ) from None
+                raise _taken(config, path) from None
     raise UserError(f"{base}: ten thousand runs of these settings; give --experiment-name")
+
+
+def _taken(config: RunConfig, path: Path) -> UserError:
+    return UserError(f"--experiment-name {config.experiment_name}: {path} exists; choose another name or remove it")
 
 
 def _write_json(path: Path, record: Mapping[str, Any]) -> None:

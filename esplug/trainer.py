@@ -286,6 +286,7 @@ class EvolutionStrategiesTrainer:
     def _open(self, stack: ExitStack) -> None:
         """Check everything that can be checked cheaply, then start what is expensive."""
         config = self.config
+        RunDirectory.check(config)
         self._shape = plugins.load("shaping", config.reward_shaping).shape
         self.loggers = LoggerSet(config.logging)
         self._model = model_folder(
