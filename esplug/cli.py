@@ -3,6 +3,7 @@
 import inspect
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
@@ -139,7 +140,8 @@ def _run(flags: Mapping[str, Any], config_file: str | None) -> "RunResult":
     from esplug.task import Task
 
     file = read_toml(config_file) if config_file else {}
-    first = make_config(file, flags)
+    choice = [{k: v for k, v in layer.items() if k in ("task", "task_options")} for layer in (file, flags)]
+    first = make_config(*choice)
     task = Task.load(first.task, first.task_options)
     config = make_config(task.defaults(), file, flags)
     config = config.model_copy(update={"task_options": dict(task.options)})
@@ -155,7 +157,7 @@ def _trainer(config: RunConfig, task: Any) -> "EvolutionStrategiesTrainer":
         train_rows = load_batch_source(task, config.train_dataset, config.batch_size, config.seed)
     splits = load_eval_splits(task, config.eval_dataset, config.eval_limit)
     if "console" in config.logging:
-        get_console().print(config.to_toml(), markup=False)
+        get_console().print(config.to_toml(), markup=False, soft_wrap=True)
 
     from esplug.trainer import EvolutionStrategiesTrainer
 
@@ -170,14 +172,10 @@ def main() -> None:
         code = app(standalone_mode=False)
     except _UsageError as error:
         code = _complain(error.format_message(), 2)
-    except UserError as error:
+    except (UserError, RunError, OSError) as error:
         if debug:
-            raise
-        code = _complain(str(error), 2)
-    except RunError as error:
-        if debug:
-            raise
-        code = _complain(str(error), 1)
+            traceback.print_exc()
+        code = _complain(str(error), 2 if isinstance(error, UserError) else 1)
     except (KeyboardInterrupt, typer.Abort):
         code = _complain("interrupted", 130)
     sys.exit(code or 0)

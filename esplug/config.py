@@ -133,12 +133,7 @@ class RunConfig(BaseModel):
     @field_validator("task_options", mode="before")
     @classmethod
     def _key_value(cls, value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return dict(value)
-        pairs = [str(item).partition("=") for item in value]
-        if bad := next((key for key, sep, _ in pairs if not sep or not key.strip()), None):
-            raise ValueError(f"write it as key=value, not {bad!r}")
-        return {key.strip(): text for key, _, text in pairs}
+        return _options(value)
 
     @field_validator(
         "task",
@@ -206,6 +201,26 @@ class RunConfig(BaseModel):
         return tomli_w.dumps(self.model_dump(exclude_none=True))
 
 
+def _options(value: Any) -> dict[str, Any]:
+    """Read task options given as a mapping or as texts ``key=value``."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if not isinstance(value, list | tuple):
+        raise ValueError("write task options as key=value, or as a table in the file")
+    pairs = [str(item).partition("=") for item in value]
+    if bad := next((key for key, sep, _ in pairs if not sep or not key.strip()), None):
+        raise ValueError(f"write it as key=value, not {bad!r}")
+    return {key.strip(): text for key, _, text in pairs}
+
+
+def _joined(earlier: Any, later: Any) -> Any:
+    """Let later task options win one by one; what cannot be read is left for validation to refuse."""
+    try:
+        return _options(earlier) | _options(later)
+    except ValueError:
+        return later
+
+
 def flag_of(field: str) -> str:
     """Name of a field's command-line flag: ``n_iterations`` -> ``--n-iterations``."""
     extra = RunConfig.model_fields[field].json_schema_extra
@@ -226,6 +241,8 @@ def make_config(*layers: Mapping[str, Any]) -> RunConfig:
                 near = difflib.get_close_matches(key, RunConfig.model_fields, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise UserError(f"unknown setting {key!r}{hint}")
+            if key == "task_options" and key in merged:
+                value = _joined(merged[key], value)
             merged[key] = value
     try:
         return RunConfig(**merged)

@@ -12,4 +12,4 @@ def get_console() -> "Console":
     """Return the shared console, on standard output; made at the first call."""
     from rich.console import Console
 
-    return Console(highlight=False)
+    return Console(highlight=False, emoji=False)

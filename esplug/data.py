@@ -56,7 +56,7 @@ def load_batch_source(task: Task, path: str | None, batch_size: int, seed: int) 
     splits = _load(task, "train", path)
     rows = splits.get("train") if len(splits) > 1 else next(iter(splits.values()))
     if rows is None:
-        raise UserError(f"--train-dataset {path}: no split 'train' among {', '.join(splits)}")
+        raise UserError(f"{_source('train', path)}: no split 'train' among {', '.join(splits)}")
     return Batches(*task.collate(_checked(rows, "train", path)), batch_size, seed)
 
 
@@ -75,14 +75,22 @@ def _load(task: Task, split: Split, path: str | None) -> dict[str, Rows]:
     if rows is None and path is None:
         raise UserError(f"task {task.name!r} has no data of its own; name some with {_FLAGS[split]}")
     if rows is None:
-        return read_splits(cast(str, path), split)
-    return dict(rows) if isinstance(rows, Mapping) else {split: rows}
+        rows = read_splits(cast(str, path), split)
+    splits: dict[str, Rows] = dict(rows) if isinstance(rows, Mapping) else {split: rows}
+    if not splits:
+        raise UserError(f"{_source(split, path)}: the data set has no splits")
+    return splits
+
+
+def _source(split: Split, path: str | None) -> str:
+    """Name a data set in an error."""
+    return f"{_FLAGS[split]} {path}" if path else f"the task's own {split} data"
 
 
 def _checked(rows: Rows, split: Split, path: str | None) -> list[Row]:
     listed = list(rows)
     if not listed:
-        raise UserError(f"{_FLAGS[split]} {path or ''}: the data set has no rows".replace(" :", ":"))
+        raise UserError(f"{_source(split, path)}: the data set has no rows")
     return listed
 
 
@@ -97,7 +105,14 @@ def read_splits(path: str, split: Split) -> dict[str, Rows]:
     Raises:
         UserError: nothing is there, or it is malformed.
     """
-    where, flag = Path(path), f"{_FLAGS[split]} {path}"
+    flag = _source(split, path)
+    try:
+        where = Path(path).expanduser()
+        where.stat()
+    except FileNotFoundError:
+        pass
+    except (OSError, RuntimeError, ValueError) as error:  # no such user's home; a name too long
+        raise UserError(f"{flag}: no such file or folder ({error})") from error
     if where.is_dir():
         return _read_folder(where, flag, split)
     if where.is_file():
@@ -114,13 +129,15 @@ def _read_folder(where: Path, flag: str, split: Split) -> dict[str, Rows]:
         raise UserError(f"{flag}: not a saved DatasetDict (it has no dataset_dict.json); save one with save_to_disk")
     try:
         loaded = datasets.load_from_disk(str(where))
+    except IndexError as error:  # what a saved data set without rows gives
+        raise UserError(f"{flag}: the data set has no rows") from error
     except Exception as error:
         raise UserError(f"{flag}: cannot be read: {_first_line(error)}") from error
     return dict(loaded) if isinstance(loaded, dict) else {split: loaded}
 
 
 def _read_json(where: Path) -> list[Any]:
-    rows = json.loads(where.read_text(encoding="utf-8"))
+    rows = json.loads(where.read_text(encoding="utf-8-sig"))
     if not isinstance(rows, list):
         raise ValueError("expected a list of rows")
     return rows
@@ -128,7 +145,7 @@ def _read_json(where: Path) -> list[Any]:
 
 def _read_jsonl(where: Path) -> list[Any]:
     rows = []
-    for number, line in enumerate(where.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(where.read_text(encoding="utf-8-sig").split("\n"), start=1):
         try:
             rows += [json.loads(line)] if line.strip() else []
         except ValueError as error:
@@ -139,7 +156,9 @@ def _read_jsonl(where: Path) -> list[Any]:
 def _read_csv(where: Path) -> list[Any]:
     import pyarrow.csv
 
-    return cast(list[Any], pyarrow.csv.read_csv(where).to_pylist())
+    options = pyarrow.csv.ParseOptions(newlines_in_values=True)  # prompts have them
+
+    return cast(list[Any], pyarrow.csv.read_csv(where, parse_options=options).to_pylist())
 
 
 def _read_parquet(where: Path) -> list[Any]:

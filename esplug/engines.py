@@ -1,16 +1,19 @@
 """The pool of engines on Ray: placing them, handing out work, keeping their weights equal."""
 
 import os
+import signal
 import socket
+import threading
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from esplug.engine import Engine, EngineSettings, Generation, Sampling, Weights
 from esplug.errors import RunError, UserError
-from esplug.placement import Plan, Resources, cpu_kv_cache_bytes
+from esplug.placement import Node, Plan, Resources, cpu_kv_cache_bytes
 
 Key = TypeVar("Key")
 
@@ -35,6 +38,15 @@ class Cluster:
         self._owned = not ray.is_initialized()
         if not self._owned:
             return
+        handler = signal.getsignal(signal.SIGTERM)
+        self._visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        self._connect(address, use_gpus)
+        if threading.current_thread() is threading.main_thread():  # Ray has put its own in place
+            signal.signal(signal.SIGTERM, handler)
+
+    def _connect(self, address: str | None, use_gpus: str | None) -> None:
+        import ray
+
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
@@ -47,7 +59,15 @@ class Cluster:
                 raise UserError(f"--ray-address {address}: no Ray cluster answers there ({reason})") from error
             return
         if use_gpus is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = "" if use_gpus == "none" else use_gpus
+            os.environ["CUDA_VISIBLE_DEVICES"] = "" if use_gpus == "none" else visible_devices(use_gpus, self._visible)
+        try:
+            self._start_local(common)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise RunError(f"Ray does not start here: {error}") from error
+
+    def _start_local(self, common: dict[str, Any]) -> None:
+        import ray
+
         ray.init(
             address="local",
             num_cpus=len(os.sched_getaffinity(0)),
@@ -61,19 +81,21 @@ class Cluster:
         """Say what the cluster has."""
         import ray
 
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        total = Counter[str]()
-        for node in nodes:
-            total.update({name: int(node.get(name, 0)) for name in ("GPU", "CPU")})
-        memory = min(int(node.get("memory", 0)) for node in nodes)
-        return Resources(gpus=total["GPU"], cores=total["CPU"], memory=memory, nodes=len(nodes))
+        found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        nodes = (Node(*(int(node.get(name, 0)) for name in ("GPU", "CPU", "memory"))) for node in found)
+        return Resources(tuple(nodes))
 
     def close(self) -> None:
         """Leave the cluster; stop it if it is our own."""
         import ray
 
-        if self._owned:
-            ray.shutdown()
+        if not self._owned:
+            return
+        ray.shutdown()
+        if self._visible is None:
+            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+        else:
+            os.environ["CUDA_VISIBLE_DEVICES"] = self._visible
 
 
 def _knock(address: str) -> None:
@@ -81,6 +103,23 @@ def _knock(address: str) -> None:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if port.isdigit():
         socket.create_connection((host, int(port)), timeout=5).close()
+
+
+def visible_devices(use_gpus: str, visible: str | None) -> str:
+    """Choose GPUs by their position among those this process may use.
+
+    Args:
+        use_gpus: positions, such as ``0,1``.
+        visible: ``CUDA_VISIBLE_DEVICES`` as a scheduler may have set it.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    allowed = visible.split(",") if visible else [str(i) for i in range(local_gpus())]
+    chosen = [int(part) for part in use_gpus.split(",")]
+    if allowed and max(chosen) >= len(allowed):
+        raise UserError(f"--use-gpus {use_gpus}: there are {len(allowed)} GPUs, numbered from 0")
+    return ",".join(allowed[i] for i in chosen) if allowed else ""
 
 
 def local_gpus() -> int:
@@ -112,7 +151,7 @@ class EnginePool:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         gpus, cores = self.plan.gpus_per_engine, self.plan.cores_per_engine
-        bundle = {"GPU": gpus, "CPU": 1} if gpus else {"CPU": cores}
+        bundle = {"GPU": gpus} if gpus else {"CPU": cores}
         self._placement = placement_group([bundle] * self.plan.n_engines, strategy="PACK")
         try:
             ray.get(self._placement.ready(), timeout=60)
@@ -124,7 +163,7 @@ class EnginePool:
         self._engines = [
             actor.options(
                 num_gpus=gpus,
-                num_cpus=1 if gpus else cores,
+                num_cpus=0 if gpus else cores,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(self._placement, index),
             ).remote(str(self._log_dir.absolute() / f"engine-{index}.log"))
             for index in range(self.plan.n_engines)
@@ -192,9 +231,11 @@ class EnginePool:
         from ray.util.placement_group import remove_placement_group
 
         for engine in self._engines:
-            ray.kill(engine)
+            with suppress(Exception):  # Ray may be gone; what went wrong before is what matters
+                ray.kill(engine)
         if self._placement is not None:
-            remove_placement_group(self._placement)
+            with suppress(Exception):
+                remove_placement_group(self._placement)
         self._engines, self._placement = [], None
 
     def _all(self, refs: list[Any], indices: Sequence[int] | None = None) -> list[Any]:

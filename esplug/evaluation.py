@@ -2,8 +2,8 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from esplug.engine import Completion
@@ -38,6 +38,7 @@ class Sample:
     label: str
     correct: bool | None
     tokens: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
     def row(self) -> dict[str, Any]:
         """Return the sample as loggers and files take it."""
@@ -59,8 +60,8 @@ class SplitEvaluation:
 
     @property
     def passes(self) -> list[float]:
-        """1.0 for each correct sample, else 0.0; the rewards where the task does not say ``correct``."""
-        if any(sample.correct is None for sample in self.samples):
+        """1.0 for each correct sample, else 0.0, failed grading too; the rewards where none says ``correct``."""
+        if all(sample.correct is None for sample in self.samples):
             return self.rewards
         return [float(bool(sample.correct)) for sample in self.samples]
 
@@ -96,6 +97,9 @@ class SplitEvaluation:
                 f"{root}/{name}/ci95_low": estimate.low,
                 f"{root}/{name}/ci95_high": estimate.high,
             }
+        for name in sorted({name for sample in self.samples for name in sample.metrics}):
+            values = [sample.metrics[name] for sample in self.samples if name in sample.metrics]
+            out[f"{root}/metrics/{name}/mean"] = sum(values) / len(values)
         out[f"{root}/tokens/mean"] = sum(sample.tokens for sample in self.samples) / len(self.samples)
         return out | {f"{root}/labels/{label}": count / len(self.samples) for label, count in sorted(labels.items())}
 
@@ -125,7 +129,17 @@ class Evaluation:
 
 def sample_of(split: str, prompt: str, target: Any, completion: Completion, reward: Reward) -> Sample:
     """Join an answer and its grade."""
-    return Sample(split, prompt, target, completion.text, reward.value, reward.label, reward.correct, completion.tokens)
+    return Sample(
+        split=split,
+        prompt=prompt,
+        target=target,
+        output=completion.text,
+        reward=reward.value,
+        label=reward.label,
+        correct=reward.correct,
+        tokens=completion.tokens,
+        metrics=reward.metrics,
+    )
 
 
 def mean_estimate(values: Sequence[float]) -> Estimate:

@@ -1,6 +1,5 @@
 """What a training iteration reports: the numbers for loggers and the record on disk."""
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,7 +63,7 @@ def train_metrics(result: PopulationResult, n_engines: int, *, antithetic: bool)
     named = sorted({name for grade in grades for name in grade.reward.metrics})
     for name in named:
         values = [grade.reward.metrics[name] for grade in grades if name in grade.reward.metrics]
-        metrics[f"train/{name}/mean"] = sum(values) / len(values)
+        metrics[f"train/metrics/{name}/mean"] = sum(values) / len(values)
     if antithetic:
         metrics["train/mirrored_correlation"] = mirrored_correlation(result.rewards)
     return metrics
@@ -100,5 +99,5 @@ def iteration_record(
                 members, utilities, steps, result.rewards, result.generations, strict=True
             )
         ],
-        "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
+        "metrics": metrics,
     }

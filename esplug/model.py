@@ -19,8 +19,12 @@ def model_folder(name: str, flag: str = "--model-name") -> Path:
     Raises:
         UserError: there is no such model, or it holds no safetensors weights.
     """
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
+    try:
+        folder = Path(name).expanduser()
+        found = folder.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:  # no such user's home; a name too long
+        raise UserError(f"{flag} {name}: no such folder ({error})") from error
+    if not found:
         folder = _fetch(name, flag)
     if not (folder / "config.json").is_file():
         raise UserError(f"{flag} {name}: not a Hugging Face model folder (no config.json)")
@@ -94,8 +98,16 @@ class PromptEncoder:
         """
         from transformers import AutoTokenizer
 
-        config = json.loads((folder / "config.json").read_text())
-        limit = max_model_len or config.get("max_position_embeddings") or 2**31
+        try:
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            if not isinstance(config, dict):
+                raise ValueError("not an object")
+        except ValueError as error:
+            raise UserError(f"{folder / 'config.json'}: damaged ({error})") from error
+        own = config.get("max_position_embeddings") or 2**31
+        if max_model_len and max_model_len > own:
+            raise UserError(f"--max-model-len {max_model_len}: the model's own length is {own}")
+        limit = max_model_len or own
         if max_tokens >= limit:
             raise UserError(
                 f"--max-tokens {max_tokens}: the model's length is {limit}, which leaves no token for a prompt"
@@ -129,8 +141,13 @@ class PromptEncoder:
         """Return a prompt as the text the model sees."""
         if isinstance(prompt, str):
             return prompt
+        if not isinstance(prompt, list):
+            raise UserError(f"a prompt must be text or a list of chat messages, not {type(prompt).__name__}")
         if self.tokenizer.chat_template is None:
             raise UserError(
                 "the task asks with chat messages, but this model has no chat template; use an instruct model"
             )
-        return str(self.tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
+        try:
+            return str(self.tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
+        except Exception as error:  # templates are programs, and may refuse a role
+            raise UserError(f"the model's chat template refuses the task's messages ({error})") from error

@@ -14,13 +14,29 @@ CPU_KV_CACHE_MAX, CPU_KV_CACHE_MIN = 4 * GIB, GIB // 4
 
 
 @dataclass(frozen=True, slots=True)
-class Resources:
-    """What there is, over all nodes: GPUs, CPU cores, and free memory of the smallest node in bytes."""
+class Node:
+    """What one machine has: GPUs, CPU cores, and memory in bytes."""
 
     gpus: int
     cores: int
     memory: int
-    nodes: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What there is: the machines of the cluster. An engine does not span machines."""
+
+    nodes: tuple[Node, ...]
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of all nodes."""
+        return sum(node.gpus for node in self.nodes)
+
+    @property
+    def cores(self) -> int:
+        """CPU cores of all nodes."""
+        return sum(node.cores for node in self.nodes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +79,26 @@ def plan_engines(config: RunConfig, found: Resources, engine_bytes: int) -> Plan
             "or install esplug[gpu] on a machine with one"
         )
     if found.gpus and config.use_gpus != "none":
-        most, unit = found.gpus // span, f"{found.gpus} GPU{'s' * (found.gpus > 1)}"
+        most = sum(node.gpus // span for node in found.nodes)
         if (wanted or 1) > most:
-            raise UserError(_too_many(config, unit))
+            raise UserError(_too_many(config, found.gpus, "GPU", len(found.nodes)))
         return Plan(wanted or most, "cuda", span, 1)
-    most, unit = found.cores // span, f"{found.cores} CPU core{'s' * (found.cores > 1)}"
+    most = sum(node.cores // span for node in found.nodes)
     if (wanted or 1) > most:
-        raise UserError(_too_many(config, unit))
-    fitting = max(1, int(0.8 * found.memory) * found.nodes // (engine_bytes + CPU_KV_CACHE_MIN))
-    n_engines = wanted or min(most, fitting)
-    cores_each = found.cores // n_engines if found.nodes == 1 else span
-    return Plan(n_engines, "cpu", 0, cores_each)
+        raise UserError(_too_many(config, found.cores, "CPU core", len(found.nodes)))
+    room = engine_bytes + CPU_KV_CACHE_MIN
+    fitting = sum(min(node.cores // span, int(0.8 * node.memory) // room) for node in found.nodes)
+    n_engines = wanted or max(1, fitting)
+    return Plan(n_engines, "cpu", 0, _cores_each(found, n_engines, span))
+
+
+def _cores_each(found: Resources, n_engines: int, span: int) -> int:
+    """Return the most cores that each of ``n_engines`` can have, in multiples of ``span``."""
+    most = max(node.cores for node in found.nodes)
+    for cores in range(most - most % span, span, -span):
+        if sum(node.cores // cores for node in found.nodes) >= n_engines:
+            return cores
+    return span
 
 
 def cpu_kv_cache_bytes(free: int, share: float, engines_here: int, engine_bytes: int) -> int:
@@ -82,9 +107,9 @@ def cpu_kv_cache_bytes(free: int, share: float, engines_here: int, engine_bytes:
     return max(CPU_KV_CACHE_MIN, min(CPU_KV_CACHE_MAX, left))
 
 
-def _too_many(config: RunConfig, unit: str) -> str:
+def _too_many(config: RunConfig, there: int, unit: str, nodes: int) -> str:
     wanted, span = config.n_vllm_engines, config.n_gpu_per_vllm_engine
     asked = f"--n-vllm-engines {wanted} x " if wanted else ""
-    device = "GPUs" if "GPU" in unit else "CPU cores"
-    need = (wanted or 1) * span
-    return f"{asked}--n-gpu-per-vllm-engine {span} asks for {need} {device}, but there are {unit}"
+    need, on = (wanted or 1) * span, f" on {nodes} nodes" if nodes > 1 else ""
+    plural = "s" if there > 1 else ""
+    return f"{asked}--n-gpu-per-vllm-engine {span} asks for {need} {unit}s, but there are {there} {unit}{plural}{on}"

@@ -55,12 +55,10 @@ class LiveProgress(AbstractContextManager["LiveProgress"]):
         if self._bars:
             self._bars.reset(self._step, description=what, total=total, visible=True)
 
-    def advance(self, note: str = "") -> None:
+    def advance(self) -> None:
         """Count one member or batch."""
         if self._bars:
             self._bars.advance(self._step)
-            if note:
-                self._bars.update(self._step, description=note)
 
     def iteration_done(self) -> None:
         """Count one iteration."""

@@ -2,11 +2,13 @@
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,7 @@ class RunDirectory:
             run = cls(path)
             for folder in (run.checkpoints, run.evaluations, run.iterations, run.logs):
                 folder.mkdir()
-            (path / "config.toml").write_text(config.to_toml())
+            (path / "config.toml").write_text(config.to_toml(), encoding="utf-8")
             (path / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
         except OSError as error:
             raise UserError(f"--output-directory {base}: cannot be written ({error.strerror or error})") from error
@@ -76,6 +78,8 @@ class RunDirectory:
     def write_evaluation(self, split: str, iteration: int, record: Mapping[str, Any]) -> None:
         """Write one split's samples and figures."""
         safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in split)
+        if safe != split:  # two splits must not share a file
+            safe += f"-{blake2b(split.encode(), digest_size=4).hexdigest()}"
         _write_json(self.evaluations / f"model_eval_task{safe}_iteration{iteration}.json", record)
 
     def write_iteration(self, iteration: int, record: Mapping[str, Any]) -> None:
@@ -103,8 +107,20 @@ def _taken(config: RunConfig, path: Path) -> UserError:
 def _write_json(path: Path, record: Mapping[str, Any]) -> None:
     """Write in one step, so that a reader never sees half a file."""
     temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps(record, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    text = json.dumps(strict_json(record), ensure_ascii=False, allow_nan=False, default=str)
+    temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
     temporary.replace(path)
+
+
+def strict_json(value: Any) -> Any:
+    """Make a value fit for strict JSON: numbers that are not finite become null, keys become text."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): strict_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict_json(item) for item in value]
+    return value
 
 
 def environment() -> dict[str, Any]:

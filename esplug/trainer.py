@@ -16,6 +16,7 @@ from esplug import plugins
 from esplug.checkpoint import save_model
 from esplug.config import RunConfig, make_config
 from esplug.console import get_console
+from esplug.data import Batches
 from esplug.engine import EngineSettings, Generation, Sampling, Weights
 from esplug.engines import Cluster, EnginePool, Job
 from esplug.errors import RunError, UserError
@@ -73,7 +74,7 @@ class EvolutionStrategiesTrainer:
         reward_function: ``(model_output, target)`` to a float, ``(label, float)`` or :class:`esplug.Reward`.
             May be a ``functools.partial``. Runs in processes that are killed at ``reward_function_timeout``.
         train_dataloader: any iterable of ``(prompts, targets)`` batches: a list, a torch ``DataLoader``. It
-            is started over when it ends.
+            is started over when it ends, and its batches are taken as they are, whatever ``batch_size`` says.
         template_function: from a question to the prompt (text or chat messages), in training and evaluation.
         eval_dataloader_dict: split name to an iterable of batches.
         num_iterations: updates to make; 0 only evaluates.
@@ -143,6 +144,8 @@ class EvolutionStrategiesTrainer:
             raise UserError("reward_function is missing: give a function (model_output, target) -> float")
         if train_dataloader is None and config.n_iterations > 0:
             raise UserError("train_dataloader is missing: give an iterable of (prompts, targets) batches")
+        if isinstance(train_dataloader, Iterator):
+            raise UserError("train_dataloader can be iterated only once; give a list or a DataLoader instead")
         self.config = config
         self.reward_function = reward_function
         self.template_function = template_function
@@ -150,7 +153,7 @@ class EvolutionStrategiesTrainer:
         self.eval_dataloader_dict = dict(eval_dataloader_dict or {})
         self.evaluations: list[Evaluation] = []
         self.checksum = 0
-        self._failure_shown = False
+        self._failure_shown = self._under_way = False
 
     # --- the loop ---------------------------------------------------------------------------------------
 
@@ -170,9 +173,9 @@ class EvolutionStrategiesTrainer:
                     self.eval_step(iteration)
                 self.train_step(iteration)
                 self.progress.iteration_done()
-            self.eval_step(config.n_iterations)
-            if config.n_iterations:
+            if config.n_iterations:  # before the evaluation, which may fail
                 model = self._save(f"checkpoint-es_fine_tuned_iteration_{config.n_iterations}")
+            self.eval_step(config.n_iterations)
         seconds = time.perf_counter() - started
         return RunResult(self.run_dir.path, self.evaluations, model, self.checksum, seconds)
 
@@ -254,6 +257,7 @@ class EvolutionStrategiesTrainer:
             pending = self._postprocess_outputs([c.text for c in generation.completions], targets)
             answers[name, first] = generation, pending
             self.progress.advance()
+        self._check_grades([grade for _, pending in answers.values() for grade in pending.result()])
         graded = [
             self._graded_split(name, [answers[job.key] for job in jobs if job.key[0] == name]) for name in self._splits
         ]
@@ -264,7 +268,7 @@ class EvolutionStrategiesTrainer:
     # --- points to override -----------------------------------------------------------------------------
 
     def launch_engines(self) -> EnginePool:
-        """Start the engines."""
+        """Make the pool of engines, which the trainer then starts."""
         share = self.config.gpu_memory_utilization or (0.9 if self._plan.device == "cuda" else 0.5)
         settings = EngineSettings(
             model=str(self._model),
@@ -297,7 +301,9 @@ class EvolutionStrategiesTrainer:
         self._encoder = PromptEncoder.load(self._model, config.max_model_len, config.max_tokens)
         self._splits = {name: self._split(name, loader) for name, loader in self.eval_dataloader_dict.items()}
         self._batches = self._endless_batches()
-        if config.n_iterations:
+        if isinstance(self.train_dataloader, Batches):  # all rows are here: no bad one may stop the run later
+            self._encode(self.train_dataloader.prompts)
+        elif config.n_iterations:
             first = next(self._batches)
             self._encode(first[0])
             self._batches = chain([first], self._batches)
@@ -315,14 +321,17 @@ class EvolutionStrategiesTrainer:
         self.engines = self.launch_engines()
         stack.callback(self.engines.close)
         self.checksum = self.engines.start()
+        self._under_way = True
         self.progress = stack.enter_context(LiveProgress(config.n_iterations, enabled="console" in config.logging))
 
     def _finish(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         """Close the loggers; remove the directory of a run that could not start."""
         status = "finished" if kind is None else "interrupted" if issubclass(kind, KeyboardInterrupt) else "failed"
         self.loggers.finish(status)
-        if isinstance(error, UserError):
+        if isinstance(error, UserError) and not self._under_way:
             shutil.rmtree(self.run_dir.path, ignore_errors=True)
+        elif error is not None:
+            get_console().print(f"{status}; what there is lies in {self.run_dir.path}", markup=False, soft_wrap=True)
 
     def _endless_batches(self) -> Iterator[Batch]:
         while self.train_dataloader is not None:
@@ -379,7 +388,6 @@ class EvolutionStrategiesTrainer:
         split = self._splits[name]
         completions = chain.from_iterable(generation.completions for generation, _ in parts)
         grades = list(chain.from_iterable(pending.result() for _, pending in parts))
-        self._check_grades(grades)
         return SplitEvaluation(
             name,
             [

@@ -62,7 +62,7 @@ def same_answer(given: str, expected: str) -> bool:
 
 
 def _plain(answer: str) -> str:
-    return re.sub(r"\s+", "", answer).strip("$")
+    return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", answer).strip("$").strip()
 
 
 def _number(answer: str) -> Fraction | None:

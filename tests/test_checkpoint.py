@@ -110,7 +110,6 @@ def test_weights_written_on_another_machine_are_missed(base, tmp_path) -> None:
 # --- known defects, to be mended: strict, so that mending one fails here until its mark is removed -------
 
 
-@pytest.mark.xfail(strict=True, reason="the temporary folder, gigabytes of it, stays behind")
 def test_a_failure_leaves_nothing_behind(base, tmp_path) -> None:
     def fail(folder: Path) -> None:
         write_weights(folder)
@@ -122,7 +121,6 @@ def test_a_failure_leaves_nothing_behind(base, tmp_path) -> None:
     assert list(target.parent.iterdir()) == []
 
 
-@pytest.mark.xfail(strict=True, reason="weights and optimiser states of other kinds are copied into every checkpoint")
 @pytest.mark.parametrize("name", ["optimizer.pt", "tf_model.h5", "flax_model.msgpack", "model.onnx"])
 def test_other_kinds_of_weights_are_not_copied(name, base, tmp_path) -> None:
     (base / name).write_text("old")

@@ -254,7 +254,6 @@ def test_a_hub_failure_is_one_line(monkeypatch) -> None:
         "parquet",
         pytest.param(
             "dataset",
-            marks=pytest.mark.xfail(strict=True, reason="datasets cannot read what it saved: list index out of range"),
         ),
     ],
 )
@@ -286,14 +285,12 @@ def test_a_missing_column_names_what_there_is(tmp_path) -> None:
 # --- known defects, to be mended: strict, so that mending one fails here until its mark is removed -------
 
 
-@pytest.mark.xfail(strict=True, reason="str.splitlines also splits at U+2028, U+0085 and others, inside of JSON text")
 @pytest.mark.parametrize("character", ["\u2028", "\u2029", "\x85"])
 def test_jsonl_lines_end_at_line_feeds_alone(character, tmp_path) -> None:
     rows = [{"q": f"a{character}b", "a": 1}]
     assert read_splits(str(write(tmp_path, "jsonl", rows)), "train") == {"rows": rows}
 
 
-@pytest.mark.xfail(strict=True, reason="json.loads refuses the byte order mark that Windows programs write")
 @pytest.mark.parametrize(("name", "text"), [("rows.json", '[{"q": 1}]'), ("rows.jsonl", '{"q": 1}\n')])
 def test_a_byte_order_mark_is_no_error(name, text, tmp_path) -> None:
     path = tmp_path / name
@@ -301,25 +298,21 @@ def test_a_byte_order_mark_is_no_error(name, text, tmp_path) -> None:
     assert read_splits(str(path), "train") == {"rows": [{"q": 1}]}
 
 
-@pytest.mark.xfail(strict=True, reason="pyarrow.csv needs newlines_in_values for a large file of multi-line cells")
 def test_csv_cells_may_span_lines(tmp_path) -> None:
     rows = [{"q": f"line one of {i}\nline two", "a": i} for i in range(60_000)]
     assert read_splits(str(write(tmp_path, "csv", rows)), "train") == {"rows": rows}
 
 
-@pytest.mark.xfail(strict=True, reason="next() of an empty mapping raises StopIteration", raises=StopIteration)
 def test_a_dataset_dict_without_splits_is_a_user_error(tmp_path) -> None:
     with pytest.raises(UserError):
         load_batch_source(task(), str(write_dict(tmp_path / "d")), 9, 0)
 
 
-@pytest.mark.xfail(strict=True, reason="an evaluation without splits is silently no evaluation")
 def test_evaluation_data_without_splits_are_a_user_error(tmp_path) -> None:
     with pytest.raises(UserError):
         load_eval_splits(task(), str(write_dict(tmp_path / "d")), None)
 
 
-@pytest.mark.xfail(strict=True, reason="--model-name and --output-directory expand ~; the data set flags do not")
 def test_home_is_expanded(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     write(tmp_path, "jsonl")

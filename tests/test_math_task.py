@@ -41,7 +41,7 @@ def test_a_box_is_found_behind_any_text(before, answer) -> None:
     ("given_answer", "expected"),
     [
         ("42", "42"),
-        (" 4 2 ", "42"),
+        (" 42 ", "42"),
         ("$42$", "42"),
         ("42.0", "42"),
         ("042", "42"),
@@ -169,7 +169,6 @@ def test_the_question_is_asked_in_chat_and_names_the_box() -> None:
     assert messages[1]["content"] == "1+1?"
 
 
-@pytest.mark.xfail(strict=True, reason="white space is taken out, which joins numbers: '1 2' is read as 12")
 @pytest.mark.parametrize(("given_answer", "expected"), [("1 2", "12"), ("51/2", "5 1/2")])
 def test_numbers_side_by_side_are_not_one_number(given_answer, expected) -> None:
     assert not same_answer(given_answer, expected)

@@ -4,10 +4,11 @@ import pytest
 
 from esplug.config import make_config
 from esplug.errors import UserError
-from esplug.placement import GIB, Resources, cpu_kv_cache_bytes, plan_engines
+from esplug.placement import GIB, Node, Resources, cpu_kv_cache_bytes, plan_engines
 
-LAPTOP = Resources(gpus=0, cores=8, memory=16 * GIB)
-SERVER = Resources(gpus=8, cores=64, memory=512 * GIB)
+LAPTOP = Resources((Node(gpus=0, cores=8, memory=16 * GIB),))
+SERVER = Resources((Node(gpus=8, cores=64, memory=512 * GIB),))
+CLUSTER = Resources((Node(3, 32, 64 * GIB), Node(3, 32, 64 * GIB)))
 
 
 @pytest.mark.parametrize(
@@ -21,6 +22,9 @@ SERVER = Resources(gpus=8, cores=64, memory=512 * GIB)
         ({}, LAPTOP, 6, (2, "cpu", 0, 4)),
         ({}, LAPTOP, 100, (1, "cpu", 0, 8)),
         ({"n_vllm_engines": 1}, LAPTOP, 1, (1, "cpu", 0, 8)),
+        ({"n_gpu_per_vllm_engine": 2}, CLUSTER, 1, (2, "cuda", 2, 1)),
+        ({"use_gpus": "none", "n_vllm_engines": 2}, CLUSTER, 1, (2, "cpu", 0, 32)),
+        ({"use_gpus": "none", "n_vllm_engines": 3}, CLUSTER, 1, (3, "cpu", 0, 16)),
         ({"n_gpu_per_vllm_engine": 2}, LAPTOP, 1, (4, "cpu", 0, 2)),
     ],
 )
@@ -35,6 +39,7 @@ def test_plan(settings, found, engine_gib, expected) -> None:
         ({"n_vllm_engines": 9}, SERVER, ["--n-vllm-engines 9", "9 GPUs", "8 GPUs"]),
         ({"n_gpu_per_vllm_engine": 16}, SERVER, ["--n-gpu-per-vllm-engine 16", "8 GPUs"]),
         ({"n_vllm_engines": 9}, LAPTOP, ["9 CPU cores", "8 CPU cores"]),
+        ({"n_vllm_engines": 3, "n_gpu_per_vllm_engine": 2}, CLUSTER, ["6 GPUs", "6 GPUs on 2 nodes"]),
         ({"use_gpus": "0"}, LAPTOP, ["--use-gpus 0", "no usable GPU"]),
     ],
 )

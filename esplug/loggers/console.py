@@ -26,6 +26,18 @@ def _train(step: int, metrics: Mapping[str, float]) -> Iterator[str]:
             parts.append(f"{speed:,.0f} tokens/s")
         if (seconds := metrics.get("time/iteration")) is not None:
             parts.append(f"{seconds:.1f} s")
+        phases = [
+            f"{name} {metrics[key]:.1f}"
+            for name, key in (
+                ("generate", "time/engine_generate"),
+                ("switch", "time/switch"),
+                ("grade", "time/grade_wait"),
+                ("update", "time/update"),
+            )
+            if key in metrics
+        ]
+        if phases:
+            parts.append(f"({', '.join(phases)})")
         yield "  ".join(parts)
 
 
@@ -33,7 +45,7 @@ def _evaluation(step: int, metrics: Mapping[str, float]) -> Iterator[str]:
     """Print each ``eval/<split>/<name>/mean``, with its 95% confidence interval where there is one."""
     splits: dict[str, list[str]] = {}
     for key, mean in metrics.items():
-        if found := re.fullmatch(r"(eval/(.+)/([^/]+))/mean", key):
+        if (found := re.fullmatch(r"(eval/(.+)/([^/]+))/mean", key)) and "/metrics/" not in key:
             root, split, name = found.groups()
             low, high = metrics.get(f"{root}/ci95_low"), metrics.get(f"{root}/ci95_high")
             interval = "" if low is None or high is None else f" [{low:.4f}, {high:.4f}]"

@@ -723,7 +723,6 @@ def test_an_explicit_name_is_not_used_twice(start, one_engine) -> None:
     assert {path: path.stat().st_mtime_ns for path in first.run_dir.rglob("*")} == before
 
 
-@pytest.mark.xfail(strict=True, reason="a UserError removes the directory of a run that has long been under way")
 @pytest.mark.parametrize(
     ("second", "message"),
     [
@@ -737,6 +736,19 @@ def test_a_bad_batch_later_on_ends_the_run_and_keeps_its_directory(start, one_en
     with pytest.raises(UserError, match=message):
         trainer.fit()
     assert read_iteration(trainer.run_dir.path, 0)["members"]
+
+
+def test_a_model_is_saved_even_where_its_last_evaluation_fails(start, one_engine) -> None:
+    class Failing(Trainer):
+        def eval_step(self, iteration):
+            if iteration:
+                raise RunError("the last evaluation fails")
+
+    trainer = start(one_engine, Failing)
+    with pytest.raises(RunError, match="the last evaluation fails"):
+        trainer.fit()
+    saved = trainer.run_dir.path / "checkpoints" / "checkpoint-es_fine_tuned_iteration_1"
+    assert tensors_of(saved).keys() == tensors_of(Path(trainer.config.model_name)).keys()
 
 
 def test_settings_of_a_run_in_python_are_those_of_its_config_file(start, one_engine) -> None:
