@@ -34,7 +34,7 @@ from esplug.run_directory import RunDirectory
 Batch = tuple[Sequence[Any], Sequence[Any]]
 #: Evaluation prompts per job: few enough to spread over engines, and independent of their number, so that the
 #: answers are too.
-EVAL_CHUNK = 32
+EVAL_CHUNK = {"cpu": 32, "cuda": 256}
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,15 +245,16 @@ class EvolutionStrategiesTrainer:
             return None
         started = time.perf_counter()
         sampling = self._sampling(0.0, 1.0, seed=0)
+        chunk = EVAL_CHUNK[self._plan.device]
         jobs = [
-            Job((name, first), Weights(), split.prompts[first : first + EVAL_CHUNK], sampling, EVAL_CHUNK)
+            Job((name, first), Weights(), split.prompts[first : first + chunk], sampling, chunk)
             for name, split in self._splits.items()
-            for first in range(0, len(split.prompts), EVAL_CHUNK)
+            for first in range(0, len(split.prompts), chunk)
         ]
         self.progress.begin(f"evaluation {iteration}", len(jobs))
         answers: dict[tuple[str, int], tuple[Generation, PendingRewards]] = {}
         for (name, first), generation in self.engines.run(jobs):
-            targets = self._splits[name].targets[first : first + EVAL_CHUNK]
+            targets = self._splits[name].targets[first : first + chunk]
             pending = self._postprocess_outputs([c.text for c in generation.completions], targets)
             answers[name, first] = generation, pending
             self.progress.advance()

@@ -55,7 +55,7 @@ def test_failed_rewards_are_counted(graded, failed) -> None:
 def test_a_tasks_own_metrics_are_averaged_over_the_answers_that_have_them() -> None:
     metrics = train_metrics(result([[RIGHT, WRONG], [WRONG, LATE]]), 1, antithetic=False)
     assert metrics["train/metrics/format/mean"] == pytest.approx((1 + 0.5 + 0.5) / 3)
-    assert metrics["train/steps/mean"] == 4.0
+    assert metrics["train/metrics/steps/mean"] == 4.0
 
 
 @pytest.mark.parametrize("n_engines", [1, 2, 3])

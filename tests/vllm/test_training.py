@@ -373,7 +373,6 @@ def test_a_broken_task_fails_alone_with_its_owner_and_a_remedy(desk, task) -> No
     assert not (desk.folder / "nowhere").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="the settings are checked together before the task's defaults are among them")
 def test_settings_need_only_fit_together_with_the_tasks_defaults(desk, monkeypatch) -> None:
     from esplug import cli
 
@@ -640,11 +639,11 @@ def test_a_reward_that_always_raises_is_a_run_error_from_python_too(start, one_e
 
 
 def test_without_iterations_a_model_is_only_evaluated(start, one_engine) -> None:
-    data = {"train_dataloader": None, "eval_dataloader_dict": {"held out": [(QUESTIONS, TARGETS)]}}
+    data = {"train_dataloader": None, "eval_dataloader_dict": {"held-out": [(QUESTIONS, TARGETS)]}}
     result = start(one_engine, num_iterations=0, save_best_models=True, **data).fit()
     (evaluation,) = result.evaluations
     assert (evaluation.iteration, result.model) == (0, None)
-    samples = read_evaluation(result.run_dir, "held_out", 0)["samples"]
+    samples = read_evaluation(result.run_dir, "held-out", 0)["samples"]
     assert [sample["prompt"] for sample in samples] == [f"Q: {question} A:" for question in QUESTIONS]
     assert [sample["reward"] for sample in samples] == evaluation.splits[0].rewards
     for folder in ("checkpoints", "train-output"):
