@@ -151,7 +151,7 @@ class EnginePool:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         gpus, cores = self.plan.gpus_per_engine, self.plan.cores_per_engine
-        bundle = {"GPU": gpus} if gpus else {"CPU": cores}
+        bundle = {"GPU": gpus, "CPU": 1} if gpus else {"CPU": cores}
         self._placement = placement_group([bundle] * self.plan.n_engines, strategy="PACK")
         try:
             ray.get(self._placement.ready(), timeout=60)
@@ -163,7 +163,7 @@ class EnginePool:
         self._engines = [
             actor.options(
                 num_gpus=gpus,
-                num_cpus=0 if gpus else cores,
+                num_cpus=1 if gpus else cores,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(self._placement, index),
             ).remote(str(self._log_dir.absolute() / f"engine-{index}.log"))
             for index in range(self.plan.n_engines)

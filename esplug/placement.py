@@ -79,7 +79,7 @@ def plan_engines(config: RunConfig, found: Resources, engine_bytes: int) -> Plan
             "or install esplug[gpu] on a machine with one"
         )
     if found.gpus and config.use_gpus != "none":
-        most = sum(node.gpus // span for node in found.nodes)
+        most = sum(min(node.gpus // span, node.cores) for node in found.nodes)  # each needs a core to drive it
         if (wanted or 1) > most:
             raise UserError(_too_many(config, found.gpus, "GPU", len(found.nodes)))
         return Plan(wanted or most, "cuda", span, 1)
