@@ -51,7 +51,9 @@ class RunConfig(BaseModel):
         None, "Start from the weights in this Hugging Face folder.  [default: the base model's]", "Model"
     )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = _setting(
-        "auto", "Type the engines compute in; auto is the checkpoint's.", "Model"
+        "auto",
+        "Type the engines compute in; auto is vLLM's choice: the checkpoint's, but 16 bits for float32.",
+        "Model",
     )
     master_dtype: Literal["float32", "model"] = _setting(
         "float32",

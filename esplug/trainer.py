@@ -153,7 +153,8 @@ class EvolutionStrategiesTrainer:
         self.eval_dataloader_dict = dict(eval_dataloader_dict or {})
         self.evaluations: list[Evaluation] = []
         self.checksum = 0
-        self._failure_shown = self._under_way = False
+        self._failures_shown: set[str] = set()
+        self._under_way = False
 
     # --- the loop ---------------------------------------------------------------------------------------
 
@@ -373,12 +374,14 @@ class EvolutionStrategiesTrainer:
         return utilities
 
     def _check_grades(self, grades: Sequence[Graded]) -> None:
-        """Show the first failure of a run's grader; stop where nothing could be graded."""
+        """Show the first failure of each kind; stop where nothing could be graded."""
         failed = [grade for grade in grades if grade.failed]
-        if failed and not self._failure_shown:
-            self._failure_shown = True
-            detail = f"\n{failed[0].traceback}" if failed[0].traceback else ""
-            get_console().print(f"a reward failed [{failed[0].reward.label}] and counts 0.0{detail}", markup=False)
+        for grade in failed:
+            label = grade.reward.label
+            if label not in self._failures_shown:
+                self._failures_shown.add(label)
+                detail = f"\n{grade.traceback}" if grade.traceback else ""
+                get_console().print(f"a reward failed [{label}] and counts 0.0{detail}", markup=False)
         if len(failed) == len(grades):
             labels = ", ".join(f"{label} x{n}" for label, n in Counter(g.reward.label for g in failed).most_common())
             raise RunError(

@@ -15,7 +15,7 @@ MODELS = [("llama", True), ("llama", False), ("qwen2", True), ("qwen2", False)]
 def cluster():
     from esplug.engines import Cluster
 
-    cluster = Cluster(None, None)
+    cluster = Cluster(None, "none")
     yield cluster
     cluster.close()
 
@@ -25,11 +25,9 @@ def start_probe(model: Path, dtype: str = "float32", ranks: int = 1):
     import ray
 
     from esplug.engine import EngineSettings
-    from esplug.engines import local_gpus
 
-    gpus = ranks if local_gpus() else 0
-    probe = ray.remote(_probe_class()).options(num_cpus=1, num_gpus=gpus).remote(None)
-    settings = EngineSettings(str(model), dtype, "float32", "cuda" if gpus else "cpu", ranks, None, 0.3)
+    probe = ray.remote(_probe_class()).options(num_cpus=0).remote(None)
+    settings = EngineSettings(str(model), dtype, "float32", "cpu", ranks, None, 0.5)
     cores = sorted(os.sched_getaffinity(0))
     return probe, ray.get(probe.start.remote(settings, cores[:ranks], 2**26))
 

@@ -282,7 +282,7 @@ def test_its_metrics_are_one_strict_json_line_an_iteration_and_evaluation(run) -
         assert row["train/reward/std"] == pytest.approx(np.std(means)) != 0
         assert row["train/mirrored_correlation"] == pytest.approx(correlation)
         assert row["train/labels/even"] + row.get("train/labels/odd", 0) == pytest.approx(1)
-        assert 0 < row["train/characters/mean"] <= row["train/tokens/mean"] <= 8
+        assert 0 < row["train/metrics/characters/mean"] <= row["train/tokens/mean"] <= 8
         assert row["time/iteration"] > row["time/generate"] > 0
     for iteration, row in enumerate(rows[0::2]):
         for split in ("low", "high"):
@@ -413,12 +413,13 @@ def test_eval_grades_a_saved_model_and_only_that(desk, run) -> None:
 def test_a_reward_that_always_raises_ends_the_run_and_says_why(desk) -> None:
     done = desk.train("--task-option", "fault=always", "--output-directory", "failures")
     assert done.code == 1, done.out + done.err
-    assert done.err.splitlines()[-1].startswith("error: every reward failed (error:ValueError x6)")
+    assert done.err.splitlines()[-1].startswith("error: every reward failed (error:ValueError x12)")
     assert done.out.count("ValueError: the answer book is missing") == 1
     assert "Traceback" not in done.err
     assert any("ray::Engine" in command for command in done.seen)
     assert done.left == []
     (folder,) = (desk.folder / "failures").iterdir()
+    assert f"what there is lies in failures/{folder.name}" in done.out
     assert (folder / "config.toml").exists()
 
 
@@ -591,6 +592,8 @@ def test_a_torch_dataloader_is_started_over_when_it_ends(start, one_engine) -> N
         assert trainer.batches == [*batches, batches[0]]
     assert results[0].checksum == results[1].checksum
     assert record_of(results[0]) == record_of(results[1])
+    with pytest.raises(UserError, match="train_dataloader can be iterated only once"):
+        start(one_engine, train_dataloader=iter(batches))
 
 
 def test_a_reward_that_sometimes_raises_or_hangs_is_counted(start, one_engine, capsys) -> None:
