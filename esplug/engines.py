@@ -1,5 +1,7 @@
 """The pool of engines on Ray: placing them, handing out work, keeping their weights equal."""
 
+import importlib.metadata
+import importlib.util
 import os
 import signal
 import socket
@@ -16,6 +18,7 @@ from esplug.errors import RunError, UserError
 from esplug.placement import Node, Plan, Resources, cpu_kv_cache_bytes
 
 Key = TypeVar("Key")
+_TORCH = ("torch", "torchvision", "torchaudio")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,20 @@ class Job(Generic[Key]):
     prompts: Sequence[Sequence[int]]
     sampling: Sampling
     mini_batch_size: int
+
+
+def require_vllm() -> None:
+    """See early whether the engines can be imported at all.
+
+    Raises:
+        UserError: vLLM is not installed, or beside a CPU torch stand CUDA builds that break it.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        raise UserError("vLLM is not installed: pip install 'esplug[gpu]', or 'esplug[cpu]' on a machine without a GPU")
+    installed = {dist.name: dist.version for dist in importlib.metadata.distributions() if dist.name in _TORCH}
+    clashing = [name for name, version in installed.items() if not version.endswith("+cpu")]
+    if installed.get("torch", "").endswith("+cpu") and clashing:
+        raise UserError(f"CUDA builds that break this CPU torch are installed: pip uninstall -y {' '.join(clashing)}")
 
 
 class Cluster:

@@ -96,8 +96,6 @@ class PromptEncoder:
         Raises:
             UserError: it has none, or the model is too short for ``max_tokens``.
         """
-        from transformers import AutoTokenizer
-
         try:
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             if not isinstance(config, dict):
@@ -113,6 +111,8 @@ class PromptEncoder:
                 f"--max-tokens {max_tokens}: the model's length is {limit}, which leaves no token for a prompt"
             )
         try:
+            from transformers import AutoTokenizer
+
             tokenizer = AutoTokenizer.from_pretrained(folder)
         except Exception as error:
             raise UserError(

@@ -18,7 +18,7 @@ from esplug.config import RunConfig, make_config
 from esplug.console import get_console
 from esplug.data import Batches
 from esplug.engine import EngineSettings, Generation, Sampling, Weights
-from esplug.engines import Cluster, EnginePool, Job
+from esplug.engines import Cluster, EnginePool, Job, require_vllm
 from esplug.errors import RunError, UserError
 from esplug.es import FloatArray, Member, coefficients, population
 from esplug.evaluation import Evaluation, SplitEvaluation, sample_of
@@ -292,6 +292,7 @@ class EvolutionStrategiesTrainer:
     def _open(self, stack: ExitStack) -> None:
         """Check everything that can be checked cheaply, then start what is expensive."""
         config = self.config
+        require_vllm()
         RunDirectory.check(config)
         self._shape = plugins.load("shaping", config.reward_shaping).shape
         self.loggers = LoggerSet(config.logging)

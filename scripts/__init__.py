@@ -1,0 +1,1 @@
+"""Helpers for this repository: not part of the distribution."""
