@@ -1,6 +1,7 @@
 """The base model: finding its folder, its size, and turning prompts into its tokens."""
 
 import json
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ def _fetch(name: str, flag: str) -> Path:
     os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "5")
     from huggingface_hub import hf_hub_download, snapshot_download
 
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries would stand above our one line
     try:
         hf_hub_download(name, "config.json")
         return Path(snapshot_download(name, allow_patterns=_WANTED))
