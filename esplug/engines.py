@@ -78,21 +78,16 @@ class Cluster:
         if use_gpus is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = "" if use_gpus == "none" else visible_devices(use_gpus, self._visible)
         try:
-            self._start_local(common)
+            ray.init(
+                address="local",
+                num_cpus=len(os.sched_getaffinity(0)),
+                num_gpus=local_gpus(),
+                include_dashboard=False,
+                object_store_memory=512 * 2**20,
+                **common,
+            )
         except (OSError, RuntimeError, ValueError) as error:
             raise RunError(f"Ray does not start here: {error}") from error
-
-    def _start_local(self, common: dict[str, Any]) -> None:
-        import ray
-
-        ray.init(
-            address="local",
-            num_cpus=len(os.sched_getaffinity(0)),
-            num_gpus=local_gpus(),
-            include_dashboard=False,
-            object_store_memory=512 * 2**20,
-            **common,
-        )
 
     def resources(self) -> Resources:
         """Say what the cluster has."""
