@@ -54,13 +54,16 @@ class RunConfig(BaseModel):
         "Task",
     )
     reward_function_timeout: float = _number(10.0, "Seconds that grading one answer may take.", "Task", gt=0, le=86400)
+    reward_memory: float = _number(
+        4.0, "Memory that one grading process may take, in GiB.", "Task", ge=0.25, le=1_000_000
+    )
 
     model_name: str = _setting(
         "Qwen/Qwen2.5-1.5B-Instruct", "Folder or Hugging Face id[@revision] of the base model.", "Model"
     )
     checkpoint: str | None = _setting(
         None,
-        "Start from the weights in this Hugging Face folder; to evaluate, a run or its seed log will do too.  "
+        "Start from the weights in this Hugging Face folder, run directory, seed log, or ES-at-Scale .pth file.  "
         "[default: the base model's]",
         "Model",
     )
@@ -137,12 +140,23 @@ class RunConfig(BaseModel):
         le=1,
     )
     ray_address: str | None = _setting(None, "Ray cluster to use, or 'auto'.  [default: a local one]", "Engines")
+    engine_timeout: float = _number(
+        600.0, "Seconds without a sign of life after which an engine is replaced.", "Engines", ge=1, le=86400
+    )
+    max_restarts: int = _setting(10, "Engines to replace in a run before it is given up.", "Engines", ge=0)
 
     eval_freq: int = _setting(5, "Evaluate every so many iterations; 0 only before and after.", "Output", ge=0)
     logging: list[str] = _setting(["console", "jsonl"], "Logger plugins, as a comma list.", "Output")
     output_directory: str = _setting("./experiments/", "Where run directories go.", "Output")
     experiment_name: str | None = _setting(None, "Run directory's name.  [default: made from the settings]", "Output")
     save_best_models: bool = _setting(False, "Save the model at every new best evaluation mean.", "Output")
+    checkpoint_every: int = _setting(
+        0,
+        "Save the weights every so many iterations, so that going on need not replay the seed log; 0 never.",
+        "Output",
+        ge=0,
+    )
+    keep_checkpoints: int = _setting(2, "How many of these to keep.", "Output", flag="--keep", ge=1)
     wandb_project: str = _setting("es-finetuning", "Project for the wandb logger.", "Output")
 
     @field_validator("logging", "eval_splits", "pass_k", mode="before")

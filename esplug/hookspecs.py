@@ -199,8 +199,15 @@ class LoggerSpec:
     """Hooks of a logger. A failure in ``start`` is fatal; later ones warn once and never stop training."""
 
     @hookspec
-    def start(self, config: "RunConfig", run_dir: Path) -> None:
-        """Open the log. Called once, before anything is trained."""
+    def start(self, config: "RunConfig", run_dir: Path, iteration: int) -> None:
+        """Open the log. Called once, before anything is trained.
+
+        Args:
+            config: the run's settings.
+            run_dir: where everything of the run lies.
+            iteration: 0, or where a resumed run goes on. What an earlier process has logged for that step and
+                later ones is about to be logged again.
+        """
 
     @hookspec
     def log(self, step: int, metrics: Mapping[str, float]) -> None:

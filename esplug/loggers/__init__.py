@@ -29,15 +29,15 @@ class LoggerSet:
         self._started: dict[str, pluggy.HookRelay] = {}
         self._warned: set[str] = set()
 
-    def start(self, config: "RunConfig", run_dir: Path) -> None:
-        """Start every logger; when one cannot, close those already started.
+    def start(self, config: "RunConfig", run_dir: Path, iteration: int = 0) -> None:
+        """Start every logger, at ``iteration``; when one cannot, close those already started.
 
         Raises:
             UserError: a logger cannot start.
         """
         for name, relay in self._loaded.items():
             try:
-                relay.start(config=config, run_dir=run_dir)
+                relay.start(config=config, run_dir=run_dir, iteration=iteration)
             except BaseException as error:
                 self.finish("failed")
                 if isinstance(error, UserError | KeyboardInterrupt):
