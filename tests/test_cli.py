@@ -136,7 +136,16 @@ def test_a_bad_flag_gets_one_line_and_writes_nothing(arguments, word, monkeypatc
 
 
 NOT_FOR_EVAL = [
-    *("train_dataset", "train_temperature", "train_top_p", "batch_size", "eval_freq", "save_best_models"),
+    *(
+        "train_dataset",
+        "train_temperature",
+        "train_top_p",
+        "batch_size",
+        "eval_freq",
+        "save_best_models",
+        "checkpoint_every",
+        "keep_checkpoints",
+    ),
     *("sigma", "alpha", "population_size", "n_iterations", "antithetic", "reward_shaping"),
 ]
 
