@@ -1,10 +1,12 @@
 """The command line. It parses before it imports: help and plugin listing load no heavy library."""
 
 import inspect
+import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
 
@@ -14,6 +16,7 @@ from esplug.config import Command, RunConfig, flag_of, make_config, panel_of, re
 from esplug.data_cli import app as data_app
 from esplug.errors import RunError, UserError
 from esplug.export_cli import export
+from esplug.plugins import brief
 
 if TYPE_CHECKING:
     from esplug.task import Task
@@ -31,6 +34,9 @@ _UsageError: Any = typer.BadParameter.__base__
 _NOT_FOR_EVAL = frozenset(
     name for name in RunConfig.model_fields if panel_of(name) == "Evolution Strategies" or name.startswith("train_")
 ) | {"batch_size", "eval_freq", "save_best_models", "checkpoint_every", "keep_checkpoints"}
+_NUMBERS = {int: "INTEGER", float: "FLOAT"}
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
+_received: list[int] = []
 Function: TypeAlias = Callable[..., None]
 
 
@@ -65,6 +71,8 @@ def _option(name: str, command: Command) -> inspect.Parameter:
     kind: Any = _plain_type(field.annotation)
     if get_origin(kind) is Literal:
         kind, metavar = str, "|".join(get_args(kind))
+    elif kind in _NUMBERS:  # RunConfig reads them, and says what they may be
+        kind, metavar = str, _NUMBERS[kind]
     if kind is bool:
         flag = f"{flag}/--no-{flag.removeprefix('--')}"
     default = field.default
@@ -97,11 +105,25 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 @app.command()
 @_with_settings("train")
-def train(flags: Mapping[str, Any], config: ConfigFile = None, debug: Debug = False) -> None:
+def train(
+    flags: Mapping[str, Any],
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Go on with an interrupted run: its directory. Its settings hold."),
+    ] = None,
+    allow_change: Annotated[
+        bool, typer.Option("--allow-change", help="With --resume: go on even if what is computed changes.")
+    ] = False,
+    config: ConfigFile = None,
+    debug: Debug = False,
+) -> None:
     """Train a model on a task."""
     from esplug.summary import print_summary
 
-    print_summary(_trainer(*_resolve(flags, config, "train"), "train").fit())
+    if allow_change and not resume:
+        raise UserError("--allow-change is for --resume RUN, which is missing")
+    settings, task = _resolve(flags, config, "train", resume)
+    print_summary(_trainer(settings, task, "train").fit(resume, allow_change=allow_change))
 
 
 @app.command(name="eval")
@@ -123,13 +145,13 @@ def evaluate(
         print_summary(_trainer(settings, task, "eval").fit())
         return
     from esplug.compare import compare_models
-    from esplug.export import is_seed_log
     from esplug.model import model_folder
+    from esplug.starting_model import kind_of
 
     if settings.checkpoint:
         raise UserError("--checkpoint names one model and --compare two; give one of the two flags")
     for model in compare:  # both, before the first is evaluated
-        if not is_seed_log(model):
+        if kind_of(model) == "model":
             model_folder(model, "--compare")
     print_model_comparison(compare_models(settings, compare, lambda each: _trainer(each, task, "eval").fit()))
 
@@ -163,15 +185,26 @@ app.command()(export)
 app.add_typer(data_app, name="data")
 
 
-def _resolve(flags: Mapping[str, Any], config_file: str | None, command: Command) -> tuple[RunConfig, "Task"]:
-    """Resolve the configuration and load the task."""
+def _resolve(
+    flags: Mapping[str, Any], config_file: str | None, command: Command, resume: Path | None = None
+) -> tuple[RunConfig, "Task"]:
+    """Resolve the configuration, of a run to be resumed if there is one, and load the task."""
     from esplug.task import Task
 
     file = read_toml(config_file) if config_file else {}
-    choice = [{k: v for k, v in layer.items() if k in ("task", "task_options")} for layer in (file, flags)]
+    before: Mapping[str, Any] = {}
+    if resume:
+        from esplug.resume import stored_config
+
+        before = stored_config(resume).model_dump(exclude_none=True)
+        for field in ("output_directory", "experiment_name"):
+            if {**before, **file, **flags}.get(field) != before.get(field):
+                raise UserError(f"{flag_of(field)}: a resumed run stays where it is, in {resume}; leave it out")
+    layers = [before, file, flags]
+    choice = [{k: v for k, v in layer.items() if k in ("task", "task_options")} for layer in layers]
     first = make_config(*choice)
     task = Task.load(first.task, first.task_options)
-    config = make_config(task.defaults(), file, flags, command=command)
+    config = make_config(task.defaults(), *layers, command=command)
     return config.model_copy(update={"task_options": dict(task.options)}), task
 
 
@@ -193,20 +226,39 @@ def _trainer(config: RunConfig, task: "Task", command: Command) -> "EvolutionStr
 
 
 def main() -> None:
-    """Run the command line. Exit status: 0 done, 1 the run failed, 2 the user can mend it, 130 interrupted."""
+    """Run the command line.
+
+    Exit status: 0 done, 1 the run failed, 2 the user can mend it, 130 interrupted, 143 terminated.
+    """
     debug = "--debug" in sys.argv
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in _STOPPING:
+        signal.signal(number, _interrupt)
     try:
         code = app(standalone_mode=False)
     except _UsageError as error:
-        code = _complain(error.format_message(), 2)
+        code = _complain(brief(error.format_message(), 2000), 2)
     except (UserError, RunError, OSError) as error:
         if debug:
             traceback.print_exc()
-        code = _complain(str(error), 2 if isinstance(error, UserError) else 1)
+        code = _complain(brief(str(error), 2000), 2) if isinstance(error, UserError) else _complain(str(error), 1)
     except (KeyboardInterrupt, typer.Abort):
-        code = _complain("interrupted", 130)
-    sys.exit(code or 0)
+        code = 128 + signal.SIGINT
+    sys.exit(128 + _received[0] if _received else code or 0)
+
+
+def _interrupt(number: int, _: object) -> None:
+    """Unwind, which closes engines and files; a second signal does not wait for that."""
+    for each in _STOPPING:
+        signal.signal(each, _stop_at_once)
+    _received.append(number)
+    raise KeyboardInterrupt
+
+
+def _stop_at_once(number: int, _: object) -> None:
+    """End this process. The kernel and Ray then end those that it has started."""
+    if sys.stdout.isatty():
+        os.write(sys.stdout.fileno(), b"\x1b[?25h\n")  # the cursor, which progress bars hide
+    os._exit(128 + number)
 
 
 def _complain(message: str, code: int) -> int:

@@ -7,15 +7,23 @@ lowest first: field default, the task's ``defaults()``, the TOML file, flags.
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
+from functools import cache
+from os import fsencode
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args, get_origin
+from unicodedata import category
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from esplug.errors import UserError
-from esplug.plugins import suggest
+from esplug.plugins import brief, cause, suggest
 
 MAX_SEED = 2**64 - 1
+_MOST = 1_000_000_000  # of anything that is counted: beyond all use, and within what every library takes
+_LONGEST_TEXT = 4096  # which is also the longest path
+_NOT_IN_LINES = {"Cc", "Cs", "Zl", "Zp"}  # control characters, halves of characters, and ends of lines
+_KINDS = {int: "an integer", float: "a finite number", bool: "true or false", str: "text"}
+_OUT_OF_RANGE = {"finite_number", "greater_than", "greater_than_equal", "less_than_equal"}
 Command = Literal["train", "eval"]
 
 
@@ -29,6 +37,10 @@ def _setting(
 
 def _number(default: Any, description: str, panel: str, **limits: Any) -> Any:
     return _setting(default, description, panel, allow_inf_nan=False, **limits)
+
+
+def _count(default: Any, description: str, panel: str, **limits: Any) -> Any:
+    return _setting(default, description, panel, le=_MOST, **limits)
 
 
 class RunConfig(BaseModel):
@@ -77,27 +89,27 @@ class RunConfig(BaseModel):
         "Type of the master weights; 'model' halves their memory and rounds small updates away.",
         "Model",
     )
-    max_model_len: int | None = _setting(
+    max_model_len: int | None = _count(
         None, "Longest prompt plus answer, in tokens.  [default: the model's own]", "Model", ge=8
     )
 
     sigma: float = _number(0.001, "Standard deviation of the perturbations.", "Evolution Strategies", gt=0, le=10)
     alpha: float | None = _number(None, "Step size.  [default: sigma/2]", "Evolution Strategies", gt=0, le=10)
     population_size: int = _setting(30, "Members per iteration (N).", "Evolution Strategies", ge=2, le=1_000_000)
-    n_iterations: int = _setting(300, "Updates to make; 0 only evaluates.", "Evolution Strategies", ge=0)
+    n_iterations: int = _count(300, "Updates to make; 0 only evaluates.", "Evolution Strategies", ge=0)
     antithetic: bool = _setting(False, "Draw members in mirrored pairs, +eps and -eps.", "Evolution Strategies")
     reward_shaping: str = _setting(
         "z-scores", "Shaping plugin that turns rewards into utilities.", "Evolution Strategies"
     )
 
-    batch_size: int = _setting(512, "Prompts per iteration; capped at the data set's size.", "Generation", ge=1)
-    mini_batch_size: int = _setting(
+    batch_size: int = _count(512, "Prompts per iteration; capped at the data set's size.", "Generation", ge=1)
+    mini_batch_size: int = _count(
         512,
         "Prompts an engine answers at a time; in 16 bits it can change how answers are rounded.",
         "Generation",
         ge=1,
     )
-    max_tokens: int = _setting(512, "Longest answer, in tokens.", "Generation", ge=1)
+    max_tokens: int = _count(512, "Longest answer, in tokens.", "Generation", ge=1)
     train_temperature: float = _number(
         0.0, "Sampling temperature in training; 0 is greedy.", "Generation", ge=0, le=100
     )
@@ -108,7 +120,7 @@ class RunConfig(BaseModel):
     eval_splits: list[str] = _setting(
         [], "Splits to evaluate, as a comma list.  [default: all]", "Evaluation", eval_flag="--splits"
     )
-    eval_limit: int | None = _setting(
+    eval_limit: int | None = _count(
         None, "Evaluate only the first rows of each split.  [default: all]", "Evaluation", eval_flag="--limit", ge=1
     )
     eval_temperature: float = _number(
@@ -125,8 +137,8 @@ class RunConfig(BaseModel):
         1.0, "Reward from which an answer passes, where the task does not say what is correct.", "Evaluation"
     )
 
-    n_vllm_engines: int | None = _setting(None, "vLLM engines.  [default: all there are]", "Engines", ge=1)
-    n_gpu_per_vllm_engine: int = _setting(
+    n_vllm_engines: int | None = _count(None, "vLLM engines.  [default: all there are]", "Engines", ge=1)
+    n_gpu_per_vllm_engine: int = _count(
         1, "GPUs (on CPU: processes) that one engine spans with tensor parallelism.", "Engines", ge=1
     )
     use_gpus: str | None = _setting(
@@ -143,20 +155,20 @@ class RunConfig(BaseModel):
     engine_timeout: float = _number(
         600.0, "Seconds without a sign of life after which an engine is replaced.", "Engines", ge=1, le=86400
     )
-    max_restarts: int = _setting(10, "Engines to replace in a run before it is given up.", "Engines", ge=0)
+    max_restarts: int = _count(10, "Engines to replace in a run before it is given up.", "Engines", ge=0)
 
-    eval_freq: int = _setting(5, "Evaluate every so many iterations; 0 only before and after.", "Output", ge=0)
+    eval_freq: int = _count(5, "Evaluate every so many iterations; 0 only before and after.", "Output", ge=0)
     logging: list[str] = _setting(["console", "jsonl"], "Logger plugins, as a comma list.", "Output")
     output_directory: str = _setting("./experiments/", "Where run directories go.", "Output")
     experiment_name: str | None = _setting(None, "Run directory's name.  [default: made from the settings]", "Output")
     save_best_models: bool = _setting(False, "Save the model at every new best evaluation mean.", "Output")
-    checkpoint_every: int = _setting(
+    checkpoint_every: int = _count(
         0,
         "Save the weights every so many iterations, so that going on need not replay the seed log; 0 never.",
         "Output",
         ge=0,
     )
-    keep_checkpoints: int = _setting(2, "How many of these to keep.", "Output", flag="--keep", ge=1)
+    keep_checkpoints: int = _count(2, "How many of these to keep.", "Output", flag="--keep", ge=1)
     wandb_project: str = _setting("es-finetuning", "Project for the wandb logger.", "Output")
 
     @field_validator("logging", "eval_splits", "pass_k", mode="before")
@@ -188,7 +200,7 @@ class RunConfig(BaseModel):
             value if isinstance(value, str) else ",".join(map(str, value if isinstance(value, Iterable) else [value]))
         )
         ids = [part.strip() for part in text.split(",")]
-        if text != "none" and (not all(part.isdigit() for part in ids) or len(set(ids)) < len(ids)):
+        if text != "none" and (not all(re.fullmatch("[0-9]{1,4}", part) for part in ids) or len(set(ids)) < len(ids)):
             raise ValueError("give distinct GPU indices such as 0,1, or 'none', or 'all'")
         return ",".join(ids)
 
@@ -203,14 +215,33 @@ class RunConfig(BaseModel):
         "checkpoint",
         "train_dataset",
         "eval_dataset",
-        "output_directory",
         "reward_shaping",
+        "ray_address",
+        "output_directory",
+        "experiment_name",
+        "wandb_project",
     )
     @classmethod
-    def _not_blank(cls, value: str | None) -> str | None:
-        if value is not None and not value.strip():
+    def _one_line(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        if not value.strip():
             raise ValueError("must not be empty")
+        if len(value) > _LONGEST_TEXT or any(category(character) in _NOT_IN_LINES for character in value):
+            raise ValueError(f"must be one line of at most {_LONGEST_TEXT} characters, without control characters")
         return value
+
+    @field_validator("ray_address")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        if value and not re.fullmatch(r"auto|(ray://)?[\w.:\[\]-]+:[0-9]{1,5}", value, re.ASCII):
+            raise ValueError("must be 'auto', or host:port")
+        return value
+
+    @field_validator("logging", "eval_splits")
+    @classmethod
+    def _lines(cls, value: list[str]) -> list[str]:
+        return [item for item in value if cls._one_line(item)]
 
     @field_validator("stop")
     @classmethod
@@ -219,11 +250,22 @@ class RunConfig(BaseModel):
             raise ValueError("a stop text must not be empty")
         return value
 
+    @field_validator("stop", "task_options")
+    @classmethod
+    def _whole_characters(cls, value: Any) -> Any:
+        """Refuse what no file could hold: bytes on the command line that are not UTF-8."""
+        for item in value.values() if isinstance(value, Mapping) else value:
+            if isinstance(item, str) and any(category(character) == "Cs" for character in item):
+                raise ValueError("must be UTF-8 text")
+        return value
+
     @field_validator("experiment_name")
     @classmethod
     def _one_folder(cls, value: str | None) -> str | None:
-        if value is not None and (value != Path(value).name or value in {"", ".", ".."} or len(value) > 200):
-            raise ValueError("must be one folder name, without slashes, of at most 200 characters")
+        if value is not None and (
+            value != Path(value).name or value == ".." or value.startswith("-") or len(fsencode(value)) > 200
+        ):
+            raise ValueError("must be one folder name of at most 200 bytes, without slashes, and no dash in front")
         return value
 
     @model_validator(mode="after")
@@ -257,14 +299,20 @@ class RunConfig(BaseModel):
     @property
     def run_name(self) -> str:
         """The experiment's name, or one made from the settings."""
-        model = Path(self.model_name).name
         if self.experiment_name:
             return self.experiment_name
-        if not self.n_iterations:
-            return f"eval-{self.task}-{Path(self.checkpoint).name if self.checkpoint else model}"[:180]
-        return (
-            f"{self.task}-{model}-sigma{self.sigma:g}-alpha{self.step_size:g}-n{self.population_size}-seed{self.seed}"
-        )[:180]
+        model = Path(self.model_name).name
+        if self.n_iterations:
+            settings = f"sigma{self.sigma:g}-alpha{self.step_size:g}-n{self.population_size}-seed{self.seed}"
+            name = f"{self.task}-{model}-{settings}"
+        else:
+            name = f"eval-{self.task}-{Path(self.checkpoint).name if self.checkpoint else model}"
+        return name.encode()[:180].decode(errors="ignore")  # file systems count bytes
+
+    @property
+    def final_name(self) -> str:
+        """Folder of the fine-tuned model."""
+        return f"checkpoint-es_fine_tuned_iteration_{self.n_iterations}"
 
     def to_toml(self) -> str:
         """Write the settings as a TOML file that ``--config`` reads back."""
@@ -280,8 +328,9 @@ def _options(value: Any) -> dict[str, Any]:
     if not isinstance(value, list | tuple):
         raise ValueError("write task options as key=value, or as a table in the file")
     pairs = [str(item).partition("=") for item in value]
-    if bad := next((key for key, sep, _ in pairs if not sep or not key.strip()), None):
-        raise ValueError(f"write it as key=value, not {bad!r}")
+    for key, equals, _ in pairs:
+        if not equals or not key.strip():
+            raise ValueError("write it as key=value")
     return {key.strip(): text for key, _, text in pairs}
 
 
@@ -297,6 +346,19 @@ def flag_of(field: str, command: Command = "train") -> str:
     """Name of a field's command-line flag: ``n_iterations`` -> ``--n-iterations``."""
     own = (command == "eval" and _declared(field, "eval_flag")) or _declared(field, "flag")
     return own or "--" + field.replace("_", "-")
+
+
+def _wanted(field: str) -> str:
+    """Say what a setting may be: ``must be an integer, at least 1 and at most 10``."""
+    info = RunConfig.model_fields[field]
+    kinds = get_args(info.annotation) or (info.annotation,)
+    if get_origin(info.annotation) is Literal:
+        return f"must be one of {', '.join(kinds)}"
+    words = {"gt": "greater than", "ge": "at least", "le": "at most"}
+    limits = [
+        f"{word} {getattr(part, key)}" for part in info.metadata for key, word in words.items() if hasattr(part, key)
+    ]
+    return "must be " + ", ".join([next(_KINDS[kind] for kind in kinds if kind in _KINDS), *limits])
 
 
 def panel_of(field: str) -> str:
@@ -324,10 +386,12 @@ def make_config(*layers: Mapping[str, Any], command: Command = "train") -> RunCo
     for layer in layers:
         for key, value in layer.items():
             if key not in RunConfig.model_fields:
-                raise UserError(f"unknown setting {key!r}; {suggest(key, RunConfig.model_fields)}".rstrip("; "))
+                unknown = f"unknown setting {brief(repr(key))}"
+                raise UserError(f"{unknown}; {suggest(key, RunConfig.model_fields)}".rstrip("; "))
             if key == "task_options" and key in merged:
                 value = _joined(merged[key], value)
             merged[key] = value
+    _complete()
     try:
         return RunConfig(**merged)
     except ValidationError as error:
@@ -335,7 +399,26 @@ def make_config(*layers: Mapping[str, Any], command: Command = "train") -> RunCo
         message = first["msg"].removeprefix("Value error, ")
         if not first["loc"]:
             raise UserError(re.sub(r"<(\w+)>", lambda field: flag_of(field[1], command), message)) from None
-        raise UserError(f"{flag_of(str(first['loc'][0]), command)} {first['input']!r}: {message}") from None
+        field = str(first["loc"][0])
+        message = message if first["type"] == "value_error" else _wanted(field)
+        given = str(first["input"]) if first["type"] in _OUT_OF_RANGE else repr(first["input"])
+        raise UserError(f"{flag_of(field, command)} {brief(given)}: {message}") from None
+
+
+@cache
+def _complete() -> None:
+    """Build the model, for which pydantic reads the metadata of every installed package.
+
+    Raises:
+        UserError: some package's are damaged.
+    """
+    try:
+        RunConfig.model_rebuild()
+    except Exception as error:
+        raise UserError(
+            f"the metadata of an installed package are damaged [{cause(error)}]; `esplug plugins` names it: "
+            "reinstall it, or remove it"
+        ) from error
 
 
 def read_toml(path: str) -> dict[str, Any]:
@@ -345,9 +428,11 @@ def read_toml(path: str) -> dict[str, Any]:
         UserError: the file is missing or is not TOML.
     """
     try:
+        if not Path(path).is_file():  # reading a pipe or device might never end
+            raise UserError(f"--config {brief(path)}: {'not a file' if Path(path).exists() else 'No such file'}")
         with open(path, "rb") as file:
             return {key.replace("-", "_"): value for key, value in tomllib.load(file).items()}
     except OSError as error:
-        raise UserError(f"--config {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path}: not a TOML file: {error}") from error
+        raise UserError(f"--config {brief(path)}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"--config {brief(path)}: not a TOML file: {brief(str(error))}") from error

@@ -1,13 +1,16 @@
 """A task's data: its splits, checked and collated, and the batches drawn from them."""
 
+import re
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count, islice
 from typing import Any, Literal
 
 import numpy as np
 
-from esplug.errors import PluginError, UserError
-from esplug.plugins import suggest
+from esplug.errors import UserError
+from esplug.hookspecs import Prompt, Row
+from esplug.plugins import cause, suggest
 from esplug.readers import SplitRows, named, place, read, sources
 from esplug.task import Task
 
@@ -115,12 +118,43 @@ def _origin(split: Split, path: str | None) -> str:
 
 
 def _collated(task: Task, name: str, part: SplitRows, limit: int | None) -> Batch:
-    rows = list(islice(part.rows, limit))
+    """Collate a split's rows, and see that every one of them makes a prompt."""
+    where = f"{part.origin}, split {name!r}"
+    try:
+        rows = list(islice(part.rows, limit))
+    except Exception as error:  # a saved data set is read now, by a library that has many words for damage
+        raise UserError(f"{where}: cannot be read [{cause(error)}]") from error
     if not rows:
         raise UserError(f"{part.origin}: the data set has no rows in its split {name!r}")
     try:
-        return task.collate(rows)
-    except PluginError:
-        raise  # it names the plugin, whose fault it is
+        questions, targets = task.collate(rows)
     except UserError as error:
-        raise UserError(f"{part.origin}, split {name!r}: {error}") from error
+        row = "" if re.search(r"\brow \d", str(error)) else f", row {_first_refused(task, rows)}"
+        raise type(error)(f"{where}{row}: {error}") from error
+    for number, question in enumerate(questions, start=1):
+        try:
+            _check_text(task.template(question))
+        except UserError as error:
+            raise type(error)(f"{where}, row {number}: {error}") from error
+    return questions, targets
+
+
+def _first_refused(task: Task, rows: Sequence[Row]) -> int:
+    """Return the number, from 1, of the first row that the task refuses, or refuses after those before it."""
+
+    def refused(number: int) -> bool:
+        try:
+            task.collate(rows[:number])
+        except UserError:
+            return True
+        return False
+
+    return 1 + bisect_left(range(1, len(rows)), True, key=refused)
+
+
+def _check_text(prompt: Prompt) -> None:
+    texts = [prompt] if isinstance(prompt, str) else [str(message["content"]) for message in prompt]
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError as error:  # JSON can spell half a character: \ud83d
+        raise UserError(f"the prompt holds {error.object[error.start]!r}, which is no character") from error

@@ -5,12 +5,27 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from esplug.plugins import brief
+
 if TYPE_CHECKING:
     from esplug.dataset_build import Built
 
 app = typer.Typer(help="Build data sets for training and evaluation.")
 
-Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where data sets go.")]
+
+def _folder(name: str | Path) -> Path:
+    """Read the name of a folder that is there or can be made."""
+    try:
+        folder = Path(name).expanduser()
+        other = folder.exists() and not folder.is_dir()
+    except (OSError, RuntimeError) as error:  # a name too long; no such user's home
+        raise typer.BadParameter(f"{brief(repr(str(name)))}: {getattr(error, 'strerror', None) or error}") from error
+    if other or not str(name).strip() or len(str(name).splitlines()) != 1:
+        raise typer.BadParameter(f"{str(name)!r} is no folder")
+    return folder
+
+
+Out = Annotated[Path, typer.Option("--out", metavar="DIR", parser=_folder, help="Where data sets go.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -47,6 +62,7 @@ def build_dataset(
         typer.Option(
             "--source",
             metavar="DIR",
+            parser=_folder,
             help="Take Hub data sets from DIR/OWNER/NAME, as `hf download --repo-type dataset` makes them.",
         ),
     ] = None,

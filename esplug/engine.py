@@ -3,11 +3,12 @@
 import itertools
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from esplug.history import CatchUp, CaughtUp
 from esplug.placement import usable_cores
 
 #: Cores of the driver's or an engine's machine, as given to ``sched_setaffinity``.
@@ -59,38 +60,63 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """Answers to a batch of prompts, in their order, and the seconds they took."""
+    """Answers to a batch of prompts, in their order, and the seconds they took.
+
+    Attributes:
+        undefined: tokens for which the model gave NaN or infinity instead of probabilities. If there are any, none
+            of the answers means anything.
+    """
 
     completions: list[Completion]
     switch_seconds: float
     generate_seconds: float
+    undefined: int = 0
 
 
 class Engine:
-    """The Ray actor. Made idle, so that all engines can be placed before any loads a model."""
+    """The Ray actor. Made idle, so that all engines can be placed before any loads a model.
+
+    Everything but :meth:`pulse`, which has a thread of its own, runs in one thread.
+    """
 
     def __init__(self, log_path: str | None) -> None:
         if log_path:
             _redirect_output(Path(log_path))
         self._llm: Any = None
         self._weights: Weights | None = None
+        self._stepped: float | None = None
 
-    def location(self) -> tuple[str, Cores, int]:
-        """Return this node's id, the cores usable there, and its free memory in bytes."""
+    def location(self) -> tuple[str, int]:
+        """Return this node's id and its free memory in bytes."""
         import psutil
         import ray
 
-        node = ray.get_runtime_context().get_node_id()
-        return node, usable_cores(), psutil.virtual_memory().available
+        return ray.get_runtime_context().get_node_id(), psutil.virtual_memory().available
 
-    def start(self, settings: EngineSettings, cores: Cores, kv_cache_bytes: int | None) -> int:
-        """Load the model and the master weights. Returns the master's checksum.
+    def pulse(self) -> float:
+        """Return the seconds since generation last took a step; 0 when nothing is being generated."""
+        stepped = self._stepped
+        return 0.0 if stepped is None else time.monotonic() - stepped
+
+    def start(
+        self,
+        settings: EngineSettings,
+        share: tuple[int, int],
+        most_cores: int | None,
+        kv_cache_bytes: int | None,
+        catch_up: CatchUp,
+    ) -> CaughtUp:
+        """Load the model and the master weights, and catch up with the run.
 
         Args:
             settings: equal for all engines.
-            cores: the cores of this engine alone, for its threads (CPU) or for its noise (GPU).
+            share: which of how many equal shares of this machine's cores is this engine's alone, for its threads
+                (CPU) or for its noise (GPU).
+            most_cores: take no more of them.
             kv_cache_bytes: size of the KV cache; ``None`` lets vLLM take its share of the GPU.
+            catch_up: what the run has done so far.
         """
+        cores = _own_cores(*share)[:most_cores]
         ranks = settings.tensor_parallel_size
         rank_cores = [cores[rank::ranks] or cores for rank in range(ranks)]
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the actor is the process
@@ -123,7 +149,23 @@ class Engine:
             seed=0,
             **extra,
         )
-        return self._same("es_load_master", settings.model, settings.master_dtype, rank_cores)
+        step = self._llm.llm_engine.step
+        self._llm.llm_engine.step = lambda: self._step(step)
+        self._load_master = (settings.model, settings.master_dtype, rank_cores)
+        return self.catch_up(catch_up)
+
+    def catch_up(self, catch_up: CatchUp) -> CaughtUp:
+        """Read the base model's weights, and from them or from saved ones replay the run's updates."""
+        self._weights = None
+        self._llm.reset_prefix_cache()
+        found: list[CaughtUp] = self._llm.collective_rpc("es_catch_up", args=(*self._load_master, catch_up))
+        if len({(state.base, state.checksum) for state in found}) != 1:
+            raise RuntimeError(f"tensor-parallel ranks of one engine differ after loading: {found}")
+        return found[0]
+
+    def _step(self, step: Callable[[], Any]) -> Any:
+        self._stepped = time.monotonic()
+        return step()
 
     def generate(
         self,
@@ -167,7 +209,13 @@ class Engine:
             completions += [
                 Completion(answer.text, len(answer.token_ids), answer.finish_reason == "stop") for answer in answers
             ]
-        return Generation(completions, switched - started, time.perf_counter() - switched)
+        self._stepped = None
+        undefined = sum(self._llm.collective_rpc("es_take_undefined"))
+        if undefined:  # which the cache would hand on, as 0 x NaN is NaN
+            self._llm.collective_rpc("es_clear_cache")
+            self._llm.reset_prefix_cache()
+            self._weights = None
+        return Generation(completions, switched - started, time.perf_counter() - switched, undefined)
 
     def _cache_shared_prefix(self, prompts: Sequence[Sequence[int]]) -> None:
         """Compute what all prompts begin with once; scheduled together, each would compute it for itself."""
@@ -184,9 +232,14 @@ class Engine:
         self._weights = None
         return self._same("es_update", seeds, coefficients)
 
-    def save(self, folder: str) -> None:
-        """Write the master weights to ``folder`` as safetensors, in the checkpoint's types."""
-        self._llm.collective_rpc("es_save", args=(folder,))
+    def save(self, folder: str, exact: bool) -> None:
+        """Write the master weights to ``folder`` as safetensors, in the checkpoint's types or exactly as they are."""
+        self._llm.collective_rpc("es_save", args=(folder, exact))
+
+    def tensor_checksums(self) -> dict[str, int]:
+        """Return the checksum of each tensor of the master weights."""
+        checksums: dict[str, int] = self._llm.collective_rpc("es_tensor_checksums")[0]
+        return checksums
 
     def _same(self, method: str, *args: Any) -> int:
         """Call a worker method that returns a checksum, and insist that all ranks agree."""
@@ -194,6 +247,13 @@ class Engine:
         if len(checksums) != 1:
             raise RuntimeError(f"tensor-parallel ranks of one engine differ after {method}: {sorted(checksums)}")
         return checksums.pop()
+
+
+def _own_cores(slot: int, shares: int) -> Cores:
+    """Return one of so many equal shares of this machine's usable cores; all of them where there are too few."""
+    cores = usable_cores()
+    each = max(1, len(cores) // shares)
+    return cores[slot * each : (slot + 1) * each] or cores
 
 
 def _redirect_output(path: Path) -> None:

@@ -1,11 +1,6 @@
-"""The pool of engines on Ray: placing them, handing out work, keeping their weights equal."""
+"""The pool of engines on Ray: placing them, handing out work, keeping their weights equal, replacing the dead."""
 
-import importlib.metadata
-import importlib.util
-import os
-import signal
-import socket
-import threading
+import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -13,12 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from esplug.console import get_console
 from esplug.engine import Engine, EngineSettings, Generation, Sampling, Weights
-from esplug.errors import RunError, UserError, one_line
-from esplug.placement import Node, Plan, Resources, cpu_kv_cache_bytes, usable_cores
+from esplug.errors import RunError, UserError
+from esplug.history import CaughtUp, History
+from esplug.placement import Plan, cpu_kv_cache_bytes
+from esplug.run_directory import write_json
 
 Key = TypeVar("Key")
-_TORCH = ("torch", "torchvision", "torchaudio")
+
+#: An engine that has not answered yet is loading libraries or a model, and gets at least this long, in seconds.
+START_TIMEOUT = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,135 +38,71 @@ class Job(Generic[Key]):
     mini_batch_size: int
 
 
-def require_vllm() -> None:
-    """See early whether the engines can be imported at all.
+@dataclass(slots=True, eq=False)
+class _Seat:
+    """An engine's place: who sits there, on which of its machine's cores, and when it was last heard of."""
 
-    Raises:
-        UserError: vLLM is not installed, or beside a CPU torch stand CUDA builds that break it.
-    """
-    if importlib.util.find_spec("vllm") is None:
-        raise UserError("vLLM is not installed: pip install 'esplug[gpu]', or 'esplug[cpu]' on a machine without a GPU")
-    installed = {dist.name: dist.version for dist in importlib.metadata.distributions() if dist.name in _TORCH}
-    clashing = [name for name, version in installed.items() if not version.endswith("+cpu")]
-    if installed.get("torch", "").endswith("+cpu") and clashing:
-        raise UserError(f"CUDA builds that break this CPU torch are installed: pip uninstall -y {' '.join(clashing)}")
-
-
-class Cluster:
-    """The connection to Ray: a cluster at ``address``, or a local one of our own."""
-
-    def __init__(self, address: str | None, use_gpus: str | None) -> None:
-        import ray
-
-        self._owned = not ray.is_initialized()
-        if not self._owned:
-            return
-        handler = signal.getsignal(signal.SIGTERM)
-        self._visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        self._connect(address, use_gpus)
-        if threading.current_thread() is threading.main_thread():  # Ray has put its own in place
-            signal.signal(signal.SIGTERM, handler)
-
-    def _connect(self, address: str | None, use_gpus: str | None) -> None:
-        import ray
-
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
-        if address:
-            try:
-                _knock(address)
-                ray.init(address=address, **common)
-            except (OSError, RuntimeError, ValueError) as error:
-                raise UserError(f"--ray-address {address}: no Ray cluster answers there ({one_line(error)})") from error
-            return
-        if use_gpus is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = "" if use_gpus == "none" else visible_devices(use_gpus, self._visible)
-        try:
-            ray.init(
-                address="local",
-                num_cpus=len(usable_cores()),
-                num_gpus=local_gpus(),
-                include_dashboard=False,
-                object_store_memory=512 * 2**20,
-                **common,
-            )
-        except (OSError, RuntimeError, ValueError) as error:
-            raise RunError(f"Ray does not start here: {error}") from error
-
-    def resources(self) -> Resources:
-        """Say what the cluster has."""
-        import ray
-
-        found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        nodes = (Node(*(int(node.get(name, 0)) for name in ("GPU", "CPU", "memory"))) for node in found)
-        return Resources(tuple(nodes))
-
-    def close(self) -> None:
-        """Leave the cluster; stop it if it is our own."""
-        import ray
-
-        if not self._owned:
-            return
-        ray.shutdown()
-        if self._visible is None:
-            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
-        else:
-            os.environ["CUDA_VISIBLE_DEVICES"] = self._visible
-
-
-def _knock(address: str) -> None:
-    """See that something listens at ``host:port``; Ray itself would try for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if port.isdigit():
-        socket.create_connection((host, int(port)), timeout=5).close()
-
-
-def visible_devices(use_gpus: str, visible: str | None) -> str:
-    """Choose GPUs by their position among those this process may use.
-
-    Args:
-        use_gpus: positions, such as ``0,1``.
-        visible: ``CUDA_VISIBLE_DEVICES`` as a scheduler may have set it.
-
-    Raises:
-        UserError: there are fewer.
-    """
-    allowed = visible.split(",") if visible else [str(i) for i in range(local_gpus())]
-    chosen = [int(part) for part in use_gpus.split(",")]
-    if allowed and max(chosen) >= len(allowed):
-        raise UserError(f"--use-gpus {use_gpus}: there are {len(allowed)} GPUs, numbered from 0")
-    return ",".join(allowed[i] for i in chosen) if allowed else ""
-
-
-def local_gpus() -> int:
-    """Count the GPUs that this process may use and that the installed torch can drive."""
-    import torch
-
-    return torch.cuda.device_count()
+    index: int
+    actor: Any
+    cores: tuple[int, int] = (0, 1)  # which of how many equal shares of the machine's
+    kv_cache: int | None = None
+    heard: float = 0.0
+    ready: bool = False
+    silent: bool = False
+    pulse: Any = None
 
 
 class EnginePool:
-    """n engines with equal weights. Work goes to whichever engine is free; nobody waits for the slowest."""
+    """n engines with equal weights. Work goes to whichever engine is free; nobody waits for the slowest.
 
-    def __init__(self, plan: Plan, settings: EngineSettings, engine_bytes: int, log_dir: Path):
+    An engine that dies, or gives no sign of life, is replaced: a new one takes its place, catches up with the
+    others and does the work again, so that the result is the same.
+
+    Args:
+        plan: how many engines, on what.
+        settings: equal for all engines.
+        engine_bytes: memory of one engine on the CPU.
+        folder: the run's directory, which gets the engines' logs.
+        timeout: seconds without a sign of life after which an engine is replaced.
+        max_restarts: engines to replace before giving up.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        settings: EngineSettings,
+        engine_bytes: int,
+        folder: Path,
+        *,
+        timeout: float = 600.0,
+        max_restarts: int = 10,
+    ) -> None:
         self.plan = plan
-        self._settings = settings
-        self._engine_bytes = engine_bytes
-        self._log_dir = log_dir
-        self._engines: list[Any] = []
+        self.restarts = 0
+        self._settings, self._engine_bytes = settings, engine_bytes
+        self._folder, self._timeout, self._max_restarts = folder, timeout, max_restarts
+        self._interval = min(30.0, timeout / 10)  # between signs of life, in seconds
+        self._listened = time.monotonic()
+        self._seats: list[_Seat] = []
         self._placement: Any = None
+        self._history = History(0)
 
-    def start(self) -> int:
-        """Place and start all engines at once. Returns the checksum of the weights they share.
+    def __len__(self) -> int:
+        return self.plan.n_engines
+
+    def start(self, history: History) -> CaughtUp:
+        """Place and start all engines at once, and bring them to where ``history`` ends.
+
+        The pool keeps ``history``, to which the caller appends, for engines that have to be replaced.
 
         Raises:
             RunError: an engine did not start; the message ends with its last log lines.
+            UserError: an engine found the model wanting.
         """
         import ray
         from ray.util.placement_group import placement_group
-        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+        self._history = history
         gpus, cores = self.plan.gpus_per_engine, self.plan.cores_per_engine
         bundle = {"GPU": gpus, "CPU": 1} if gpus else {"CPU": cores}
         self._placement = placement_group([bundle] * self.plan.n_engines, strategy="PACK")
@@ -176,108 +112,309 @@ class EnginePool:
             raise RunError(
                 f"Ray found no room for {self.plan.describe()} within 60 s; is another run using it?"
             ) from error
-        actor = ray.remote(Engine)
-        self._engines = [
-            actor.options(
-                num_gpus=gpus,
-                num_cpus=1 if gpus else cores,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(self._placement, index),
-            ).remote(str(self._log_dir.absolute() / f"engine-{index}.log"))
-            for index in range(self.plan.n_engines)
-        ]
-        locations = self._all([engine.location.remote() for engine in self._engines])
-        neighbours = Counter(node for node, _, _ in locations)
-        placed = Counter[str]()
-        starts = []
-        for engine, (node, node_cores, free) in zip(self._engines, locations, strict=True):
-            here, slot = neighbours[node], placed[node]
-            placed[node] += 1
-            share = max(1, len(node_cores) // here)
-            own = node_cores[slot * share : (slot + 1) * share] or node_cores
-            kv_cache = None
-            if self._settings.device == "cpu":
-                own = own[:cores]
-                kv_cache = cpu_kv_cache_bytes(free, self._settings.memory_share, here, self._engine_bytes)
-            starts.append(engine.start.remote(self._settings, own, kv_cache))
-        return self._agree(self._all(starts), "loading the model")
-
-    def __len__(self) -> int:
-        return self.plan.n_engines
+        for index in range(self.plan.n_engines):
+            self._seats.append(_Seat(index, None))
+            self._occupy(self._seats[-1])
+        self._share_machines()
+        starting = [(seat, self._start(seat)) for seat in self._seats]
+        caught_up = [self._started(seat, ref) for seat, ref in starting]
+        self._agree([state.checksum for state in caught_up], "loading the model")
+        return caught_up[0]
 
     def run(self, jobs: Iterable[Job[Key]]) -> Iterator[tuple[Key, Generation]]:
-        """Answer jobs, each on the first engine that is free, and yield the answers as they come."""
+        """Answer jobs, each on the first engine that is free, and yield the answers as they come.
+
+        Raises:
+            RunError: a job failed on two engines, or too many engines had to be replaced.
+        """
         import ray
 
-        todo, idle = iter(jobs), deque(range(len(self._engines)))
-        running: dict[Any, tuple[int, Key]] = {}
+        todo, again = iter(jobs), deque[Job[Key]]()
+        idle = deque(self._seats)
+        running: dict[Any, tuple[_Seat, Job[Key] | None]] = {}  # without a job, an engine is starting
+        raised: set[Key] = set()
         last: Any = None
         prompts: Any = None
 
         def hand_out() -> None:
             nonlocal last, prompts
-            while idle and (job := next(todo, None)) is not None:
+            while idle and (job := again.popleft() if again else next(todo, None)) is not None:
                 if job.prompts is not last:  # a batch of prompts travels once, not once a member
                     last, prompts = job.prompts, ray.put(job.prompts)
-                index = idle.popleft()
-                ref = self._engines[index].generate.remote(
-                    job.weights, prompts, job.seeds, job.sampling, job.mini_batch_size
-                )
-                running[ref] = (index, job.key)
+                seat = idle.popleft()
+                ref = seat.actor.generate.remote(job.weights, prompts, job.seeds, job.sampling, job.mini_batch_size)
+                running[ref] = (seat, job)
 
         hand_out()
         while running:
-            (done,), _ = ray.wait(list(running), num_returns=1)
-            index, key = running.pop(done)
-            idle.append(index)
-            hand_out()
-            (generation,) = self._all([done], [index])
-            yield key, generation
+            done = self._wait(list(running))
+            seat, job = running.pop(done)
+            try:
+                result = ray.get(done)
+            except ray.exceptions.RayError as error:
+                if job is not None:
+                    if _raised(error) and job.key in raised:
+                        raise self._failure(seat, error) from error
+                    raised |= {job.key} if _raised(error) else set()
+                    again.append(job)
+                running[self._replace(seat, error)] = (seat, None)
+                hand_out()
+                continue
+            idle.append(seat)
+            if job is None:
+                self._welcome(seat, result)
+                hand_out()
+            else:
+                hand_out()
+                yield job.key, result
 
     def update(self, seeds: list[int], coefficients: list[float]) -> int:
         """Move the weights of all engines alike. Returns their checksum.
 
         Raises:
-            RunError: the engines' checksums differ.
+            RunError: the engines' checksums differ, or too many engines had to be replaced.
         """
-        return self._agree(self._all([e.update.remote(seeds, coefficients) for e in self._engines]), "the update")
+        return self._agree(self._ask(self._seats, "update", seeds, coefficients), "the update")
 
-    def save(self, folder: Path) -> None:
-        """Let one engine write the weights to ``folder``, which must be visible to its machine."""
-        self._all([self._engines[0].save.remote(str(folder.absolute()))], [0])
+    def save(self, folder: Path, *, exact: bool = False) -> None:
+        """Let one engine write the weights to ``folder``, which must be visible to its machine.
+
+        Args:
+            folder: there already.
+            exact: write the master weights as they are, rather than rounded to the checkpoint's types.
+
+        Raises:
+            OSError: they could not be written.
+        """
+        self._ask(self._seats[:1], "save", str(folder.absolute()), exact)
 
     def close(self) -> None:
         """Stop all engines."""
         import ray
         from ray.util.placement_group import remove_placement_group
 
-        for engine in self._engines:
+        for seat in self._seats:
             with suppress(Exception):  # Ray may be gone; what went wrong before is what matters
-                ray.kill(engine)
+                ray.kill(seat.actor)
         if self._placement is not None:
             with suppress(Exception):
                 remove_placement_group(self._placement)
-        self._engines, self._placement = [], None
+        self._seats, self._placement = [], None
 
-    def _all(self, refs: list[Any], indices: Sequence[int] | None = None) -> list[Any]:
-        """Wait for results, and turn an engine's failure into a message that names it."""
+    # --- starting and replacing -------------------------------------------------------------------------
+
+    def _occupy(self, seat: _Seat) -> None:
+        """Put a new process in a seat; it does nothing yet."""
+        import ray
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        gpus, cores = self.plan.gpus_per_engine, self.plan.cores_per_engine
+        place = PlacementGroupSchedulingStrategy(self._placement, seat.index)
+        actor = ray.remote(concurrency_groups={"pulse": 1})(Engine)
+        seat.actor = actor.options(num_gpus=gpus, num_cpus=1 if gpus else cores, scheduling_strategy=place).remote(
+            str(self._log(seat).absolute())
+        )
+        seat.heard, seat.ready, seat.silent, seat.pulse = time.monotonic(), False, False, None
+
+    def _share_machines(self) -> None:
+        """Give each engine its share of its machine's cores and memory."""
+        locations = self._ask(self._seats, "location")
+        neighbours = Counter(node for node, _ in locations)
+        placed = Counter[str]()
+        for seat, (node, free) in zip(self._seats, locations, strict=True):
+            seat.cores = placed[node], neighbours[node]
+            placed[node] += 1
+            if self._settings.device == "cpu":
+                here, share = neighbours[node], self._settings.memory_share
+                seat.kv_cache = cpu_kv_cache_bytes(free, share, here, self._engine_bytes)
+
+    def _start(self, seat: _Seat) -> Any:
+        most = self.plan.cores_per_engine if self._settings.device == "cpu" else None
+        return seat.actor.start.remote(self._settings, seat.cores, most, seat.kv_cache, self._history.catch_up())
+
+    def _started(self, seat: _Seat, ref: Any) -> CaughtUp:
+        """Wait for a first start. One that raises would do so again; one that died may have better luck."""
         import ray
 
-        results = []
-        for index, ref in zip(indices or range(len(refs)), refs, strict=True):
+        try:
+            caught_up: CaughtUp = self._get(ref)
+        except ray.exceptions.RayError as error:
+            if _raised(error):
+                raise self._failure(seat, error) from error
+            return self._revive(seat, error)
+        seat.ready = True
+        return caught_up
+
+    def _replace(self, seat: _Seat, error: Exception) -> Any:
+        """Start a new engine in the seat of one that failed. Returns what to wait for.
+
+        Raises:
+            RunError: too many were replaced already.
+        """
+        import ray
+
+        if self.restarts >= self._max_restarts:
+            failure = self._failure(seat, error, f", and {self.restarts} were replaced already (--max-restarts)")
+            raise failure from error
+        self.restarts += 1
+        get_console().print(
+            f"engine {seat.index} {self._what_happened(seat, error)}; replacing it "
+            f"({self.restarts} of at most {self._max_restarts})",
+            markup=False,
+            soft_wrap=True,
+        )
+        with suppress(Exception):  # it may have raised rather than died, or hang
+            ray.kill(seat.actor)
+        self._occupy(seat)
+        return self._start(seat)
+
+    def _revive(self, seat: _Seat, error: Exception) -> CaughtUp:
+        """Replace an engine and wait until the new one has caught up."""
+        import ray
+
+        while True:
+            starting = self._replace(seat, error)
             try:
-                results.append(ray.get(ref))
-            except ray.exceptions.RayError as error:
-                raise RunError(f"engine {index} failed: {_cause(error)}{self._log_tail(index)}") from error
-        return results
+                caught_up: CaughtUp = self._get(starting)
+            except ray.exceptions.RayError as again:
+                error = again
+            else:
+                self._welcome(seat, caught_up)
+                return caught_up
+
+    def _welcome(self, seat: _Seat, caught_up: CaughtUp) -> None:
+        """See that a replacement has the weights of the others."""
+        seat.ready = True
+        for reason in caught_up.damaged:
+            get_console().print(f"passed over a checkpoint: {reason}", markup=False, soft_wrap=True)
+        expected = self._history.checksum
+        if expected is not None and caught_up.checksum != expected:
+            raise RunError(
+                f"engine {seat.index} was replaced, and {caught_up.replayed} updates of the seed log gave it weights "
+                f"with checksum {caught_up.checksum:016x} instead of {expected:016x}; going on would give wrong results"
+            )
+        get_console().print(
+            f"engine {seat.index} is there again, {caught_up.replayed} updates replayed", markup=False, soft_wrap=True
+        )
+
+    # --- asking and waiting -----------------------------------------------------------------------------
+
+    def _ask(self, seats: Sequence[_Seat], method: str, *arguments: Any) -> list[Any]:
+        """Call a method of several engines at once; one that fails is replaced and asked again, once if it raised."""
+        import ray
+
+        def ask(seat: _Seat) -> Any:
+            return getattr(seat.actor, method).remote(*arguments)
+
+        def answer(seat: _Seat, ref: Any) -> Any:
+            raised = False
+            while True:
+                try:
+                    return self._get(ref)
+                except ray.exceptions.RayError as error:
+                    cause = getattr(error, "cause", None)
+                    if isinstance(cause, OSError | UserError):  # of a disk or a file, not of the engine
+                        raise cause from error
+                    if raised and _raised(error):
+                        raise self._failure(seat, error) from error
+                    raised |= _raised(error)
+                    self._revive(seat, error)
+                    ref = ask(seat)
+
+        asked = [(seat, ask(seat)) for seat in seats]
+        return [answer(seat, ref) for seat, ref in asked]
+
+    def _get(self, ref: Any) -> Any:
+        import ray
+
+        return ray.get(self._wait([ref]))
+
+    def _wait(self, refs: list[Any]) -> Any:
+        """Return the first of ``refs`` that is done, and meanwhile end engines that give no sign of life."""
+        import ray
+
+        while True:
+            now = time.monotonic()
+            unheard, self._listened = now - self._listened, now
+            if unheard > 2 * self._interval:  # we were busy or stopped ourselves
+                for seat in self._seats:
+                    seat.heard = min(seat.heard + unheard, now)
+            pulses = {seat.pulse: seat for seat in self._seats if seat.pulse is not None}
+            done, _ = ray.wait([*refs, *pulses], num_returns=1, timeout=self._interval)
+            if done and done[0] not in pulses:
+                return done[0]
+            for ref in done:
+                self._heard(pulses[ref])
+            for seat in self._seats:
+                self._listen(seat)
+
+    def _heard(self, seat: _Seat) -> None:
+        """Note a sign of life: when the engine last got on with its work."""
+        import ray
+
+        with suppress(ray.exceptions.RayError):  # the death of an engine shows in its work
+            seat.heard = time.monotonic() - ray.get(seat.pulse)
+            seat.ready = True
+        seat.pulse = None
+
+    def _listen(self, seat: _Seat) -> None:
+        """Ask an engine for a sign of life, and kill it if it has not given one for too long."""
+        import ray
+
+        limit = self._timeout if seat.ready else max(self._timeout, START_TIMEOUT)
+        if time.monotonic() - seat.heard > limit and not seat.silent:
+            seat.silent = True
+            ray.kill(seat.actor)
+        elif seat.pulse is None and time.monotonic() - seat.heard > self._interval:
+            seat.pulse = seat.actor.pulse.options(concurrency_group="pulse").remote()
+
+    # --- what went wrong --------------------------------------------------------------------------------
 
     def _agree(self, checksums: list[int], when: str) -> int:
+        """Insist that all engines have the same weights, and leave evidence where they do not."""
         if len(set(checksums)) != 1:
             each = ", ".join(f"engine {i}: {value:016x}" for i, value in enumerate(checksums))
-            raise RunError(f"the engines' weights differ after {when} ({each}); going on would give wrong results")
+            iteration, path = len(self._history.steps), self._folder / "checksum-mismatch.json"
+            with suppress(Exception):  # evidence must not hide what it is about
+                write_json(path, {"iteration": iteration, "after": when, "engines": self._evidence()}, indent=2)
+            raise RunError(
+                f"the engines' weights differ after {when} of iteration {iteration} ({each}); going on would give "
+                f"wrong results. {path} says which tensors differ"
+            )
         return checksums[0]
 
-    def _log_tail(self, index: int, lines: int = 15) -> str:
-        path = self._log_dir / f"engine-{index}.log"
+    def _evidence(self) -> dict[str, Any]:
+        """Return each engine's place and the checksums of those tensors in which engines differ."""
+        tensors = self._ask(self._seats, "tensor_checksums")
+        differing = [name for name in tensors[0] if len({each[name] for each in tensors}) > 1]
+        return {
+            str(seat.index): {"log": str(self._log(seat)), "tensors": {name: f"{own[name]:016x}" for name in differing}}
+            for seat, own in zip(self._seats, tensors, strict=True)
+        }
+
+    def _failure(self, seat: _Seat, error: Exception, more: str = "") -> Exception:
+        """Make the error that ends the run."""
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, UserError):
+            return cause
+        return RunError(f"engine {seat.index} {self._what_happened(seat, error)}{more}{self._log_tail(seat)}")
+
+    def _what_happened(self, seat: _Seat, error: Exception) -> str:
+        import ray
+
+        if seat.silent:
+            return f"gave no sign of life for {self._timeout:g} s (--engine-timeout)"
+        if _raised(error):
+            cause = getattr(error, "cause", None) or error
+            lines = [line for line in str(cause).splitlines() if line.strip()]
+            return f"failed ({type(cause).__name__}: {lines[-1].strip() if lines else 'no message'})"
+        return "ran out of memory and was killed" if isinstance(error, ray.exceptions.OutOfMemoryError) else "died"
+
+    def _log(self, seat: _Seat) -> Path:
+        return self._folder / "logs" / f"engine-{seat.index}.log"
+
+    def _log_tail(self, seat: _Seat, lines: int = 15) -> str:
+        path = self._log(seat)
         try:
             tail = path.read_text(errors="replace").splitlines()[-lines:]
         except OSError:
@@ -285,8 +422,8 @@ class EnginePool:
         return f"\nlast lines of {path}:\n" + "\n".join(f"  {line}" for line in tail)
 
 
-def _cause(error: Exception) -> str:
-    """Last line of a Ray error: the exception that the engine raised."""
-    cause = getattr(error, "cause", None) or error
-    lines = [line for line in str(cause).splitlines() if line.strip()]
-    return f"{type(cause).__name__}: {lines[-1].strip() if lines else 'no message'}"
+def _raised(error: Exception) -> bool:
+    """Whether the engine raised an exception, rather than died."""
+    import ray
+
+    return isinstance(error, ray.exceptions.RayTaskError)

@@ -104,6 +104,17 @@ class SplitEvaluation:
             "samples": [sample.row() for sample in self.samples],
         }
 
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any], pass_k: tuple[int, ...]) -> "SplitEvaluation":
+        """Read a record again.
+
+        Raises:
+            KeyError, TypeError: it is not one.
+        """
+        samples = [Sample(**row) for row in record["samples"]]
+        by_task = any(sample.correct is not None for sample in samples)
+        return cls(record["split"], samples, pass_k, by_task)
+
     def metrics(self) -> dict[str, float]:
         """Return the figures under their logged names."""
         return _logged(f"eval/{self.split}", self.figures)

@@ -1,13 +1,14 @@
 """Evaluating the engines' weights: every split's prompts, spread over all engines, graded as answers come."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import chain
 from typing import Any
 
 from esplug.config import RunConfig
-from esplug.engine import Completion, Sampling, Weights
+from esplug.engine import Completion, Generation, Sampling, Weights
 from esplug.engines import EnginePool, Job
 from esplug.evaluation import Sample, SplitEvaluation
 from esplug.progress import LiveProgress
@@ -27,10 +28,16 @@ class EvaluationSplit:
 
     def fingerprint(self) -> str:
         """Name the content: equal prompts and targets, equal text."""
-        digest = blake2b(digest_size=16)
-        for text, target in zip(self.texts, self.targets, strict=True):
-            digest.update(f"{len(text)} {text} {target!r}\n".encode(errors="replace"))
-        return digest.hexdigest()
+        return fingerprint(self.texts, self.targets)
+
+
+def fingerprint(prompts: Iterable[str], targets: Iterable[Any]) -> str:
+    """Name rows: equal prompts and targets, equal text."""
+    digest = blake2b(digest_size=16)
+    for prompt, target in zip(prompts, targets, strict=True):
+        shown = re.sub(r" at 0x[0-9a-f]+", "", repr(target))  # where an object without a form of its own lies
+        digest.update(f"{len(prompt)} {prompt} {shown}\n".encode(errors="replace"))
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +81,7 @@ class Evaluator:
     def evaluate(
         self,
         engines: EnginePool,
-        grade: Callable[[list[str], Sequence[Any]], PendingRewards],
+        grade: Callable[[Generation, Sequence[Any]], PendingRewards],
         progress: LiveProgress,
         title: str,
     ) -> tuple[list[SplitEvaluation], list[Graded]]:
@@ -83,8 +90,7 @@ class Evaluator:
         pending: dict[int, tuple[list[Completion], PendingRewards]] = {}
         for number, generation in engines.run(map(self._job, range(len(self._chunks)))):
             targets = [self.splits[request.split].targets[request.index] for request in self._chunks[number]]
-            answers = generation.completions
-            pending[number] = answers, grade([answer.text for answer in answers], targets)
+            pending[number] = generation.completions, grade(generation, targets)
             progress.advance()
         requests = list(chain.from_iterable(self._chunks))
         completions = [answer for number in sorted(pending) for answer in pending[number][0]]

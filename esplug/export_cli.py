@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
-    from esplug.export import Exported, Progress
+    from esplug.export import Exported
+    from esplug.replay import Progress
 
 
 def export(
@@ -29,7 +30,7 @@ def export(
         typer.Option(
             "--base",
             metavar="MODEL",
-            help="Folder or Hugging Face id of the model that the run started from.  \\[default: as the log says]",
+            help="What the run started from: a model, seed log, run or .pth.  \\[default: as the log says]",
         ),
     ] = None,
     push_to_hub: Annotated[
@@ -43,8 +44,8 @@ def export(
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     from esplug.console import get_console
-    from esplug.export import Dtype
     from esplug.export import export as export_model
+    from esplug.stored_tensors import Dtype
 
     columns = (TextColumn("{task.description:<18}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     console = get_console()

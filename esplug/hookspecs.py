@@ -196,11 +196,26 @@ class ShapingSpec:
 
 
 class LoggerSpec:
-    """Hooks of a logger. A failure in ``start`` is fatal; later ones warn once and never stop training."""
+    """Hooks of a logger, which can neither stop a run once it has started nor delay it.
+
+    All calls to a logger come from one thread, which is the logger's own, in order and one at a time. The run does
+    not wait for ``log`` and ``samples``; a logger that falls 256 calls behind loses those that find no room.
+
+    - A hook that raises: in ``start`` that is fatal, later it warns once and the next calls are made all the same.
+    - A hook that hangs: the run waits 5 seconds for ``start`` and 5 for ``finish``, for all loggers together. It
+      then goes on, with a warning: calls wait for a late ``start`` (one that raises so late is a warning too), and
+      after ``finish`` none is made any more.
+
+    The thread ends with the process, in the middle of whatever it does; and it cannot read the terminal.
+
+    A logger whose module or object has the attribute ``synchronous = True`` is called in the run's own thread
+    instead, so that what it is given is recorded when ``log`` returns. It must be quick and must not hang:
+    ``console`` and ``jsonl`` are such, nothing that waits for a network should be.
+    """
 
     @hookspec
     def start(self, config: "RunConfig", run_dir: Path, iteration: int) -> None:
-        """Open the log. Called once, before anything is trained.
+        """Open the log. Called once, before anything is trained and before any other hook.
 
         Args:
             config: the run's settings.
@@ -215,7 +230,7 @@ class LoggerSpec:
 
         Args:
             step: the iteration, counted from 0; evaluation after k updates has step k.
-            metrics: names such as ``train/reward/mean``, ``time/generate``, ``eval/<split>/pass@1/mean``.
+            metrics: names such as ``train/reward/mean``, ``time/generate``, ``eval/<split>/pass@1/mean``. A copy.
         """
 
     @hookspec
@@ -229,4 +244,8 @@ class LoggerSpec:
 
     @hookspec
     def finish(self, status: str) -> None:
-        """Close the log. ``status`` is ``finished``, ``failed`` or ``interrupted``."""
+        """Close the log. Called once, if ``start`` returned.
+
+        Args:
+            status: ``finished``, ``failed`` or ``interrupted``.
+        """

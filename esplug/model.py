@@ -12,7 +12,9 @@ from esplug.hookspecs import Prompt
 from esplug.hub import hub_revision
 
 _SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})(/|$)")
-_WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
+
+#: How the files end that make a model: weights, configuration, tokenizer.
+MODEL_FILES = (".json", ".safetensors", ".txt", ".model", ".jinja", ".tiktoken")
 
 
 def model_folder(name: str, flag: str = "--model-name") -> Path:
@@ -21,18 +23,27 @@ def model_folder(name: str, flag: str = "--model-name") -> Path:
     Raises:
         UserError: there is no such model, or it holds no safetensors weights.
     """
-    try:
-        folder = Path(name).expanduser()
-        found = folder.is_dir()
-    except (OSError, RuntimeError, ValueError) as error:  # no such user's home; a name too long
-        raise UserError(f"{flag} {name}: no such folder ({error})") from error
-    if not found:
-        folder = _fetch(name, flag)
+    folder = local_folder(name, flag) or _fetch(name, flag)
     if not (folder / "config.json").is_file():
-        raise UserError(f"{flag} {name}: not a Hugging Face model folder (no config.json)")
+        files = sorted(folder.glob("*.pth"))
+        instead = f"; name the file itself, {files[0]}" if files else ""
+        raise UserError(f"{flag} {name}: not a Hugging Face model folder (no config.json){instead}")
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"{flag} {name}: no *.safetensors weights there; convert the model with save_pretrained")
     return folder.resolve()
+
+
+def local_folder(name: str, flag: str) -> Path | None:
+    """Return the folder of this name; ``None`` if there is none, so that it may be a Hub id.
+
+    Raises:
+        UserError: it can be no name of a folder.
+    """
+    try:
+        folder = Path(name).expanduser()
+        return folder if folder.is_dir() else None
+    except (OSError, RuntimeError, ValueError) as error:  # no such user's home; a name too long
+        raise UserError(f"{flag} {name}: no such folder ({error})") from error
 
 
 def _fetch(name: str, flag: str) -> Path:
@@ -48,7 +59,8 @@ def _fetch(name: str, flag: str) -> Path:
     try:  # out of reach, an earlier download will do
         kept_only = commit is None
         wanted = commit or revision or None
-        return Path(snapshot_download(repo, revision=wanted, allow_patterns=_WANTED, local_files_only=kept_only))
+        patterns = [f"*{suffix}" for suffix in MODEL_FILES]
+        return Path(snapshot_download(repo, revision=wanted, allow_patterns=patterns, local_files_only=kept_only))
     except Exception as error:
         if commit is None:
             raise UserError(

@@ -8,12 +8,12 @@ distribution and a remedy.
 import difflib
 import importlib
 import inspect
+import logging
 import re
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import cache, reduce
 from importlib.metadata import Distribution, EntryPoint, distributions
 from types import MappingProxyType
 from typing import Literal, get_args
@@ -49,7 +49,7 @@ class PluginInfo:
     Attributes:
         kind: ``task``, ``dataset``, ``shaping`` or ``logger``.
         name: the entry point's name, which users type.
-        distribution: what ``pip`` calls the package; ``unknown`` where its metadata is damaged.
+        distribution: what ``pip`` calls the package.
         version: the distribution's version, or ``unknown``.
         entry_point: the entry point's value, ``module`` or ``module:object``.
         status: ``ok``, or ``duplicate: also in <distributions>``.
@@ -89,8 +89,9 @@ def find(kind: Kind, name: str) -> PluginInfo:
             return plugin
         case [first, *others]:
             owners = " and ".join(f"{plugin.distribution} {plugin.version}" for plugin in [first, *others])
+            goes = next((plugin for plugin in others if first.distribution == "esplug"), first)  # never esplug itself
             raise PluginError(
-                f"{kind} {name!r} comes from {owners}; keep one of them: pip uninstall {first.distribution}"
+                f"{kind} {name!r} comes from {owners}; keep one of them: pip uninstall {goes.distribution}"
             )
         case _:
             raise PluginError(_not_installed(kind, name, [plugin.name for plugin in of_kind]))
@@ -158,8 +159,14 @@ def relay(implementation: object, plugin: PluginInfo) -> pluggy.HookRelay:
 
 def cause(error: BaseException) -> str:
     """Name an exception in one line, for the brackets of an error message."""
-    text = " ".join(str(error).split())
+    text = brief(str(error))
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def brief(text: str, longest: int = 300) -> str:
+    """Put a text of unknown size and shape into one line, its middle left out where it is long."""
+    line = " ".join(text.split())
+    return line if len(line) <= longest else f"{line[: longest - 60]} ... {line[-50:]}"
 
 
 @contextmanager
@@ -176,8 +183,8 @@ def blame(plugin: PluginInfo, hook: str) -> Iterator[None]:
         raise
     except ValueError as error:
         kind = "data set" if plugin.kind == "dataset" else plugin.kind
-        raise UserError(f"{kind} {plugin.name!r}: {error}") from error
-    except Exception as error:
+        raise UserError(f"{kind} {plugin.name!r}: {brief(str(error))}") from error
+    except (Exception, SystemExit) as error:  # a plugin must not end the program
         raise PluginError(f"{plugin}: {hook} failed [{cause(error)}]; --debug shows the traceback") from error
 
 
@@ -195,10 +202,9 @@ def _installed() -> Iterator[PluginInfo]:
                 continue
             entry_points = list(distribution.entry_points)
         except Exception as error:
-            name = _metadata(distribution, "Name")
-            warnings.warn(f"entry points of {name} cannot be read [{cause(error)}]", stacklevel=2)
+            _warn_once(f"entry points of {_name(distribution)} cannot be read [{cause(error)}]")
             continue
-        name = _metadata(distribution, "Name")
+        name = _name(distribution)
         # The first one on sys.path is the one that Python imports: an editable install may be there twice.
         normalized = re.sub(r"[-_.]+", "-", name).lower()
         if normalized in seen and name != _UNKNOWN:
@@ -210,22 +216,37 @@ def _installed() -> Iterator[PluginInfo]:
                 yield PluginInfo(kind, entry_point.name, name, version, entry_point.value)
 
 
+def _name(distribution: Distribution) -> str:
+    """Return what ``pip`` calls the package; where its metadata is damaged, as its folder is called."""
+    folder = getattr(distribution, "_path", None)
+    from_folder = folder.name.partition("-")[0] if folder else _UNKNOWN
+    return from_folder if (name := _metadata(distribution, "Name")) == _UNKNOWN else name
+
+
 def _metadata(distribution: Distribution, field: str) -> str:
     try:
         headers = distribution.metadata
-        return headers[field] if field in headers else _UNKNOWN  # noqa: SIM401  (3.11 promises no get)
+        return brief(headers[field]) or _UNKNOWN if field in headers else _UNKNOWN
     except Exception:  # a missing or damaged METADATA file raises whatever the parser meets first
         return _UNKNOWN
 
 
+@cache
+def _warn_once(message: str) -> None:
+    logging.getLogger("esplug").warning(message)
+
+
 def _not_installed(kind: Kind, name: str, installed: list[str]) -> str:
-    fault = f"no {kind} {name!r} is installed (installed: {', '.join(installed) or 'none'})"
-    install = f"to install it: pip install esplug-tasks-{name}" if kind == "task" else ""
+    fault = f"no {kind} {brief(repr(name))} is installed (installed: {', '.join(installed) or 'none'})"
+    may_exist = kind == "task" and re.fullmatch(r"[A-Za-z0-9][\w.-]{,99}", name, re.ASCII)
+    install = f"to install it: pip install esplug-tasks-{name}" if may_exist else ""
     return "; ".join(filter(None, [fault, suggest(name, installed), install]))
 
 
 def _import(plugin: PluginInfo) -> object:
     entry_point = EntryPoint(plugin.name, plugin.entry_point, f"esplug.{plugin.kind}s")
+    if not entry_point.pattern.match(entry_point.value):
+        raise PluginError(f"{plugin} has the malformed entry point {plugin.entry_point!r}; {_reinstall(plugin)}")
     module = importlib.import_module(entry_point.module)
     try:
         implementation: object = reduce(getattr, filter(None, (entry_point.attr or "").split(".")), module)

@@ -12,11 +12,12 @@ class LiveProgress(AbstractContextManager["LiveProgress"]):
 
     Args:
         iterations: in the run.
+        done: of these, by an earlier process.
         enabled: ``False`` where the user wants no console output.
     """
 
-    def __init__(self, iterations: int, *, enabled: bool) -> None:
-        self._iterations = iterations
+    def __init__(self, iterations: int, done: int = 0, *, enabled: bool) -> None:
+        self._iterations, self._done = iterations, done
         self._enabled = enabled and get_console().is_terminal
         self._bars: Any = None
         self._stack = ExitStack()
@@ -40,7 +41,9 @@ class LiveProgress(AbstractContextManager["LiveProgress"]):
                 TimeRemainingColumn(),
             )
             self._bars = self._stack.enter_context(Progress(*columns, console=get_console(), transient=True))
-            self._run = self._bars.add_task("iterations", total=self._iterations, visible=self._iterations > 0)
+            self._run = self._bars.add_task(
+                "iterations", total=self._iterations, completed=self._done, visible=self._iterations > 0
+            )
             self._step = self._bars.add_task("", total=1, visible=False)
         return self
 

@@ -1,6 +1,7 @@
 """Reading rows from wherever the user keeps them: saved data sets, files, the Hub and local copies of it."""
 
 import json
+import logging
 import math
 import os
 import re
@@ -13,6 +14,7 @@ from typing import Any, cast
 from esplug.errors import UserError, one_line
 from esplug.hookspecs import Row
 from esplug.hub import hub_revision
+from esplug.plugins import cause
 
 Rows = Sequence[Row]
 
@@ -87,12 +89,14 @@ def read(source: str, flag: str) -> list[SplitRows]:
     except FileNotFoundError:
         pass
     except (OSError, RuntimeError, ValueError) as error:  # no such user's home; a name too long
-        raise UserError(f"{origin}: no such file or folder ({error})") from error
+        raise UserError(f"{origin}: no such file or folder ({getattr(error, 'strerror', None) or error})") from error
     if where.is_dir():
         return _read_folder(where, flag, origin)
     if where.is_file():
         parent = Path(os.path.abspath(where)).parent
         return [SplitRows(origin, (*parent.parts, where.stem), _read_file(where, origin))]
+    if where.exists():  # reading it might never end
+        raise UserError(f"{origin}: a pipe, socket or device; give a file or folder")
     folder, _, config = source.rpartition(":")
     if folder and config and Path(folder).expanduser().is_dir():
         return _read_repository(Path(folder).expanduser(), config, origin)
@@ -114,7 +118,11 @@ def _exists(path: str) -> bool:
 
 
 def _read_folder(where: Path, flag: str, origin: str) -> list[SplitRows]:
-    if found := list(_saved(where, _DEEPEST)):
+    try:
+        found = list(_saved(where, _DEEPEST))
+    except OSError as error:
+        raise UserError(f"{origin}: cannot be read: {error}") from error
+    if found:
         return [
             part for folder in found for part in _read_saved(folder, origin if folder == where else f"{flag} {folder}")
         ]
@@ -136,15 +144,25 @@ def _saved(folder: Path, depth: int) -> Iterator[Path]:
                 yield from _saved(inner, depth - 1)
 
 
+def _check_files(folder: Path) -> None:
+    """Refuse what is neither file nor folder: reading it might never end."""
+    for path in folder.rglob("*"):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ValueError(f"{path} is a pipe, socket or device")
+
+
 def _read_saved(where: Path, origin: str) -> list[SplitRows]:
     import datasets
 
     try:
+        _check_files(where)
         loaded = datasets.load_from_disk(str(where))
+        for part in loaded.values() if isinstance(loaded, dict) else [loaded]:
+            part.data.validate(full=True)  # reading a damaged table may crash
     except IndexError as error:  # what a saved data set without rows gives
         raise UserError(f"{origin}: the data set has no rows") from error
     except Exception as error:
-        raise UserError(f"{origin}: cannot be read: {one_line(error)}") from error
+        raise UserError(f"{origin}: cannot be read [{cause(error)}]") from error
     if not isinstance(loaded, dict):
         return [SplitRows(origin, place(str(where)), loaded)]
     if not loaded:
@@ -166,19 +184,37 @@ def load_repository(where: Path, config: str | None, origin: str) -> dict[str, R
     import datasets
 
     try:
-        return dict(datasets.load_dataset(str(where), config))
+        _check_files(where)
+        with _quiet():
+            return dict(datasets.load_dataset(str(where), config))
     except Exception as error:
         if "onfig name is missing" in str(error):
             names = ", ".join(datasets.get_dataset_config_names(str(where)))
             raise UserError(f"{origin}: add :CONFIG, one of {names}") from error
-        raise UserError(f"{origin}: cannot be read: {one_line(error)}") from error
+        raise UserError(f"{origin}: cannot be read: {one_line(error.__cause__ or error)}") from error
 
 
 # --- files -------------------------------------------------------------------------------------------------
 
 
+def _text(where: Path) -> str:
+    try:
+        return where.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        if error.object.startswith(b"\x1f\x8b"):
+            raise ValueError("compressed with gzip; unpack it") from error
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"line {line}: byte 0x{error.object[error.start]:02x} is not UTF-8; save it as UTF-8"
+        ) from error
+
+
 def _read_json(where: Path) -> list[Any]:
-    rows = json.loads(where.read_text(encoding="utf-8-sig"))
+    try:
+        rows = json.loads(_text(where))
+    except json.JSONDecodeError as error:
+        hint = "; rows of one line each belong in a .jsonl file" if error.msg == "Extra data" else ""
+        raise ValueError(f"line {error.lineno}, column {error.colno}: {error.msg}{hint}") from error
     if not isinstance(rows, list):
         raise ValueError("expected a list of rows")
     return rows
@@ -186,11 +222,13 @@ def _read_json(where: Path) -> list[Any]:
 
 def _read_jsonl(where: Path) -> list[Any]:
     rows = []
-    for number, line in enumerate(where.read_text(encoding="utf-8-sig").split("\n"), start=1):
+    for number, line in enumerate(_text(where).split("\n"), start=1):
         try:
             rows += [json.loads(line)] if line.strip() else []
-        except ValueError as error:
-            raise ValueError(f"line {number}: {error}") from error
+        except json.JSONDecodeError as error:
+            raise ValueError(f"line {number}, column {error.colno}: {error.msg}") from error
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets in brackets
+            raise ValueError(f"line {number}: {one_line(error)}") from error
     return rows
 
 
@@ -198,13 +236,22 @@ def _read_csv(where: Path) -> list[Any]:
     import pyarrow
     import pyarrow.csv
 
-    options = pyarrow.csv.ParseOptions(newlines_in_values=True)  # prompts have them
-    with pyarrow.csv.open_csv(where, parse_options=options) as file:
-        names = file.schema.names
+    _text(where)  # says where it is no text
+    parse = pyarrow.csv.ParseOptions(newlines_in_values=True)  # prompts have them
+    # One thread counts rows, for the error; one block takes rows of any length.
+    options = pyarrow.csv.ReadOptions(use_threads=False, block_size=min(where.stat().st_size + 1, 2**31 - 1))
+    with pyarrow.csv.open_csv(where, options, parse) as file:
+        names = _distinct(file.schema.names)
     as_text = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pyarrow.string()), null_values=[])
-    table = pyarrow.csv.read_csv(where, parse_options=options, convert_options=as_text)
+    table = pyarrow.csv.read_csv(where, options, parse, as_text)
     columns = {name: _typed(table[name].to_pylist()) for name in names}
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _distinct(names: list[str]) -> list[str]:
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"column {twice!r} is there twice")
+    return names
 
 
 def _typed(texts: list[str]) -> Sequence[Any]:
@@ -222,7 +269,10 @@ def _typed(texts: list[str]) -> Sequence[Any]:
 def _read_parquet(where: Path) -> list[Any]:
     import pyarrow.parquet
 
-    return cast(list[Any], pyarrow.parquet.read_table(where).to_pylist())
+    table = pyarrow.parquet.read_table(where)
+    table.validate(full=True)  # reading a damaged table may crash
+    _distinct(table.column_names)
+    return cast(list[Any], table.to_pylist())
 
 
 _READERS = {".json": _read_json, ".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
@@ -261,7 +311,7 @@ def load_from_hub(name: str, config: str | None, revision: str | None, origin: s
     if reached is not None:
         return load_commit(name, config, reached, origin)
     try:
-        with _offline():
+        with _offline(), _quiet():
             return dict(datasets.load_dataset(name, config))
     except Exception as error:
         raise UserError(out_of_reach(name, origin)) from error
@@ -303,3 +353,23 @@ def _offline() -> Iterator[None]:
         yield
     finally:
         datasets.config.HF_HUB_OFFLINE = before
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the libraries' warnings and progress bars from standing above our one line."""
+    import datasets
+
+    loggers = [logging.getLogger(name) for name in ("datasets", "huggingface_hub")]
+    before = [logger.level for logger in loggers]
+    bars = datasets.are_progress_bars_disabled()
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+        if not bars:
+            datasets.enable_progress_bars()

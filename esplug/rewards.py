@@ -2,9 +2,14 @@
 
 A reward function is anybody's code and reads what a model wrote: it may raise, hang in C, crash or fork. So
 each grader is a process of its own (:mod:`esplug.grader`), started fresh rather than forked, that never sees
-the driver's ``__main__``; one driver thread tends it, hands it one answer at a time, and when time is up kills
-it with everything it has started and puts another in its place. This shields the run from accidents; it is no
-sandbox against code that means harm.
+the driver's ``__main__``; one driver thread tends it, hands it one answer at a time, and when it has used up its
+time or memory kills it with everything it has started and puts another in its place. This shields the run from
+accidents; it is no sandbox against code that means harm.
+
+Memory is limited twice. A limit of the system's (``RLIMIT_DATA``, which leaves out what is only reserved) makes a
+single process's allocation fail at once, however large it is. Each child has that limit to itself, so while a reply
+is late the driver also adds up, five times a second, what grader and descendants hold. Should the machine's memory
+run out all the same, the system takes a grader first.
 """
 
 import atexit
@@ -28,16 +33,21 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import cloudpickle
-import psutil
 
 from esplug.errors import RunError, UserError
+from esplug.grader import OUT_OF_MEMORY, PROCESS_DIED
 from esplug.hookspecs import Reward
-from esplug.placement import usable_cores
+from esplug.placement import GIB, usable_cores
+from esplug.process_tree import descendants, kill_descendants, memory_exceeds
 
 LOAD_TIMEOUT = 300.0  # seconds in which a grader must have imported the reward function
 SEND_TIMEOUT = 60.0  # seconds in which a grader must have taken delivery of an answer
 CLOSE_TIMEOUT = 10.0  # seconds that closing waits for a grader that even SIGKILL does not end at once
+WATCH_INTERVAL = 0.2  # seconds between two looks at the memory of a grader that lets wait
+LONGEST_REPLY = 1 << 20  # bytes; what is longer is no reply
 MOST_PROCESSES = 16
+MOST_DESCENDANTS = 64  # a grader with more, left over from its answers, is replaced
+COUNT_EVERY = 100  # answers, after which a grader's descendants are counted
 MOST_FAILED_STARTS = 3
 
 #: One thread per grader: there are as many graders as cores. No accelerator: the engines own it.
@@ -57,7 +67,8 @@ class Graded:
     Attributes:
         reward: what the reward function gave. Of a failed grading: value 0.0 and the label ``timeout``,
             ``error:<Type>`` for an exception (``SystemExit`` too), ``error:TypeError`` for a result that is no
-            reward, ``error:NonFinite`` for an infinite or undefined one, ``error:ProcessDied`` for a crash.
+            reward, ``error:NonFinite`` for an infinite or undefined one, ``error:MemoryError`` for more memory than
+            allowed, ``error:ProcessDied`` for a crash (one after a failed allocation in C looks like any other).
         failed: whether grading failed.
         traceback: what is known about the failure; long ones lack their middle.
     """
@@ -78,6 +89,14 @@ class PendingRewards:
         self._finished = threading.Event()
         if not count:
             self._finished.set()
+
+    @classmethod
+    def failed(cls, count: int, label: str, why: str) -> "PendingRewards":
+        """Return the rewards of answers that need no grading, because something else went wrong."""
+        pending = cls(count)
+        for index in range(count):
+            pending._settle(index, _failure(label, why))
+        return pending
 
     def done(self) -> bool:
         """Whether :meth:`result` would return, or raise, at once."""
@@ -124,24 +143,36 @@ class RewardPool:
     It finds the driver's ``sys.path`` and environment, but no GPU, no input, and nobody reads what it prints.
     """
 
-    def __init__(self, reward_function: Callable[..., Any], *, timeout: float, processes: int | None = None) -> None:
+    def __init__(
+        self,
+        reward_function: Callable[..., Any],
+        *,
+        timeout: float,
+        memory: float | None = None,
+        processes: int | None = None,
+    ) -> None:
         """Make a pool; :meth:`start` or ``with`` starts it.
 
         Args:
             reward_function: grades one answer.
             timeout: seconds that grading one answer may take; starting a process does not count.
+            memory: GiB that one grader may take, with what it imports and starts; ``None`` for no limit.
             processes: number of graders; by default one for each core this process may use, at most 16.
         """
         if not 0 < timeout < math.inf:
             raise UserError(f"the reward function's timeout must be a positive number of seconds, not {timeout}")
+        if memory is not None and not 0 < memory < math.inf:
+            raise UserError(f"the memory of a reward process must be a positive number of GiB, not {memory}")
         if processes is not None and processes < 1:
             raise UserError(f"the number of reward processes must be at least 1, not {processes}")
         self.timeout = timeout
+        self.memory = memory
         self.processes = processes or min(len(usable_cores()), MOST_PROCESSES)
         self._reward_function = reward_function
         self._name = getattr(reward_function, "__qualname__", None) or repr(reward_function)
         self._driver = os.getpid()
         self._setup = b""
+        self._environment: dict[str, str] = {}
         self._answers: queue.SimpleQueue[_Answer | None] = queue.SimpleQueue()
         self._pending: weakref.WeakSet[PendingRewards] = weakref.WeakSet()
         self._threads: list[threading.Thread] = []
@@ -174,6 +205,8 @@ class RewardPool:
                 "have it make, rather than capture, what cannot be pickled"
             ) from error
         self._setup = pickle.dumps((os.environ.get("PYTHONPATH"), function))
+        path = os.pathsep.join(map(os.path.abspath, sys.path))
+        self._environment = os.environ | _ENVIRONMENT | {"PYTHONPATH": path}
         atexit.register(self.close)
         self._threads = [
             threading.Thread(target=self._tend, name=f"esplug-grader-{number}", daemon=True)
@@ -253,7 +286,7 @@ class RewardPool:
     @contextmanager
     def _grader(self) -> "Iterator[_Grader]":
         with self._lock:
-            grader = _Grader()
+            grader = _Grader(self._environment, self.memory)
             self._graders.add(grader)
             if self._closed.is_set():
                 grader.hang_up()
@@ -273,20 +306,20 @@ class RewardPool:
             if served and grader.has_hung_up():  # between two answers, so neither is to blame
                 return self._answers.put(answer)
             answer.pending._settle(answer.index, grader.ask(answer.request, self.timeout))
-            if grader.dead:
+            if grader.dead or (served % COUNT_EVERY == COUNT_EVERY - 1 and grader.is_crowded()):
                 return
 
     def _give_up(self, start: Graded) -> None:
         trace = start.traceback or ""
         what = f"the reward function {self._name} does not load in another process"
+        remedy = "define it where that process can import it from, in an installed module or on PYTHONPATH"
+        if start.reward.label == OUT_OF_MEMORY:
+            remedy = f"give it more than the {self.memory} GiB of --reward-memory"
         error: Exception
         if self._loaded.is_set():
             error = RunError(f"{what} any more ({trace.splitlines()[-1]})")
         else:
-            error = UserError(
-                f"{what} ({trace.splitlines()[-1]}); define it where that process can import it from, "
-                "in an installed module or on PYTHONPATH"
-            )
+            error = UserError(f"{what} ({trace.splitlines()[-1]}); {remedy}")
         error.__cause__ = RuntimeError(trace)
         with self._lock:
             self._error = error
@@ -296,22 +329,24 @@ class RewardPool:
 
 
 class _Grader:
-    """A grading process and the driver's end of the line to it, all in the hands of one thread.
+    """A grading process, under its supervisor, and the driver's end of the line to them, in the hands of one thread.
 
     Only :meth:`hang_up` may be called from another thread, before :meth:`close`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, environment: dict[str, str], memory: float | None) -> None:
+        self._limit = math.inf if memory is None else memory * GIB
+        limit = "" if memory is None else str(math.ceil(self._limit))
         self._link, theirs = socket.socketpair()
         try:
             with theirs:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "esplug.grader", str(theirs.fileno()), str(os.getpid())],
+                    [sys.executable, "-P", "-m", "esplug.grader", str(theirs.fileno()), str(os.getpid()), limit],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
-                    env=os.environ | _ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
+                    env=environment,
                     start_new_session=True,
                 )
         except BaseException:
@@ -329,45 +364,59 @@ class _Grader:
         """Whether the process, of which nothing is asked, has died (or says something nevertheless)."""
         return bool(self._poll.poll(0))
 
+    def is_crowded(self) -> bool:
+        """Whether answers have left too many processes behind, zombies included."""
+        return len(descendants(self._process.pid)) > MOST_DESCENDANTS
+
     def ask(self, request: bytes, timeout: float) -> Graded:
         """Send a request and wait for the reply; where none comes in time, or ever, kill the process."""
         try:
             self._link.settimeout(SEND_TIMEOUT)
             self._link.sendall(request)
             value, label, correct, metrics, trace = json.loads(self._receive(timeout))
+            if not (isinstance(value, float) and isinstance(label, str) and isinstance(metrics, dict)):
+                raise TypeError("no reply")
         except TimeoutError:
             self.kill()
             return _failure("timeout", f"no answer within {timeout:g} s")
+        except _OverLimit:
+            self.kill()
+            limit = f"{self._limit / GIB:g} GiB"
+            return _failure(OUT_OF_MEMORY, f"killed: the grading process and what it had started held over {limit}")
         except Exception:  # the line went dead, or what came over it is no reply
-            return _failure("error:ProcessDied", self.kill())
+            self.kill()
+            return _failure(PROCESS_DIED, "the line to the grading process went dead, or carried what is no reply")
+        if label in (OUT_OF_MEMORY, PROCESS_DIED):  # what filled its memory may still be there
+            self.kill()
         return Graded(Reward(value, label, correct, metrics), trace is not None, trace)
 
     def _receive(self, timeout: float) -> bytes:
         deadline = time.monotonic() + timeout
         line = b""
         while not line.endswith(b"\n"):
-            self._link.settimeout(max(deadline - time.monotonic(), 1e-3))
-            received = self._link.recv(1 << 16)
-            if not received:
-                raise EOFError
+            left = deadline - time.monotonic()
+            self._link.settimeout(max(min(left, WATCH_INTERVAL), 1e-3))
+            try:
+                received = self._link.recv(1 << 16)
+            except TimeoutError:
+                if left <= WATCH_INTERVAL:
+                    raise
+                if memory_exceeds(self._process.pid, self._limit):
+                    raise _OverLimit from None
+                continue
             line += received
+            if not received or len(line) > LONGEST_REPLY:
+                raise EOFError
         return line
 
-    def kill(self) -> str:
-        """Kill the process and its descendants, reap it, and say how it ended."""
-        family = []
-        if not self.dead:  # so its id, and its group's, are still its own
-            with suppress(psutil.Error):  # descendants that have left the group
-                family = psutil.Process(self._process.pid).children(recursive=True)
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            for descendant in family:
-                with suppress(psutil.Error):
-                    descendant.kill()
-        status = self._process.wait()
-        if status < 0:
-            return f"the grading process was killed by signal {-status} ({signal.strsignal(-status)})"
-        return f"the grading process ended with exit status {status}"
+    def kill(self) -> None:
+        """Kill the process and all it has started, whatever has become of it, and reap it."""
+        if not self.dead:  # so its id is still its own
+            with suppress(ProcessLookupError):
+                self._process.send_signal(signal.SIGSTOP)  # an orphan still becomes its child, but it starts no other
+            kill_descendants(self._process.pid)
+            self._process.kill()
+            self._process.wait()
 
     def hang_up(self) -> None:
         """End the conversation, so that whoever waits for a reply stops waiting."""
@@ -378,6 +427,10 @@ class _Grader:
         """Kill the process and free the line."""
         self.kill()
         self._link.close()
+
+
+class _OverLimit(Exception):  # noqa: N818 - never leaves this module
+    """A grader holds more memory than it may."""
 
 
 def _failure(label: str, detail: str) -> Graded:

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import math
+import os
 import platform
 import sys
 from collections.abc import Mapping
@@ -29,18 +30,25 @@ class RunDirectory:
 
     @classmethod
     def check(cls, config: RunConfig) -> None:
-        """See early whether the user's own name is free.
+        """See early whether the user's own name is free, and the place can be written.
 
         Raises:
-            UserError: it is taken.
+            UserError: it is taken, or the place cannot.
         """
-        path = Path(config.output_directory).expanduser() / config.run_name
-        if config.experiment_name and path.exists():
-            raise _taken(config, path)
+        base = Path(config.output_directory).expanduser().absolute()
+        if config.experiment_name and (base / config.run_name).exists():
+            raise _taken(config, base / config.run_name)
+        nearest = next(folder for folder in (base, *base.parents) if folder.exists())
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+            raise UserError(f"--output-directory {base}: {nearest} is no folder that can be written")
 
     @classmethod
-    def create(cls, config: RunConfig) -> "RunDirectory":
+    def create(cls, config: RunConfig, surroundings: Mapping[str, Any] | None = None) -> "RunDirectory":
         """Make the run's directory. A name made from the settings gets a number when it is taken.
+
+        Args:
+            config: goes to ``config.toml``.
+            surroundings: goes to ``environment.json``; by default :func:`environment`.
 
         Raises:
             UserError: the user's own name is taken, or the place cannot be written.
@@ -48,7 +56,7 @@ class RunDirectory:
         path = claim(config)
         try:
             (path / "config.toml").write_text(config.to_toml(), encoding="utf-8")
-            (path / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
+            write_json(path / "environment.json", surroundings or environment(), indent=2)
         except OSError as error:
             raise UserError(f"--output-directory {path}: cannot be written ({error.strerror or error})") from error
         return cls(path)
@@ -78,12 +86,16 @@ class RunDirectory:
         """The run's updates, from which :mod:`esplug.export` makes the model of any iteration."""
         return self.path / "seeds.log"
 
-    def write_evaluation(self, split: str, iteration: int, record: Mapping[str, Any]) -> None:
-        """Write one split's samples and figures."""
+    def evaluation(self, split: str, iteration: int) -> Path:
+        """Where one split's samples and figures go."""
         safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in split)
         if safe != split:  # two splits must not share a file
             safe += f"-{blake2b(split.encode(), digest_size=4).hexdigest()}"
-        write_json(self.evaluations / f"model_eval_task{safe}_iteration{iteration}.json", record)
+        return self.evaluations / f"model_eval_task{safe}_iteration{iteration}.json"
+
+    def write_evaluation(self, split: str, iteration: int, record: Mapping[str, Any]) -> None:
+        """Write one split's samples and figures."""
+        write_json(self.evaluation(split, iteration), record)
 
     def write_iteration(self, iteration: int, record: Mapping[str, Any]) -> None:
         """Write what an iteration did: seeds, rewards, coefficients, times."""

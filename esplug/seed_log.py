@@ -20,9 +20,11 @@ iteration whose coefficients are all zero moves nothing; it must be skipped rath
 Every record is on the disk before :meth:`SeedLog.append` returns, so that a crash can only tear the last one.
 """
 
+import itertools
 import json
 import os
 import re
+import shutil
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -143,11 +145,15 @@ class SeedLog:
         header: what the run starts from.
         steps: all iterations so far.
         torn: whether a torn last record was dropped at opening.
+        damage: what else was wrong with the file, which is cut off there.
+        copy: the file as it was, where it was damaged.
     """
 
-    def __init__(self, path: Path, recorded: Recorded, end: int) -> None:
+    def __init__(self, path: Path, recorded: Recorded, end: int, damage: str | None = None) -> None:
         self.header, self.steps, self.torn = recorded
-        self._path, self._end = path, end
+        self.damage = damage
+        self.copy: Path | None = None
+        self._end = end
         self._file = path.open("r+b", buffering=0)
 
     @classmethod
@@ -159,13 +165,14 @@ class SeedLog:
             ValueError: the settings are not JSON.
         """
         line = _header_line(header)
-        try:
-            with path.open("xb") as file:
-                file.write(line)
-                file.flush()
-                os.fsync(file.fileno())
-        except FileExistsError:
-            raise UserError(f"{path}: exists; continue that run, or start one in another directory") from None
+        if path.exists():
+            raise UserError(f"{path}: exists; continue that run, or start one in another directory")
+        part = path.with_name(path.name + ".part")  # so that a log, if there is one, has a whole header
+        with part.open("wb") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        part.rename(path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -174,20 +181,19 @@ class SeedLog:
         return cls(path, Recorded(header, [], False), len(line))
 
     @classmethod
-    def open(cls, path: Path, keep: int | None = None) -> "SeedLog":
-        """Open a log to go on with it. A torn last record is cut off.
+    def open(cls, path: Path) -> "SeedLog":
+        """Open a log to go on with it, at the last iteration before any damage.
 
-        Args:
-            path: the file.
-            keep: cut off what comes after so many iterations, whatever its state.
+        A torn last record is cut off. Where more is lost, the damaged file is kept beside, which ``copy`` names.
 
         Raises:
-            UserError: as for :func:`read`, or there are fewer than ``keep`` iterations.
+            UserError: the file cannot be read, is not a seed log, or its header is damaged.
         """
-        recorded, end = _scan(path, keep)
-        if keep is not None and keep > len(recorded.steps):
-            raise UserError(f"{path}: there are {len(recorded.steps)} iterations, not {keep}")
-        log = cls(path, recorded, end)
+        log = cls(path, *_scan(path))
+        if log.damage:
+            copies = (path.with_name(f"{path.name}.damaged-{number}") for number in itertools.count(1))
+            log.copy = next(copy for copy in copies if not copy.exists())
+            shutil.copyfile(path, log.copy)
         log._cut()
         return log
 
@@ -242,11 +248,17 @@ def read(path: Path, stop: int | None = None) -> Recorded:
     Raises:
         UserError: the file is missing, not a seed log, written by a newer esplug, or damaged.
     """
-    return _scan(path, stop)[0]
+    recorded, _, damage = _scan(path, stop)
+    if damage:
+        raise UserError(
+            f"{path}: {damage}; restore the file from a copy, or go back to --iteration "
+            f"{len(recorded.steps)} or less: those before are intact"
+        )
+    return recorded
 
 
-def _scan(path: Path, stop: int | None) -> tuple[Recorded, int]:
-    """Read a log; return also where its last good record ends."""
+def _scan(path: Path, stop: int | None = None) -> tuple[Recorded, int, str | None]:
+    """Read a log up to the first damage; return also where its last good record ends, and what damage there is."""
     try:
         with path.open("rb") as file:
             line = file.readline(_LONGEST_HEADER)
@@ -255,7 +267,7 @@ def _scan(path: Path, stop: int | None) -> tuple[Recorded, int]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); name a run's {FILE_NAME}") from error
     steps: list[Step] = []
-    offset, torn = 0, False
+    offset, torn, damage = 0, False, None
     while offset < len(records) and len(steps) != stop:
         step, end = _read_frame(records, offset)
         if step is None and _is_last(records, offset, steps):
@@ -263,13 +275,11 @@ def _scan(path: Path, stop: int | None) -> tuple[Recorded, int]:
             break
         if step is None or step.iteration != len(steps):
             fault = "is damaged" if step is None else f"is that of iteration {step.iteration}"
-            raise UserError(
-                f"{path}: the record of iteration {len(steps)}, at byte {len(line) + offset}, {fault}; restore the "
-                f"file from a copy, or go back to --iteration {len(steps)} or less: those before are intact"
-            )
+            damage = f"the record of iteration {len(steps)}, at byte {len(line) + offset}, {fault}"
+            break
         steps.append(step)
         offset = end
-    return Recorded(header, steps, torn), len(line) + offset
+    return Recorded(header, steps, torn), len(line) + offset, damage
 
 
 def _header_line(header: Header) -> bytes:

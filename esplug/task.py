@@ -7,6 +7,7 @@ from typing import Any
 import pluggy
 
 from esplug import plugins
+from esplug.config import make_config
 from esplug.errors import PluginError, UserError
 from esplug.hookspecs import Prompt, Reward, Row
 from esplug.plugins import PluginInfo
@@ -61,9 +62,17 @@ class Task:
 
         Raises:
             UserError: the task refuses the value of an option.
+            PluginError: they are no valid configuration, which is no fault of the user's.
         """
         with plugins.blame(self.info, "defaults"):
-            return dict(self.relay.defaults(options=self.options) or {})
+            recommended = dict(self.relay.defaults(options=self.options) or {})
+        try:
+            make_config(recommended)
+        except UserError as error:
+            raise PluginError(
+                f"{self.info}: its defaults are not valid settings [{error}]; update or mend it"
+            ) from error
+        return recommended
 
     def load_rows(self, split: str, path: str | None) -> Sequence[Row] | Mapping[str, Sequence[Row]] | None:
         """Ask the task for rows; ``None`` leaves the reading to esplug.

@@ -2,41 +2,43 @@
 
 import shutil
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 from esplug import plugins
-from esplug.checkpoint import save_model
+from esplug.checkpoint import newest_first
+from esplug.cluster import Cluster, require_vllm
 from esplug.config import RunConfig, make_config
 from esplug.console import get_console
 from esplug.data import Batches
 from esplug.engine import EngineSettings, Generation, Sampling, Weights
-from esplug.engines import Cluster, EnginePool, Job, require_vllm
+from esplug.engines import EnginePool, Job
 from esplug.errors import RunError, UserError
 from esplug.es import FloatArray, Member, coefficients, population
 from esplug.evaluation import Evaluation
-from esplug.evaluator import EvaluationSplit, Evaluator
-from esplug.export import export, is_seed_log
+from esplug.evaluator import Evaluator
+from esplug.history import History
 from esplug.hookspecs import Prompt
 from esplug.loggers import LoggerSet
 from esplug.metrics import PopulationResult, iteration_record, train_metrics
-from esplug.model import PromptEncoder, model_folder, revision_of, weights_size
+from esplug.model import PromptEncoder, revision_of, weights_size
 from esplug.placement import Plan, cpu_engine_bytes, plan_engines
 from esplug.progress import LiveProgress
+from esplug.questions import Batch, Questions
+from esplug.recorder import Recorder
 from esplug.results import results
-from esplug.rewards import Graded, PendingRewards, RewardPool
-from esplug.run_directory import RunDirectory
+from esplug.resume import note_environment, past_evaluations, reopen
+from esplug.rewards import PendingRewards, RewardPool
+from esplug.run_directory import RunDirectory, environment
+from esplug.run_lock import locked
 from esplug.seed_log import Base, Header, SeedLog, Step
-
-Batch = tuple[Sequence[Any], Sequence[Any]]
+from esplug.starting_model import starting_model
+from esplug.watch import UNDEFINED, Watch
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,29 +150,36 @@ class EvolutionStrategiesTrainer:
         self.eval_dataloader_dict = dict(eval_dataloader_dict or {})
         self.evaluations: list[Evaluation] = []
         self.checksum = 0
-        self._failures_shown: set[str] = set()
+        self._watch = Watch()
         self._under_way = False
 
     # --- the loop ---------------------------------------------------------------------------------------
 
-    def fit(self) -> RunResult:
+    def fit(self, resume: str | Path | None = None, *, allow_change: bool = False) -> RunResult:
         """Evaluate, make ``num_iterations`` updates, evaluate, save.
+
+        Args:
+            resume: directory of an interrupted run to go on with, in that directory. Seeds, the order of the data
+                and the best evaluation go on too, so that the weights become those of a run never interrupted.
+            allow_change: go on even if a setting, or the data, that decides what is computed is another now.
 
         Raises:
             UserError: something the user can mend, found before anything is trained.
             RunError: the run had to stop.
         """
-        started = time.perf_counter()
-        config, model = self.config, None
+        started, model = time.perf_counter(), None
         with ExitStack() as stack:
-            self._open(stack)
-            for iteration in range(config.n_iterations):
+            self._open(stack, Path(resume).expanduser() if resume else None, allow_change)
+            config, first = self.config, len(self.history.steps)
+            for iteration in range(first, config.n_iterations):
                 if iteration == 0 or (config.eval_freq and iteration % config.eval_freq == 0):
                     self.eval_step(iteration)
                 self.train_step(iteration)
+                if config.checkpoint_every and (iteration + 1) % config.checkpoint_every == 0:
+                    self.recorder.checkpoint(iteration + 1)
                 self.progress.iteration_done()
             if config.n_iterations:  # before the evaluation, which may fail
-                model = self._save(f"checkpoint-es_fine_tuned_iteration_{config.n_iterations}")
+                model = self.recorder.final_model(config.final_name)
             self.eval_step(config.n_iterations)
         seconds = time.perf_counter() - started
         return RunResult(self.run_dir.path, self.evaluations, model, self.checksum, self._plan, seconds)
@@ -183,7 +192,7 @@ class EvolutionStrategiesTrainer:
         self.progress.begin(f"iteration {iteration + 1}", len(members))
 
         result = self.evaluate_population_on_batch(members, questions, targets)
-        self._check_grades(result.grades)
+        self._watch.grades(result.grades)
         utilities = self._utilities(result.rewards)
         steps = coefficients(config.step_size, utilities, members)
 
@@ -193,14 +202,13 @@ class EvolutionStrategiesTrainer:
         else:
             get_console().print(f"iteration {iteration}: every utility is zero (all rewards equal?), so no update")
         updated = time.perf_counter()
-        self.seed_log.append(Step(iteration, tuple(steps), config.antithetic, self.checksum))
+        step = Step(iteration, tuple(steps), config.antithetic, self.checksum)
+        self.history.append(step)
 
         metrics = train_metrics(result, len(self.engines), antithetic=config.antithetic)
         metrics |= {"time/update": updated - answered, "time/iteration": updated - started}
-        self.run_dir.write_iteration(
-            iteration, iteration_record(iteration, members, utilities, steps, result, metrics, self.checksum)
-        )
-        self.loggers.log(iteration, metrics)
+        record = iteration_record(iteration, members, utilities, steps, result, metrics, self.checksum)
+        self.recorder.iteration(step, record, metrics)
 
     def evaluate_population_on_batch(
         self, members: Sequence[Member], questions: Sequence[Any], targets: Sequence[Any]
@@ -210,13 +218,13 @@ class EvolutionStrategiesTrainer:
         All members answer with the same sampling seeds, so that luck does not tell them apart.
         """
         config, started = self.config, time.perf_counter()
-        prompts = self._encode(questions)
+        prompts = self._questions.encode(questions)
         sampling = Sampling(
             config.max_tokens,
             config.train_temperature,
             config.train_top_p,
             tuple(config.stop),
-            self._encoder.turn_ends,
+            self._questions.encoder.turn_ends,
         )
         seeds = [(members[0].seed + position) % 2**63 for position in range(len(prompts))]
         jobs = (
@@ -227,8 +235,9 @@ class EvolutionStrategiesTrainer:
         pending: dict[int, PendingRewards] = {}
         for i, generation in self.engines.run(jobs):
             generations[i] = generation
-            pending[i] = self._postprocess_outputs([c.text for c in generation.completions], targets)
+            pending[i] = self._grade(generation, targets)
             self.progress.advance()
+        self._watch.answers(generations.values())
         answered = time.perf_counter()
         graded = [pending[i].result() for i in range(len(members))]
         return PopulationResult(
@@ -248,10 +257,8 @@ class EvolutionStrategiesTrainer:
         if not self._evaluator.splits:
             return None
         started = time.perf_counter()
-        splits, grades = self._evaluator.evaluate(
-            self.engines, self._postprocess_outputs, self.progress, f"evaluation {iteration}"
-        )
-        self._check_grades(grades)
+        splits, grades = self._evaluator.evaluate(self.engines, self._grade, self.progress, f"evaluation {iteration}")
+        self._watch.grades(grades)
         evaluation = Evaluation(iteration, splits, time.perf_counter() - started)
         self._record(evaluation)
         return evaluation
@@ -270,7 +277,14 @@ class EvolutionStrategiesTrainer:
             max_model_len=self.config.max_model_len,
             memory_share=share,
         )
-        return EnginePool(self._plan, settings, self._engine_bytes, self.run_dir.logs)
+        return EnginePool(
+            self._plan,
+            settings,
+            self._engine_bytes,
+            self.run_dir.path,
+            timeout=self.config.engine_timeout,
+            max_restarts=self.config.max_restarts,
+        )
 
     def _postprocess_outputs(self, outputs: list[str], targets: Sequence[Any]) -> PendingRewards:
         """Hand answers to the graders; called as soon as an engine has answered."""
@@ -278,100 +292,110 @@ class EvolutionStrategiesTrainer:
 
     # --- opening and closing ----------------------------------------------------------------------------
 
-    def _open(self, stack: ExitStack) -> None:
+    def _open(self, stack: ExitStack, resume: Path | None, allow_change: bool) -> None:
         """Check everything that can be checked cheaply, then start what is expensive."""
-        config = self.config
         require_vllm()
-        RunDirectory.check(config)
+        log: SeedLog | None = None
+        self._resumed = resume is not None
+        if resume:
+            self.run_dir, log, self.config = reopen(resume, self.config, allow_change=allow_change, stack=stack)
+        else:
+            RunDirectory.check(self.config)
+        config, first = self.config, len(log.steps) if log else 0
         self._shape = plugins.load("shaping", config.reward_shaping).shape
         self.loggers = LoggerSet(config.logging)
-        self._model = self._model_folder(stack)
+        self._model = starting_model(
+            config.model_name,
+            config.checkpoint,
+            log.header.base.revision if log else None,
+            Path(config.output_directory).expanduser(),  # where engines on other machines see it too
+            stack,
+        )
         stored, elements = weights_size(self._model)
         self._engine_bytes = cpu_engine_bytes(stored, 4 * elements if config.master_dtype == "float32" else stored)
-        self._encoder = PromptEncoder.load(self._model, config.max_model_len, config.max_tokens)
-        splits = {name: self._split(name, loader) for name, loader in self.eval_dataloader_dict.items()}
-        self._batches = self._endless_batches()
+        encoder = PromptEncoder.load(self._model, config.max_model_len, config.max_tokens)
+        self._questions = Questions(encoder, self.template_function)
+        splits = {name: self._questions.split(name, loader) for name, loader in self.eval_dataloader_dict.items()}
+        train_data = None
         if isinstance(self.train_dataloader, Batches):  # all rows are here: no bad one may stop the run later
-            self._encode(self.train_dataloader.prompts)
-        elif config.n_iterations:
-            first = next(self._batches)
-            self._encode(first[0])
-            self._batches = chain([first], self._batches)
+            train_data = self._questions.fingerprint(self.train_dataloader)
+        if self.train_dataloader is not None and config.n_iterations:
+            self._batches = self._questions.batches(self.train_dataloader, first)
         self._reward_pool = stack.enter_context(
-            RewardPool(self.reward_function, timeout=config.reward_function_timeout)
+            RewardPool(self.reward_function, timeout=config.reward_function_timeout, memory=config.reward_memory)
         )
 
         cluster = Cluster(config.ray_address, config.use_gpus)
         stack.callback(cluster.close)
         self._plan = plan_engines(config, cluster.resources(), self._engine_bytes)
-        self._evaluator = Evaluator(config, splits, self._plan.device, self._encoder.turn_ends)
-        self.run_dir = RunDirectory.create(config)
+        self._evaluator = Evaluator(config, splits, self._plan.device, encoder.turn_ends)
+        surroundings = environment() | {"engines": asdict(self._plan), "train_data": train_data}
+        if resume:
+            note_environment(self.run_dir, surroundings, first, allow_change=allow_change)
+            get_console().print(f"going on at iteration {first} of {config.n_iterations}", markup=False)
+        else:
+            self.run_dir = RunDirectory.create(config, surroundings)
+            stack.enter_context(locked(self.run_dir.path))
         stack.push(self._finish)
-        self.loggers.start(config, self.run_dir.path)
+        self.loggers.start(config, self.run_dir.path, first)
         get_console().print(f"{self._plan.describe()}; loading {self._model.name}", markup=False)
         self.engines = self.launch_engines()
         stack.callback(self.engines.close)
-        self.checksum = self.engines.start()
-        if config.n_iterations:
-            base = Base(config.checkpoint or config.model_name, revision_of(self._model), self.checksum)
-            header = Header(base, config.master_dtype, config.seed, config.model_dump(exclude_none=True))
-            self.seed_log = stack.enter_context(SeedLog.create(self.run_dir.seed_log, header))
+        log = self._start_engines(log, stack)
+        self.recorder = Recorder(config, self.run_dir, self.loggers, log, self.engines, self._model)
+        self.evaluations = past_evaluations(self.run_dir, splits, tuple(config.pass_k), first)
         self._under_way = True
-        self.progress = stack.enter_context(LiveProgress(config.n_iterations, enabled="console" in config.logging))
+        self.progress = stack.enter_context(
+            LiveProgress(config.n_iterations, first, enabled="console" in config.logging)
+        )
 
-    def _model_folder(self, stack: ExitStack) -> Path:
-        """Find the model to start from; one that is kept as a seed log is replayed, for as long as it is needed."""
-        config = self.config
-        name, flag = (config.checkpoint, "--checkpoint") if config.checkpoint else (config.model_name, "--model-name")
-        if not is_seed_log(name):
-            return model_folder(name, flag)
-        if config.n_iterations:
+    def _start_engines(self, log: SeedLog | None, stack: ExitStack) -> SeedLog | None:
+        """Start the engines, and the seed log of a new run. Returns the log; ``None`` where nothing is trained."""
+        config, base = self.config, log.header.base if log else None
+        self.history = History(
+            config.seed,
+            base.weights_checksum if base else None,
+            tuple(log.steps) if log else (),
+            lambda: [(k, str(folder.absolute())) for k, folder in newest_first(self.run_dir.checkpoints)],
+        )
+        found = self.engines.start(self.history)
+        if found.undefined:
             raise UserError(
-                f"{flag} {name}: training starts from a model folder; `esplug export {name} --out DIR` first"
+                f"{self._model}: {len(found.undefined)} tensors hold NaN or infinity, {found.undefined[0]} first; "
+                "fetch or train the model again"
             )
-        get_console().print(f"replaying {name}", markup=False, soft_wrap=True)
-        base = Path(config.output_directory).expanduser()  # where engines on other machines see it too
-        try:
-            base.mkdir(parents=True, exist_ok=True)
-            scratch = stack.enter_context(TemporaryDirectory(dir=base, prefix=".replayed-"))
-        except OSError as error:
-            raise UserError(f"--output-directory {base}: cannot be written ({error.strerror})") from error
-        return export(Path(name).expanduser(), Path(scratch) / "model").folder
+        for damage in found.damaged:
+            get_console().print(f"passed over a checkpoint: {damage}", markup=False, soft_wrap=True)
+        if base and found.base != base.weights_checksum:
+            raise UserError(
+                f"{self._model}: not the model that the run started from ({base.name}): its weights have checksum "
+                f"{found.base:016x}, the run's had {base.weights_checksum:016x}; name the right one with --model-name"
+            )
+        if found.checksum != (self.history.checksum or found.base):
+            raise RunError(
+                f"replaying {found.replayed} updates gave weights with checksum {found.checksum:016x} instead of "
+                f"{self.history.checksum:016x}; was the run made with another version of esplug?"
+            )
+        self.history.base, self.checksum = found.base, found.checksum
+        if log is None and config.n_iterations:
+            named = Base(config.checkpoint or config.model_name, revision_of(self._model), found.base)
+            header = Header(named, config.master_dtype, config.seed, config.model_dump(exclude_none=True))
+            log = stack.enter_context(SeedLog.create(self.run_dir.seed_log, header))
+        return log
 
     def _finish(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         """Close the loggers; remove the directory of a run that could not start."""
         status = "finished" if kind is None else "interrupted" if issubclass(kind, KeyboardInterrupt) else "failed"
         self.loggers.finish(status)
-        if isinstance(error, UserError) and not self._under_way:
+        if isinstance(error, UserError) and not self._under_way and not self._resumed:
             shutil.rmtree(self.run_dir.path, ignore_errors=True)
         elif error is not None:
-            get_console().print(f"{status}; what there is lies in {self.run_dir.path}", markup=False, soft_wrap=True)
-
-    def _endless_batches(self) -> Iterator[Batch]:
-        while self.train_dataloader is not None:
-            empty = True
-            for batch in self.train_dataloader:
-                empty = False
-                yield _checked_batch(batch, "train_dataloader")
-            if empty:
-                raise UserError("the training data has no batches")
-
-    def _split(self, name: str, loader: Iterable[Batch]) -> EvaluationSplit:
-        batches = [_checked_batch(batch, f"eval_dataloader_dict[{name!r}]") for batch in loader]
-        prompts = [self._prompt(question) for questions, _ in batches for question in questions]
-        targets = [target for _, targets in batches for target in targets]
-        if not prompts:
-            raise UserError(f"evaluation split {name!r} has no rows")
-        return EvaluationSplit([self._encoder.render(p) for p in prompts], self._encoder.encode(prompts), targets)
+            hint = f"; to go on: esplug train --resume {self.run_dir.path}" if self.config.n_iterations else ""
+            get_console().print(
+                f"{status}; what there is lies in {self.run_dir.path}{hint}", markup=False, soft_wrap=True
+            )
 
     # --- small steps ------------------------------------------------------------------------------------
-
-    def _prompt(self, question: Any) -> Prompt:
-        prompt: Prompt = self.template_function(question) if self.template_function else question
-        return prompt
-
-    def _encode(self, questions: Sequence[Any]) -> list[list[int]]:
-        return self._encoder.encode([self._prompt(question) for question in questions])
 
     def _utilities(self, rewards: FloatArray) -> FloatArray:
         utilities = np.asarray(self._shape(rewards=rewards), dtype=np.float64)
@@ -382,45 +406,20 @@ class EvolutionStrategiesTrainer:
             )
         return utilities
 
-    def _check_grades(self, grades: Sequence[Graded]) -> None:
-        """Show the first failure of each kind; stop where nothing could be graded."""
-        failed = [grade for grade in grades if grade.failed]
-        for grade in failed:
-            label = grade.reward.label
-            if label not in self._failures_shown:
-                self._failures_shown.add(label)
-                detail = f"\n{grade.traceback}" if grade.traceback else ""
-                get_console().print(f"a reward failed [{label}] and counts 0.0{detail}", markup=False)
-        if len(failed) == len(grades):
-            labels = ", ".join(f"{label} x{n}" for label, n in Counter(g.reward.label for g in failed).most_common())
-            raise RunError(
-                f"every reward failed ({labels}), so there is nothing to learn from; mend the reward function"
-            )
+    def _grade(self, generation: Generation, targets: Sequence[Any]) -> PendingRewards:
+        """Have answers graded, unless they come from a model whose output is not even numbers."""
+        if generation.undefined:
+            why = f"the model gave NaN or infinity for {generation.undefined} tokens, so its answers mean nothing"
+            return PendingRewards.failed(len(targets), UNDEFINED, why)
+        return self._postprocess_outputs([completion.text for completion in generation.completions], targets)
 
     def _record(self, evaluation: Evaluation) -> None:
         """Write and log an evaluation, and save the model if it is the best one yet."""
-        for split in evaluation.splits:
-            self.run_dir.write_evaluation(split.split, evaluation.iteration, split.record(evaluation.iteration))
-            self.loggers.samples(evaluation.iteration, [sample.row() for sample in split.samples])
-        self.run_dir.write_results(
-            results(self.config, self._model, self.checksum, self._plan, self._evaluator.splits, evaluation)
-        )
-        self.loggers.log(evaluation.iteration, evaluation.metrics())
         best = max((earlier.mean for earlier in self.evaluations), default=np.inf)
         self.evaluations.append(evaluation)
         if self.config.save_best_models and evaluation.mean > best:
-            self._save(f"{self.config.run_name}-mean{evaluation.mean:.4f}")
-
-    def _save(self, name: str) -> Path:
-        return save_model(self.engines.save, self._model, self.run_dir.checkpoints / name)
-
-
-def _checked_batch(batch: Any, where: str) -> Batch:
-    try:
-        questions, targets = batch
-        questions, targets = list(questions), list(targets)
-    except (TypeError, ValueError):
-        raise UserError(f"{where}: each batch must be (list of prompts, list of targets)") from None
-    if len(questions) != len(targets) or not questions:
-        raise UserError(f"{where}: a batch has {len(questions)} prompts and {len(targets)} targets")
-    return questions, targets
+            self.recorder.best_model(f"{self.config.run_name}-mean{evaluation.mean:.4f}")
+        splits = self._evaluator.splits
+        self.recorder.evaluation(
+            evaluation, results(self.config, self._model, self.checksum, self._plan, splits, evaluation)
+        )

@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from esplug.errors import UserError
+from esplug.history import CatchUp, CaughtUp
 from esplug.noise import tensor_key
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ class MasterWeights:
     ) -> None:
         from esplug.kernels import cpu
 
+        self._master_dtype = master_dtype
         self._pool = ThreadPoolExecutor(threads, "esplug-noise", _pin, (cores,))
         self._tensors: dict[str, torch.Tensor] = {}
         self._dtypes: dict[str, torch.dtype] = {}
@@ -198,14 +200,75 @@ class MasterWeights:
 
     def checksum(self) -> int:
         """Return the 64-bit checksum of the master, defined at :func:`esplug.kernels.cpu.checksum`."""
+        return sum(self.tensor_checksums().values()) % 2**64
+
+    def tensor_checksums(self) -> dict[str, int]:
+        """Return the 64-bit checksum of each floating-point tensor; modulo 2**64 their sum is the master's."""
         from esplug.kernels import cpu
 
-        def add_up(stretch: _Stretch) -> int:
-            return cpu.checksum(self._slice(stretch), stretch.start, stretch.name)
+        def checked(stretch: _Stretch) -> tuple[str, int]:
+            return stretch.name, cpu.checksum(self._slice(stretch), stretch.start, stretch.name)
 
-        return sum(self._for_all(add_up)) % 2**64
+        sums = dict.fromkeys(self._flat, 0)
+        for name, value in self._for_all(checked):
+            sums[name] = (sums[name] + value) % 2**64
+        return sums
 
-    def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
+    def undefined(self) -> list[str]:
+        """Name the tensors that hold NaN or infinity."""
+
+        def check(stretch: _Stretch) -> str | None:
+            part = self._tensors[stretch.name].view(-1)[stretch.start : stretch.stop]
+            return None if torch.isfinite(part).all() else stretch.name
+
+        found = {name for name in self._for_all(check) if name}
+        return [name for name in self._flat if name in found]
+
+    def catch_up(self, base: Path, catch_up: CatchUp) -> CaughtUp:
+        """Bring the base model's weights, just loaded from ``base``, to where a run is.
+
+        Starts from the first saved weights whose checksum is right, else from the base, and makes the updates that
+        came after.
+        """
+        checksum, undefined = self.checksum(), tuple(self.undefined())
+        state, first, damaged = checksum, 0, []
+        for saved in catch_up.saved:
+            try:
+                self._copy_from(Path(saved.folder))
+                state = self.checksum()
+                if state == saved.checksum:
+                    first = saved.iteration
+                    break
+                reason = f"its weights have checksum {state:016x} instead of {saved.checksum:016x}"
+                damaged.append(f"{saved.folder}: {reason}")
+            except UserError as error:
+                damaged.append(str(error))
+        if damaged and not first:
+            self._copy_from(base)
+            state = checksum
+        moving = [step for step in catch_up.steps[first:] if step.moves]
+        for step in moving:
+            self.update(step.seeds(catch_up.run_seed), step.coefficients)
+        if moving:
+            state = self.checksum()
+        return CaughtUp(checksum, state, len(moving), tuple(damaged), undefined)
+
+    def _copy_from(self, folder: Path) -> None:
+        """Overwrite the master with the tensors of a model folder.
+
+        Raises:
+            UserError: it is damaged, or a tensor is missing, unknown, or of another shape.
+        """
+        missing = set(self._tensors)
+        for name, tensor in _read(folder):
+            if name not in missing or tensor.shape != self._tensors[name].shape:
+                raise UserError(f"{folder}: tensor {name} is not one of this model's")
+            self._tensors[name].copy_(tensor)
+            missing.remove(name)
+        if missing:
+            raise UserError(f"{folder}: tensor {min(missing)} is missing")
+
+    def save(self, folder: Path, dtype: torch.dtype | None = None, *, exact: bool = False) -> None:
         """Write the master as safetensors that transformers and vLLM read, in shards of at most about 5 GB.
 
         Takes one shard's size of memory besides.
@@ -213,6 +276,7 @@ class MasterWeights:
         Args:
             folder: made if need be.
             dtype: type of the floating-point tensors, or None for the checkpoint's own.
+            exact: write them as they are instead, so that nothing is lost.
 
         Raises:
             UserError: the folder holds safetensors already, which would mix with these.
@@ -220,6 +284,8 @@ class MasterWeights:
         """
         if any(folder.glob("*.safetensors*")):
             raise UserError(f"{folder}: there are *.safetensors here already; choose an empty folder")
+        if exact:
+            dtype = torch.float32 if self._master_dtype == "float32" else None
         stream = self.perturbed(None, 0.0, dtype)
         folder.mkdir(parents=True, exist_ok=True)
         sizes = {

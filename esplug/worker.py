@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 if TYPE_CHECKING:
+    from esplug.history import CatchUp, CaughtUp
     from esplug.weights import MasterWeights
 
 
@@ -20,13 +21,15 @@ class ESWorkerExtension:
     """
 
     rank: int
+    device: torch.device
     model_runner: Any
     _es_master: "MasterWeights"
+    _es_undefined: torch.Tensor
 
-    def es_load_master(
-        self, folder: str, master_dtype: Literal["float32", "model"], rank_cores: list[list[int]]
-    ) -> int:
-        """Read the checkpoint in ``folder`` as master weights. Returns their checksum.
+    def es_catch_up(
+        self, folder: str, master_dtype: Literal["float32", "model"], rank_cores: list[list[int]], catch_up: "CatchUp"
+    ) -> "CaughtUp":
+        """Read the checkpoint in ``folder`` as master weights, and from there get to the run's present ones.
 
         ``rank_cores`` are the CPU cores on which each tensor-parallel rank may make noise.
         """
@@ -35,7 +38,10 @@ class ESWorkerExtension:
 
         cores = rank_cores[self.rank]
         self._es_master = MasterWeights.load(Path(folder), master_dtype, threads=len(cores), cores=cores)
-        return self._es_master.checksum()
+        if not hasattr(self, "_es_undefined"):
+            self._es_undefined = torch.zeros((), dtype=torch.int64, device=self.device)
+            _watch_logits(self.model_runner.get_model(), self._es_undefined)
+        return self._es_master.catch_up(Path(folder), catch_up)
 
     def es_set_weights(self, member_seed: int | None, scale: float) -> None:
         """Give the model ``master + scale * eps(member_seed)``; without a seed, the master itself."""
@@ -49,14 +55,39 @@ class ESWorkerExtension:
         self._es_master.update(seeds, coefficients)
         return self._es_master.checksum()
 
-    def es_checksum(self) -> int:
-        """Return the 64-bit checksum of the master weights."""
-        return self._es_master.checksum()
+    def es_tensor_checksums(self) -> dict[str, int]:
+        """Return the checksum of each tensor of the master weights."""
+        return self._es_master.tensor_checksums()
 
-    def es_save(self, folder: str) -> None:
-        """Write the master weights, rounded to the checkpoint's types, as safetensors."""
+    def es_save(self, folder: str, exact: bool) -> None:
+        """Write the master weights as safetensors, rounded to the checkpoint's types unless ``exact``."""
         if self.rank == 0:  # every rank holds all of them
-            self._es_master.save(Path(folder))
+            self._es_master.save(Path(folder), exact=exact)
+
+    def es_take_undefined(self) -> int:
+        """Return for how many tokens the model gave NaN or infinity since this was last asked."""
+        found = int(self._es_undefined.item())
+        self._es_undefined.zero_()
+        return found
+
+    def es_clear_cache(self) -> None:
+        """Overwrite the KV cache with zeros."""
+        for cache in self.model_runner.kv_caches:
+            for tensor in cache if isinstance(cache, list | tuple) else (cache,):
+                tensor.zero_()
+
+
+def _watch_logits(model: torch.nn.Module, undefined: torch.Tensor) -> None:
+    """Have ``model`` count, in ``undefined``, the tokens whose logits hold NaN or plus infinity."""
+    compute: Any = model.compute_logits
+
+    def watched(*arguments: Any, **named: Any) -> Any:
+        logits = compute(*arguments, **named)
+        if logits is not None:  # with tensor parallelism, some ranks get none
+            undefined.add_((~torch.isfinite(logits.amax(dim=-1))).sum())
+        return logits
+
+    vars(model)["compute_logits"] = watched
 
 
 @torch.no_grad()

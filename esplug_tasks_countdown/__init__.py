@@ -39,7 +39,7 @@ def collate(batch: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> t
     questions, targets = [], []
     for row in batch:
         numbers, target = columns.numbers(row["numbers"]), columns.target(row["target"])
-        questions.append(prompts.few_shot(shots, numbers, target) if shots else row["context"])
+        questions.append(prompts.few_shot(shots, numbers, target) if shots else columns.text(row["context"]))
         # The target as text stays exact, and readable in the samples that loggers write.
         targets.append({"numbers": numbers, "target": str(target)})
     return questions, targets

@@ -1,4 +1,4 @@
-"""Read the columns ``numbers`` and ``target`` of a row, in any of the forms that files give them."""
+"""Read the columns ``numbers``, ``target`` and ``context`` of a row, in any of the forms that files give them."""
 
 import ast
 import re
@@ -34,6 +34,17 @@ def numbers(value: Any) -> list[int]:
     except (ValueError, TypeError, ZeroDivisionError, SyntaxError, RecursionError, MemoryError):
         pass
     raise ValueError(f"column 'numbers': {value!r} is not a list of whole numbers")
+
+
+def text(value: Any) -> str:
+    """Return a prompt.
+
+    Raises:
+        ValueError: it is not text.
+    """
+    if not isinstance(value, str):
+        raise ValueError(f"column 'context': {value!r} is not text")
+    return value
 
 
 def _fraction(value: Any) -> Fraction:

@@ -73,4 +73,6 @@ def _texts(batch: Sequence[Mapping[str, Any]], column: str) -> list[str]:
     for number, (row, text) in enumerate(zip(batch, texts, strict=True), start=1):
         if row[column] is None or not text.strip():
             raise ValueError(f"row {number} has nothing in its column {column!r}")
+        if isinstance(row[column], list | dict):
+            raise ValueError(f"row {number} has a {type(row[column]).__name__} in its column {column!r}, not text")
     return texts

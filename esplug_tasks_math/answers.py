@@ -82,7 +82,8 @@ def parse(tokens: Tokens) -> Answer:
         return Items("set", ())
     if tokens and _MATRIX.fullmatch(tokens[0]) and tokens[-1].startswith(r"\end"):
         return _matrix(tokens)
-    if not _THOUSANDS.match(spell(tokens)):
+    named = tokens.count("=") == 1 and "," not in tokens[: tokens.index("=")]  # x = 1,000
+    if not _THOUSANDS.match(spell(tokens[tokens.index("=") + 1 :] if named else tokens)):
         listed = _list(tokens)
         if listed:
             return listed

@@ -12,7 +12,12 @@ from typing import Any
 
 import mpmath  # type: ignore[import-untyped]
 import sympy  # type: ignore[import-untyped]
-from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy  # type: ignore[import-untyped]
+from latex2sympy2_extended.latex2sympy2 import (  # type: ignore[import-untyped]
+    ConversionConfig,
+    NormalizationConfig,
+    _Latex2Sympy,
+    normalize_latex,
+)
 from math_verify import verify  # type: ignore[import-untyped]
 from sympy.core.random import seed  # type: ignore[import-untyped]
 
@@ -24,10 +29,18 @@ from esplug_tasks_math.names import parser_latex
 POINTS, REMEMBERED = 6, 1024
 
 _CONFIG = ConversionConfig(interpret_simple_eq_as_assignment=False, lowercase_symbols=False)
+_NORMALIZATION = NormalizationConfig()
 _STEPWISE, _INDICES = (sympy.floor, sympy.ceiling, sympy.factorial), frozenset("ijkmnpqr")
 _IMAGINARY = sympy.Symbol("i", real=False)
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its time-outs are off; ours are not
+
+
+class _Converter(_Latex2Sympy):  # type: ignore[misc]
+    """latex2sympy, but for its way of reading numbers: ``sympy.Number(text)`` is an ``eval``."""
+
+    def parse_number(self, text: str) -> Any:
+        return sympy.Integer(int(text))
 
 
 def same_value(given: Tokens, gold: Tokens) -> bool:
@@ -71,7 +84,7 @@ def same_zeros(given: Tokens, gold: Tokens) -> bool:
 @lru_cache(REMEMBERED)
 def _parsed(answer: Tokens) -> Any:
     try:
-        parsed = latex2sympy(parser_latex(answer), is_real=False, conversion_config=_CONFIG)
+        parsed = _Converter(is_real=False, config=_CONFIG).parse(normalize_latex(parser_latex(answer), _NORMALIZATION))
     except Unreadable:
         raise
     except (Exception, RecursionError) as error:  # the parser raises whatever its grammar meets

@@ -1,11 +1,16 @@
 """Model folders appear complete or not at all."""
 
+import json
+import os
+import shutil
+from hashlib import blake2b
 from pathlib import Path
 
 import pytest
 
-from esplug.checkpoint import save_model
-from esplug.errors import RunError
+from esplug import checkpoint
+from esplug.checkpoint import newest_first, periodic_name, prune, save_model, verify
+from esplug.errors import RunError, UserError
 
 KEPT = {"config.json": "{}", "tokenizer.json": "[]", "chat_template.jinja": "{{ x }}", "README.md": "# base"}
 WEIGHTS = [
@@ -36,7 +41,8 @@ def write_weights(folder: Path) -> None:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    return {str(file.relative_to(folder)): file.read_text() for file in folder.rglob("*") if file.is_file()}
+    files = [file for file in folder.rglob("*") if file.is_file() and file.name != "esplug.json"]
+    return {str(file.relative_to(folder)): file.read_text() for file in files}
 
 
 def test_the_folder_holds_the_base_files_and_the_new_weights(base, tmp_path) -> None:
@@ -107,9 +113,6 @@ def test_weights_written_on_another_machine_are_missed(base, tmp_path) -> None:
     assert not (tmp_path / "model").exists()
 
 
-# --- known defects, to be mended: strict, so that mending one fails here until its mark is removed -------
-
-
 def test_a_failure_leaves_nothing_behind(base, tmp_path) -> None:
     def fail(folder: Path) -> None:
         write_weights(folder)
@@ -125,3 +128,183 @@ def test_a_failure_leaves_nothing_behind(base, tmp_path) -> None:
 def test_other_kinds_of_weights_are_not_copied(name, base, tmp_path) -> None:
     (base / name).write_text("old")
     assert name not in contents(save_model(write_weights, base, tmp_path / "model"))
+
+
+def test_all_is_on_the_disk_before_it_appears(base, tmp_path, monkeypatch) -> None:
+    target = save_model(write_weights, base, tmp_path / "model")
+    done: list[tuple[str, Path]] = []
+    rename, sync = Path.rename, os.fsync
+
+    def renamed(path: Path, to: Path) -> Path:
+        done.append(("rename", to))
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", renamed)
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: (done.append(("sync", Path(os.readlink(f"/proc/self/fd/{fd}")))), sync(fd))
+    )
+    save_model(write_weights, base, target)
+    temporary = tmp_path / ".model.part"
+    files = {temporary / name for name in (*KEPT, "model.safetensors", "esplug.json")}
+    assert {path for _, path in done[: len(files)]} == files
+    assert done[len(files) :] == [
+        ("sync", temporary),
+        ("rename", tmp_path / ".model.old"),
+        ("rename", target),
+        ("sync", tmp_path),
+    ]
+
+
+def test_a_failure_names_the_place(base, tmp_path) -> None:
+    from safetensors import SafetensorError
+
+    for error in (OSError(28, "No space left on device"), OSError("odd"), SafetensorError("no space")):
+
+        def fail(folder: Path, error: Exception = error) -> None:
+            raise error
+
+        with pytest.raises(OSError, match=str(error.args[-1])) as caught:
+            save_model(fail, base, tmp_path / "model")
+        assert caught.value.filename == str(tmp_path / "model")
+        assert caught.value.errno == (28 if len(error.args) == 2 else None)
+
+
+def test_what_a_kill_between_the_renames_left_comes_back(base, tmp_path) -> None:
+    target = save_model(write_weights, base, tmp_path / "model")
+    target.rename(tmp_path / ".model.old")
+    (tmp_path / ".model.part").mkdir()
+
+    def fail(folder: Path) -> None:
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        save_model(fail, base, target)
+    assert contents(target) == KEPT | {"model.safetensors": "new"}
+    assert {path.name for path in tmp_path.iterdir()} == {"base", "model"}
+
+
+# --- the manifest ----------------------------------------------------------------------------------------------
+
+
+def test_the_manifest_is_as_documented(base, tmp_path) -> None:
+    (base / "esplug.json").write_text("another folder's")
+    target = save_model(write_weights, base, tmp_path / "model")
+    text = (target / "esplug.json").read_text()
+    content = json.loads(text)
+    assert text == json.dumps(content, sort_keys=True, separators=(",", ":")) + "\n"
+    listed = {"config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors"}
+    assert content["files"].keys() == listed
+    for name in listed:
+        data = (target / name).read_bytes()
+        assert content["files"][name] == {"bytes": len(data), "blake2b": blake2b(data, digest_size=16).hexdigest()}
+    own = content.pop("hash")
+    line = json.dumps(content, sort_keys=True, separators=(",", ":")) + "\n"
+    assert own == blake2b(line.encode(), digest_size=16).hexdigest()
+    assert (content["format"], content["version"]) == ("esplug-model", 1)
+
+
+def test_files_longer_than_a_chunk_are_hashed_whole(base, tmp_path, monkeypatch) -> None:
+    target = save_model(write_weights, base, tmp_path / "model")
+    monkeypatch.setattr(checkpoint, "_CHUNK", 2)
+    verify(target)
+
+
+def test_what_is_the_users_own_is_no_damage(base, tmp_path) -> None:
+    target = save_model(write_weights, base, tmp_path / "model")
+    verify(target)
+    (target / "README.md").write_text("mine")
+    (target / "added.json").write_text("mine")
+    (target / "folder").mkdir()
+    verify(target)
+    (target / "README.md").unlink()
+    verify(target)
+    verify(base)  # which has no manifest
+    verify(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "words"),
+    [
+        ("config.json", lambda path: path.unlink(), "missing, though esplug.json lists it"),
+        ("model.safetensors", lambda path: path.write_text("ne"), "cut short: it has 2 bytes instead of 3"),
+        ("model.safetensors", lambda path: path.write_text("newer"), "changed: it has 5 bytes instead of 3"),
+        ("tokenizer.json", lambda path: path.write_text("{}"), "changed: its bytes are not those"),
+        ("esplug.json", lambda path: path.write_text("{}"), "changed or cut short"),
+        ("esplug.json", lambda path: path.write_text("[" * 100_000), "changed or cut short"),
+        ("esplug.json", lambda path: path.write_bytes(path.read_bytes() + b"\n"), "changed or cut short"),
+        (
+            "esplug.json",
+            lambda path: path.write_bytes(path.read_bytes().replace(b'"bytes":2', b'"bytes":3')),
+            "changed",
+        ),
+    ],
+)
+def test_damage_is_named(base, tmp_path, name, damage, words) -> None:
+    target = save_model(write_weights, base, tmp_path / "model")
+    damage(target / name)
+    with pytest.raises(UserError) as caught:
+        verify(target)
+    assert str(caught.value).startswith(f"{target / name}: {words}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_newer_manifest_says_to_upgrade(base, tmp_path) -> None:
+    (base / "esplug.json").write_text('{"files":{},"format":"esplug-model","hash":"","version":2}')
+    with pytest.raises(UserError, match="written by a newer esplug, in version 2; upgrade esplug"):
+        verify(base)
+
+
+# --- periodic checkpoints --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def periodic(base, tmp_path) -> Path:
+    """A folder with checkpoints of four iterations, and what else may lie there."""
+    folder = tmp_path / "checkpoints"
+    for iteration in (9, 10, 100, 20):
+        save_model(write_weights, base, folder / periodic_name(iteration))
+    save_model(write_weights, base, folder / "best-mean0.5")
+    for name in ("iteration-30", ".iteration-40.part", "iteration-x"):
+        (folder / name).mkdir()
+        (folder / name / "config.json").write_text("{}")
+    (folder / "iteration-50").touch()
+    return folder
+
+
+def test_the_newest_come_first_and_incomplete_ones_do_not(periodic) -> None:
+    assert newest_first(periodic) == [(k, periodic / f"iteration-{k}") for k in (100, 20, 10, 9)]
+    assert newest_first(periodic / "nowhere") == []
+
+
+@pytest.mark.parametrize("keep", [0, 1, 2, 9])
+def test_the_oldest_and_leftovers_are_removed(periodic, keep) -> None:
+    prune(periodic, keep)
+    assert [k for k, _ in newest_first(periodic)] == [100, 20, 10, 9][:keep]
+    left = {path.name for path in periodic.iterdir()}
+    assert left - {f"iteration-{k}" for k in (100, 20, 10, 9)} == {
+        "best-mean0.5",
+        "iteration-30",
+        "iteration-x",
+        "iteration-50",
+    }
+    prune(periodic / "nowhere", keep)
+
+
+def test_what_was_about_to_be_replaced_comes_back(periodic) -> None:
+    (periodic / "iteration-20").rename(periodic / ".iteration-20.old")
+    assert [k for k, _ in newest_first(periodic)] == [100, 10, 9]
+    prune(periodic, 3)
+    assert [k for k, _ in newest_first(periodic)] == [100, 20, 10]
+
+
+def test_what_cannot_be_removed_stays(periodic, monkeypatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise PermissionError(13, "no")
+
+    monkeypatch.setattr(Path, "rename", fail)
+    prune(periodic, 1)
+    assert len(newest_first(periodic)) == 4
+    monkeypatch.undo()
+    monkeypatch.setattr(shutil, "rmtree", fail)
+    prune(periodic, 1)
+    assert len(newest_first(periodic)) >= 1

@@ -49,8 +49,9 @@ def evaluate(
 ) -> tuple[list[SplitEvaluation], list[Graded], list[Job[int]]]:
     engines = Engines()
 
-    def grade(outputs: list[str], targets: Sequence[Any]) -> Pending:
-        return Pending([reward(output, target) for output, target in zip(outputs, targets, strict=True)])
+    def grade(generation: Generation, targets: Sequence[Any]) -> Pending:
+        answers = zip(generation.completions, targets, strict=True)
+        return Pending([reward(answer.text, target) for answer, target in answers])
 
     evaluator = Evaluator(make_config(settings), splits, device)
     with LiveProgress(0, enabled=False) as progress:

@@ -19,11 +19,12 @@ from typer.testing import CliRunner
 
 import esplug.export as export_module
 import esplug.weights as weights_module
+from esplug import stored_tensors
 from esplug.config import make_config
 from esplug.errors import RunError, UserError
 from esplug.evaluation import Evaluation, Sample, SplitEvaluation
 from esplug.evaluator import EvaluationSplit
-from esplug.export import export, is_seed_log
+from esplug.export import export
 from esplug.export_cli import export as export_command
 from esplug.placement import Plan
 from esplug.results import results
@@ -112,7 +113,7 @@ def same_files(left: Path, right: Path) -> None:
 def test_it_is_byte_for_byte_what_the_run_would_have_saved(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, master_dtype: str, dtype: Any, antithetic: bool
 ) -> None:
-    monkeypatch.setattr(export_module, "_STRETCH", 1021)
+    monkeypatch.setattr(stored_tensors, "STRETCH", 1021)
     masters = make_log(tmp_path / "seeds.log", base, master_dtype=master_dtype, antithetic=antithetic)
     exported = export(tmp_path / "seeds.log", tmp_path / "out", dtype=dtype, threads=3)
     masters[-1].save(tmp_path / "saved", getattr(torch, dtype) if dtype else None)
@@ -172,7 +173,7 @@ def test_threads_and_stretches_do_not_matter(
 ) -> None:
     small = {name: tensor.flatten()[:50].clone() for name, tensor in mixed_tensors().items()}
     save_file(small, base / "model.safetensors", metadata={"format": "pt"})
-    monkeypatch.setattr(export_module, "_STRETCH", stretch)
+    monkeypatch.setattr(stored_tensors, "STRETCH", stretch)
     masters = make_log(tmp_path / "seeds.log", base)
     export(tmp_path / "seeds.log", tmp_path / "out", threads=threads)
     masters[-1].save(tmp_path / "saved")
@@ -198,7 +199,7 @@ def test_transformers_opens_it_and_the_tokenizer_comes_along(tmp_path: Path) -> 
 def test_configuration_and_tokenizer_are_copied_and_a_new_type_is_declared(base: Path, tmp_path: Path) -> None:
     make_log(tmp_path / "seeds.log", base)
     export(tmp_path / "seeds.log", tmp_path / "out")
-    names = ["README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json"]
+    names = ["README.md", "config.json", "esplug.json", "generation_config.json", "model.safetensors", "tokenizer.json"]
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == names
     assert (tmp_path / "out" / "config.json").read_bytes() == (base / "config.json").read_bytes()
     export(tmp_path / "seeds.log", tmp_path / "wide", dtype="float32")
@@ -284,7 +285,7 @@ def test_a_base_from_the_hub_is_asked_for_at_its_revision(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(export_module, "model_folder", lambda name, flag: asked.append(name) or base)
+    monkeypatch.setattr("esplug.starting_model.model_folder", lambda name, flag: asked.append(name) or base)
     checksum = MasterWeights.load(base).checksum()
     for name in ("org/model", "org/model@main"):
         log = tmp_path / f"{len(asked)}.log"
@@ -344,7 +345,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
         with pytest.raises(UserError, match=r"^--out [^\n]*: needs 0.0 GB, and 0.0 GB are free"):
             export(tmp_path / "seeds.log", tmp_path / "deep" / "out")
     assert nothing_written(tmp_path)
-    assert not any(thread.name.startswith("esplug-export") for thread in threading.enumerate())
+    assert not any(thread.name.startswith("esplug-replay") for thread in threading.enumerate())
 
 
 def test_an_interrupt_stops_the_threads_and_leaves_nothing(
@@ -356,11 +357,11 @@ def test_an_interrupt_stops_the_threads_and_leaves_nothing(
         if what == "replaying" and done > total // 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(export_module, "_STRETCH", 1000)
+    monkeypatch.setattr(stored_tensors, "STRETCH", 1000)
     with pytest.raises(KeyboardInterrupt):
         export(tmp_path / "seeds.log", tmp_path / "out", progress=interrupt)
     assert nothing_written(tmp_path)
-    assert not any(thread.name.startswith("esplug-export") for thread in threading.enumerate())
+    assert not any(thread.name.startswith("esplug-replay") for thread in threading.enumerate())
 
 
 # --- memory ----------------------------------------------------------------------------------------------------
@@ -368,7 +369,7 @@ def test_an_interrupt_stops_the_threads_and_leaves_nothing(
 MEASURE = """
 import sys
 from pathlib import Path
-from esplug.export import export, is_seed_log
+from esplug.export import export
 export(Path(sys.argv[1]), Path(sys.argv[2]), threads=2)
 # Not ru_maxrss: it counts what the process was before exec, which is pytest.
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM:")))
@@ -678,20 +679,3 @@ def test_exporting_needs_neither_vllm_nor_ray(base: Path, tmp_path: Path) -> Non
         [sys.executable, "-c", script, str(tmp_path / "seeds.log"), str(tmp_path / "out")], check=True, timeout=300
     )
     assert (tmp_path / "out" / "model.safetensors").is_file()
-
-
-# --- as a checkpoint -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [("seeds.log", True), ("gone/seeds.log", True), ("", False), ("x" * 5000, False), ("~nobody9/x", False)],
-)
-def test_a_seed_log_is_told_from_a_model_by_its_name(name, expected) -> None:
-    assert is_seed_log(name) == expected
-
-
-def test_a_run_is_told_from_a_model_by_its_log(tmp_path) -> None:
-    assert not is_seed_log(str(tmp_path))
-    (tmp_path / "seeds.log").touch()
-    assert is_seed_log(str(tmp_path))

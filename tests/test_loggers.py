@@ -7,22 +7,33 @@ import re
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Mapping
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import esplug.loggers
 from esplug import hookimpl
 from esplug.errors import PluginError, UserError
 from esplug.loggers import LoggerSet
+from esplug.loggers.jsonl import JsonlLogger
+from esplug.loggers.wandb import WandbLogger
 from esplug.plugins import PluginInfo, relay
 
 CONFIG: Any = SimpleNamespace(
-    wandb_project="tests", experiment_name="one", model_dump=lambda: {"sigma": 0.001, "folder": Path("x")}
+    wandb_project="tests",
+    experiment_name="one",
+    eval_freq=5,
+    n_iterations=12,
+    model_dump=lambda: {"sigma": 0.001, "folder": Path("x")},
 )
 METRICS = {
     "train/reward/mean": 0.3125,
@@ -36,15 +47,27 @@ METRICS = {
 
 
 class Recorder:
-    """A logger that remembers its calls, and fails in those named."""
+    """A logger that remembers its calls, and fails or waits in those named."""
 
-    def __init__(self, *failing: str, error: BaseException | None = None) -> None:
+    def __init__(
+        self,
+        *failing: str,
+        error: BaseException | None = None,
+        synchronous: bool = False,
+        gates: Mapping[str, threading.Event] | None = None,
+    ) -> None:
         self.calls: list[str] = []
+        self.threads: set[threading.Thread] = set()
+        self.synchronous = synchronous
         self._failing = failing
+        self._gates = gates or {}
         self._error = error or RuntimeError("no space\nleft")
 
     def _record(self, hook: str) -> None:
         self.calls.append(hook)
+        self.threads.add(threading.current_thread())
+        if hook in self._gates:
+            self._gates[hook].wait(60)
         if hook in self._failing:
             raise self._error
 
@@ -108,15 +131,39 @@ def test_unknown_logger() -> None:
         LoggerSet(["console", "json"])
 
 
-@pytest.mark.parametrize("error", [RuntimeError("no space\nleft"), SystemExit(2)])
-def test_failure_at_start_is_fatal_and_closes_the_others(use: Use, tmp_path: Path, error: BaseException) -> None:
-    one, two, three = Recorder(), Recorder("start", error=error), Recorder()
+def test_each_logger_has_one_thread_and_a_synchronous_one_has_the_main_one(use: Use, tmp_path: Path) -> None:
+    one, two, three = Recorder(), Recorder(), Recorder(synchronous=True)
+    run_through(use(one=one, two=two, three=three), tmp_path)
+    assert three.threads == {threading.main_thread()}
+    assert len(one.threads) == len(two.threads) == 1
+    assert len(one.threads | two.threads | three.threads) == 3
+    assert all(thread.daemon for thread in one.threads | two.threads)
+
+
+def test_the_built_in_loggers_of_this_machine_are_synchronous() -> None:
+    loggers = LoggerSet(["console", "jsonl", "none", "wandb"])
+    assert [logger.name for logger in loggers._synchronous] == ["console", "jsonl", "none"]
+    assert [logger.name for logger in loggers._background] == ["wandb"]
+
+
+ERRORS = pytest.mark.parametrize("error", [RuntimeError("no space\nleft"), SystemExit(2)])
+BOTH = pytest.mark.parametrize("synchronous", [True, False])
+
+
+@ERRORS
+@BOTH
+def test_failure_at_start_is_fatal_and_closes_the_others(
+    use: Use, tmp_path: Path, error: BaseException, synchronous: bool
+) -> None:
+    one, three = Recorder(synchronous=synchronous), Recorder(synchronous=synchronous)
+    two = Recorder("start", error=error, synchronous=synchronous)
     loggers = use(one=one, two=two, three=three)
     with pytest.raises(UserError, match=r"logger 'two' cannot start \[(RuntimeError: no space left|SystemExit: 2)\]"):
         loggers.start(CONFIG, tmp_path)
     assert one.calls == ["start", "finish failed"]
     assert two.calls == ["start"]
-    assert three.calls == []
+    if synchronous:
+        assert three.calls == []
 
 
 def test_a_loggers_own_user_error_passes_as_it_is(use: Use, tmp_path: Path) -> None:
@@ -126,11 +173,13 @@ def test_a_loggers_own_user_error_passes_as_it_is(use: Use, tmp_path: Path) -> N
     assert caught.value is error
 
 
-@pytest.mark.parametrize("error", [RuntimeError("no space\nleft"), SystemExit(2)])
+@ERRORS
+@BOTH
 def test_later_failures_warn_once_and_stop_nothing(
-    use: Use, tmp_path: Path, caplog: pytest.LogCaptureFixture, error: BaseException
+    use: Use, tmp_path: Path, caplog: pytest.LogCaptureFixture, error: BaseException, synchronous: bool
 ) -> None:
-    bad, good = Recorder("log", "samples", "finish finished", error=error), Recorder()
+    bad = Recorder("log", "samples", "finish finished", error=error, synchronous=synchronous)
+    good = Recorder(synchronous=synchronous)
     with caplog.at_level(logging.WARNING):
         run_through(use(bad=bad, good=good), tmp_path)
     assert bad.calls == good.calls
@@ -139,10 +188,100 @@ def test_later_failures_warn_once_and_stop_nothing(
     assert "\n" not in caplog.messages[0]
 
 
-def test_ctrl_c_in_a_logger_stops_the_run(use: Use, tmp_path: Path) -> None:
-    loggers = use(one=Recorder("log", error=KeyboardInterrupt()))
+def test_ctrl_c_in_a_synchronous_logger_stops_the_run(use: Use, tmp_path: Path) -> None:
+    loggers = use(one=Recorder("log", error=KeyboardInterrupt(), synchronous=True))
     with pytest.raises(KeyboardInterrupt):
         run_through(loggers, tmp_path)
+
+
+@pytest.mark.parametrize("hook", ["start", "log", "samples", "finish finished"])
+def test_loggers_that_hang_cost_one_wait_and_one_line_each(
+    use: Use, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, hook: str
+) -> None:
+    monkeypatch.setattr("esplug.loggers.PATIENCE", 0.4)
+    gates = {hook: threading.Event()}
+    one, two, good = Recorder(gates=gates), Recorder(gates=gates), Recorder()
+    loggers, began = use(one=one, two=two, good=good), time.monotonic()
+    run_through(loggers, tmp_path)
+    assert time.monotonic() - began < 0.75
+    lost = {"start": 3, "log": 3, "samples": 1, "finish finished": 0}[hook]
+    for name in ("one", "two"):
+        hangs = f"logger {name!r} hangs in {hook.split()[0]}; the run ends without it, and {lost} of its calls are lost"
+        assert [line for line in caplog.messages if f"{name!r} hangs" in line] == [hangs]
+    assert good.calls == ["start", "log", "log", "samples", "finish finished"]
+    before = list(one.calls)
+    gates[hook].set()
+    for thread in one.threads:
+        thread.join(5)
+        assert not thread.is_alive()
+    assert one.calls == before  # given up: no further call
+
+
+def test_calls_wait_for_a_late_start(
+    use: Use, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("esplug.loggers.PATIENCE", 0.2)
+    gate = threading.Event()
+    late, good = Recorder(gates={"start": gate}), Recorder()
+    loggers = use(late=late, good=good)
+    loggers.start(CONFIG, tmp_path)
+    assert len(caplog.messages) == 1
+    assert "logger 'late' is not ready" in caplog.messages[0]
+    loggers.log(0, METRICS)
+    loggers.samples(1, [])
+    assert late.calls == ["start"]
+    gate.set()
+    monkeypatch.setattr("esplug.loggers.PATIENCE", 5)
+    loggers._background[0].started.result(5)
+    loggers.finish("finished")
+    assert late.calls == good.calls == ["start", "log", "samples", "finish finished"]
+    assert len(caplog.messages) == 1
+
+
+def test_a_start_that_fails_late_warns_once(
+    use: Use, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("esplug.loggers.PATIENCE", 0.2)
+    gate = threading.Event()
+    late = Recorder("start", gates={"start": gate})
+    loggers = use(late=late)
+    loggers.start(CONFIG, tmp_path)
+    loggers.log(0, METRICS)
+    gate.set()
+    for thread in late.threads:
+        thread.join(5)
+    loggers.log(1, METRICS)
+    loggers.finish("finished")
+    assert late.calls == ["start"]
+    assert [line.partition("[")[0] for line in caplog.messages[1:]] == ["logger 'late' cannot start "]
+
+
+def test_a_full_queue_drops_with_one_warning(use: Use, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    gate = threading.Event()
+    slow = Recorder(gates={"log": gate})
+    loggers = use(slow=slow)
+    loggers.start(CONFIG, tmp_path)
+    for step in range(400):
+        loggers.log(step, METRICS)
+    gate.set()
+    loggers.finish("finished")
+    assert slow.calls.count("log") in (256, 257)  # one may have been taken before the queue was full
+    assert slow.calls[-1] == "finish finished"
+    assert [line.partition(" (in")[0] for line in caplog.messages] == ["logger 'slow' is 256 calls behind"]
+
+
+def test_what_a_logger_does_to_its_metrics_is_its_own_matter(use: Use, tmp_path: Path) -> None:
+    class Emptier(Recorder):
+        @hookimpl
+        def log(self, step: int, metrics: dict[str, float]) -> None:
+            metrics.clear()
+
+    metrics = dict(METRICS)
+    loggers = use(one=Emptier(), two=Emptier(synchronous=True))
+    loggers.start(CONFIG, tmp_path)
+    loggers.log(0, metrics)
+    loggers.finish("finished")
+    assert metrics == METRICS
 
 
 def test_jsonl_is_strict_json_and_appends(tmp_path: Path) -> None:
@@ -170,6 +309,99 @@ def test_jsonl_is_strict_json_and_appends(tmp_path: Path) -> None:
 def test_jsonl_that_cannot_be_written_is_fatal(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="logger 'jsonl' cannot start"):
         LoggerSet(["jsonl"]).start(CONFIG, tmp_path / "missing")
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@given(
+    k=st.integers(0, 12),
+    eval_freq=st.integers(0, 5),
+    reached=st.integers(0, 12),
+    torn=st.integers(0, 30),
+    evaluated=st.booleans(),
+)
+def test_a_resumed_run_has_each_row_once_and_loses_none(
+    tmp_path_factory: pytest.TempPathFactory, k: int, eval_freq: int, reached: int, torn: int, evaluated: bool
+) -> None:
+    """What an uninterrupted run writes, whatever a killed one left before iteration k goes on."""
+    run_dir = tmp_path_factory.mktemp("run")
+    config: Any = SimpleNamespace(eval_freq=eval_freq, n_iterations=12)
+
+    def write(first: int, last: int, process: int) -> None:
+        logger = JsonlLogger()
+        logger.start(config, run_dir, first)
+        for step in range(first, last + 1):
+            due = step in (0, 12) or (eval_freq and step % eval_freq == 0)
+            if due and (step < last or evaluated):
+                logger.log(step, {"eval/average/reward/mean": 0.5, "process": process})
+            if step < last:
+                logger.log(step, {"train/reward/mean": 0.5, "time/x": 1.0, "process": process})
+
+    path, aside = run_dir / "metrics.jsonl", run_dir / "metrics.replaced.jsonl"
+    write(0, max(reached, k), 1)
+    if torn and path.read_bytes():  # a kill within the last row
+        path.write_bytes(path.read_bytes()[:-torn])
+    before = path.read_bytes().splitlines()
+    evaluated = True
+    write(k, 12, 2)
+    due = {step for step in range(13) if step in (0, 12) or (eval_freq and step % eval_freq == 0)}
+    written = [(row["step"], any("eval/" in name for name in row)) for row in rows(path)]
+    assert len(set(written)) == len(written)
+    assert set(written) >= {(step, False) for step in range(k, 12)} | {(step, True) for step in due if step >= k}
+    assert set(written) <= {(step, False) for step in range(12)} | {(step, True) for step in due}
+    assert all(row["process"] == 2 for row in rows(path) if row["step"] > k)
+    kept = path.read_bytes().splitlines() + (aside.read_bytes().splitlines() if aside.exists() else [])
+    assert set(before) <= set(kept)
+
+
+def test_jsonl_keeps_what_no_resumed_run_writes_again(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = ['{"step": 4, "train/a": 1}', '{"step": 5, "eval/a": 1}', '{"step": 9, "mine": 1}', '{"step": 5, "train/a']
+    path.write_text("\n".join(lines))
+    JsonlLogger().start(CONFIG, tmp_path, 5)
+    assert path.read_text() == f"{lines[0]}\n{lines[2]}\n"
+    assert (tmp_path / "metrics.replaced.jsonl").read_text() == f"{lines[1]}\n{lines[3]}\n"
+    before = path.stat()
+    JsonlLogger().start(CONFIG, tmp_path, 5)
+    assert path.stat() == before  # nothing to move: not even rewritten
+    path.write_text('{"step": 4, "train/a": 1}')  # whole, but for its newline
+    logger = JsonlLogger()
+    logger.start(CONFIG, tmp_path, 5)
+    logger.log(5, {"train/a": 2.0})
+    assert [row["step"] for row in rows(path)] == [4, 5]
+
+
+def test_two_jsonl_loggers_of_one_process_share_nothing(tmp_path: Path) -> None:
+    one, two = JsonlLogger(), JsonlLogger()
+    for logger, name in ((one, "one"), (two, "two")):
+        (tmp_path / name).mkdir()
+        logger.start(CONFIG, tmp_path / name, 0)
+    one.log(1, {})
+    two.log(2, {})
+    assert [rows(tmp_path / name / "metrics.jsonl")[0]["step"] for name in ("one", "two")] == [1, 2]
+
+
+def test_a_row_that_did_not_fit_on_the_disk_spoils_no_other(tmp_path: Path) -> None:
+    code = """
+        import resource
+        from pathlib import Path
+        from esplug.loggers.jsonl import JsonlLogger
+        logger = JsonlLogger()
+        logger.start(None, Path(), 0)
+        logger.log(0, {"a": 1.0})
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, -1))
+        try:
+            logger.log(1, {"a" * 80: 1.0})
+        except OSError:
+            print("full")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))
+        logger.log(2, {"a": 1.0})
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout == "full\n"
+    assert [row["step"] for row in rows(tmp_path / "metrics.jsonl")] == [0, 2]
 
 
 def test_none_writes_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -224,6 +456,7 @@ def wandb_process(code: str, tmp_path: Path, **env: str) -> "subprocess.Complete
     setup = """
         from pathlib import Path
         from types import SimpleNamespace
+        import wandb
         from esplug.loggers import LoggerSet
         config = SimpleNamespace(
             wandb_project="tests",
@@ -232,7 +465,7 @@ def wandb_process(code: str, tmp_path: Path, **env: str) -> "subprocess.Complete
         )
         loggers = LoggerSet(["wandb"])
         run_dir = Path("run-7")
-        run_dir.mkdir()
+        run_dir.mkdir(exist_ok=True)
     """
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(setup) + textwrap.dedent(code)],
@@ -249,7 +482,6 @@ def wandb_process(code: str, tmp_path: Path, **env: str) -> "subprocess.Complete
 def test_wandb_offline(tmp_path: Path) -> None:
     code = """
         loggers.start(config, run_dir)
-        import wandb
         assert (wandb.run.project, wandb.run.name) == ("tests", "run-7")
         assert wandb.run.config["sigma"] == 0.001
         loggers.log(0, {"train/reward/mean": 0.5})
@@ -266,7 +498,42 @@ def test_wandb_offline(tmp_path: Path) -> None:
     assert list((tmp_path / "run-7" / "wandb").glob("offline-run-*/*.wandb"))
 
 
-def test_wandb_without_login_or_terminal_fails_at_once(tmp_path: Path) -> None:
+def test_wandb_goes_on_with_its_run_and_leaves_the_users_alone(tmp_path: Path) -> None:
+    code = """
+        mine = wandb.init(project="mine", dir=".")
+        loggers.start(config, run_dir)
+        loggers.log(0, {"train/reward/mean": 0.5})
+        loggers.finish("finished")
+        assert wandb.run is mine
+        mine.log({"a": 1})
+        mine.finish()
+    """
+    runs = [wandb_process(code, tmp_path, WANDB_MODE="offline") for _ in range(2)]
+    assert not any("failed [" in run.stderr for run in runs)
+    identity = (tmp_path / "run-7" / "wandb-run-id").read_text().strip()
+    assert len(list((tmp_path / "run-7" / "wandb").glob(f"offline-run-*-{identity}"))) in (1, 2)  # 1 in one second
+
+
+class FakeRun:
+    """As much of a W&B run as a logger uses."""
+
+    def __init__(self, step: int) -> None:
+        self.step, self.logged = step, [-1]
+
+    def log(self, values: object, step: int) -> None:
+        self.step = step
+        self.logged.append(step)
+
+
+def test_wandb_does_not_repeat_steps_that_its_run_has() -> None:
+    logger, run = WandbLogger(), FakeRun(step=4)
+    logger._run = run
+    for step in (2, 3, 4, 4, 5):
+        logger.log(step, {})
+    assert run.logged == [-1, 4, 4, 5]
+
+
+def test_wandb_without_login_fails_at_once(tmp_path: Path, answering_server: str) -> None:
     code = """
         from esplug.errors import PluginError
         try:
@@ -274,6 +541,26 @@ def test_wandb_without_login_or_terminal_fails_at_once(tmp_path: Path) -> None:
         except PluginError as error:
             print(error)
     """
-    run = wandb_process(code, tmp_path)
+    run = wandb_process(code, tmp_path, WANDB_BASE_URL=answering_server)
     last = run.stdout.splitlines()[-1]
-    assert "run 'wandb login', set WANDB_API_KEY, or set WANDB_MODE=offline" in last
+    assert "[no API key]; run 'wandb login', set WANDB_API_KEY, or set WANDB_MODE=offline" in last
+
+
+@pytest.fixture
+def answering_server() -> Iterator[str]:
+    """A server that answers every question in the same way."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()

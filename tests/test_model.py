@@ -234,9 +234,6 @@ def test_a_damaged_tokenizer_is_one_line(own_copy) -> None:
     assert "\n" not in str(caught.value)
 
 
-# --- known defects, to be mended: strict, so that mending one fails here until its mark is removed -------
-
-
 @pytest.mark.parametrize("content", ["{", "[]", "\x00"])
 def test_a_damaged_configuration_is_one_line(content, own_copy) -> None:
     (own_copy / "config.json").write_text(content)

@@ -1,18 +1,15 @@
 """Grading under hostile reward functions: every answer gets its due, and nothing is left behind."""
 
-import ctypes
 import math
 import os
-import re
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +20,7 @@ import psutil
 import pytest
 
 from esplug.errors import RunError, UserError
-from esplug.grader import LABEL_LENGTH, TRACEBACK_LENGTH, NonFinite, as_reward
+from esplug.grader import LABEL_LENGTH, NonFinite, as_reward
 from esplug.hookspecs import Reward
 from esplug.rewards import Graded, PendingRewards, RewardPool
 
@@ -71,124 +68,12 @@ def test_rewards_come_in_order() -> None:
         assert pool.submit([], []).result() == []
 
 
-def raises() -> None:
-    raise KeyError("x" * 10_000)
-
-
-def cannot_pickle() -> None:
-    class UnpicklableError(Exception):
-        def __reduce__(self) -> str:
-            raise TypeError("no")
-
-    raise UnpicklableError(socket.socket())
-
-
-def hangs_in_python() -> None:
-    while True:
-        with suppress(BaseException):
-            time.sleep(60)
-
-
-def hangs_in_c() -> None:
-    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    while True:
-        ctypes.PyDLL(None).pause()  # PyDLL keeps the GIL
-
-
-def stops_itself() -> None:
-    os.kill(os.getpid(), signal.SIGSTOP)
-
-
 def leaves_sleepers() -> None:
     subprocess.Popen(["sleep", "600"])
     subprocess.Popen(["sleep", "600"], start_new_session=True)
     if os.fork() == 0:
         time.sleep(600)
     time.sleep(600)
-
-
-def dies_with_heirs() -> None:
-    if os.fork() == 0:
-        time.sleep(600)
-    os._exit(3)
-
-
-def floods() -> float:
-    for _ in range(2000):
-        print("x" * 10_000)
-        print("x" * 10_000, file=sys.stderr)
-    os.system("head -c 10000000 /dev/zero; head -c 10000000 /dev/zero >&2")
-    return float(sys.stdin.read() == "")
-
-
-def returns_twice() -> float:
-    child = os.fork()  # the child returns too, and may neither grade on nor reply
-    if child:
-        os.waitpid(child, 0)
-    return 1.0 if child else 9.0
-
-
-def interrupted() -> float:
-    os.kill(os.getpid(), signal.SIGINT)
-    return 1.0
-
-
-#: What the reward does, the label it earns (None: it is a good answer, worth 1.0), words in its traceback.
-HOSTILE: list[tuple[Callable[[], Any], str | None, str]] = [
-    (raises, "error:KeyError", "KeyError"),
-    (cannot_pickle, "error:UnpicklableError", "UnpicklableError"),
-    (hangs_in_python, "timeout", "0.5 s"),
-    (hangs_in_c, "timeout", "0.5 s"),
-    (lambda: re.match(r"(a+)+$", "a" * 40 + "!"), "timeout", "0.5 s"),
-    (stops_itself, "timeout", "0.5 s"),
-    (leaves_sleepers, "timeout", "0.5 s"),
-    (dies_with_heirs, "error:ProcessDied", "exit status 3"),
-    (lambda: ctypes.string_at(0), "error:ProcessDied", "Segmentation fault"),
-    (lambda: os.kill(os.getpid(), signal.SIGTERM), "error:ProcessDied", "Terminated"),
-    (lambda: os.closerange(3, 256), "error:ProcessDied", "the grading process"),
-    (lambda: sys.exit(0), "error:SystemExit", "SystemExit"),
-    (lambda: exec("raise KeyboardInterrupt"), "error:KeyboardInterrupt", ""),
-    (lambda: (lambda f: f(f))(lambda f: f(f)), "error:RecursionError", ""),
-    (lambda: float("nan"), "error:NonFinite", "must be finite"),
-    (lambda: ("label", -math.inf), "error:NonFinite", "must be finite"),
-    (lambda: None, "error:TypeError", "not NoneType"),
-    (lambda: "1.0", "error:TypeError", "not str"),
-    (lambda: 10**400, "error:OverflowError", ""),
-    (floods, None, ""),
-    (returns_twice, None, ""),
-    (interrupted, None, ""),
-]
-
-
-@pytest.mark.parametrize(("act", "label", "words"), HOSTILE)
-def test_one_bad_answer_among_good_ones(act: Callable[[], Any], label: str | None, words: str) -> None:
-    def reward(output: str, target: int) -> Any:
-        return act() if output == "bad" else (output, target)
-
-    outputs = ["good"] * 5 + ["bad"] + ["good"] * 6
-    with RewardPool(reward, timeout=0.5 if label == "timeout" else 10, processes=1) as pool:
-        graded = pool.submit(outputs, list(range(12))).result()
-        assert len(graders()) == 1  # what the killed one had started is gone
-    bad = graded.pop(5)
-    assert [g.reward for g in graded] == [Reward(i, "good") for i in range(12) if i != 5]
-    assert not any(g.failed or g.traceback for g in graded)
-    assert bad.reward == (Reward(0.0, label) if label else Reward(1.0))
-    assert bad.failed == (label is not None)
-    assert words in (bad.traceback or "")
-    assert len(bad.traceback or "") <= TRACEBACK_LENGTH + 10
-
-
-def test_all_kinds_at_once() -> None:
-    acts = [act for act, _, _ in HOSTILE]
-
-    def reward(output: str, target: int) -> Any:
-        return acts[target]() if output == "bad" else target
-
-    outputs = [kind for _ in acts for kind in ("good", "bad")]
-    graded = grade(reward, outputs, [i // 2 for i in range(len(outputs))], timeout=1, processes=6)
-    assert [g.reward for g in graded[::2]] == [Reward(i) for i in range(len(acts))]
-    labels = [g.reward.label for g in graded[1::2]]
-    assert labels == [label or "" for _, label, _ in HOSTILE]
 
 
 @pytest.mark.parametrize(
@@ -418,6 +303,6 @@ time.sleep(600)
         assert driver.stdout
         assert driver.stdout.readline() == b"ready\n"
         family = psutil.Process(driver.pid).children(recursive=True)
-        assert len(family) == 3
+        assert len(family) == 6  # with their supervisors
         driver.kill()
     assert gone_within(5, family)

@@ -137,7 +137,7 @@ def test_more_than_one_record_is_never_dropped(path: Path) -> None:
     path.write_bytes(content[:begins] + b"\0" * (len(content) - begins))
     with pytest.raises(UserError, match=rf"iteration 2, at byte {begins}, is damaged"):
         read(path)
-    SeedLog.open(path, keep=2).close()
+    SeedLog.open(path).close()
     assert read(path) == (HEADER, STEPS[:2], False)
 
 
@@ -149,9 +149,14 @@ def test_damage_in_the_middle_says_where_and_what_is_left(path: Path) -> None:
     with pytest.raises(UserError, match=rf"iteration 1, at byte {begins}, is damaged; .*--iteration 1 or less"):
         read(path)
     assert read(path, stop=1) == (HEADER, STEPS[:1], False)
-    with SeedLog.open(path, keep=1) as log:
-        log.append(STEPS[1])
-    assert read(path).steps == STEPS[:2]
+    for number in (1, 2):
+        path.write_bytes(content)
+        with SeedLog.open(path) as log:
+            assert log.damage == f"the record of iteration 1, at byte {begins}, is damaged"
+            assert log.copy == path.with_name(f"seeds.log.damaged-{number}")
+            assert log.copy.read_bytes() == content
+            log.append(STEPS[1])
+        assert read(path).steps == STEPS[:2]
 
 
 def test_records_of_two_runs_do_not_mix(path: Path) -> None:
@@ -160,18 +165,6 @@ def test_records_of_two_runs_do_not_mix(path: Path) -> None:
     path.write_bytes(content + content[header:])
     with pytest.raises(UserError, match=r"record of iteration 4, .* is that of iteration 0"):
         read(path)
-
-
-@pytest.mark.parametrize("keep", range(len(STEPS) + 1))
-def test_iterations_can_be_taken_back(path: Path, keep: int) -> None:
-    SeedLog.open(write(path), keep=keep).close()
-    assert read(path).steps == STEPS[:keep]
-    assert path.read_bytes() == write(path, written=STEPS[:keep]).read_bytes()
-
-
-def test_more_iterations_than_there_are_cannot_be_kept(path: Path) -> None:
-    with pytest.raises(UserError, match=r"there are 4 iterations, not 5"):
-        SeedLog.open(write(path), keep=5)
 
 
 @pytest.mark.parametrize("iteration", [1, 3, 5])

@@ -1,13 +1,14 @@
 """Built-in loggers, and the set of loggers that a run writes to."""
 
-import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 from esplug.errors import PluginError, UserError
+from esplug.loggers.background import GRACE, PATIENCE, BackgroundLogger, warn_failed
 from esplug.plugins import cause, load
 
 if TYPE_CHECKING:
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
 
 
 class LoggerSet:
-    """Several loggers that act as one, and that cannot stop a run once it has started.
+    """Several loggers that act as one, and that can neither stop a run once it has started nor delay it.
+
+    Each logger has a thread of its own, except those that declare ``synchronous = True``
+    (:class:`esplug.hookspecs.LoggerSpec`).
 
     Args:
         names: logger names, as given by ``--logging`` split at commas; a name given twice counts once.
@@ -25,51 +29,83 @@ class LoggerSet:
     """
 
     def __init__(self, names: Iterable[str]) -> None:
-        self._loaded = {name: load("logger", name) for name in dict.fromkeys(names)}
-        self._started: dict[str, pluggy.HookRelay] = {}
-        self._warned: set[str] = set()
+        relays = {name: load("logger", name) for name in dict.fromkeys(names)}
+        self._synchronous = [_SynchronousLogger(name, relay) for name, relay in relays.items() if _declared(relay)]
+        self._background = [BackgroundLogger(name, relay) for name, relay in relays.items() if not _declared(relay)]
+        self._started: list[_SynchronousLogger | BackgroundLogger] = []
 
     def start(self, config: "RunConfig", run_dir: Path, iteration: int = 0) -> None:
         """Start every logger, at ``iteration``; when one cannot, close those already started.
 
         Raises:
-            UserError: a logger cannot start.
+            UserError: a logger cannot start, and said so within 5 seconds.
         """
-        for name, relay in self._loaded.items():
-            try:
-                relay.start(config=config, run_dir=run_dir, iteration=iteration)
-            except BaseException as error:
-                self.finish("failed")
-                if isinstance(error, UserError | KeyboardInterrupt):
-                    raise
-                raise PluginError(
-                    f"logger {name!r} cannot start [{cause(error)}]; mend that or leave it out of --logging "
-                    "(--debug shows the traceback)"
-                ) from error
-            self._started[name] = relay
+        loggers: list[_SynchronousLogger | BackgroundLogger] = [*self._synchronous, *self._background]
+        try:
+            for logger in loggers:
+                logger.start(config=config, run_dir=run_dir, iteration=iteration)
+                self._started.append(logger)
+            wait([logger.started for logger in self._background], PATIENCE, FIRST_EXCEPTION)
+            for logger in self._background:
+                if logger.started.done():
+                    logger.started.result()
+            for logger in self._background:
+                if not logger.started.done():
+                    logger.proceed()
+        except BaseException as error:
+            self.finish("failed")
+            if isinstance(error, UserError | KeyboardInterrupt):
+                raise
+            raise PluginError(
+                f"logger {logger.name!r} cannot start [{cause(error)}]; mend that or leave it out of --logging "
+                "(--debug shows the traceback)"
+            ) from error
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record metrics, named like ``train/reward/mean``."""
-        self._each(lambda relay: relay.log(step=step, metrics=metrics))
+        """Record metrics, named like ``train/reward/mean``; the synchronous loggers have them on return."""
+        for logger in self._started:
+            logger.call("log", step=step, metrics=dict(metrics))
 
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Record evaluation samples."""
-        self._each(lambda relay: relay.samples(step=step, rows=rows))
+        for logger in self._started:
+            logger.call("samples", step=step, rows=list(rows))
 
     def finish(self, status: str) -> None:
-        """Close every started logger; a second call does nothing."""
-        self._each(lambda relay: relay.finish(status=status))
-        self._started.clear()
+        """Close every started logger, within 5 seconds; a second call does nothing."""
+        started, self._started = self._started, []
+        for logger in reversed(started):  # those in the background first, to close while the others do
+            logger.close(status)
+        background = [logger for logger in started if isinstance(logger, BackgroundLogger)]
+        # One that still hangs in its start has had its time.
+        wait([logger.finished for logger in background if logger.started.done()], PATIENCE - GRACE)
+        hanging = [logger for logger in background if not logger.finished.done()]
+        for logger in hanging:
+            logger.abandon()
+        wait([logger.finished for logger in hanging], GRACE)
 
-    def _each(self, call: Callable[[pluggy.HookRelay], object]) -> None:
-        for name, relay in self._started.items():
-            try:
-                call(relay)
-            except (Exception, SystemExit) as error:
-                if name not in self._warned:
-                    self._warned.add(name)
-                    logging.getLogger("esplug").warning(
-                        "logger %r failed [%s]; the run goes on, and its next failures stay silent",
-                        name,
-                        cause(error),
-                    )
+
+class _SynchronousLogger:
+    """Calls one logger's hooks where they are asked for."""
+
+    def __init__(self, name: str, relay: pluggy.HookRelay) -> None:
+        self.name, self._relay, self._failed = name, relay, False
+
+    def start(self, **arguments: Any) -> None:
+        self._relay.start(**arguments)
+
+    def call(self, hook: str, **arguments: Any) -> None:
+        try:
+            getattr(self._relay, hook)(**arguments)
+        except (Exception, SystemExit) as error:
+            if not self._failed:
+                self._failed = True
+                warn_failed(self.name, error)
+
+    def close(self, status: str) -> None:
+        self.call("finish", status=status)
+
+
+def _declared(relay: pluggy.HookRelay) -> bool:
+    """Whether the plugin, a module or an object, says that it is synchronous."""
+    return bool(getattr(relay.log.get_hookimpls()[0].plugin, "synchronous", False))

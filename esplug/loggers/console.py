@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from esplug.console import get_console
 from esplug.hookspecs import hookimpl
 
+synchronous = True
+
 
 @hookimpl
 def log(step: int, metrics: Mapping[str, float]) -> None:

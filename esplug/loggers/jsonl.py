@@ -1,32 +1,102 @@
 """Logger ``jsonl``: one JSON object a line in ``metrics.jsonl`` in the run's folder.
 
-``{"step": 3, "time": 1767225600.0, "train/reward/mean": 0.31, ...}``, with ``time`` in Unix seconds. A
-resumed run appends. NaN and infinity, which JSON does not have, become ``null``.
+``{"step": 3, "time": 1767225600.0, "train/reward/mean": 0.31, ...}``, with ``time`` in Unix seconds. NaN and
+infinity, which JSON does not have, become ``null``.
+
+Each row is on the disk when ``log`` returns. A resumed run appends; rows of an earlier process that it is
+going to write again, and what a kill left of a line, are moved to ``metrics.replaced.jsonl``, so that
+``metrics.jsonl`` has each step once.
 """
 
+import errno
 import json
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from esplug.hookspecs import hookimpl
 from esplug.run_directory import strict_json
 
-_path = Path("metrics.jsonl")
+if TYPE_CHECKING:
+    from esplug.config import RunConfig
 
 
-@hookimpl
-def start(run_dir: Path) -> None:
-    """Choose the file, and find out now whether it can be written."""
-    global _path
-    _path = run_dir / "metrics.jsonl"
-    _path.open("a", encoding="utf-8").close()
+class JsonlLogger:
+    """One run's ``metrics.jsonl``."""
+
+    synchronous = True  # the rows that a run is judged by, and whose writing takes milliseconds
+
+    def __init__(self) -> None:
+        self._path = Path("metrics.jsonl")
+
+    @hookimpl
+    def start(self, config: "RunConfig", run_dir: Path, iteration: int) -> None:
+        """Choose the file, find out now whether it can be written, and make room for what is written again."""
+        self._path = run_dir / "metrics.jsonl"
+        self._path.open("ab").close()
+        data = self._path.read_bytes()
+        lines = data.splitlines()
+        replaced = [line for line in lines if _is_replaced(line, config, iteration)]
+        kept = [line for line in lines if not _is_replaced(line, config, iteration)]
+        if replaced:  # put aside first, so that a kill in between loses nothing
+            aside = self._path.with_name("metrics.replaced.jsonl")
+            before = aside.read_bytes().splitlines() if aside.exists() else []
+            _write(aside, _text([*before, *replaced]))
+        if _text(kept) != data:
+            _write(self._path, _text(kept))
+
+    @hookimpl
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append a row."""
+        values = {name: value if isinstance(value, int) else float(value) for name, value in metrics.items()}  # NumPy's
+        row = {"step": step, "time": time.time(), **strict_json(values)}
+        line = json.dumps(row, allow_nan=False).encode() + b"\n"
+        with self._path.open("ab", buffering=0) as file:
+            end = file.tell()
+            try:
+                if file.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(end)  # the next row must not continue half a line
+                raise
 
 
-@hookimpl
-def log(step: int, metrics: Mapping[str, float]) -> None:
-    """Append a line. Closing the file each time leaves it complete wherever the run may end."""
-    values = {name: value if isinstance(value, int) else float(value) for name, value in metrics.items()}  # NumPy's too
-    line = json.dumps({"step": step, "time": time.time(), **strict_json(values)}, allow_nan=False)
-    with _path.open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
+def _is_replaced(line: bytes, config: "RunConfig", iteration: int) -> bool:
+    """Whether a run that goes on at ``iteration`` writes this row again, or nobody can read it."""
+    try:
+        row: Any = json.loads(line)
+    except ValueError:
+        return True
+    step = row.get("step") if isinstance(row, dict) else None
+    if not isinstance(step, int):
+        return True
+    evaluates = iteration in (0, config.n_iterations) or (config.eval_freq and iteration % config.eval_freq == 0)
+    trained = any(name.startswith("train/") for name in row)
+    evaluated = any(name.startswith("eval/") for name in row)
+    return (trained and step >= iteration) or (evaluated and step >= iteration + (not evaluates))
+
+
+def _text(lines: Iterable[bytes]) -> bytes:
+    return b"".join(line + b"\n" for line in lines)
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Replace a file in one step, so that a kill leaves the old or the new one."""
+    temporary = path.with_name(path.name + ".part")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+_logger = JsonlLogger()
+synchronous, start, log = _logger.synchronous, _logger.start, _logger.log

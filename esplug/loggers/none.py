@@ -2,6 +2,8 @@
 
 from esplug.hookspecs import hookimpl
 
+synchronous = True
+
 
 @hookimpl
 def log() -> None:

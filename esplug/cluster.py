@@ -1,0 +1,132 @@
+"""The connection to Ray: a cluster that is there, or a local one of our own; and what can run on it."""
+
+import importlib.metadata
+import importlib.util
+import os
+import signal
+import socket
+import threading
+from typing import Any
+
+from esplug.errors import RunError, UserError, one_line
+from esplug.placement import Node, Resources, usable_cores
+
+_TORCH = ("torch", "torchvision", "torchaudio")
+_LOCAL_STARTS = 3
+
+
+def require_vllm() -> None:
+    """See early whether the engines can be imported at all.
+
+    Raises:
+        UserError: vLLM is not installed, or beside a CPU torch stand CUDA builds that break it.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        raise UserError("vLLM is not installed: pip install 'esplug[gpu]', or 'esplug[cpu]' on a machine without a GPU")
+    installed = {dist.name: dist.version for dist in importlib.metadata.distributions() if dist.name in _TORCH}
+    clashing = [name for name, version in installed.items() if not version.endswith("+cpu")]
+    if installed.get("torch", "").endswith("+cpu") and clashing:
+        raise UserError(f"CUDA builds that break this CPU torch are installed: pip uninstall -y {' '.join(clashing)}")
+
+
+class Cluster:
+    """The connection to Ray: a cluster at ``address``, or a local one of our own."""
+
+    def __init__(self, address: str | None, use_gpus: str | None) -> None:
+        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed")  # we say it more shortly
+        import ray
+
+        self._owned = not ray.is_initialized()
+        if not self._owned:
+            return
+        handler = signal.getsignal(signal.SIGTERM)
+        self._visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        try:
+            self._connect(address, use_gpus)
+        except BaseException:
+            self.close()
+            raise
+        if threading.current_thread() is threading.main_thread():  # Ray has put its own in place
+            signal.signal(signal.SIGTERM, handler)
+
+    def _connect(self, address: str | None, use_gpus: str | None) -> None:
+        import ray
+
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
+        if address:
+            try:
+                _knock(address)
+                ray.init(address=address, **common)
+            except (OSError, RuntimeError, ValueError) as error:
+                raise UserError(f"--ray-address {address}: no Ray cluster answers there ({one_line(error)})") from error
+            return
+        if use_gpus is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = "" if use_gpus == "none" else visible_devices(use_gpus, self._visible)
+        for attempt in range(1, _LOCAL_STARTS + 1):
+            try:
+                ray.init(
+                    address="local",
+                    num_cpus=len(usable_cores()),
+                    num_gpus=local_gpus(),
+                    include_dashboard=False,
+                    object_store_memory=512 * 2**20,
+                    **common,
+                )
+                return
+            except (OSError, RuntimeError, ValueError) as error:  # such as a port that another run was quicker to take
+                ray.shutdown()
+                if attempt == _LOCAL_STARTS:
+                    raise RunError(f"Ray does not start here: {one_line(error)}") from error
+
+    def resources(self) -> Resources:
+        """Say what the cluster has."""
+        import ray
+
+        found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        nodes = (Node(*(int(node.get(name, 0)) for name in ("GPU", "CPU", "memory"))) for node in found)
+        return Resources(tuple(nodes))
+
+    def close(self) -> None:
+        """Leave the cluster; stop it if it is our own."""
+        import ray
+
+        if not self._owned:
+            return
+        ray.shutdown()
+        if self._visible is None:
+            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+        else:
+            os.environ["CUDA_VISIBLE_DEVICES"] = self._visible
+
+
+def _knock(address: str) -> None:
+    """See that something listens at ``host:port``; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host, int(port)), timeout=5).close()
+
+
+def visible_devices(use_gpus: str, visible: str | None) -> str:
+    """Choose GPUs by their position among those this process may use.
+
+    Args:
+        use_gpus: positions, such as ``0,1``.
+        visible: ``CUDA_VISIBLE_DEVICES`` as a scheduler may have set it.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    allowed = visible.split(",") if visible else [str(i) for i in range(local_gpus())]
+    chosen = [int(part) for part in use_gpus.split(",")]
+    if allowed and max(chosen) >= len(allowed):
+        raise UserError(f"--use-gpus {use_gpus}: there are {len(allowed)} GPUs, numbered from 0")
+    return ",".join(allowed[i] for i in chosen) if allowed else ""
+
+
+def local_gpus() -> int:
+    """Count the GPUs that this process may use and that the installed torch can drive."""
+    import torch
+
+    return torch.cuda.device_count()

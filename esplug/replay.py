@@ -1,0 +1,117 @@
+"""Replaying a seed log's updates on tensors in files, on several threads, without a GPU.
+
+A weight's updates depend on its tensor's name and its place in the tensor alone. So tensors are read, replayed
+and written by stretches of a million elements, one to a thread, and take some twenty megabytes of memory a
+thread however large the model is. The result is, byte for byte, what :meth:`esplug.weights.MasterWeights.save`
+writes after the same updates.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Event, Lock
+from typing import Any, TypeAlias
+
+from esplug import stored_tensors
+from esplug.seed_log import Header, Step
+from esplug.stored_tensors import StoredTensor, as_bytes
+
+Progress: TypeAlias = Callable[[str, int, int], None]
+"""Called from several threads, one at a time, with what is being done, the work done so far, and all of it."""
+
+_Update: TypeAlias = tuple[Any, Any]
+"""An iteration's update of one tensor: uint64[N] keys and float32[N] coefficients."""
+
+
+class Replay:
+    """Reads tensors, updates them and, if asked, writes them.
+
+    Args:
+        header: of the seed log.
+        threads: how many compute.
+        progress: told what is going on.
+    """
+
+    def __init__(self, header: Header, threads: int, progress: Progress | None) -> None:
+        self._header, self._threads, self._progress = header, threads, progress
+        self._stop, self._lock = Event(), Lock()
+        self._what, self._done, self._total = "", 0, 0
+
+    def run(
+        self,
+        what: str,
+        tensors: Sequence[StoredTensor],
+        steps: Sequence[Step],
+        places: Mapping[str, StoredTensor] | None = None,
+    ) -> int:
+        """Replay ``steps`` on every tensor, and write each to its place. Returns the 64-bit checksum of all."""
+        moving = [step for step in steps if step.moves]
+        seeds = [step.seeds(self._header.run_seed) for step in moving]
+        self._what, self._done = what, 0
+        self._total = sum(tensor.count * (1 + len(moving) * tensor.is_float) for tensor in tensors)
+        checksum = 0
+        running: deque[Future[int]] = deque()
+        pool = ThreadPoolExecutor(self._threads, "esplug-replay")
+        try:
+            for tensor in tensors:
+                place = places[tensor.name] if places is not None else None
+                updates = list(_updates(tensor, moving, seeds))
+                for start in range(0, tensor.count, stored_tensors.STRETCH):
+                    if len(running) >= 4 * self._threads:  # what waits holds its keys
+                        checksum += running.popleft().result()
+                    stop = min(tensor.count, start + stored_tensors.STRETCH)
+                    work = self._update if tensor.is_float else self._copy
+                    running.append(pool.submit(work, tensor, place, start, stop, updates))
+            checksum += sum(future.result() for future in running)
+        finally:
+            self._stop.set()
+            pool.shutdown(cancel_futures=True)
+            self._stop.clear()
+        return checksum % 2**64
+
+    def _update(
+        self, tensor: StoredTensor, place: StoredTensor | None, start: int, stop: int, updates: Sequence[_Update]
+    ) -> int:
+        """Replay elements ``start .. stop`` of a floating-point tensor. Returns their checksum."""
+        from esplug.kernels import cpu
+
+        stored = tensor.empty(stop - start)
+        tensor.read(as_bytes(stored), start * stored.itemsize)
+        elements = cpu.flat(stored.float() if self._header.master_dtype == "float32" else stored)
+        for keys, coefficients in updates:
+            if self._stop.is_set():
+                return 0
+            cpu.update(elements, start, keys, coefficients)
+            self._report(stop - start)
+        if place is not None:
+            rounded = place.empty(stop - start)
+            cpu.convert(elements, cpu.flat(rounded))
+            place.write(as_bytes(rounded), start * rounded.itemsize)
+        self._report(stop - start)
+        return cpu.checksum(elements, start, tensor.name)
+
+    def _copy(
+        self, tensor: StoredTensor, place: StoredTensor | None, start: int, stop: int, updates: Sequence[_Update]
+    ) -> int:
+        """Copy bytes of a tensor that is not perturbed, nor part of the checksum."""
+        if place is not None:
+            tensor.copy(place, start, stop)
+        self._report(stop - start)
+        return 0
+
+    def _report(self, work: int) -> None:
+        with self._lock:
+            self._done += work
+            if self._progress and not self._stop.is_set():
+                self._progress(self._what, self._done, self._total)
+
+
+def _updates(tensor: StoredTensor, steps: Sequence[Step], seeds: Sequence[Sequence[int]]) -> Iterator[_Update]:
+    import numpy as np
+
+    from esplug.noise import tensor_key
+
+    if tensor.is_float and tensor.count:
+        for step, members in zip(steps, seeds, strict=True):
+            keys = np.array([tensor_key(seed, tensor.name) for seed in members], dtype=np.uint64)
+            yield keys, np.array(step.coefficients, dtype=np.float32)

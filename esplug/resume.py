@@ -1,0 +1,154 @@
+"""Going on with an interrupted run: what it left, and which settings may be others now."""
+
+import json
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from esplug.config import RunConfig, flag_of, make_config, panel_of, read_toml
+from esplug.console import get_console
+from esplug.errors import UserError
+from esplug.evaluation import Evaluation, SplitEvaluation
+from esplug.evaluator import EvaluationSplit
+from esplug.run_directory import RunDirectory, write_json
+from esplug.run_lock import locked
+from esplug.seed_log import SeedLog
+
+#: Settings without effect on the weights, besides those of the panels below. The seed log knows the base model by
+#: its checksum, so that its folder may have moved.
+_FREE = {"n_iterations", "model_name", "checkpoint", "eval_dataset"}
+_FREE_PANELS = {"Evaluation", "Engines", "Output"}
+#: What the seed log itself is made of.
+_FIXED = ("seed", "master_dtype")
+
+
+def stored_config(run: Path) -> RunConfig:
+    """Read the settings of a run.
+
+    Raises:
+        UserError: there is no training run.
+    """
+    if not (run / "config.toml").is_file():
+        raise UserError(f"--resume {run}: no run there (no config.toml); name the directory of a training run")
+    config = make_config(read_toml(str(run / "config.toml")))
+    if not config.n_iterations:
+        raise UserError(f"--resume {run}: an evaluation, which has nothing to go on with; start it again")
+    return config
+
+
+def reopen(
+    run: Path, config: RunConfig, *, allow_change: bool, stack: ExitStack
+) -> tuple[RunDirectory, SeedLog | None, RunConfig]:
+    """Take hold of an interrupted run's directory and of its seed log.
+
+    Args:
+        run: its directory.
+        config: the settings to go on with.
+        allow_change: let them be others than those it began with.
+        stack: lets go at its end.
+
+    Returns:
+        The directory; the seed log, or ``None`` if the run had not come to its first iteration; and the settings,
+        with as many engines as before where they do not say how many.
+
+    Raises:
+        UserError: another process is at it, it is finished, or a setting has changed that must not.
+    """
+    before = stored_config(run)
+    stack.enter_context(locked(run))
+    directory = RunDirectory(run)
+    _check_changes(run, before, config, allow_change)
+    log = stack.enter_context(SeedLog.open(directory.seed_log)) if directory.seed_log.exists() else None
+    done = len(log.steps) if log else 0
+    if log and log.damage:
+        _say(f"{directory.seed_log}: {log.damage}; going on from there. The file as it was is {log.copy}")
+    if done > config.n_iterations or (done == config.n_iterations and _finished(directory, config)):
+        raise UserError(
+            f"--resume {run}: finished after {done} iterations; ask for more with --n-iterations, such as {2 * done}"
+        )
+    if config != before:
+        (run / "config.toml").rename(run / f"config-until-iteration{done}.toml")
+        (run / "config.toml").write_text(config.to_toml(), encoding="utf-8")
+    engines = environment_of(directory).get("engines")
+    if config.n_vllm_engines is None and isinstance(engines, Mapping):
+        config = config.model_copy(update={"n_vllm_engines": engines.get("n_engines")})
+    return directory, log, config
+
+
+def environment_of(directory: RunDirectory) -> dict[str, Any]:
+    """Return what the run noted of machine, software, engines and data; empty where that cannot be read."""
+    try:
+        content = json.loads((directory.path / "environment.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def note_environment(directory: RunDirectory, now: dict[str, Any], iteration: int, *, allow_change: bool) -> None:
+    """Compare machine, software, engines and data with those of before, and note what is other now.
+
+    Raises:
+        UserError: the training data is other.
+    """
+    before = environment_of(directory)
+    data = "train_data"
+    if before.get(data) and now.get(data) and before[data] != now[data] and not allow_change:
+        raise UserError(
+            f"--resume {directory.path}: the training data is not what it was (rows and fingerprint were "
+            f"{before[data]}, are {now[data]}); restore it, or go on nevertheless with --allow-change"
+        )
+    changed = {key for key in before.keys() | now.keys() if before.get(key) != now.get(key)}
+    if changed & {"packages", "engines", "processor"}:
+        _say(
+            f"{' and '.join(sorted(changed & {'packages', 'engines', 'processor'}))} differ from before "
+            f"({directory.path}/environment.json), so answers may be rounded differently"
+        )
+    if changed:
+        write_json(directory.path / f"environment-from-iteration{iteration}.json", now, indent=2)
+
+
+def past_evaluations(
+    directory: RunDirectory, splits: Mapping[str, EvaluationSplit], pass_k: tuple[int, ...], before: int
+) -> list[Evaluation]:
+    """Read the evaluations of these splits made before an iteration, in order; those of other prompts are left out."""
+    found = []
+    for iteration in range(before):
+        try:
+            records = [json.loads(directory.evaluation(name, iteration).read_text("utf-8")) for name in splits]
+            evaluated = [SplitEvaluation.of_record(record, pass_k) for record in records]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if all([row[0].prompt for row in each.rows] == splits[each.split].texts for each in evaluated):
+            found.append(Evaluation(iteration, evaluated, 0.0))
+    return found
+
+
+def _check_changes(run: Path, before: RunConfig, now: RunConfig, allow_change: bool) -> None:
+    for name in RunConfig.model_fields:
+        was, wanted = getattr(before, name), getattr(now, name)
+        if was == wanted or name in _FREE or panel_of(name) in _FREE_PANELS:
+            continue
+        flag = flag_of(name)
+        if name in _FIXED:
+            raise UserError(f"--resume {run}: {flag} was {was} and cannot change within a run; start another run")
+        if not allow_change:
+            raise UserError(
+                f"--resume {run}: {flag} was {was!r} and would be {wanted!r}, which changes what the run computes; "
+                "leave it, or say --allow-change"
+            )
+
+
+def _finished(directory: RunDirectory, config: RunConfig) -> bool:
+    """Whether nothing is left to do: the last model is there, and so is the last evaluation, if there are any."""
+    if not (directory.checkpoints / config.final_name).is_dir():
+        return False
+    try:
+        results = json.loads((directory.path / "results.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return not directory.evaluations.is_dir()
+    return bool(results.get("iteration") == config.n_iterations)
+
+
+def _say(text: str) -> None:
+    get_console().print(text, markup=False, soft_wrap=True)

@@ -1,0 +1,167 @@
+"""Reopening an interrupted run: which settings may change, what counts as finished, what is read back."""
+
+import json
+import tomllib
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from esplug.config import RunConfig, flag_of, make_config, panel_of
+from esplug.errors import UserError
+from esplug.evaluation import Evaluation, Sample, SplitEvaluation
+from esplug.evaluator import EvaluationSplit
+from esplug.resume import note_environment, past_evaluations, reopen, stored_config
+from esplug.run_directory import RunDirectory
+from esplug.seed_log import Base, Header, SeedLog, Step
+
+SETTINGS: dict[str, Any] = {"task": "custom", "n_iterations": 4, "experiment_name": "run", "n_vllm_engines": 1}
+#: Another value for each setting that cannot just be doubled.
+OTHERS: dict[str, Any] = {
+    "task": "other",
+    "task_options": {"a": 1},
+    "train_dataset": "x",
+    "eval_dataset": "x",
+    "model_name": "x",
+    "checkpoint": "x",
+    "dtype": "float32",
+    "master_dtype": "model",
+    "max_model_len": 4096,
+    "antithetic": True,
+    "reward_shaping": "centered-ranks",
+    "stop": ["x"],
+    "eval_splits": ["x"],
+    "pass_k": [1, 2],
+    "use_gpus": "none",
+    "gpu_memory_utilization": 0.4,
+    "eval_limit": 3,
+    "eval_temperature": 0.5,
+    "train_temperature": 0.5,
+    "train_top_p": 0.5,
+    "checkpoint_every": 5,
+    "eval_top_p": 0.5,
+    "ray_address": "auto",
+    "logging": ["none"],
+    "output_directory": "x",
+    "experiment_name": "x",
+    "save_best_models": True,
+    "wandb_project": "x",
+}
+FREE = {"n_iterations", "model_name", "checkpoint", "eval_dataset"}
+
+
+def make_run(folder: Path, *, steps: int, **settings: Any) -> tuple[Path, RunConfig]:
+    config = make_config(SETTINGS, {"output_directory": str(folder)}, settings)
+    run = RunDirectory.create(config)
+    with SeedLog.create(run.seed_log, Header(Base("base", None, 5), "float32", config.seed)) as log:
+        for iteration in range(steps):
+            log.append(Step(iteration, (0.5, -0.5), False, 100 + iteration))
+    return run.path, config
+
+
+def open_again(run: Path, config: RunConfig, allow_change: bool = False) -> tuple[int, RunConfig]:
+    with ExitStack() as stack:
+        _, log, found = reopen(run, config, allow_change=allow_change, stack=stack)
+        return len(log.steps) if log else 0, found
+
+
+@pytest.mark.parametrize("field", list(RunConfig.model_fields))
+def test_what_changes_the_mathematics_is_refused_unless_allowed(field, tmp_path) -> None:
+    run, before = make_run(tmp_path, steps=2, eval_n_samples=4, eval_temperature=0.8)
+    value = OTHERS[field] if field in OTHERS else getattr(before, field) * 2
+    now = make_config(before.model_dump(exclude_none=True), {field: value})
+    assert now != before
+    free = field in FREE or panel_of(field) in ("Evaluation", "Engines", "Output")
+    if free:
+        assert open_again(run, now)[0] == 2
+        assert make_config(tomllib.loads((run / "config.toml").read_text())) == now
+        assert make_config(tomllib.loads((run / "config-until-iteration2.toml").read_text())) == before
+        return
+    with pytest.raises(UserError, match=rf"--resume .*: {flag_of(field)} was ") as refused:
+        open_again(run, now)
+    assert "\n" not in str(refused.value)
+    if field in ("seed", "master_dtype"):  # of which the log itself is made
+        with pytest.raises(UserError, match="cannot change within a run"):
+            open_again(run, now, allow_change=True)
+    else:
+        assert open_again(run, now, allow_change=True)[0] == 2
+
+
+def test_a_run_that_had_no_iteration_yet_begins(tmp_path) -> None:
+    run, config = make_run(tmp_path, steps=0)
+    assert open_again(run, config)[0] == 0
+    (run / "seeds.log").unlink()
+    assert open_again(run, config)[0] == 0
+
+
+def test_as_many_engines_as_before(tmp_path) -> None:
+    config = make_config(SETTINGS, {"output_directory": str(tmp_path), "n_vllm_engines": None})
+    run = RunDirectory.create(config, {"engines": {"n_engines": 3}}).path
+    assert open_again(run, config)[1].n_vllm_engines == 3
+    assert stored_config(run).n_vllm_engines is None
+
+
+def test_a_finished_run_wants_more_iterations(tmp_path) -> None:
+    run, config = make_run(tmp_path, steps=4)
+    assert open_again(run, config)[0] == 4  # the model was not saved yet
+    (run / "checkpoints" / config.final_name).mkdir(parents=True)
+    with pytest.raises(UserError, match=r"finished after 4 iterations; .*--n-iterations.*8"):
+        open_again(run, config)
+    (run / "eval-output").mkdir()
+    assert open_again(run, config)[0] == 4  # it evaluates, and that was not done yet
+    (run / "results.json").write_text('{"iteration": 2}')
+    assert open_again(run, config)[0] == 4
+    (run / "results.json").write_text('{"iteration": 4}')
+    with pytest.raises(UserError, match="finished after 4"):
+        open_again(run, config)
+    more = config.model_copy(update={"n_iterations": 9})
+    assert open_again(run, more)[0] == 4
+    with pytest.raises(UserError, match="finished after 4"):
+        open_again(run, config.model_copy(update={"n_iterations": 3}))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda folder: None, "no run there"),
+        (lambda folder: folder.mkdir(), "no run there"),
+        (lambda folder: RunDirectory.create(make_config({"n_iterations": 0}, at(folder))), "an evaluation"),
+    ],
+)
+def test_what_cannot_be_resumed_says_why(make, words, tmp_path) -> None:
+    make(tmp_path / "run")
+    with pytest.raises(UserError, match=words):
+        stored_config(tmp_path / "run")
+
+
+def at(folder: Path) -> dict[str, Any]:
+    return {"output_directory": str(folder.parent), "experiment_name": folder.name}
+
+
+def test_other_training_data_is_refused_unless_allowed(tmp_path) -> None:
+    run = RunDirectory.create(make_config(SETTINGS, {"output_directory": str(tmp_path)}), {"train_data": {"rows": 5}})
+    note_environment(run, {"train_data": {"rows": 5}}, 2, allow_change=False)
+    assert not list(run.path.glob("environment-*"))
+    with pytest.raises(UserError, match=r"training data.*--allow-change"):
+        note_environment(run, {"train_data": {"rows": 6}}, 2, allow_change=False)
+    note_environment(run, {"train_data": {"rows": 6}}, 2, allow_change=True)
+    assert json.loads((run.path / "environment-from-iteration2.json").read_text()) == {"train_data": {"rows": 6}}
+
+
+def test_past_evaluations_come_back_as_they_were(tmp_path) -> None:
+    run = RunDirectory.create(make_config(SETTINGS, {"output_directory": str(tmp_path)}))
+    sample = Sample("a", 0, 0, "prompt", {"x": [1]}, "answer", 0.5, "label", None, True, 3, True, {"m": 0.25})
+    splits = {"a": EvaluationSplit(["prompt", "other"], [[1], [2]], [{"x": [1]}, 2])}
+    written = {}
+    for iteration in (0, 2, 4):
+        samples = [replace(sample, reward=iteration / 8), replace(sample, index=1, prompt="other", metrics={})]
+        written[iteration] = Evaluation(iteration, [SplitEvaluation("a", samples, (1,), False)], 0.0)
+        run.write_evaluation("a", iteration, written[iteration].splits[0].record(iteration))
+    assert past_evaluations(run, splits, (1,), before=4) == [written[0], written[2]]
+    assert written[2].mean == past_evaluations(run, splits, (1,), before=4)[1].mean
+    run.evaluation("a", 2).write_text("{")  # damaged
+    assert past_evaluations(run, splits, (1,), before=4) == [written[0]]
+    changed = {"a": EvaluationSplit(["prompt", "another"], [[1], [2]], [{"x": [1]}, 2])}
+    assert past_evaluations(run, changed, (1,), before=4) == []

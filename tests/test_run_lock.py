@@ -1,0 +1,63 @@
+"""One process at a time in a run's directory."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from esplug.errors import UserError
+from esplug.run_lock import FILE_NAME, locked
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from esplug.run_lock import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path):
+    process = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_the_second_process_is_told_who_is_first_and_what_to_do(tmp_path, holder) -> None:
+    with pytest.raises(UserError) as refused, locked(tmp_path):
+        pass
+    said = str(refused.value)
+    assert re.search(rf"in use by process {holder.pid} of \S+ on \S+ since \d{{4}}-", said), said
+    assert f"kill {holder.pid}" in said
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_the_death_of_the_first_lets_the_next_in(tmp_path, holder, number) -> None:
+    holder.send_signal(number)
+    holder.wait()
+    with locked(tmp_path):
+        assert json.loads((tmp_path / FILE_NAME).read_text())["pid"] == os.getpid()
+    with locked(tmp_path):
+        pass
+
+
+def test_a_child_process_does_not_keep_it(tmp_path) -> None:
+    with locked(tmp_path):
+        child = subprocess.Popen(["sleep", "60"])
+    try:
+        with locked(tmp_path):
+            pass
+    finally:
+        child.kill()
+        child.wait()
