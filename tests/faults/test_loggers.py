@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -120,6 +121,7 @@ def five(tmp_path: Path, code: str, margin: float = 2.0, **env: str) -> list[Out
     """Run the code five times at once; no run is held up for longer, or loses a row."""
     with ThreadPoolExecutor(RUNS) as pool:
         outcomes = list(pool.map(lambda i: one(tmp_path / str(i), code, env), range(RUNS)))
+    margin *= max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))  # a crowded machine is late by itself
     for outcome in outcomes:
         assert outcome.returncode == 0, outcome
         assert outcome.steps == list(range(STEPS))
@@ -165,7 +167,7 @@ def test_loggers_that_raise(tmp_path: Path, kind: str) -> None:
     for outcome in five(tmp_path, code):
         assert len(outcome.warnings) == 4
         assert all(" failed [" in line for line in outcome.warnings)
-        assert outcome.held < 3
+        assert outcome.held < WAIT
 
 
 # --- wandb -----------------------------------------------------------------------------------------------------

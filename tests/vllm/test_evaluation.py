@@ -23,6 +23,7 @@ from esplug.config import make_config, read_toml
 from esplug.engine import EngineSettings
 from esplug.estimates import compare
 from esplug.evaluator import CHUNK
+from esplug.history import History
 from esplug.placement import Plan
 from esplug.trainer import EvolutionStrategiesTrainer
 from tests.vllm.test_training import KeptEngines
@@ -88,7 +89,7 @@ def desk_of(n_engines: int, model: Path, folder: Path) -> Iterator[Desk]:
     settings = EngineSettings(str(model), "float32", "float32", "cpu", 1, 512, memory_share=0.02)
     engines = KeptEngines(Plan(n_engines, "cpu", 0, 2 // n_engines), settings, 0, folder / "logs")
     try:
-        engines.start()
+        engines.start(History(0))
         yield Desk(model, folder, engines)
     finally:
         engines.stop()

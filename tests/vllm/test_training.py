@@ -265,7 +265,7 @@ def test_its_run_directory_says_what_was_run(run, desk) -> None:
     assert environment["packages"]["ray"]
     assert environment["cores"] == len(os.sched_getaffinity(0))
     assert {path.name for path in run.iterdir()} == {
-        *("config.toml", "environment.json", "metrics.jsonl", "results.json", "seeds.log"),
+        *("config.toml", "environment.json", "metrics.jsonl", "results.json", "seeds.log", "run.lock"),
         *("train-output", "eval-output", "logs", "checkpoints"),
     }
     assert (run / "logs" / "engine-0.log").stat().st_size > 0
