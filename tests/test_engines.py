@@ -1,0 +1,288 @@
+"""The pool's own work on real Ray, with engines that are quick to start: handing out, replacing, agreeing.
+
+`tests/faults/test_runs.py` has the same on real vLLM.
+"""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from esplug import engines as pool_module
+from esplug.engine import Completion, EngineSettings, Generation, Sampling, Weights
+from esplug.engines import EnginePool, Job
+from esplug.errors import RunError, UserError
+from esplug.history import CatchUp, CaughtUp, History
+from esplug.placement import Plan
+from esplug.seed_log import Step
+
+pytestmark = pytest.mark.vllm
+
+BASE = 1000
+
+
+class QuickEngine:
+    """Weights are one number, to which updates are added; what it is told to do, it does once, or always."""
+
+    def __init__(self, log_path: str) -> None:
+        self.folder = Path(log_path).parents[1]
+        self.index = int(Path(log_path).stem.rpartition("-")[2])
+        (self.folder / "logs").mkdir(exist_ok=True)
+        with Path(log_path).open("a") as log:
+            log.write("loading\n")
+
+    def _misbehave(self, where: str) -> None:
+        """Look for an order left in the folder: die, raise, or stop."""
+        for order in sorted(self.folder.glob(f"{where}-{self.index}-*")):
+            kind, times = order.name.rpartition("-")[2], int(order.read_text())
+            if not times:
+                continue
+            order.write_text(str(times - 1))
+            if kind == "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if kind == "stop":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            raise {"disk": OSError(28, "No space left on device"), "user": UserError("a damaged file")}.get(
+                kind, RuntimeError("CUDA error")
+            )
+
+    def location(self) -> tuple[str, int]:
+        return "here", 2**30
+
+    def pulse(self) -> float:
+        return 0.0
+
+    def start(self, settings: Any, share: Any, most: Any, cache: Any, catch_up: CatchUp) -> CaughtUp:
+        self._misbehave("start")
+        moving = [step for step in catch_up.steps if step.moves]
+        self.state = BASE + sum(round(1000 * sum(step.coefficients)) for step in moving)
+        return CaughtUp(BASE, self.state, len(moving))
+
+    def generate(self, weights: Any, prompts: Any, seeds: Any, sampling: Any, size: int) -> Generation:
+        time.sleep(0.05)
+        self._misbehave("generate")
+        return Generation(
+            [Completion(f"{prompt} {weights.member_seed} {self.state}", 1, True) for prompt in prompts], 0, 0
+        )
+
+    def update(self, seeds: list[int], coefficients: list[float]) -> int:
+        self._misbehave("update")
+        self.state += round(1000 * sum(coefficients))
+        self._misbehave("updated")
+        return self.state
+
+    def save(self, folder: str, exact: bool) -> None:
+        self._misbehave("save")
+        Path(folder, "weights").write_text(f"{self.state} {exact}")
+
+    def tensor_checksums(self) -> dict[str, int]:
+        return {"same": 5, "other": self.state}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_here() -> Iterator[None]:
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def pool(tmp_path, monkeypatch):
+    monkeypatch.setattr(pool_module, "Engine", QuickEngine)
+    made = []
+
+    def pool(timeout: float = 60.0, max_restarts: int = 10) -> EnginePool:
+        settings = EngineSettings("model", "auto", "float32", "cpu", 1, None, 0.5)
+        plan = Plan(2, "cpu", 0, 1)
+        made.append(EnginePool(plan, settings, 0, tmp_path, timeout=timeout, max_restarts=max_restarts))
+        return made[-1]
+
+    yield pool
+    for each in made:
+        each.close()
+
+
+def order(folder: Path, where: str, index: int, kind: str, times: int = 1) -> None:
+    (folder / f"{where}-{index}-{kind}").write_text(str(times))
+
+
+def jobs(count: int) -> Iterator[Job[int]]:
+    prompts = [[1, 2], [3]]
+    return (Job(i, Weights(i, 0.1), prompts, [0, 0], Sampling(4), 8) for i in range(count))
+
+
+def work(pool: EnginePool, history: History, iterations: int = 3) -> list[Any]:
+    """Do what a trainer does, and return all that comes of it."""
+    seen: list[Any] = []
+    for iteration in range(iterations):
+        answers = dict(pool.run(jobs(7)))
+        seen.append([[c.text for c in answers[i].completions] for i in range(7)])
+        coefficients = (0.5 + iteration, -0.25)
+        checksum = pool.update([1, 2], list(coefficients))
+        history.append(Step(iteration, coefficients, False, checksum))
+        seen.append(checksum)
+    return seen
+
+
+def begin(pool: EnginePool) -> History:
+    history = History(7)
+    history.base = pool.start(history).base
+    return history
+
+
+UNDISTURBED: list[Any] = []
+
+
+@pytest.fixture
+def undisturbed(pool) -> list[Any]:
+    if not UNDISTURBED:
+        quiet = pool()
+        UNDISTURBED.extend(work(quiet, begin(quiet)))
+        quiet.close()
+    return UNDISTURBED
+
+
+@pytest.mark.parametrize(
+    ("where", "kind"), [("generate", "die"), ("generate", "raise"), ("update", "die"), ("updated", "die")]
+)
+def test_an_engine_that_fails_once_is_replaced_and_changes_nothing(where, kind, pool, undisturbed, tmp_path) -> None:
+    mine = pool()
+    history = begin(mine)
+    order(tmp_path, where, 1, kind)
+    assert work(mine, history) == undisturbed
+    assert mine.restarts == 1
+
+
+def test_a_silent_engine_is_replaced_and_changes_nothing(pool, undisturbed, tmp_path, capsys) -> None:
+    mine = pool(timeout=2.0)
+    history = begin(mine)
+    order(tmp_path, "generate", 0, "stop")
+    assert work(mine, history) == undisturbed
+    assert (
+        "engine 0 gave no sign of life for 2 s (--engine-timeout); replacing it (1 of at most 10)"
+        in capsys.readouterr().out
+    )
+
+
+def test_an_engine_that_dies_while_idle_or_starting_is_replaced(pool, undisturbed, tmp_path) -> None:
+    order(tmp_path, "start", 0, "die", times=2)
+    mine = pool()
+    history = begin(mine)
+    assert mine.restarts == 2
+    idle = mine._seats[1].actor
+    pid = _pid(idle)
+    os.kill(pid, signal.SIGKILL)
+    assert work(mine, history) == undisturbed
+    assert mine.restarts == 3
+
+
+def _pid(actor: Any) -> int:
+    import ray
+
+    pid: int = ray.get(actor.__ray_call__.remote(lambda _: os.getpid()))
+    return pid
+
+
+def test_while_the_driver_is_busy_no_engine_counts_as_silent(pool) -> None:
+    mine = pool(timeout=1.0)
+    begin(mine)
+    time.sleep(2)
+    assert len(dict(mine.run(jobs(4)))) == 4
+    for _ in mine.run(jobs(4)):
+        time.sleep(0.4)
+    assert mine.restarts == 0
+
+
+def test_engines_that_die_again_and_again_end_the_run_and_say_why(pool, tmp_path) -> None:
+    mine = pool(max_restarts=3)
+    history = begin(mine)
+    order(tmp_path, "generate", 0, "die", times=99)
+    order(tmp_path, "generate", 1, "die", times=99)
+    with pytest.raises(
+        RunError, match=r"engine \d died, and 3 were replaced already \(--max-restarts\)\nlast lines of .*log:\n  load"
+    ):
+        work(mine, history)
+    with pytest.raises(RunError, match="--max-restarts"):
+        mine.update([1], [0.5])
+
+
+def test_a_job_that_fails_on_two_engines_ends_the_run_at_once(pool, tmp_path) -> None:
+    mine = pool()
+    history = begin(mine)
+    order(tmp_path, "generate", 0, "raise", times=99)
+    order(tmp_path, "generate", 1, "raise", times=99)
+    with pytest.raises(RunError, match=r"engine \d failed \(RuntimeError: CUDA error\)\nlast lines"):
+        work(mine, history)
+    assert mine.restarts <= 3
+
+
+@pytest.mark.parametrize(("kind", "error"), [("raise", RunError), ("user", UserError)])
+def test_a_model_that_cannot_be_loaded_ends_the_run_at_once(kind, error, pool, tmp_path) -> None:
+    order(tmp_path, "start", 1, kind, times=99)
+    mine = pool()
+    with pytest.raises(error, match=r"CUDA error|a damaged file"):
+        begin(mine)
+    assert mine.restarts == 0
+
+
+def test_a_full_disk_is_not_the_engines_fault(pool, tmp_path) -> None:
+    mine = pool()
+    begin(mine)
+    order(tmp_path, "save", 0, "disk")
+    with pytest.raises(OSError, match="No space left"):
+        mine.save(tmp_path)
+    assert mine.restarts == 0
+    order(tmp_path, "save", 0, "die")
+    mine.save(tmp_path, exact=True)
+    assert (tmp_path / "weights").read_text() == f"{BASE} True"
+    assert mine.restarts == 1
+
+
+def test_weights_that_differ_stop_the_run_and_leave_evidence(pool, tmp_path) -> None:
+    import ray
+
+    mine = pool()
+    history = begin(mine)
+    work(mine, history, 1)
+    ray.get(mine._seats[1].actor.update.remote([9], [0.125]))
+    with pytest.raises(
+        RunError, match=r"weights differ after the update of iteration 1 \(engine 0: \w{16}, engine 1: "
+    ):
+        mine.update([1], [0.5])
+    evidence = json.loads((tmp_path / "checksum-mismatch.json").read_text())
+    assert evidence["iteration"] == 1
+    tensors = {index: engine["tensors"] for index, engine in evidence["engines"].items()}
+    assert [list(each) for each in tensors.values()] == [["other"], ["other"]]
+    assert tensors["0"] != tensors["1"]
+
+
+def test_a_replacement_with_other_weights_stops_the_run(pool, tmp_path) -> None:
+    mine = pool()
+    history = begin(mine)
+    work(mine, history, 2)
+    history.steps[0] = Step(0, (9.0,), False, history.steps[0].checksum)  # as if the log were another run's
+    order(tmp_path, "generate", 0, "die")
+    with pytest.raises(RunError, match=r"engine 0 was replaced.*instead of"):
+        dict(mine.run(jobs(4)))
+
+
+def test_nothing_is_left_of_a_closed_pool(pool) -> None:
+    mine = pool()
+    begin(mine)
+    pids = [_pid(seat.actor) for seat in mine._seats]
+    threads = threading.active_count()
+    mine.close()
+    mine.close()
+    deadline = time.monotonic() + 10
+    while any(os.path.exists(f"/proc/{pid}/exe") for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(os.path.exists(f"/proc/{pid}/exe") for pid in pids)
+    assert threading.active_count() <= threads
