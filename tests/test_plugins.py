@@ -289,7 +289,7 @@ def test_table_and_json(install: Install) -> None:
     assert listing["api_version"] == 1
     last = listing["plugins"][-1]
     assert list(last) == ["kind", "name", "distribution", "version", "entry_point", "status"]
-    assert (last["name"], last["entry_point"]) == ("wandb", "esplug.loggers.wandb")
+    assert (last["name"], last["entry_point"]) == ("wandb", "esplug.loggers.wandb:WandbLogger")
 
 
 # Task

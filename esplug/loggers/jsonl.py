@@ -96,7 +96,3 @@ def _write(path: Path, data: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
-
-
-_logger = JsonlLogger()
-synchronous, start, log = _logger.synchronous, _logger.start, _logger.log

@@ -138,7 +138,3 @@ def _cell(value: Any) -> Any:
     if value is None or isinstance(value, str | int | float):
         return value
     return json.dumps(value, default=str, ensure_ascii=False)
-
-
-_logger = WandbLogger()
-start, log, samples, finish = _logger.start, _logger.log, _logger.samples, _logger.finish

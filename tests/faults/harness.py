@@ -28,6 +28,7 @@ import psutil
 from esplug import seed_log
 from esplug.checkpoint import newest_first, verify
 from esplug.errors import UserError
+from esplug.placement import usable_cores
 
 TASK = """
 from esplug import Reward, hookimpl
@@ -59,7 +60,7 @@ EVAL_FREQ = 3
 SETTINGS = f"""
 task = "codes"
 population_size = 8
-max_tokens = 48
+max_tokens = 24
 batch_size = 10
 eval_freq = {EVAL_FREQ}
 checkpoint_every = 2
@@ -67,6 +68,7 @@ sigma = 0.02
 alpha = 0.5
 dtype = "float32"
 use_gpus = "none"
+gpu_memory_utilization = 0.05
 """
 MARK = "ESPLUG_FAULT_MARK"
 PORTS = (6379, 8265, 10001, 8000, 29500)
@@ -81,20 +83,29 @@ class Launched:
         command: with its arguments.
         folder: to start it in; its output goes there too.
         environment: of the process.
+        cores: that it and all below it may use.
         terminal: give it one of its own, on which :meth:`type` types.
     """
 
-    def __init__(self, command: Sequence[object], folder: Path, environment: dict[str, str], *, terminal: bool) -> None:
+    def __init__(
+        self, command: Sequence[object], folder: Path, environment: dict[str, str], *, cores: list[int], terminal: bool
+    ) -> None:
         self.mark = f"{os.getpid()}-{next(_numbers)}"
         self._output = folder / f"{self.mark}.log"
         self._family: dict[int, psutil.Process] = {}
         self._terminal: int | None = None
         arguments: dict[str, Any] = {"cwd": folder, "env": environment | {MARK: self.mark, "COLUMNS": "200"}}
         self._output.touch()
+
+        def prepare() -> None:
+            os.sched_setaffinity(0, cores)
+            if terminal:
+                fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+        arguments["preexec_fn"] = prepare
         if terminal:
             self._terminal, slave = pty.openpty()
             arguments |= {"stdin": slave, "stdout": slave, "stderr": slave, "start_new_session": True}
-            arguments["preexec_fn"] = lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)
             self._process = subprocess.Popen(list(map(str, command)), **arguments)
             os.close(slave)
             threading.Thread(target=self._copy, daemon=True).start()
@@ -224,25 +235,32 @@ class Desk:
     def runs(self) -> Path:
         return self.folder / "runs"
 
-    def train(self, *arguments: object, terminal: bool = False) -> Launched:
-        environment = os.environ | {"PYTHONPATH": str(self.folder / "site")}
-        command = [sys.executable, "-m", "esplug", "train", *arguments]
-        self.launched.append(Launched(command, self.folder, environment, terminal=terminal))
-        return self.launched[-1]
-
-    def start(self, run: Path, iterations: int, *arguments: object, terminal: bool = False) -> Launched:
+    def start(
+        self, run: Path, iterations: int, *arguments: object, engines: int = 1, terminal: bool = False
+    ) -> Launched:
         """Start a new run."""
         place = ("--experiment-name", run.name, "--output-directory", run.parent)
-        length = ("--n-iterations", iterations)
-        return self.train("--config", "settings.toml", *place, *length, *arguments, terminal=terminal)
+        settings = ("--config", "settings.toml", *place, "--n-iterations", iterations)
+        return self._train(*settings, *arguments, engines=engines, terminal=terminal)
 
-    def resume(self, run: Path, *arguments: object, terminal: bool = False) -> Launched:
-        return self.train("--resume", run, *arguments, terminal=terminal)
+    def resume(self, run: Path, *arguments: object, engines: int = 1, terminal: bool = False) -> Launched:
+        """Go on with a run."""
+        return self._train("--resume", run, *arguments, engines=engines, terminal=terminal)
+
+    def _train(self, *arguments: object, engines: int, terminal: bool) -> Launched:
+        """Start the command line on as many cores as it has engines: threads that wait for each other wait long
+        where cores are shared with other runs."""
+        environment = os.environ | {"PYTHONPATH": str(self.folder / "site")}
+        command = [sys.executable, "-m", "esplug", "train", *arguments, "--n-vllm-engines", engines]
+        usable = usable_cores()
+        cores = [usable[(len(self.launched) + i) % len(usable)] for i in range(engines)]
+        self.launched.append(Launched(command, self.folder, environment, cores=cores, terminal=terminal))
+        return self.launched[-1]
 
     def undisturbed(self, iterations: int) -> Path:
         """Make the run that all others are compared with."""
         run = self.runs / "undisturbed"
-        launched = self.start(run, iterations, "--n-vllm-engines", 1)
+        launched = self.start(run, iterations)
         assert launched.end(300) == 0, launched.text
         assert launched.left() == []
         return run

@@ -24,6 +24,7 @@ IMPORT = 4.0  # and what wandb takes to be imported and to start its service, fi
 
 SETUP = """
     import logging, os, sys, time
+    from concurrent.futures import wait
     from pathlib import Path
     from types import SimpleNamespace
     import esplug.loggers
@@ -73,7 +74,11 @@ SETUP = """
         call(*arguments)
         held += time.monotonic() - began
 
+    def ready():
+        wait([logger.started for logger in loggers._background], 40)
+
     def run(names, between=lambda step: None, samples=True):
+        global loggers
         loggers = esplug.loggers.LoggerSet([*names, "jsonl"])
         timed(loggers.start, config, Path.cwd())
         for step in range(6):
@@ -197,29 +202,28 @@ def test_wandb_without_its_server_keeps_the_run_here(
     pytest.importorskip("wandb")
     url = request.getfixturevalue(server)
     code = """
-        run(["wandb"], lambda step: time.sleep(1))
-    """  # the time that it takes to fall back, five times at once, to be ready at the end
+        run(["wandb"], lambda step: ready())
+    """  # as it is in any run of more than a few seconds
     for i, outcome in enumerate(five(tmp_path, code, IMPORT, WANDB_BASE_URL=url)):
         (kept,) = (tmp_path / str(i) / "wandb").glob("offline-run-*")
         assert list(kept.glob("*.wandb"))
-        (line,) = [line for line in outcome.warnings if "is not ready" not in line]
-        assert f"does not reach {url} [" in line
+        (line,) = [line for line in outcome.warnings if f"does not reach {url} [" in line]
         assert line.endswith(f"wandb sync {kept}")
 
 
 def test_wandb_whose_service_is_killed(tmp_path: Path) -> None:
     pytest.importorskip("wandb")
     code = """
-        run(["wandb"], lambda step: (time.sleep(0.5), kill_service()) if step == 2 else None)
+        run(["wandb"], lambda step: (ready(), kill_service()) if step == 2 else None)
     """
     for outcome in five(tmp_path, code, IMPORT, WANDB_MODE="offline"):
-        assert [line for line in outcome.warnings if line.startswith("logger 'wandb' failed [")]
+        assert any(line.startswith(("logger 'wandb' failed [", "logger 'wandb' hangs")) for line in outcome.warnings)
 
 
 def test_wandb_whose_server_falls_silent(tmp_path: Path) -> None:
     pytest.importorskip("wandb")
     code = """
-        run(["wandb"], lambda step: (Path("silence").touch(), time.sleep(1)) if step == 2 else None, samples=False)
+        run(["wandb"], lambda step: (ready(), Path("silence").touch()) if step == 2 else None, samples=False)
     """  # a table would wait for the server, and all that comes after it
     with ThreadingHTTPServer(("127.0.0.1", 0), Wandb) as server:
         server.daemon_threads = True
