@@ -3,7 +3,8 @@ r"""Faults let loose on real runs with a tiny model: how often each was tried, h
     python benchmarks/soak.py [--only NAME ...] [--times 1.0] [--seed 0] [--folder DIR]
 
 Needs no model and no network. A run has survived if it, or its resumption, ended with the checksums, records and rows
-of metrics of an undisturbed run, and left no process behind. Everything at once takes about an hour on two cores.
+of metrics of an undisturbed run, and left no process behind. ``others`` are the faults that need no engine, which the
+tests in `tests/faults/` let loose as often here as there. Everything at once takes about an hour on two cores.
 """
 
 import argparse
@@ -24,17 +25,20 @@ from random import Random
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import pytest
 from machine import processor
 from rich.console import Console
 from rich.table import Table
 
 from esplug import seed_log
 from tests.faults import mishaps
+from tests.faults.conftest import Tally
 from tests.faults.harness import Desk, check, done, lost, occupied, reach
 from tests.faults.mishaps import interrupt
 from tests.tiny import make_tiny_model
 
 LONGEST = 100  # iterations of the undisturbed run
+FOLDER = Path(__file__).parent.parent / "tests" / "faults"
 #: What one attempt does: how many faults it is, and how to do it, which returns what was lost.
 Attempt = tuple[int, Callable[[], Counter[str]]]
 AGAIN = "rows computed again"
@@ -263,11 +267,20 @@ FAULTS: dict[str, tuple[str, int, Callable[[Bench, int], Iterator[Attempt]]]] = 
 }
 
 
+def without_engines() -> Iterator[tuple[str, int, int, str]]:
+    """Run the tests that need no engine. Gives each fault, how often it was tried and survived, and what was lost."""
+    tally = Tally()
+    code = pytest.main(["-q", "-m", "not vllm", str(FOLDER)], plugins=[tally])
+    if code:
+        yield "tests without an engine", 1, 0, f"pytest ends with {code}"
+    for fault, count in tally.counts.items():
+        yield fault, count.tried, count.survived, count.lost
+
+
 def main() -> None:
+    names = [*FAULTS, "others"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--only", nargs="+", choices=FAULTS, default=list(FAULTS), metavar="NAME", help=", ".join(FAULTS)
-    )
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--times", type=float, default=1.0, help="of the usual numbers of times  [default: 1.0]")
     parser.add_argument("--seed", type=int, default=0, help="of the moments  [default: 0]")
     parser.add_argument("--folder", type=Path, help="keep all runs there, and the undisturbed one for the next time")
@@ -281,11 +294,19 @@ def main() -> None:
     for column in ("fault", "tried", "survived", "lost", "seconds"):
         table.add_column(column, justify="left" if column in ("fault", "lost") else "right")
     failures = 0
+
+    def report(fault: str, tried: int, survived: int, lost: str, seconds: str) -> None:
+        nonlocal failures
+        failures += tried - survived
+        row = (fault, f"{tried:,}", f"{survived:,}", lost, seconds)
+        table.add_row(*row)
+        console.print(" | ".join(row), markup=False)
+
     try:
         undisturbed = desk.runs / "undisturbed"
         if done(undisturbed) < LONGEST:
             desk.undisturbed(LONGEST)
-        for name in options.only:
+        for name in [name for name in options.only if name in FAULTS]:
             title, usual, attempts = FAULTS[name]
             bench = Bench(desk, undisturbed, Random(f"{options.seed} {name}"))
             tried = survived = 0
@@ -297,11 +318,11 @@ def main() -> None:
                     survived += faults
                 except Exception:
                     console.print(f"{title}:\n{traceback.format_exc()}", markup=False, soft_wrap=True)
-            failures += tried - survived
             listed = ", ".join(f"{count} {what}" for what, count in losses.items()) or "nothing"
-            row = (title, str(tried), str(survived), listed, f"{time.monotonic() - started:.0f}")
-            table.add_row(*row)
-            console.print(" | ".join(row), markup=False)
+            report(title, tried, survived, listed, f"{time.monotonic() - started:.0f}")
+        if "others" in options.only:
+            for fault, tried, survived, lost in without_engines():
+                report(fault, tried, survived, lost, "")
     finally:
         desk.close()
         if not (failures or options.folder):

@@ -54,8 +54,6 @@ def save_model(save_weights: Callable[[Path], None], base: Path, target: Path) -
         OSError: it could not be written; ``filename`` is the target.
         RunError: the engine's machine does not see the folder.
     """
-    from safetensors import SafetensorError
-
     temporary, outdated = _part(target), _old(target)
     try:
         _tidy(target)
@@ -80,9 +78,8 @@ def save_model(save_weights: Callable[[Path], None], base: Path, target: Path) -
         _sync(target.parent)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, OSError | SafetensorError):  # the latter is what the library makes of a full disk
-            number, reason = getattr(error, "errno", None), getattr(error, "strerror", None)
-            raise OSError(number, reason or one_line(error), str(target)) from error
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror or one_line(error), str(target)) from error
         raise
     shutil.rmtree(outdated, ignore_errors=True)
     return target

@@ -233,8 +233,13 @@ class Engine:
         return self._same("es_update", seeds, coefficients)
 
     def save(self, folder: str, exact: bool) -> None:
-        """Write the master weights to ``folder`` as safetensors, in the checkpoint's types or exactly as they are."""
-        self._llm.collective_rpc("es_save", args=(folder, exact))
+        """Write the master weights to ``folder`` as safetensors, in the checkpoint's types or exactly as they are.
+
+        Raises:
+            OSError: they could not be written.
+        """
+        for error in filter(None, self._llm.collective_rpc("es_save", args=(folder, exact))):
+            raise OSError(*error, folder)
 
     def tensor_checksums(self) -> dict[str, int]:
         """Return the checksum of each tensor of the master weights."""

@@ -10,6 +10,7 @@ engine has started.
 import json
 import math
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -279,6 +280,7 @@ class MasterWeights:
             exact: write them as they are instead, so that nothing is lost.
 
         Raises:
+            OSError: they could not be written.
             UserError: the folder holds safetensors already, which would mix with these.
             ValueError: ``dtype`` is none of float32, bfloat16 and float16.
         """
@@ -293,7 +295,7 @@ class MasterWeights:
         }
         shards = plan_shards(sizes)
         for file, names in shards.items():
-            save_file({name: next(stream)[1] for name in names}, folder / file, metadata={"format": "pt"})
+            _write(folder / file, {name: next(stream)[1] for name in names})
         write_index(folder, shards, sizes)
 
     def _written_as(self, name: str, dtype: torch.dtype | None) -> torch.dtype:
@@ -440,6 +442,17 @@ def opened(file: Path) -> Iterator[Any]:
             yield content
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file}: missing or damaged ({error}); fetch the model again") from error
+
+
+def _write(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write a safetensors file; the library's own error for a full disk becomes the system's."""
+    try:
+        save_file(dict(tensors), file, metadata={"format": "pt"})
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(file)) from error
 
 
 def _read(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:

@@ -59,10 +59,18 @@ class ESWorkerExtension:
         """Return the checksum of each tensor of the master weights."""
         return self._es_master.tensor_checksums()
 
-    def es_save(self, folder: str, exact: bool) -> None:
-        """Write the master weights as safetensors, rounded to the checkpoint's types unless ``exact``."""
+    def es_save(self, folder: str, exact: bool) -> tuple[int, str] | None:
+        """Write the master weights as safetensors, rounded to the checkpoint's types unless ``exact``.
+
+        Returns the number and name of the system's error where they cannot be written: between the processes of
+        tensor parallelism no exception keeps its type.
+        """
         if self.rank == 0:  # every rank holds all of them
-            self._es_master.save(Path(folder), exact=exact)
+            try:
+                self._es_master.save(Path(folder), exact=exact)
+            except OSError as error:
+                return error.errno or 0, error.strerror or str(error)
+        return None
 
     def es_take_undefined(self) -> int:
         """Return for how many tokens the model gave NaN or infinity since this was last asked."""

@@ -35,7 +35,7 @@ from tests.vllm.test_training import KeptEngines, Trainer
 
 def hit_engines(launched: Launched, run: Path, phases: Sequence[str], number: int, draw: Random) -> int:
     """Send a signal to one of two engines, or to both, at a moment of each phase. Returns how many were hit."""
-    hit = 0
+    before, hit = launched.text.count("is there again"), 0
     for phase in phases:
         if phase == "start":
             launched.until(lambda: len(launched.engines()) == 2, "two engines")
@@ -48,12 +48,12 @@ def hit_engines(launched: Launched, run: Path, phases: Sequence[str], number: in
         for victim in victims:
             victim.send_signal(number)
         hit += len(victims)
-        launched.until(lambda wanted=hit: launched.text.count("is there again") >= wanted, "a replacement")
-        assert launched.text.count("; replacing it") == hit, launched.text
+        launched.until(lambda: launched.text.count("is there again") >= before + hit, "a replacement")  # noqa: B023
+        assert launched.text.count("; replacing it") == before + hit, launched.text
     return hit
 
 
-def exhaust_engines(launched: Launched, restarts: int, replaced: int = 0) -> None:
+def exhaust_engines(launched: Launched, restarts: int) -> None:
     """Kill engines as soon as they are there, until the run gives up, as it must after so many replacements."""
 
     def strike() -> None:

@@ -47,6 +47,7 @@ def total(folder: Path) -> int:
 # --- damage ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("one flipped byte or a truncation in a checkpoint", 100)
 def test_truncation_and_one_flipped_byte_anywhere_are_detected_and_named(saved) -> None:
     newest = saved / "iteration-20"
     files = sorted(newest.iterdir())
@@ -97,6 +98,7 @@ def files_no_longer_than(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.fault("no room, while a checkpoint is written", 2 * SIZES, "the new checkpoint")
 def test_a_file_that_may_grow_no_further_costs_the_new_checkpoint_only(tiny_model, saved) -> None:
     expected, master = load_file(saved / "iteration-20" / "model.safetensors"), MasterWeights.load(tiny_model)
     largest = (saved / "iteration-20" / "model.safetensors").stat().st_size
@@ -121,6 +123,7 @@ def disk(tmp_path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", place], check=True)
 
 
+@pytest.mark.fault("no room, while a checkpoint is written", 3 * SIZES, "the new checkpoint")
 @pytest.mark.skipif(not shutil.which("mount"), reason="there is no mount")
 def test_a_full_disk_costs_the_new_checkpoint_only(tiny_model, disk, tmp_path) -> None:
     master = MasterWeights.load(tiny_model)
@@ -183,6 +186,7 @@ for line in sys.stdin:
 """
 
 
+@pytest.mark.fault("SIGKILL while a checkpoint is written", 20, "the new checkpoint")
 def test_a_kill_at_any_moment_leaves_the_previous_checkpoint_or_the_new_one(tiny_model, tmp_path) -> None:
     folder = tmp_path / "checkpoints"
     draw = random.Random(1)
@@ -282,6 +286,7 @@ KINDS: dict[str, Callable[[Any, dict[str, torch.Tensor]], bytes]] = {
 }
 
 
+@pytest.mark.fault("malicious pickle as .pth", 1)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("payload", ["os.system", "eval", "exec", "importlib", "subprocess"])
 def test_a_malicious_pickle_is_refused_and_does_nothing(tiny_model, tmp_path, kind, payload) -> None:
@@ -306,6 +311,7 @@ def test_these_pickles_are_malicious(tmp_path, payload) -> None:
     assert marker.exists()
 
 
+@pytest.mark.fault("one flipped byte in a .pth", 100)
 def test_a_flipped_byte_in_a_pth_is_refused_or_without_effect(tiny_model, tmp_path) -> None:
     weights = load_file(tiny_model / "model.safetensors")
     good = torch_file(weights)

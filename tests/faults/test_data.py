@@ -173,7 +173,7 @@ FAULTS: dict[str, Fault] = {  # what is wrong: how to make it, and what the line
     "pickle": (file("rows.pkl", b"cos\nsystem\n(S'touch pwned'\ntR."), ["unknown kind of file", ".jsonl"]),
     "truncated .parquet": (parquet({"context": ["x"] * 99}, lambda data: data[:-20]), ["rows.parquet", "Parquet"]),
     ".parquet without rows": (parquet({"context": [], "numbers": [], "target": []}), ["no rows"]),
-    ".parquet of bytes": (parquet({"context": [b"x"], "numbers": [[1]], "target": [1]}), ["row 1", "bytes"]),
+    ".parquet of bytes": (parquet({"context": [b"x"], "numbers": [[1]], "target": [1]}), ["row 1", "b'x'"]),
     ".parquet of nulls": (parquet({"context": ["x"], "numbers": [[1, None]], "target": [1]}), ["row 1", "'numbers'"]),
     "folder named .json": (made(Path.mkdir, "rows.json"), ["rows.json", "dataset_dict.json"]),
     "link to itself": (made(lambda path: path.symlink_to(path), "rows.jsonl"), ["rows.jsonl", "symbolic links"]),
@@ -259,6 +259,7 @@ def test_there_are_at_least_thirty() -> None:
     assert len(FAULTS) + len(MATH_FAULTS) >= 30
 
 
+@pytest.mark.fault("malformed data set", 2)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_malformed_data_set_for_countdown(fault, monkeypatch, capfd, tmp_path) -> None:
     make, words = FAULTS[fault]
@@ -268,6 +269,7 @@ def test_a_malformed_data_set_for_countdown(fault, monkeypatch, capfd, tmp_path)
         assert all(word in line for word in words), line
 
 
+@pytest.mark.fault("malformed data set", 2)
 @pytest.mark.parametrize("fault", MATH_FAULTS)
 def test_a_malformed_data_set_for_math(fault, monkeypatch, capfd, tmp_path) -> None:
     make, words = MATH_FAULTS[fault]

@@ -1,11 +1,10 @@
 """The tasks' evaluators under fuzzing: they never raise, take their time or execute anything, and are right.
 
 Fuzzing runs in a process of its own, ``python -m tests.faults.test_evaluators TASK COUNT SEED``, because an audit
-hook cannot be taken off again. ``ESPLUG_FUZZ=100000`` sets how many strings each task gets.
+hook cannot be taken off again.
 """
 
 import json
-import os
 import random
 import subprocess
 import sys
@@ -29,8 +28,8 @@ from esplug_tasks_math.grading import accepted, same_answer
 Random = random.Random
 ORACLE_PAIRS = 10_000
 LIBRARIES = (sys.prefix, sys.base_prefix)
-#: Strings, and the seconds of the processor that one may take.
-COUNTS, LIMITS = {"countdown": 100_000, "math": 60_000}, {"countdown": 0.05, "math": 2.0}
+#: Strings for each task, and the seconds of the processor that one may take.
+COUNT, LIMITS = 100_000, {"countdown": 0.05, "math": 2.0}
 #: How often what took too long is measured again.
 RETRIES = 3
 
@@ -216,10 +215,10 @@ def fuzz(task: str, count: int, seed: int) -> dict[str, Any]:
     return outcome | {"seconds": time.process_time() - start}
 
 
+@pytest.mark.fault("evaluator fuzzed", COUNT)
 @pytest.mark.parametrize("task", TASKS)
 def test_fuzzing_raises_nothing_takes_no_time_and_executes_nothing(task: str) -> None:
-    count = int(os.environ.get("ESPLUG_FUZZ", COUNTS[task]))
-    command = [sys.executable, "-m", "tests.faults.test_evaluators", task, str(count), "0"]
+    command = [sys.executable, "-m", "tests.faults.test_evaluators", task, str(COUNT), "0"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stderr == ""  # it does not chat about what it reads either
@@ -227,7 +226,7 @@ def test_fuzzing_raises_nothing_takes_no_time_and_executes_nothing(task: str) ->
     assert outcome["raised"] == []
     assert outcome["events"] == {}
     assert outcome["slow"] == []
-    assert sum(outcome["labels"].values()) >= count
+    assert sum(outcome["labels"].values()) >= COUNT
     assert not Path("/tmp/esplug-was-here").exists()
     assert LIMITS["math"] < defaults(dict(options()))["reward_function_timeout"]
 
@@ -292,6 +291,7 @@ class Tree:
         return f"({self.text})" if self.strength < strength or rng.random() < 0.1 else self.text
 
 
+@pytest.mark.fault("evaluator against an exact oracle", ORACLE_PAIRS)
 def test_countdown_agrees_with_ten_thousand_known_values() -> None:
     rng = Random(5)
     labels: Counter[str] = Counter()
@@ -379,6 +379,7 @@ def polynomial_pair(rng: Random) -> tuple[str, str, bool]:
     return rf"\boxed{{(x+{a})(x-{b})}}", f"x^2+{a}x-{b}x-{a * b + (not same)}", same
 
 
+@pytest.mark.fault("evaluator against an exact oracle", ORACLE_PAIRS)
 def test_math_agrees_with_ten_thousand_known_pairs() -> None:
     rng = Random(6)
     kinds = {rational_pair: 8_500, unit_pair: 900, surd_pair: 300, polynomial_pair: 300}

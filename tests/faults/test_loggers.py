@@ -21,6 +21,7 @@ import pytest
 RUNS, STEPS = 5, 6
 WAIT = 5.0  # seconds that loggers may cost a run
 IMPORT = 4.0  # and what wandb takes to be imported and to start its service, five times at once on two cores
+five_times = pytest.mark.fault("logger that hangs, raises or has no server", RUNS, "5 s at most, and what it logs")
 
 SETUP = """
     import logging, os, sys, time
@@ -135,6 +136,7 @@ def five(tmp_path: Path, code: str, margin: float = 2.0, **env: str) -> list[Out
     return outcomes
 
 
+@five_times
 @pytest.mark.parametrize("kind", ["hang", "spin", "flood"])
 def test_loggers_that_never_return(tmp_path: Path, kind: str) -> None:
     """One in each hook, all at once: the wait is shared."""
@@ -151,6 +153,7 @@ def test_loggers_that_never_return(tmp_path: Path, kind: str) -> None:
         )
 
 
+@five_times
 def test_loggers_that_hang_in_their_start(tmp_path: Path) -> None:
     code = """
         bad |= {"one": Bad(hang, "start"), "two": Bad(hang, "start", "finish")}
@@ -162,6 +165,7 @@ def test_loggers_that_hang_in_their_start(tmp_path: Path) -> None:
         ]
 
 
+@five_times
 @pytest.mark.parametrize("kind", ["fail", "leave", "interrupt"])
 def test_loggers_that_raise(tmp_path: Path, kind: str) -> None:
     code = f"""
@@ -195,6 +199,7 @@ def silent_server() -> Iterator[str]:
         yield f"http://127.0.0.1:{silent.getsockname()[1]}"
 
 
+@five_times
 @pytest.mark.parametrize("server", ["no_server", "silent_server"])
 def test_wandb_without_its_server_keeps_the_run_here(
     tmp_path: Path, server: str, request: pytest.FixtureRequest
@@ -211,6 +216,7 @@ def test_wandb_without_its_server_keeps_the_run_here(
         assert line.endswith(f"wandb sync {kept}")
 
 
+@five_times
 def test_wandb_whose_service_is_killed(tmp_path: Path) -> None:
     pytest.importorskip("wandb")
     code = """

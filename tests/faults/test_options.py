@@ -77,6 +77,7 @@ def verdict(monkeypatch, capfd, *arguments: str) -> tuple[int, str]:
     return code, err
 
 
+@pytest.mark.fault("odd value of an option", len(VALUES))
 @pytest.mark.parametrize(
     ("command", "field"), [(command, field) for command in COMMANDS for field in COMMANDS[command]]
 )
@@ -124,6 +125,7 @@ def test_a_refusal_of_a_number_gives_its_range(field) -> None:
 TOML_VALUES = ["true", "[1]", "[true]", "{a = 1}", "1979-05-27", '"\\u0000"', '"a\\nb"', '["\\u0000"]', "-0.0", "[]"]
 
 
+@pytest.mark.fault("odd value of an option", len(TOML_VALUES))
 @pytest.mark.parametrize("field", RunConfig.model_fields)
 def test_every_key_of_a_file_with_every_odd_value(field, tmp_path) -> None:
     file = tmp_path / "settings.toml"

@@ -237,6 +237,7 @@ def test_a_package_whose_entry_points_cannot_be_read_is_named(content, site, tmp
     assert "`esplug plugins` names it" in done.stderr
 
 
+@pytest.mark.fault("broken plugin", 3)
 def test_who_is_not_asked_for_disturbs_nobody(site) -> None:
     """Nothing slow, printing, patching, quitting or killing is imported on the way to another plugin."""
     good = ["--task=good-task", "--reward-shaping=good-shaping", "--logging=good-logger,console"]
@@ -253,6 +254,7 @@ def test_printing_at_import_is_no_fault(site) -> None:
     assert (code, out.count("hello from a plugin"), err.splitlines()[-1]) == (1, 3, "error: resolved")
 
 
+@pytest.mark.fault("broken plugin", 3 * (len(FAULTS) + len(ENTRY_POINTS)))
 def test_a_broken_plugin_is_named_with_cause_and_remedy(site) -> None:
     cases = [
         (kind, name, words)
@@ -278,6 +280,7 @@ def test_a_broken_plugin_is_named_with_cause_and_remedy(site) -> None:
         assert any(remedy in line for remedy in remedies), line
 
 
+@pytest.mark.fault("broken plugin", 3)
 def test_a_name_taken_twice_names_both_and_which_to_remove(site) -> None:
     base = {"task": "good-task", "shaping": "good-shaping", "logger": "good-logger"}
     given = ([f"{FLAGS[each]}={f'twice-{kind}' if each == kind else base[each]}" for each in KINDS] for kind in KINDS)
@@ -288,6 +291,7 @@ def test_a_name_taken_twice_names_both_and_which_to_remove(site) -> None:
         assert f"pip uninstall acme-first-{kind}" in line
 
 
+@pytest.mark.fault("broken plugin", 3)
 def test_who_takes_the_name_of_a_built_in_is_to_go(site) -> None:
     shadows = [
         ["--task=countdown"],
@@ -300,6 +304,7 @@ def test_who_takes_the_name_of_a_built_in_is_to_go(site) -> None:
             assert f"pip uninstall zebra-{name}" in err, err
 
 
+@pytest.mark.fault("broken plugin", 4)
 def test_hooks_that_quit_or_recommend_nonsense_are_the_plugin_s_fault(site) -> None:
     names = ["defaults", "ranges", "quits", "nameless"]
     words = [["sigmma", "sigma"], ["--sigma -1", "greater than 0"], ["SystemExit: 0"], ["RuntimeError: no name"]]

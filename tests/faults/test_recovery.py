@@ -13,7 +13,7 @@ from esplug.seed_log import Base, Header, SeedLog, Step
 from esplug.weights import MasterWeights
 from tests.faults import mishaps
 
-RUN_SEED, MEMBERS = 5, 4
+RUN_SEED, MEMBERS, DAMAGES = 5, 4, 60
 
 
 @pytest.fixture
@@ -34,13 +34,15 @@ def run(tiny_model, tmp_path) -> Path:
     return run
 
 
+@pytest.mark.fault("the same in a run's checkpoint or log", DAMAGES, "of a log, what follows: made again")
 def test_a_damaged_checkpoint_or_log_is_noticed_and_the_weights_become_the_same(run, tiny_model, tmp_path) -> None:
     draw, lost = Random(2), Counter[str]()
-    for _ in range(60):
+    for _ in range(DAMAGES):
         lost += mishaps.catch_up_damaged(run, tiny_model, tmp_path, draw)
     assert len(lost) == 2, f"nothing has happened to the log, or not to its header: {lost}"
 
 
+@pytest.mark.fault("two processes, one directory", 5)
 def test_of_two_processes_one_holds_the_directory_and_the_other_says_who(tmp_path) -> None:
     for _ in range(5):
         mishaps.race_for_lock(tmp_path)

@@ -279,12 +279,17 @@ HANGING: list[Kind] = [
 ]
 
 
+def among_good(kinds: list[Kind], settings: dict[str, Any], seconds: float) -> Any:
+    fault = pytest.mark.fault(f"hostile reward among {GOOD} good ones", TIMES * len(kinds), "its own answer")
+    return pytest.param(kinds, settings, seconds, marks=fault)
+
+
 @pytest.mark.parametrize(
     ("kinds", "settings", "seconds"),
     [
-        (QUICK, {"timeout": 20, "memory": 1, "processes": 2}, 60),
-        (SLOW, {"timeout": 20, "memory": 0.125, "processes": 4}, 60),
-        (HANGING, {"timeout": 0.4, "memory": 1, "processes": 6}, 0.4 * len(HANGING) * TIMES / 6 + 30),
+        among_good(QUICK, {"timeout": 20, "memory": 1, "processes": 2}, 60),
+        among_good(SLOW, {"timeout": 20, "memory": 0.125, "processes": 4}, 60),
+        among_good(HANGING, {"timeout": 0.4, "memory": 1, "processes": 6}, 0.4 * len(HANGING) * TIMES / 6 + 30),
     ],
     ids=["quick", "slow", "hanging"],
 )

@@ -119,6 +119,7 @@ WRITE = """
 """
 
 
+@pytest.mark.fault("secret in the environment", 1 + len(SECRETS))
 @pytest.mark.parametrize("mode", ["offline", "online"])
 def test_nothing_that_a_run_writes_holds_a_secret(tmp_path: Path, mode: str) -> None:
     """Every file that needs no engine; wandb, where its server is out of reach, keeps its own here too."""

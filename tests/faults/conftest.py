@@ -1,0 +1,62 @@
+"""The faults that the tests let loose, in one table at the end: what, how often, how often survived, what was lost.
+
+A test says so with ``@pytest.mark.fault(name, times, lost)``. It survives all of its faults or, where it fails, none.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+PROPERTY = "fault"
+
+
+@dataclass
+class Count:
+    """How often a fault was tried and survived, and what it costs at most."""
+
+    tried: int = 0
+    survived: int = 0
+    lost: str = "nothing"
+
+
+class Tally:
+    """A plugin of pytest that counts the faults of the tests it sees run."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, Count] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" and not report.skipped:
+            for key, value in report.user_properties:
+                if key == PROPERTY:
+                    name, times, lost = value
+                    count = self.counts.setdefault(name, Count(lost=lost))
+                    count.tried += times
+                    count.survived += times * report.passed
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "fault(name, times, lost='nothing'): faults that a test lets loose")
+    config.pluginmanager.register(Tally(), "fault-tally")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        item.user_properties += [(PROPERTY, fault) for fault in _faults(item)]
+
+
+def _faults(item: pytest.Item) -> Iterator[tuple[str, int, str]]:
+    for mark in item.iter_markers("fault"):
+        name, times, *lost = mark.args
+        yield name, times, lost[0] if lost else "nothing"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    counts = terminalreporter.config.pluginmanager.get_plugin("fault-tally").counts
+    if counts:
+        width = max(map(len, counts))
+        terminalreporter.section("faults")
+        terminalreporter.line(f"{'fault':{width}}   tried  survived  lost")
+        for name, count in counts.items():
+            terminalreporter.line(f"{name:{width}}  {count.tried:6,}  {count.survived:8,}  {count.lost}")
