@@ -134,7 +134,7 @@ def _interrupt_again(bench: Bench, name: str, number: int, times: int, *, twice:
             assert not terminal or launched.terminal_is_sane(), launched.raw[-300:]
             launched = bench.desk.resume(run, terminal=terminal)
     assert launched.end() == 0, launched.text
-    assert launched.left() == []
+    bench.desk.nothing_left()
     check(run, bench.undisturbed, iterations)
     return Counter({AGAIN: lost(run)})
 
@@ -234,11 +234,8 @@ def _race(bench: Bench, *, resumed: bool) -> Counter[str]:
 def pairs(bench: Bench, times: int) -> Iterator[Attempt]:
     def attempt() -> Counter[str]:
         with occupied():
-            both = []
-            for _ in range(2):
-                run = bench.run("pairs")
-                both.append((run, bench.desk.start(run, 6)))
-                both[-1][1].until(run.exists, "a run directory")  # so that the next has another name
+            names = [bench.run(f"pair-{half}") for half in ("a", "b")]
+            both = [(run, bench.desk.start(run, 6)) for run in names]
             for run, launched in both:
                 assert launched.end(300) == 0, launched.text
                 assert launched.left() == []

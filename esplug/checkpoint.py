@@ -6,8 +6,8 @@ sorted, no blanks, a newline at the end): ``{"files":{"config.json":{"blake2b":"
 Hashes are 16-byte BLAKE2b. Files that a user adds, and the model card, are no part of it.
 """
 
+import errno
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterable
@@ -17,7 +17,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from esplug.errors import RunError, UserError, one_line
+from esplug import durable
+from esplug.errors import UserError, one_line
 from esplug.model import MODEL_FILES
 from esplug.placement import usable_cores
 
@@ -51,31 +52,28 @@ def save_model(save_weights: Callable[[Path], None], base: Path, target: Path) -
         target: where the model goes; it appears complete or not at all, and what was there before stays till then.
 
     Raises:
-        OSError: it could not be written; ``filename`` is the target.
-        RunError: the engine's machine does not see the folder.
+        OSError: it could not be written, or the engine's machine does not see the folder; ``filename`` is the target.
     """
     temporary, outdated = _part(target), _old(target)
     try:
         _tidy(target)
         temporary.mkdir(parents=True)
         for file in sorted(base.iterdir()):
-            if file.is_file() and file.name != MANIFEST and not file.name.endswith(_WEIGHTS):
+            if file.is_file() and not file.name.startswith(".") and not file.name.endswith((MANIFEST, *_WEIGHTS)):
                 shutil.copyfile(file, temporary / file.name)
         save_weights(temporary)
         if not any(temporary.glob("*.safetensors")):
-            raise RunError(
-                f"{target.parent}: not visible from the engine's machine; use an output directory that all nodes share"
-            )
+            raise OSError(errno.ENOENT, "the engine's machine does not see it: all nodes must share --output-directory")
         mode = (temporary / "config.json").stat().st_mode
         for weights in temporary.glob("*.safetensors"):  # which safetensors writes for the owner's eyes only
             weights.chmod(mode)
         (temporary / MANIFEST).write_bytes(_manifest(temporary))
         for path in (*temporary.iterdir(), temporary):
-            _sync(path)
+            durable.sync(path)
         if target.exists():
             target.rename(outdated)
         temporary.rename(target)
-        _sync(target.parent)
+        durable.sync(target.parent)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, OSError):
@@ -125,17 +123,17 @@ def newest_first(folder: Path) -> list[tuple[int, Path]]:
     return sorted(complete, reverse=True)
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Remove all periodic checkpoints but the newest ``keep``, and what killed saves left.
+def prune(folder: Path, keep: int, iteration: int) -> None:
+    """Remove all periodic checkpoints before ``iteration`` but the newest ``keep``, and what killed saves left.
 
-    What cannot be removed stays.
+    Newer ones are of a log that was cut off since, and are written over in their turn. What cannot be removed stays.
     """
     for path in _entries(folder):
         leftover = _LEFTOVER.fullmatch(path.name)
         if leftover:
             with suppress(OSError):
                 _tidy(folder / leftover[1])
-    for _, path in newest_first(folder)[keep:]:
+    for path in [path for number, path in newest_first(folder) if number <= iteration][keep:]:
         with suppress(OSError):  # under another name first: half of it must not be taken for a checkpoint
             shutil.rmtree(path.rename(_part(path)), ignore_errors=True)
 
@@ -230,12 +228,3 @@ def _hash(path: Path) -> str:
 
 def _damage(path: Path, fault: str) -> str:
     return f"{path}: {fault}; copy the folder anew, or, if you meant the change, remove its {MANIFEST}"
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

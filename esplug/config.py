@@ -296,6 +296,10 @@ class RunConfig(BaseModel):
         assert self.alpha is not None
         return self.alpha
 
+    def evaluates_at(self, iteration: int) -> bool:
+        """Whether a run evaluates before this iteration; at the number of iterations, in the end."""
+        return iteration in (0, self.n_iterations) or bool(self.eval_freq and iteration % self.eval_freq == 0)
+
     @property
     def run_name(self) -> str:
         """The experiment's name, or one made from the settings."""

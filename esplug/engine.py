@@ -1,16 +1,19 @@
 """One vLLM engine in a Ray actor: answers prompts with a member's weights and applies updates from seeds."""
 
+import functools
 import itertools
 import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
+from esplug.heartbeat import Heartbeat
 from esplug.history import CatchUp, CaughtUp
 from esplug.placement import usable_cores
 
+Method = TypeVar("Method", bound=Callable[..., Any])
 #: Cores of the driver's or an engine's machine, as given to ``sched_setaffinity``.
 Cores = list[int]
 #: Shortest shared beginning of prompts, in tokens, that is worth caching: one block of the CPU backend.
@@ -73,6 +76,20 @@ class Generation:
     undefined: int = 0
 
 
+def _at_work(method: Method) -> Method:
+    """Let an engine's heart beat from the beginning to the end of a method."""
+
+    @functools.wraps(method)
+    def run(self: "Engine", *arguments: Any, **named: Any) -> Any:
+        self._heartbeat.beat()
+        try:
+            return method(self, *arguments, **named)
+        finally:
+            self._heartbeat.rest()
+
+    return cast(Method, run)
+
+
 class Engine:
     """The Ray actor. Made idle, so that all engines can be placed before any loads a model.
 
@@ -84,7 +101,7 @@ class Engine:
             _redirect_output(Path(log_path))
         self._llm: Any = None
         self._weights: Weights | None = None
-        self._stepped: float | None = None
+        self._heartbeat = Heartbeat()
 
     def location(self) -> tuple[str, int]:
         """Return this node's id and its free memory in bytes."""
@@ -94,9 +111,8 @@ class Engine:
         return ray.get_runtime_context().get_node_id(), psutil.virtual_memory().available
 
     def pulse(self) -> float:
-        """Return the seconds since generation last took a step; 0 when nothing is being generated."""
-        stepped = self._stepped
-        return 0.0 if stepped is None else time.monotonic() - stepped
+        """Return the seconds since work last made progress; 0 without work, and while the model is being loaded."""
+        return self._heartbeat.age()
 
     def start(
         self,
@@ -151,9 +167,10 @@ class Engine:
         )
         step = self._llm.llm_engine.step
         self._llm.llm_engine.step = lambda: self._step(step)
-        self._load_master = (settings.model, settings.master_dtype, rank_cores)
+        self._load_master = (settings.model, settings.master_dtype, rank_cores, self._heartbeat.place)
         return self.catch_up(catch_up)
 
+    @_at_work
     def catch_up(self, catch_up: CatchUp) -> CaughtUp:
         """Read the base model's weights, and from them or from saved ones replay the run's updates."""
         self._weights = None
@@ -164,9 +181,10 @@ class Engine:
         return found[0]
 
     def _step(self, step: Callable[[], Any]) -> Any:
-        self._stepped = time.monotonic()
+        self._heartbeat.beat()
         return step()
 
+    @_at_work
     def generate(
         self,
         weights: Weights,
@@ -209,7 +227,6 @@ class Engine:
             completions += [
                 Completion(answer.text, len(answer.token_ids), answer.finish_reason == "stop") for answer in answers
             ]
-        self._stepped = None
         undefined = sum(self._llm.collective_rpc("es_take_undefined"))
         if undefined:  # which the cache would hand on, as 0 x NaN is NaN
             self._llm.collective_rpc("es_clear_cache")
@@ -227,20 +244,27 @@ class Engine:
             once = SamplingParams(temperature=0.0, max_tokens=1)
             self._llm.generate([TokensPrompt(prompt_token_ids=prefix)], once, use_tqdm=False)
 
+    @_at_work
     def update(self, seeds: list[int], coefficients: list[float]) -> int:
         """Move the master weights. Returns their new checksum."""
         self._weights = None
         return self._same("es_update", seeds, coefficients)
 
+    @_at_work
     def save(self, folder: str, exact: bool) -> None:
         """Write the master weights to ``folder`` as safetensors, in the checkpoint's types or exactly as they are.
+
+        What an engine that died in the middle has left there is removed.
 
         Raises:
             OSError: they could not be written.
         """
+        for left in (*Path(folder).glob("*.safetensors*"), *Path(folder).glob(".tmp*")):
+            left.unlink()
         for error in filter(None, self._llm.collective_rpc("es_save", args=(folder, exact))):
             raise OSError(*error, folder)
 
+    @_at_work
     def tensor_checksums(self) -> dict[str, int]:
         """Return the checksum of each tensor of the master weights."""
         checksums: dict[str, int] = self._llm.collective_rpc("es_tensor_checksums")[0]

@@ -17,6 +17,7 @@ from esplug.run_directory import write_json
 
 Key = TypeVar("Key")
 
+_PORT_TAKEN = "ddress already in use"  # by another process, between being found free and being taken
 #: An engine that has not answered yet is loading libraries or a model, and gets at least this long, in seconds.
 START_TIMEOUT = 300.0
 
@@ -48,8 +49,9 @@ class _Seat:
     kv_cache: int | None = None
     heard: float = 0.0
     ready: bool = False
-    silent: bool = False
     pulse: Any = None
+    gone: bool = False  # it answers no more, as whoever waits for its work will learn
+    silent_for: float | None = None  # seconds after which it was killed
 
 
 class EnginePool:
@@ -214,11 +216,12 @@ class EnginePool:
         seat.actor = actor.options(num_gpus=gpus, num_cpus=1 if gpus else cores, scheduling_strategy=place).remote(
             str(self._log(seat).absolute())
         )
-        seat.heard, seat.ready, seat.silent, seat.pulse = time.monotonic(), False, False, None
+        seat.heard, seat.ready, seat.pulse = time.monotonic(), False, None
+        seat.gone, seat.silent_for = False, None
 
     def _share_machines(self) -> None:
         """Give each engine its share of its machine's cores and memory."""
-        locations = self._ask(self._seats, "location")
+        locations = [self._location(seat) for seat in self._seats]
         neighbours = Counter(node for node, _ in locations)
         placed = Counter[str]()
         for seat, (node, free) in zip(self._seats, locations, strict=True):
@@ -227,6 +230,18 @@ class EnginePool:
             if self._settings.device == "cpu":
                 here, share = neighbours[node], self._settings.memory_share
                 seat.kv_cache = cpu_kv_cache_bytes(free, share, here, self._engine_bytes)
+
+    def _location(self, seat: _Seat) -> tuple[str, int]:
+        """Return an engine's machine and that machine's free memory; here an engine has not yet begun to load."""
+        import ray
+
+        while True:
+            try:
+                location: tuple[str, int] = self._get(seat.actor.location.remote())
+            except ray.exceptions.RayError as error:
+                self._vacate(seat, error)
+            else:
+                return location
 
     def _start(self, seat: _Seat) -> Any:
         most = self.plan.cores_per_engine if self._settings.device == "cpu" else None
@@ -239,7 +254,7 @@ class EnginePool:
         try:
             caught_up: CaughtUp = self._get(ref)
         except ray.exceptions.RayError as error:
-            if _raised(error):
+            if _raised(error) and _PORT_TAKEN not in str(error):
                 raise self._failure(seat, error) from error
             return self._revive(seat, error)
         seat.ready = True
@@ -247,6 +262,15 @@ class EnginePool:
 
     def _replace(self, seat: _Seat, error: Exception) -> Any:
         """Start a new engine in the seat of one that failed. Returns what to wait for.
+
+        Raises:
+            RunError: too many were replaced already.
+        """
+        self._vacate(seat, error)
+        return self._start(seat)
+
+    def _vacate(self, seat: _Seat, error: Exception) -> None:
+        """Put a new process in the seat of an engine that failed.
 
         Raises:
             RunError: too many were replaced already.
@@ -266,7 +290,6 @@ class EnginePool:
         with suppress(Exception):  # it may have raised rather than died, or hang
             ray.kill(seat.actor)
         self._occupy(seat)
-        return self._start(seat)
 
     def _revive(self, seat: _Seat, error: Exception) -> CaughtUp:
         """Replace an engine and wait until the new one has caught up."""
@@ -313,7 +336,7 @@ class EnginePool:
                     return self._get(ref)
                 except ray.exceptions.RayError as error:
                     cause = getattr(error, "cause", None)
-                    if isinstance(cause, OSError | UserError):  # of a disk or a file, not of the engine
+                    if method == "save" and isinstance(cause, OSError):  # of the disk, not of the engine
                         raise cause from error
                     if raised and _raised(error):
                         raise self._failure(seat, error) from error
@@ -352,18 +375,22 @@ class EnginePool:
         """Note a sign of life: when the engine last got on with its work."""
         import ray
 
-        with suppress(ray.exceptions.RayError):  # the death of an engine shows in its work
+        try:
             seat.heard = time.monotonic() - ray.get(seat.pulse)
             seat.ready = True
+        except ray.exceptions.RayError:
+            seat.gone = True
         seat.pulse = None
 
     def _listen(self, seat: _Seat) -> None:
         """Ask an engine for a sign of life, and kill it if it has not given one for too long."""
         import ray
 
+        if seat.gone or seat.silent_for:
+            return
         limit = self._timeout if seat.ready else max(self._timeout, START_TIMEOUT)
-        if time.monotonic() - seat.heard > limit and not seat.silent:
-            seat.silent = True
+        if time.monotonic() - seat.heard > limit:
+            seat.silent_for = limit
             ray.kill(seat.actor)
         elif seat.pulse is None and time.monotonic() - seat.heard > self._interval:
             seat.pulse = seat.actor.pulse.options(concurrency_group="pulse").remote()
@@ -402,8 +429,8 @@ class EnginePool:
     def _what_happened(self, seat: _Seat, error: Exception) -> str:
         import ray
 
-        if seat.silent:
-            return f"gave no sign of life for {self._timeout:g} s (--engine-timeout)"
+        if seat.silent_for:
+            return f"gave no sign of life for {seat.silent_for:g} s (--engine-timeout)"
         if _raised(error):
             cause = getattr(error, "cause", None) or error
             lines = [line for line in str(cause).splitlines() if line.strip()]

@@ -16,7 +16,6 @@ import functools
 import inspect
 import io
 import json
-import math
 import os
 import pickle
 import resource
@@ -31,6 +30,7 @@ from typing import Any, BinaryIO
 from esplug.hookspecs import Reward
 
 LABEL_LENGTH = 200
+LARGEST = 1e100  # reward, so that the variance of many is a number
 TRACEBACK_LENGTH = 4000
 MOST_FRAMES = 50  # recursion without a limit leaves millions
 
@@ -54,7 +54,7 @@ def as_reward(result: Any) -> Reward:
 
     Raises:
         TypeError: it is none of these.
-        NonFinite: the reward or a metric is infinite or not a number.
+        NonFinite: the reward or a metric is infinite, not a number, or so large that sums of squares would be.
     """
     match result:
         case Reward():
@@ -82,8 +82,8 @@ def _number(value: Any, what: str) -> float:
     if not _is_number(value):
         raise TypeError(f"the {what} must be a number, not {type(value).__name__}")
     number = float(value)
-    if not math.isfinite(number):
-        raise NonFinite(f"the {what} must be finite, not {number}")
+    if not abs(number) <= LARGEST:  # which NaN is not
+        raise NonFinite(f"the {what} must be finite, and at most {LARGEST:g}, not {number}")
     return number
 
 

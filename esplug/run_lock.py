@@ -9,10 +9,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
+from esplug import durable
 from esplug.errors import UserError
 
 FILE_NAME = "run.lock"
+_PATIENCE = 0.2  # seconds
 
 
 @contextmanager
@@ -21,25 +24,42 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises:
         UserError: another process holds it, which the message names.
+        OSError: the disk is full.
     """
     with (folder / FILE_NAME).open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            time.sleep(0.2)  # the other may have come this moment, and say in the next who it is
-            file.seek(0)
-            raise UserError(f"{folder}: {_owner(file.read())}") from None
+            raise UserError(f"{folder}: {_owner(file)}") from None
         except OSError:  # a file system without locks
             pass
-        file.truncate(0)
-        json.dump({"pid": os.getpid(), "host": socket.gethostname(), "user": _user(), "since": time.time()}, file)
-        file.flush()
+        with durable.named(folder / FILE_NAME):
+            file.truncate(0)
+            json.dump({"pid": os.getpid(), "host": socket.gethostname(), "user": _user(), "since": time.time()}, file)
+            file.flush()
         yield
 
 
-def _owner(content: str) -> str:
+def holder(folder: Path) -> str | None:
+    """Say who holds a run's directory; ``None`` if nobody does."""
+    path = folder / FILE_NAME
+    if not path.exists():
+        time.sleep(_PATIENCE)  # its owner may have made it this moment
+    with suppress(FileNotFoundError), path.open(encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return _owner(file)
+        except OSError:
+            pass
+    return None
+
+
+def _owner(file: TextIO) -> str:
+    time.sleep(_PATIENCE)  # it may have come this moment, and say in the next who it is
+    file.seek(0)
     try:
-        owner = json.loads(content)
+        owner = json.loads(file.read())
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(owner["since"]))
         pid, host = int(owner["pid"]), owner["host"]
         return (

@@ -33,6 +33,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
 
+from esplug import durable
 from esplug.errors import UserError
 from esplug.es import population
 
@@ -61,6 +62,8 @@ class Base:
     weights_checksum: int
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not isinstance(self.revision, str | None):
+            raise ValueError("the base model's name and revision must be text")
         _check_u64("weights checksum", self.weights_checksum)
 
 
@@ -161,23 +164,14 @@ class SeedLog:
         """Begin a log.
 
         Raises:
+            OSError: it could not be written.
             UserError: the file exists.
             ValueError: the settings are not JSON.
         """
         line = _header_line(header)
         if path.exists():
             raise UserError(f"{path}: exists; continue that run, or start one in another directory")
-        part = path.with_name(path.name + ".part")  # so that a log, if there is one, has a whole header
-        with part.open("wb") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
-        part.rename(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        durable.write(path, line)  # so that a log, if there is one, has a whole header
         return cls(path, Recorded(header, [], False), len(line))
 
     @classmethod
@@ -307,12 +301,13 @@ def _read_header(path: Path, line: bytes) -> Header:
     damaged = f"{path}: the header is damaged; restore the file from a copy"
     try:
         content = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         content = None
         if line.startswith(f'{{"format":"{FORMAT}"'.encode()):
             raise UserError(damaged) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"{path}: not a seed log; name a run's {FILE_NAME}")
+        what = "not a seed log" if line else "empty"
+        raise UserError(f"{path}: {what}; name a run's {FILE_NAME}, or restore it from a copy")
     hashed, crc = line[:-_CRC_BYTES], _CRC.fullmatch(line[-_CRC_BYTES:])
     version = content.get("version")
     if isinstance(version, int) and version > VERSION:

@@ -4,7 +4,8 @@ A folder and a Hugging Face id are taken as they are. A seed log, or the directo
 ES-at-Scale ``.pth`` is joined with its model. What that makes is kept for as long as it is needed.
 """
 
-from contextlib import ExitStack
+import shutil
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
@@ -13,8 +14,11 @@ from esplug.checkpoint import verify
 from esplug.console import get_console
 from esplug.errors import UserError
 from esplug.model import local_folder, model_folder
+from esplug.run_lock import FILE_NAME as LOCK
+from esplug.run_lock import locked
 from esplug.seed_log import FILE_NAME, FORMAT, Header, read
 
+_PREFIX = ".starting-"
 _REMEDY = "say where it is with the --base of `esplug export`"
 _LOG_BEGINS = f'{{"format":"{FORMAT}"'.encode()
 
@@ -142,9 +146,15 @@ def _log_file(path: Path) -> Path:
 
 
 def _temporary(scratch: Path, stack: ExitStack) -> Path:
+    """Make a folder for as long as it is needed; and remove those of processes that were killed."""
     try:
         scratch.mkdir(parents=True, exist_ok=True)
-        made = TemporaryDirectory(dir=scratch, prefix=".starting-", ignore_cleanup_errors=True)
+        for left in scratch.glob(f"{_PREFIX}*/{LOCK}"):
+            with suppress(UserError, OSError), locked(left.parent):
+                shutil.rmtree(left.parent)
+        made = TemporaryDirectory(dir=scratch, prefix=_PREFIX, ignore_cleanup_errors=True)
+        folder = Path(stack.enter_context(made))
+        stack.enter_context(locked(folder))
     except OSError as error:
         raise UserError(f"{scratch}: cannot be written ({error.strerror or error})") from error
-    return Path(stack.enter_context(made))
+    return folder

@@ -32,10 +32,9 @@ from esplug.progress import LiveProgress
 from esplug.questions import Batch, Questions
 from esplug.recorder import Recorder
 from esplug.results import results
-from esplug.resume import note_environment, past_evaluations, reopen
+from esplug.resume import note_config, note_environment, past_evaluations, reopen
 from esplug.rewards import PendingRewards, RewardPool
 from esplug.run_directory import RunDirectory, environment
-from esplug.run_lock import locked
 from esplug.seed_log import Base, Header, SeedLog, Step
 from esplug.starting_model import starting_model
 from esplug.watch import UNDEFINED, Watch
@@ -160,7 +159,8 @@ class EvolutionStrategiesTrainer:
 
         Args:
             resume: directory of an interrupted run to go on with, in that directory. Seeds, the order of the data
-                and the best evaluation go on too, so that the weights become those of a run never interrupted.
+                and the best evaluation go on too, so that the weights become those of a run never interrupted; a
+                ``train_dataloader`` must give the same batches again, which one that shuffles without a seed does not.
             allow_change: go on even if a setting, or the data, that decides what is computed is another now.
 
         Raises:
@@ -172,7 +172,7 @@ class EvolutionStrategiesTrainer:
             self._open(stack, Path(resume).expanduser() if resume else None, allow_change)
             config, first = self.config, len(self.history.steps)
             for iteration in range(first, config.n_iterations):
-                if iteration == 0 or (config.eval_freq and iteration % config.eval_freq == 0):
+                if config.evaluates_at(iteration):
                     self.eval_step(iteration)
                 self.train_step(iteration)
                 if config.checkpoint_every and (iteration + 1) % config.checkpoint_every == 0:
@@ -196,6 +196,8 @@ class EvolutionStrategiesTrainer:
         utilities = self._utilities(result.rewards)
         steps = coefficients(config.step_size, utilities, members)
 
+        if not np.isfinite(steps).all():
+            raise RunError(f"{config.reward_shaping!r} makes utilities of these rewards that are too large for float32")
         answered = time.perf_counter()
         if any(steps):
             self.checksum = self.engines.update([member.seed for member in members], steps)
@@ -237,7 +239,7 @@ class EvolutionStrategiesTrainer:
             generations[i] = generation
             pending[i] = self._grade(generation, targets)
             self.progress.advance()
-        self._watch.answers(generations.values())
+        self._watch.answers(completion.text for each in generations.values() for completion in each.completions)
         answered = time.perf_counter()
         graded = [pending[i].result() for i in range(len(members))]
         return PopulationResult(
@@ -259,6 +261,7 @@ class EvolutionStrategiesTrainer:
         started = time.perf_counter()
         splits, grades = self._evaluator.evaluate(self.engines, self._grade, self.progress, f"evaluation {iteration}")
         self._watch.grades(grades)
+        self._watch.answers(sample.output for split in splits for sample in split.samples)
         evaluation = Evaluation(iteration, splits, time.perf_counter() - started)
         self._record(evaluation)
         return evaluation
@@ -297,10 +300,12 @@ class EvolutionStrategiesTrainer:
         require_vllm()
         log: SeedLog | None = None
         self._resumed = resume is not None
+        asked, runs = self.config, Path(self.config.output_directory).expanduser()
         if resume:
-            self.run_dir, log, self.config = reopen(resume, self.config, allow_change=allow_change, stack=stack)
+            self.run_dir, log, self.config = reopen(resume, asked, allow_change=allow_change, stack=stack)
+            runs = resume.absolute().parent
         else:
-            RunDirectory.check(self.config)
+            RunDirectory.check(asked)
         config, first = self.config, len(log.steps) if log else 0
         self._shape = plugins.load("shaping", config.reward_shaping).shape
         self.loggers = LoggerSet(config.logging)
@@ -308,7 +313,7 @@ class EvolutionStrategiesTrainer:
             config.model_name,
             config.checkpoint,
             log.header.base.revision if log else None,
-            Path(config.output_directory).expanduser(),  # where engines on other machines see it too
+            runs.absolute(),  # where engines on other machines see it too
             stack,
         )
         stored, elements = weights_size(self._model)
@@ -334,8 +339,7 @@ class EvolutionStrategiesTrainer:
             note_environment(self.run_dir, surroundings, first, allow_change=allow_change)
             get_console().print(f"going on at iteration {first} of {config.n_iterations}", markup=False)
         else:
-            self.run_dir = RunDirectory.create(config, surroundings)
-            stack.enter_context(locked(self.run_dir.path))
+            self.run_dir = RunDirectory.create(config, surroundings, stack)
         stack.push(self._finish)
         self.loggers.start(config, self.run_dir.path, first)
         get_console().print(f"{self._plan.describe()}; loading {self._model.name}", markup=False)
@@ -343,7 +347,9 @@ class EvolutionStrategiesTrainer:
         stack.callback(self.engines.close)
         log = self._start_engines(log, stack)
         self.recorder = Recorder(config, self.run_dir, self.loggers, log, self.engines, self._model)
-        self.evaluations = past_evaluations(self.run_dir, splits, tuple(config.pass_k), first)
+        self.evaluations = past_evaluations(self.run_dir, splits, config, first)
+        if resume:  # not before it is known that these settings work
+            note_config(self.run_dir, asked, first)
         self._under_way = True
         self.progress = stack.enter_context(
             LiveProgress(config.n_iterations, first, enabled="console" in config.logging)
@@ -390,7 +396,10 @@ class EvolutionStrategiesTrainer:
         if isinstance(error, UserError) and not self._under_way and not self._resumed:
             shutil.rmtree(self.run_dir.path, ignore_errors=True)
         elif error is not None:
-            hint = f"; to go on: esplug train --resume {self.run_dir.path}" if self.config.n_iterations else ""
+            hint = ""
+            if self.config.n_iterations:
+                command = "fit(resume=...)" if self.config.task == "custom" else "esplug train --resume"
+                hint = f"; to go on: {command} {self.run_dir.path}"
             get_console().print(
                 f"{status}; what there is lies in {self.run_dir.path}{hint}", markup=False, soft_wrap=True
             )

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from esplug.console import get_console
-from esplug.engine import Generation
 from esplug.errors import RunError
 from esplug.rewards import Graded
 
@@ -38,9 +37,9 @@ class Watch:
             listed = ", ".join(f"{label} x{n}" for label, n in labels)
             raise RunError(f"every reward failed ({listed}), so there is nothing to learn from; {remedy}")
 
-    def answers(self, generations: Iterable[Generation]) -> None:
+    def answers(self, texts: Iterable[str]) -> None:
         """Say it where nothing at all was answered."""
-        if not any(completion.text.strip() for each in generations for completion in each.completions):
+        if not any(text.strip() for text in texts):
             self._say(
                 "every answer is empty: does the prompt end where the model would begin to answer, and is --stop or an "
                 "end-of-turn token met at once?"

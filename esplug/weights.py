@@ -64,6 +64,7 @@ class MasterWeights:
         threads: how many threads compute.
         cores: CPU cores these threads may run on, where the system has such a setting. They would otherwise
             inherit the caller's, which vLLM pins to a single core.
+        beat: called whenever a piece of work is done, from any thread.
 
     Raises:
         UserError: a tensor's floating-point type is none of float32, bfloat16 and float16.
@@ -77,10 +78,11 @@ class MasterWeights:
         *,
         threads: int = 1,
         cores: Sequence[int] | None = None,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
         from esplug.kernels import cpu
 
-        self._master_dtype = master_dtype
+        self._master_dtype, self._beat = master_dtype, beat
         self._pool = ThreadPoolExecutor(threads, "esplug-noise", _pin, (cores,))
         self._tensors: dict[str, torch.Tensor] = {}
         self._dtypes: dict[str, torch.dtype] = {}
@@ -95,6 +97,7 @@ class MasterWeights:
             kept = torch.float32 if tensor.is_floating_point() and master_dtype == "float32" else tensor.dtype
             self._dtypes[name] = tensor.dtype
             self._tensors[name] = torch.empty(tensor.shape, dtype=kept, device="cpu").copy_(tensor.detach())
+            beat()
         self._flat: dict[str, Array] = {
             name: cpu.flat(tensor) for name, tensor in self._tensors.items() if tensor.is_floating_point()
         }
@@ -109,6 +112,7 @@ class MasterWeights:
         *,
         threads: int = 1,
         cores: Sequence[int] | None = None,
+        beat: Callable[[], None] = lambda: None,
     ) -> "MasterWeights":
         """Read the safetensors of a Hugging Face model folder, sharded or not. Arguments as for the class.
 
@@ -118,7 +122,7 @@ class MasterWeights:
             UserError: there are no safetensors, one is missing or damaged, a tensor is in two files without an
                 index to choose, or its type cannot be perturbed.
         """
-        return cls(_read(folder), master_dtype, threads=threads, cores=cores)
+        return cls(_read(folder), master_dtype, threads=threads, cores=cores, beat=beat)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         """Return the master tensor itself, not a copy, in its checkpoint shape."""
@@ -260,12 +264,14 @@ class MasterWeights:
         Raises:
             UserError: it is damaged, or a tensor is missing, unknown, or of another shape.
         """
-        missing = set(self._tensors)
+        missing = set(self._flat)  # the others never change
         for name, tensor in _read(folder):
-            if name not in missing or tensor.shape != self._tensors[name].shape:
+            if name not in self._tensors or tensor.shape != self._tensors[name].shape:
                 raise UserError(f"{folder}: tensor {name} is not one of this model's")
-            self._tensors[name].copy_(tensor)
-            missing.remove(name)
+            if name in missing:
+                self._beat()
+                self._tensors[name].copy_(tensor)
+                missing.remove(name)
         if missing:
             raise UserError(f"{folder}: tensor {min(missing)} is missing")
 
@@ -307,7 +313,12 @@ class MasterWeights:
 
     def _for_all(self, work: Callable[[_Stretch], Result]) -> list[Result]:
         """Do ``work`` on every stretch of the master, in the pool."""
-        done = self._pool.map(lambda job: [work(stretch) for stretch in job], self._jobs)
+
+        def do(job: _Job) -> list[Result]:
+            self._beat()
+            return [work(stretch) for stretch in job]
+
+        done = self._pool.map(do, self._jobs)
         return [result for results in done for result in results]
 
     def _stream(
@@ -329,6 +340,7 @@ class MasterWeights:
             return cpu.flat(targets[name])
 
         def run(job: list[tuple[_Stretch, "Array"]]) -> None:
+            self._beat()
             for part, target in job:
                 write(part, self._slice(part), target[part.start : part.stop])
 

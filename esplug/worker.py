@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from esplug.heartbeat import Heartbeat
+
 if TYPE_CHECKING:
     from esplug.history import CatchUp, CaughtUp
     from esplug.weights import MasterWeights
@@ -27,17 +29,24 @@ class ESWorkerExtension:
     _es_undefined: torch.Tensor
 
     def es_catch_up(
-        self, folder: str, master_dtype: Literal["float32", "model"], rank_cores: list[list[int]], catch_up: "CatchUp"
+        self,
+        folder: str,
+        master_dtype: Literal["float32", "model"],
+        rank_cores: list[list[int]],
+        heartbeat: str,
+        catch_up: "CatchUp",
     ) -> "CaughtUp":
         """Read the checkpoint in ``folder`` as master weights, and from there get to the run's present ones.
 
-        ``rank_cores`` are the CPU cores on which each tensor-parallel rank may make noise.
+        ``rank_cores`` are the CPU cores on which each tensor-parallel rank may make noise, and ``heartbeat`` is the
+        place of the engine's :class:`esplug.heartbeat.Heartbeat`.
         """
         # numba, which the kernels need, must not be imported before vLLM's CPU engine has started.
         from esplug.weights import MasterWeights
 
         cores = rank_cores[self.rank]
-        self._es_master = MasterWeights.load(Path(folder), master_dtype, threads=len(cores), cores=cores)
+        beat = Heartbeat(heartbeat).beat
+        self._es_master = MasterWeights.load(Path(folder), master_dtype, threads=len(cores), cores=cores, beat=beat)
         if not hasattr(self, "_es_undefined"):
             self._es_undefined = torch.zeros((), dtype=torch.int64, device=self.device)
             _watch_logits(self.model_runner.get_model(), self._es_undefined)

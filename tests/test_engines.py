@@ -48,17 +48,25 @@ class QuickEngine:
                 os.kill(os.getpid(), signal.SIGKILL)
             if kind == "stop":
                 os.kill(os.getpid(), signal.SIGSTOP)
-            raise {"disk": OSError(28, "No space left on device"), "user": UserError("a damaged file")}.get(
-                kind, RuntimeError("CUDA error")
-            )
+            if kind == "slow":
+                time.sleep(3)
+                continue
+            raise {
+                "disk": OSError(28, "No space left on device"),
+                "port": RuntimeError("[Errno 98] Address already in use"),
+                "user": UserError("a damaged file"),
+            }.get(kind, RuntimeError("CUDA error"))
 
     def location(self) -> tuple[str, int]:
+        self._misbehave("location")
         return "here", 2**30
 
     def pulse(self) -> float:
         return 0.0
 
     def start(self, settings: Any, share: Any, most: Any, cache: Any, catch_up: CatchUp) -> CaughtUp:
+        assert share[1] == 2, "it was started before its machine was shared out"
+        assert not hasattr(self, "state"), "it was started twice"
         self._misbehave("start")
         moving = [step for step in catch_up.steps if step.moves]
         self.state = BASE + sum(round(1000 * sum(step.coefficients)) for step in moving)
@@ -173,15 +181,51 @@ def test_a_silent_engine_is_replaced_and_changes_nothing(pool, undisturbed, tmp_
 
 
 def test_an_engine_that_dies_while_idle_or_starting_is_replaced(pool, undisturbed, tmp_path) -> None:
+    order(tmp_path, "location", 1, "die")
     order(tmp_path, "start", 0, "die", times=2)
     mine = pool()
     history = begin(mine)
-    assert mine.restarts == 2
+    assert mine.restarts == 3
     idle = mine._seats[1].actor
     pid = _pid(idle)
     os.kill(pid, signal.SIGKILL)
     assert work(mine, history) == undisturbed
-    assert mine.restarts == 3
+    assert mine.restarts == 4
+
+
+def test_an_idle_engine_that_dies_does_not_keep_the_driver_busy(pool, tmp_path, capsys) -> None:
+    mine = pool(timeout=1.0)
+    begin(mine)
+    rounds, wait = [], ray_wait()
+    order(tmp_path, "generate", 0, "slow")
+    os.kill(_pid(mine._seats[1].actor), signal.SIGKILL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ray.wait", lambda *args, **named: rounds.append(None) or wait(*args, **named))
+        assert len(dict(mine.run(jobs(1)))) == 1
+    assert len(rounds) < 100
+    assert len(dict(mine.run(jobs(7)))) == 7
+    assert "engine 1 died; replacing it" in capsys.readouterr().out
+
+
+def ray_wait() -> Any:
+    import ray
+
+    return ray.wait
+
+
+def test_a_port_that_another_process_was_quicker_to_take_is_no_reason_to_give_up(pool, tmp_path) -> None:
+    order(tmp_path, "start", 0, "port")
+    mine = pool()
+    begin(mine)
+    assert mine.restarts == 1
+
+
+def test_only_in_saving_is_an_error_of_the_system_the_disk_s(pool, undisturbed, tmp_path) -> None:
+    mine = pool()
+    history = begin(mine)
+    order(tmp_path, "update", 1, "disk")
+    assert work(mine, history) == undisturbed
+    assert mine.restarts == 1
 
 
 def _pid(actor: Any) -> int:

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,19 +21,14 @@ from hypothesis import strategies as st
 
 import esplug.loggers
 from esplug import hookimpl
+from esplug.config import make_config
 from esplug.errors import PluginError, UserError
 from esplug.loggers import LoggerSet
 from esplug.loggers.jsonl import JsonlLogger
 from esplug.loggers.wandb import WandbLogger
 from esplug.plugins import PluginInfo, relay
 
-CONFIG: Any = SimpleNamespace(
-    wandb_project="tests",
-    experiment_name="one",
-    eval_freq=5,
-    n_iterations=12,
-    model_dump=lambda: {"sigma": 0.001, "folder": Path("x")},
-)
+CONFIG = make_config({"wandb_project": "tests", "experiment_name": "one", "eval_freq": 5, "n_iterations": 12})
 METRICS = {
     "train/reward/mean": 0.3125,
     "train/reward/min": -1.0,
@@ -328,7 +322,7 @@ def test_a_resumed_run_has_each_row_once_and_loses_none(
 ) -> None:
     """What an uninterrupted run writes, whatever a killed one left before iteration k goes on."""
     run_dir = tmp_path_factory.mktemp("run")
-    config: Any = SimpleNamespace(eval_freq=eval_freq, n_iterations=12)
+    config = make_config({"eval_freq": eval_freq, "n_iterations": 12})
 
     def write(first: int, last: int, process: int) -> None:
         logger = JsonlLogger()

@@ -13,9 +13,10 @@ from esplug.config import RunConfig, flag_of, make_config, panel_of
 from esplug.errors import UserError
 from esplug.evaluation import Evaluation, Sample, SplitEvaluation
 from esplug.evaluator import EvaluationSplit
-from esplug.resume import note_environment, past_evaluations, reopen, stored_config
+from esplug.resume import note_config, note_environment, past_evaluations, reopen, stored_config
 from esplug.run_directory import RunDirectory
 from esplug.seed_log import Base, Header, SeedLog, Step
+from tests.faults.test_checkpoints import files_no_longer_than
 
 SETTINGS: dict[str, Any] = {"task": "custom", "n_iterations": 4, "experiment_name": "run", "n_vllm_engines": 1}
 #: Another value for each setting that cannot just be doubled.
@@ -55,16 +56,26 @@ FREE = {"n_iterations", "model_name", "checkpoint", "eval_dataset"}
 def make_run(folder: Path, *, steps: int, **settings: Any) -> tuple[Path, RunConfig]:
     config = make_config(SETTINGS, {"output_directory": str(folder)}, settings)
     run = RunDirectory.create(config)
-    with SeedLog.create(run.seed_log, Header(Base("base", None, 5), "float32", config.seed)) as log:
+    header = Header(Base("base", None, 5), "float32", config.seed, config.model_dump(exclude_none=True))
+    with SeedLog.create(run.seed_log, header) as log:
         for iteration in range(steps):
             log.append(Step(iteration, (0.5, -0.5), False, 100 + iteration))
     return run.path, config
 
 
 def open_again(run: Path, config: RunConfig, allow_change: bool = False) -> tuple[int, RunConfig]:
+    """Open a run and see that this changes nothing yet."""
     with ExitStack() as stack:
-        _, log, found = reopen(run, config, allow_change=allow_change, stack=stack)
-        return len(log.steps) if log else 0, found
+        before = contents(run)
+        directory, log, found = reopen(run, config, allow_change=allow_change, stack=stack)
+        assert contents(run) == before
+        done = len(log.steps) if log else 0
+        note_config(directory, config, done)
+        return done, found
+
+
+def contents(run: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "run.lock"}
 
 
 @pytest.mark.parametrize("field", list(RunConfig.model_fields))
@@ -76,8 +87,8 @@ def test_what_changes_the_mathematics_is_refused_unless_allowed(field, tmp_path)
     free = field in FREE or panel_of(field) in ("Evaluation", "Engines", "Output")
     if free:
         assert open_again(run, now)[0] == 2
-        assert make_config(tomllib.loads((run / "config.toml").read_text())) == now
-        assert make_config(tomllib.loads((run / "config-until-iteration2.toml").read_text())) == before
+        for name in ("config.toml", "config-from-iteration2.toml"):
+            assert make_config(tomllib.loads((run / name).read_text())) == now
         return
     with pytest.raises(UserError, match=rf"--resume .*: {flag_of(field)} was ") as refused:
         open_again(run, now)
@@ -87,6 +98,37 @@ def test_what_changes_the_mathematics_is_refused_unless_allowed(field, tmp_path)
             open_again(run, now, allow_change=True)
     else:
         assert open_again(run, now, allow_change=True)[0] == 2
+        assert open_again(run, now)[0] == 2  # what was allowed once holds from then on
+        with pytest.raises(UserError, match=f"{flag_of(field)} was "):
+            open_again(run, before)
+
+
+@pytest.mark.parametrize("field", ["sigma", "seed"])
+def test_settings_changed_in_the_file_are_noticed_too(field, tmp_path) -> None:
+    run, config = make_run(tmp_path, steps=2)
+    edited = config.model_copy(update={field: getattr(config, field) * 2})
+    (run / "config.toml").write_text(edited.to_toml())
+    with pytest.raises(UserError, match=f"{flag_of(field)} was {getattr(config, field)}"):
+        open_again(run, stored_config(run))
+
+
+def test_settings_that_do_not_fit_on_the_disk_leave_the_old_ones(tmp_path) -> None:
+    run, config = make_run(tmp_path, steps=2)
+    before = contents(run)
+    with files_no_longer_than(200), pytest.raises(OSError, match=r"config.toml"):
+        open_again(run, config.model_copy(update={"n_iterations": 9}))
+    assert contents(run) == before
+
+
+def test_a_lost_log_does_not_start_the_run_over(tmp_path) -> None:
+    run, config = make_run(tmp_path, steps=2)
+    RunDirectory(run).write_iteration(0, {})
+    (run / "seeds.log").rename(tmp_path / "mailed.log")
+    with pytest.raises(UserError, match=r"seeds.log is not there.*put it back"):
+        open_again(run, config)
+    (run / "seeds.log").touch()
+    with pytest.raises(UserError, match=r"seeds.log: empty"):
+        open_again(run, config)
 
 
 def test_a_run_that_had_no_iteration_yet_begins(tmp_path) -> None:
@@ -107,19 +149,20 @@ def test_a_finished_run_wants_more_iterations(tmp_path) -> None:
     run, config = make_run(tmp_path, steps=4)
     assert open_again(run, config)[0] == 4  # the model was not saved yet
     (run / "checkpoints" / config.final_name).mkdir(parents=True)
-    with pytest.raises(UserError, match=r"finished after 4 iterations; .*--n-iterations.*8"):
+    with pytest.raises(UserError, match=r"4 iterations are done; .*--n-iterations.*8"):
         open_again(run, config)
     (run / "eval-output").mkdir()
     assert open_again(run, config)[0] == 4  # it evaluates, and that was not done yet
     (run / "results.json").write_text('{"iteration": 2}')
     assert open_again(run, config)[0] == 4
     (run / "results.json").write_text('{"iteration": 4}')
-    with pytest.raises(UserError, match="finished after 4"):
+    with pytest.raises(UserError, match="4 iterations are done"):
         open_again(run, config)
     more = config.model_copy(update={"n_iterations": 9})
     assert open_again(run, more)[0] == 4
-    with pytest.raises(UserError, match="finished after 4"):
-        open_again(run, config.model_copy(update={"n_iterations": 3}))
+    for fewer, words in ((3, "4 iterations are done"), (0, "--n-iterations 0 leaves nothing")):
+        with pytest.raises(UserError, match=words):
+            open_again(run, config.model_copy(update={"n_iterations": fewer}))
 
 
 @pytest.mark.parametrize(
@@ -128,12 +171,18 @@ def test_a_finished_run_wants_more_iterations(tmp_path) -> None:
         (lambda folder: None, "no run there"),
         (lambda folder: folder.mkdir(), "no run there"),
         (lambda folder: RunDirectory.create(make_config({"n_iterations": 0}, at(folder))), "an evaluation"),
+        (lambda folder: damaged(folder, ""), r"settings are damaged .*n_iterations.*restore config.toml"),
+        (lambda folder: damaged(folder, "sigma ="), r"settings are damaged .*not a TOML file.*restore config.toml"),
     ],
 )
 def test_what_cannot_be_resumed_says_why(make, words, tmp_path) -> None:
     make(tmp_path / "run")
     with pytest.raises(UserError, match=words):
         stored_config(tmp_path / "run")
+
+
+def damaged(folder: Path, content: str) -> None:
+    RunDirectory.create(make_config(SETTINGS, at(folder))).config.write_text(content)
 
 
 def at(folder: Path) -> dict[str, Any]:
@@ -151,7 +200,8 @@ def test_other_training_data_is_refused_unless_allowed(tmp_path) -> None:
 
 
 def test_past_evaluations_come_back_as_they_were(tmp_path) -> None:
-    run = RunDirectory.create(make_config(SETTINGS, {"output_directory": str(tmp_path)}))
+    config = make_config(SETTINGS, {"output_directory": str(tmp_path), "eval_freq": 2, "n_iterations": 9})
+    run = RunDirectory.create(config)
     sample = Sample("a", 0, 0, "prompt", {"x": [1]}, "answer", 0.5, "label", None, True, 3, True, {"m": 0.25})
     splits = {"a": EvaluationSplit(["prompt", "other"], [[1], [2]], [{"x": [1]}, 2])}
     written = {}
@@ -159,9 +209,13 @@ def test_past_evaluations_come_back_as_they_were(tmp_path) -> None:
         samples = [replace(sample, reward=iteration / 8), replace(sample, index=1, prompt="other", metrics={})]
         written[iteration] = Evaluation(iteration, [SplitEvaluation("a", samples, (1,), False)], 0.0)
         run.write_evaluation("a", iteration, written[iteration].splits[0].record(iteration))
-    assert past_evaluations(run, splits, (1,), before=4) == [written[0], written[2]]
-    assert written[2].mean == past_evaluations(run, splits, (1,), before=4)[1].mean
+    assert past_evaluations(run, splits, config, 4) == [written[0], written[2]]
+    assert written[2].mean == past_evaluations(run, splits, config, 4)[1].mean
+    longer = config.model_copy(update={"eval_freq": 3})  # the evaluation at 4 was the last, and is not made again
+    assert past_evaluations(run, splits, longer, 4) == [written[0], written[2], written[4]]
+    more = make_config(config.model_dump(), {"eval_n_samples": 8, "eval_temperature": 0.8, "pass_k": [1, 8]})
+    assert past_evaluations(run, splits, more, 4) == []  # of one answer nobody knows pass@8
     run.evaluation("a", 2).write_text("{")  # damaged
-    assert past_evaluations(run, splits, (1,), before=4) == [written[0]]
+    assert past_evaluations(run, splits, config, 4) == [written[0]]
     changed = {"a": EvaluationSplit(["prompt", "another"], [[1], [2]], [{"x": [1]}, 2])}
-    assert past_evaluations(run, changed, (1,), before=4) == []
+    assert past_evaluations(run, changed, config, 4) == []

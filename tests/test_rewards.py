@@ -98,6 +98,8 @@ def leaves_sleepers() -> None:
         (Reward(1.0, metrics={"m": "x"}), TypeError),  # type: ignore[dict-item]
         (Reward(math.nan), NonFinite),
         (({"m": math.inf}, 1.0), NonFinite),
+        (-1e160, NonFinite),
+        (1e100, Reward(1e100)),
     ],
 )  # fmt: skip
 def test_what_a_reward_may_return(result: object, expected: Reward | type[Exception]) -> None:

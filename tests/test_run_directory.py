@@ -1,7 +1,9 @@
 """What a run leaves on disk."""
 
 import json
+import os
 import threading
+from contextlib import ExitStack
 from fractions import Fraction
 
 import pytest
@@ -184,3 +186,15 @@ def test_splits_of_similar_names_get_files_of_their_own(tmp_path) -> None:
     for split in ("a/b", "a_b"):
         run.write_evaluation(split, 0, {"split": split})
     assert len(list(run.evaluations.iterdir())) == 2
+
+
+def test_a_name_in_use_tells_by_whom(tmp_path) -> None:
+    with ExitStack() as stack:
+        run = RunDirectory.create(config(tmp_path, experiment_name="mine"), stack=stack)
+        with pytest.raises(UserError, match=f"exists; in use by process {os.getpid()} of "):
+            RunDirectory.create(config(tmp_path, experiment_name="mine"))
+    run.seed_log.touch()
+    with pytest.raises(
+        UserError, match=f"exists; choose another name, or go on with `esplug train --resume {run.path}`"
+    ):
+        RunDirectory.check(config(tmp_path, experiment_name="mine"))

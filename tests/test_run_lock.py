@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from esplug import run_lock
 from esplug.errors import UserError
 from esplug.run_lock import FILE_NAME, locked
 
@@ -40,6 +41,14 @@ def test_the_second_process_is_told_who_is_first_and_what_to_do(tmp_path, holder
     assert re.search(rf"in use by process {holder.pid} of \S+ on \S+ since \d{{4}}-", said), said
     assert f"kill {holder.pid}" in said
     assert "\n" not in said
+
+
+def test_who_holds_a_directory_can_be_asked_without_taking_it(tmp_path, holder) -> None:
+    assert f"in use by process {holder.pid} of " in (run_lock.holder(tmp_path) or "")
+    holder.kill()
+    holder.wait()
+    assert run_lock.holder(tmp_path) is None
+    assert run_lock.holder(tmp_path / "nothing") is None
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

@@ -1,6 +1,8 @@
 """Whatever a run's starting weights are kept as, a model folder comes of it."""
 
 import shutil
+import subprocess
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -225,3 +227,22 @@ def test_a_place_that_cannot_be_written_is_one_line(base, tmp_path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"^[^\n]*file/scratch: cannot be written \(Not a directory\)$"):
         find("x", tmp_path / "run", scratch=tmp_path / "file" / "scratch")
+
+
+def test_what_a_killed_process_left_is_removed_and_what_is_in_use_is_not(base, tmp_path, work) -> None:
+    make_run(tmp_path / "run", base, str(base))
+    code = (
+        "import os, sys; from contextlib import ExitStack; from pathlib import Path\n"
+        "from esplug.starting_model import starting_model\n"
+        "stack = ExitStack(); starting_model('x', sys.argv[1], None, Path(sys.argv[2]), stack)\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code, tmp_path / "run", work], check=False)
+    (left,) = work.iterdir()
+    with ExitStack() as first, ExitStack() as second:
+        in_use = starting_model("x", str(tmp_path / "run"), None, work, first)
+        starting_model("x", str(tmp_path / "run"), None, work, second)
+        assert not left.exists()
+        assert in_use.exists()
+        assert len(list(work.iterdir())) == 2
+    assert not list(work.iterdir())

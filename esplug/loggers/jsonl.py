@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from esplug import durable
 from esplug.hookspecs import hookimpl
 from esplug.run_directory import strict_json
 
@@ -43,9 +44,9 @@ class JsonlLogger:
         if replaced:  # put aside first, so that a kill in between loses nothing
             aside = self._path.with_name("metrics.replaced.jsonl")
             before = aside.read_bytes().splitlines() if aside.exists() else []
-            _write(aside, _text([*before, *replaced]))
+            durable.write(aside, _text([*before, *replaced]))
         if _text(kept) != data:
-            _write(self._path, _text(kept))
+            durable.write(self._path, _text(kept))
 
     @hookimpl
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -73,26 +74,10 @@ def _is_replaced(line: bytes, config: "RunConfig", iteration: int) -> bool:
     step = row.get("step") if isinstance(row, dict) else None
     if not isinstance(step, int):
         return True
-    evaluates = iteration in (0, config.n_iterations) or (config.eval_freq and iteration % config.eval_freq == 0)
     trained = any(name.startswith("train/") for name in row)
     evaluated = any(name.startswith("eval/") for name in row)
-    return (trained and step >= iteration) or (evaluated and step >= iteration + (not evaluates))
+    return (trained and step >= iteration) or (evaluated and step >= iteration + (not config.evaluates_at(iteration)))
 
 
 def _text(lines: Iterable[bytes]) -> bytes:
     return b"".join(line + b"\n" for line in lines)
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Replace a file in one step, so that a kill leaves the old or the new one."""
-    temporary = path.with_name(path.name + ".part")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -37,7 +37,6 @@ class Tally:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "fault(name, times, lost='nothing'): faults that a test lets loose")
     config.pluginmanager.register(Tally(), "fault-tally")
 
 

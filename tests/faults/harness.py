@@ -29,6 +29,7 @@ from esplug import seed_log
 from esplug.checkpoint import newest_first, verify
 from esplug.errors import UserError
 from esplug.placement import usable_cores
+from tests.faults.test_secrets import SECRETS
 
 TASK = """
 from esplug import Reward, hookimpl
@@ -93,6 +94,7 @@ class Launched:
         self.mark = f"{os.getpid()}-{next(_numbers)}"
         self._output = folder / f"{self.mark}.log"
         self._family: dict[int, psutil.Process] = {}
+        self._ended = 0.0
         self._terminal: int | None = None
         arguments: dict[str, Any] = {"cwd": folder, "env": environment | {MARK: self.mark, "COLUMNS": "200"}}
         self._output.touch()
@@ -159,16 +161,21 @@ class Launched:
     def end(self, seconds: float = 180.0) -> int:
         """Wait for its end, and return its exit status."""
         try:
-            return self._process.wait(seconds)
+            code = self._process.wait(seconds)
+            self._ended = self._ended or time.monotonic()
+            return code
         except subprocess.TimeoutExpired:
             raise AssertionError(f"still running after {seconds:g} s\n{self.text[-3000:]}") from None
         finally:
             if self._terminal is not None:
                 time.sleep(0.2)
 
-    def left(self, seconds: float = 90.0) -> list[str]:
-        """Return the commands of processes still there after so long; at once if there are none."""
-        deadline = time.monotonic() + seconds
+    def left(self, seconds: float = 90.0, besides: Sequence[str] = ()) -> list[str]:
+        """Return the commands of processes that outlived it by so long; at once if there are none.
+
+        Those whose command begins like one of ``besides`` do not count.
+        """
+        deadline = self._ended + seconds
         while True:
             marked = f"{MARK}={self.mark}".encode()
             alive = {each.pid: _command(each) for each in self._family.values() if _lives(each)}
@@ -176,8 +183,9 @@ class Launched:
                 with suppress(OSError):
                     if marked in (place / "environ").read_bytes().split(b"\0"):
                         alive[int(place.name)] = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            if not alive or time.monotonic() > deadline:
-                return sorted(alive.values())
+            counted = sorted(command for command in alive.values() if not command.startswith(tuple(besides)))
+            if not counted or time.monotonic() > deadline:
+                return counted
             time.sleep(0.2)
 
     def terminal_is_sane(self) -> bool:
@@ -250,7 +258,7 @@ class Desk:
     def _train(self, *arguments: object, engines: int, terminal: bool) -> Launched:
         """Start the command line on as many cores as it has engines: threads that wait for each other wait long
         where cores are shared with other runs."""
-        environment = os.environ | {"PYTHONPATH": str(self.folder / "site")}
+        environment = os.environ | SECRETS | {"PYTHONPATH": str(self.folder / "site")}
         command = [sys.executable, "-m", "esplug", "train", *arguments, "--n-vllm-engines", engines]
         usable = usable_cores()
         cores = [usable[(len(self.launched) + i) % len(usable)] for i in range(engines)]
@@ -264,6 +272,11 @@ class Desk:
         assert launched.end(300) == 0, launched.text
         assert launched.left() == []
         return run
+
+    def nothing_left(self) -> None:
+        """See that all that was started is gone; of what SIGKILL has ended, Ray's agents need about a minute."""
+        for launched in self.launched:
+            assert launched.left() == []
 
     def close(self) -> None:
         """End what a failed check has left running."""

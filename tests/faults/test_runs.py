@@ -10,8 +10,10 @@ from random import Random
 
 import pytest
 
+from esplug.export import export
 from tests.faults import mishaps
 from tests.faults.harness import PORTS, Desk, Launched, check, done, occupied, reach
+from tests.faults.test_secrets import SECRETS, secrets_in
 
 pytestmark = pytest.mark.vllm
 
@@ -93,8 +95,15 @@ def test_a_run_that_is_interrupted_again_and_again_ends_as_if_it_had_not_been(de
 
     launched = resume()
     assert launched.end() == 0, launched.text
-    assert launched.left() == []
+    desk.nothing_left()
     check(run, undisturbed, ITERATIONS)
+
+
+def test_no_secret_of_the_environment_is_in_what_runs_leave(desk, undisturbed) -> None:
+    exported = export(undisturbed, desk.folder / "exported").folder
+    assert (exported / "README.md").exists()
+    assert list(undisturbed.glob("logs/engine-*.log"))
+    assert secrets_in(desk.folder, SECRETS.values()) == []
 
 
 def test_a_full_disk_costs_records_but_not_the_run(desk, undisturbed) -> None:
