@@ -8,6 +8,7 @@ tests in `tests/faults/` let loose as often here as there. Everything at once ta
 """
 
 import argparse
+import itertools
 import os
 import platform
 import shutil
@@ -102,6 +103,7 @@ def engines_dying_again(bench: Bench, times: int) -> Iterator[Attempt]:
 
 # --- the driver ------------------------------------------------------------------------------------------------
 
+STOPPING = (signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
 PHASES = ("training", "start", "evaluation", "training", "saving")
 
 
@@ -137,6 +139,26 @@ def _interrupt_again(bench: Bench, name: str, number: int, times: int, *, twice:
     bench.desk.nothing_left()
     check(run, bench.undisturbed, iterations)
     return Counter({AGAIN: lost(run)})
+
+
+def on_a_cluster(bench: Bench, times: int) -> Iterator[Attempt]:
+    """Whatever ends a run, a cluster that goes on has all its processors again."""
+
+    def attempt() -> Counter[str]:
+        with mishaps.ray_cluster(bench.desk) as address:
+            run, iterations = bench.run("cluster"), 3 * times + 6
+            launched = bench.desk.start(run, iterations, "--ray-address", address, engines=2)
+            for number in itertools.islice(itertools.cycle(STOPPING), times):
+                reach(launched, run, "training", bench.draw)
+                interrupt(launched, number)
+                mishaps.all_given_back(address)
+                launched = bench.desk.resume(run, engines=2)
+            assert launched.end() == 0, launched.text
+            mishaps.all_given_back(address)
+        check(run, bench.undisturbed, iterations)
+        return Counter({AGAIN: lost(run)})
+
+    yield times, attempt
 
 
 # --- weights and rewards ---------------------------------------------------------------------------------------
@@ -254,6 +276,7 @@ FAULTS: dict[str, tuple[str, int, Callable[[Bench, int], Iterator[Attempt]]]] = 
     "driver-sigint-twice": ("driver SIGINT twice, resumed", 3, driver_sigint_twice),
     "driver-sigterm": ("driver SIGTERM, resumed", 10, driver_sigterm),
     "driver-sigkill": ("driver SIGKILL, resumed", 20, driver_sigkill),
+    "cluster": ("driver stopped on a Ray cluster, resumed", 6, on_a_cluster),
     "nan": ("a member with NaN weights", 10, nan_weights),
     "equal": ("all rewards equal", 10, rewards_equal),
     "disk": ("disk full while writing", 20, disk_full),

@@ -6,7 +6,6 @@ sorted, no blanks, a newline at the end): ``{"files":{"config.json":{"blake2b":"
 Hashes are 16-byte BLAKE2b. Files that a user adds, and the model card, are no part of it.
 """
 
-import errno
 import json
 import re
 import shutil
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from esplug import durable
-from esplug.errors import UserError, one_line
+from esplug.errors import RunError, UserError, one_line
 from esplug.model import MODEL_FILES
 from esplug.placement import usable_cores
 
@@ -52,7 +51,8 @@ def save_model(save_weights: Callable[[Path], None], base: Path, target: Path) -
         target: where the model goes; it appears complete or not at all, and what was there before stays till then.
 
     Raises:
-        OSError: it could not be written, or the engine's machine does not see the folder; ``filename`` is the target.
+        OSError: it could not be written; ``filename`` is the target.
+        RunError: the engine's machine does not see the folder.
     """
     temporary, outdated = _part(target), _old(target)
     try:
@@ -63,7 +63,9 @@ def save_model(save_weights: Callable[[Path], None], base: Path, target: Path) -
                 shutil.copyfile(file, temporary / file.name)
         save_weights(temporary)
         if not any(temporary.glob("*.safetensors")):
-            raise OSError(errno.ENOENT, "the engine's machine does not see it: all nodes must share --output-directory")
+            raise RunError(
+                f"{target.parent}: not visible from the engine's machine; use an output directory that all nodes share"
+            )
         mode = (temporary / "config.json").stat().st_mode
         for weights in temporary.glob("*.safetensors"):  # which safetensors writes for the owner's eyes only
             weights.chmod(mode)
@@ -123,19 +125,28 @@ def newest_first(folder: Path) -> list[tuple[int, Path]]:
     return sorted(complete, reverse=True)
 
 
-def prune(folder: Path, keep: int, iteration: int) -> None:
-    """Remove all periodic checkpoints before ``iteration`` but the newest ``keep``, and what killed saves left.
+def prune(folder: Path, keep: int) -> None:
+    """Remove all periodic checkpoints but the newest ``keep``, and what killed saves left.
 
-    Newer ones are of a log that was cut off since, and are written over in their turn. What cannot be removed stays.
+    What cannot be removed stays.
     """
     for path in _entries(folder):
         leftover = _LEFTOVER.fullmatch(path.name)
         if leftover:
             with suppress(OSError):
                 _tidy(folder / leftover[1])
-    for path in [path for number, path in newest_first(folder) if number <= iteration][keep:]:
+    for _, path in newest_first(folder)[keep:]:
         with suppress(OSError):  # under another name first: half of it must not be taken for a checkpoint
             shutil.rmtree(path.rename(_part(path)), ignore_errors=True)
+
+
+def set_aside(folder: Path, iteration: int) -> None:
+    """Give periodic checkpoints of later iterations, of which the seed log does not know, a name that says so."""
+    for number, path in newest_first(folder):
+        if number > iteration:
+            aside = path.with_name(f"{path.name}-not-in-log")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
 
 
 def _entries(folder: Path) -> list[Path]:

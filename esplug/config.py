@@ -300,6 +300,10 @@ class RunConfig(BaseModel):
         """Whether a run evaluates before this iteration; at the number of iterations, in the end."""
         return iteration in (0, self.n_iterations) or bool(self.eval_freq and iteration % self.eval_freq == 0)
 
+    def how_to_resume(self, run: Path) -> str:
+        """Say how to go on with a run of these settings in a directory."""
+        return f'trainer.fit(resume="{run}")' if self.task == "custom" else f"esplug train --resume {run}"
+
     @property
     def run_name(self) -> str:
         """The experiment's name, or one made from the settings."""

@@ -158,6 +158,7 @@ class Engine:
             dtype=settings.dtype,
             max_model_len=settings.max_model_len,
             tensor_parallel_size=ranks,
+            distributed_executor_backend="mp" if ranks > 1 else None,  # within a placement group it would be Ray
             enable_prefix_caching=True,
             gpu_memory_utilization=settings.memory_share,
             worker_extension_cls="esplug.worker.ESWorkerExtension",

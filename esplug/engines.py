@@ -18,7 +18,7 @@ from esplug.run_directory import write_json
 Key = TypeVar("Key")
 
 _PORT_TAKEN = "ddress already in use"  # by another process, between being found free and being taken
-#: An engine that has not answered yet is loading libraries or a model, and gets at least this long, in seconds.
+#: An engine that has not started yet gets at least this long for a sign of life, in seconds.
 START_TIMEOUT = 300.0
 
 
@@ -41,13 +41,14 @@ class Job(Generic[Key]):
 
 @dataclass(slots=True, eq=False)
 class _Seat:
-    """An engine's place: who sits there, on which of its machine's cores, and when it was last heard of."""
+    """An engine's place: who sits there, on which of its machine's cores, when it was last heard of and asked."""
 
     index: int
     actor: Any
     cores: tuple[int, int] = (0, 1)  # which of how many equal shares of the machine's
     kv_cache: int | None = None
     heard: float = 0.0
+    asked: float = 0.0
     ready: bool = False
     pulse: Any = None
     gone: bool = False  # it answers no more, as whoever waits for its work will learn
@@ -377,9 +378,10 @@ class EnginePool:
 
         try:
             seat.heard = time.monotonic() - ray.get(seat.pulse)
-            seat.ready = True
-        except ray.exceptions.RayError:
+        except ray.exceptions.ActorDiedError:
             seat.gone = True
+        except ray.exceptions.RayError:  # it may be out of reach for a moment
+            pass
         seat.pulse = None
 
     def _listen(self, seat: _Seat) -> None:
@@ -392,7 +394,8 @@ class EnginePool:
         if time.monotonic() - seat.heard > limit:
             seat.silent_for = limit
             ray.kill(seat.actor)
-        elif seat.pulse is None and time.monotonic() - seat.heard > self._interval:
+        elif seat.pulse is None and time.monotonic() - max(seat.heard, seat.asked) > self._interval:
+            seat.asked = time.monotonic()
             seat.pulse = seat.actor.pulse.options(concurrency_group="pulse").remote()
 
     # --- what went wrong --------------------------------------------------------------------------------

@@ -3,11 +3,9 @@
 import mmap
 import os
 import struct
-import sys
-import tempfile
 import time
 
-_TIME = struct.Struct("<d")
+_TIME = struct.Struct("d")  # which is written in one piece
 
 
 class Heartbeat:
@@ -21,14 +19,12 @@ class Heartbeat:
     """
 
     def __init__(self, place: str | None = None) -> None:
-        if place is not None:
-            descriptor = os.open(place, os.O_RDWR)
-        elif sys.platform == "linux":  # memory that goes with its processes
+        if place is None:
             descriptor = os.memfd_create("esplug-heartbeat")
+            os.ftruncate(descriptor, mmap.PAGESIZE)
             place = f"/proc/{os.getpid()}/fd/{descriptor}"
         else:
-            descriptor, place = tempfile.mkstemp(prefix="esplug-heartbeat-")
-        os.ftruncate(descriptor, mmap.PAGESIZE)
+            descriptor = os.open(place, os.O_RDWR)
         self.place = place
         self._memory = mmap.mmap(descriptor, mmap.PAGESIZE)
 

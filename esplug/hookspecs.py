@@ -45,7 +45,7 @@ class Reward:
     """The reward of one answer.
 
     Attributes:
-        value: what ES maximises; finite, any scale, higher is better.
+        value: what ES maximises; finite, at most 1e100, higher is better.
         label: a short word for the kind of outcome (``"correct"``, ``"no_answer"``); counted per iteration.
         correct: whether the answer is right, for pass@1; ``None`` where the task has no such notion.
         metrics: further numbers, averaged over the answers and logged under their names.

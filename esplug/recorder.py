@@ -72,7 +72,7 @@ class Recorder:
         folder = self._run_dir.checkpoints
         with self._disk_may_fail(folder):
             self._save(periodic_name(iteration), functools.partial(self._engines.save, exact=True))
-            prune(folder, self._config.keep_checkpoints, iteration)
+            prune(folder, self._config.keep_checkpoints)
 
     def best_model(self, name: str) -> None:
         """Save the model of the best evaluation yet."""
@@ -92,7 +92,7 @@ class Recorder:
         except OSError as error:
             raise RunError(
                 f"{error.filename or self._run_dir.checkpoints}: cannot be written ({error.strerror or error}); "
-                f"{_remedy(error)}, then `esplug train --resume {self._run_dir.path}`"
+                f"{_remedy(error)}, then: {self._config.how_to_resume(self._run_dir.path)}"
             ) from error
 
     def _save(self, name: str, save_weights: Callable[[Path], None]) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from esplug import durable
+from esplug.checkpoint import set_aside
 from esplug.config import RunConfig, flag_of, make_config, panel_of, read_toml
 from esplug.console import get_console
 from esplug.errors import UserError
@@ -24,7 +25,7 @@ _FREE = {"n_iterations", "model_name", "checkpoint", "eval_dataset"}
 _FREE_PANELS = {"Evaluation", "Engines", "Output"}
 #: What the seed log itself is made of.
 _FIXED = ("seed", "master_dtype")
-_NOTED = re.compile(r"config-from-iteration(\d+)\.toml")
+_NOTED = re.compile(r"\w+-from-iteration(\d+)\.(?:toml|json)")
 
 
 def stored_config(run: Path) -> RunConfig:
@@ -75,70 +76,88 @@ def reopen(
     log = stack.enter_context(SeedLog.open(directory.seed_log)) if directory.seed_log.exists() else None
     if log is None and any(directory.iterations.glob("iteration*.json")):
         raise UserError(f"--resume {run}: {SEED_LOG} is not there, without which nobody knows the weights; put it back")
-    _check_changes(directory, _accepted(directory, log), config, allow_change)
     done = len(log.steps) if log else 0
     if log and log.damage:
         _say(f"{directory.seed_log}: {log.damage}; going on from there. The file as it was is {log.copy}")
+    fixed = {"seed": log.header.run_seed, "master_dtype": log.header.master_dtype} if log else {}
+    _check_changes(run, _last_config(directory, log).model_dump() | fixed, config, allow_change)
     if done > config.n_iterations or (done == config.n_iterations and _finished(directory, config)):
         raise UserError(
             f"--resume {run}: {done} iterations are done; ask for more with --n-iterations, such as {2 * done}"
         )
-    engines = environment_of(directory).get("engines")
+    engines = _last_environment(directory)[0].get("engines")
     if config.n_vllm_engines is None and isinstance(engines, Mapping):
         config = config.model_copy(update={"n_vllm_engines": engines.get("n_engines")})
     return directory, log, config
 
 
-def note_config(directory: RunDirectory, config: RunConfig, iteration: int) -> None:
-    """Keep the settings that a run goes on with, for the next time that it is resumed.
-
-    Raises:
-        OSError: they could not be written.
-    """
-    if config != stored_config(directory.path):
-        directory.write_config(config)
-        durable.write(directory.path / f"config-from-iteration{iteration}.toml", config.to_toml().encode())
-
-
-def _accepted(directory: RunDirectory, log: SeedLog | None) -> Mapping[str, Any]:
-    """Return the settings that the run was last known to compute with, whatever was done to its ``config.toml``."""
-    noted = {int(found[1]): path for path in directory.path.iterdir() if (found := _NOTED.fullmatch(path.name))}
-    accepted = read_toml(str(noted[max(noted)])) if noted else log.header.settings if log else {}
-    config = make_config(accepted) if accepted else stored_config(directory.path)
-    fixed = {"seed": log.header.run_seed, "master_dtype": log.header.master_dtype} if log else {}
-    return config.model_dump() | fixed
-
-
-def environment_of(directory: RunDirectory) -> dict[str, Any]:
-    """Return what the run noted of machine, software, engines and data; empty where that cannot be read."""
-    try:
-        content = json.loads((directory.path / "environment.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def note_environment(directory: RunDirectory, now: dict[str, Any], iteration: int, *, allow_change: bool) -> None:
-    """Compare machine, software, engines and data with those of before, and note what is other now.
+def check_environment(directory: RunDirectory, now: Mapping[str, Any], *, allow_change: bool) -> None:
+    """Compare machine, software, engines and data with those of before.
 
     Raises:
         UserError: the training data is other.
     """
-    before = environment_of(directory)
+    before, path = _last_environment(directory)
     data = "train_data"
     if before.get(data) and now.get(data) and before[data] != now[data] and not allow_change:
         raise UserError(
             f"--resume {directory.path}: the training data is not what it was (rows and fingerprint were "
             f"{before[data]}, are {now[data]}); restore it, or go on nevertheless with --allow-change"
         )
-    changed = {key for key in before.keys() | now.keys() if before.get(key) != now.get(key)}
-    if changed & {"packages", "engines", "processor"}:
-        _say(
-            f"{' and '.join(sorted(changed & {'packages', 'engines', 'processor'}))} differ from before "
-            f"({directory.path}/environment.json), so answers may be rounded differently"
-        )
+    changed = [key for key in ("engines", "packages", "processor") if before.get(key) != now.get(key)]
     if changed:
-        write_json(directory.path / f"environment-from-iteration{iteration}.json", now, indent=2)
+        _say(f"{' and '.join(changed)} differ from before ({path}), so answers may be rounded differently")
+
+
+def note_changes(directory: RunDirectory, config: RunConfig, environment: dict[str, Any], log: SeedLog) -> None:
+    """Keep what a run goes on with, for the next time that it is resumed.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    iteration = len(log.steps)
+    for kind in ("config", "environment"):  # of iterations that a damaged log has lost
+        for number, path in _noted(directory, kind):
+            if number > iteration:
+                path.unlink()
+    set_aside(directory.checkpoints, iteration)
+    if environment != _last_environment(directory)[0]:
+        write_json(directory.path / f"environment-from-iteration{iteration}.json", environment, indent=2)
+    if config != _last_config(directory, log):
+        durable.write(directory.path / f"config-from-iteration{iteration}.toml", config.to_toml().encode())
+    if config != stored_config(directory.path):
+        directory.write_config(config)
+
+
+def _noted(directory: RunDirectory, kind: str) -> list[tuple[int, Path]]:
+    """Return the iterations from which on something was other, and the files that say so, the newest first."""
+    found = ((_NOTED.fullmatch(path.name), path) for path in directory.path.glob(f"{kind}-from-iteration*"))
+    return sorted(((int(name[1]), path) for name, path in found if name), reverse=True)
+
+
+def _last_environment(directory: RunDirectory) -> tuple[dict[str, Any], Path]:
+    """Return what the run last noted of machine, software, engines and data, and where; empty if that is damaged."""
+    path = next((path for _, path in _noted(directory, "environment")), directory.path / "environment.json")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = {}
+    return content if isinstance(content, dict) else {}, path
+
+
+def _last_config(directory: RunDirectory, log: SeedLog | None) -> RunConfig:
+    """Return the settings that the run was last known to compute with, whatever was done to its ``config.toml``.
+
+    Raises:
+        UserError: they are damaged.
+    """
+    noted = next((path for _, path in _noted(directory, "config")), None)
+    try:
+        settings = read_toml(str(noted)) if noted else log.header.settings if log else {}
+        known = {name: value for name, value in settings.items() if name in RunConfig.model_fields}
+        return make_config(known) if known else stored_config(directory.path)
+    except UserError as error:
+        raise UserError(f"--resume {directory.path}: its earlier settings are damaged ({error})") from error
 
 
 def past_evaluations(
@@ -162,8 +181,7 @@ def past_evaluations(
     return found
 
 
-def _check_changes(directory: RunDirectory, before: Mapping[str, Any], now: RunConfig, allow_change: bool) -> None:
-    run = directory.path
+def _check_changes(run: Path, before: Mapping[str, Any], now: RunConfig, allow_change: bool) -> None:
     for name, was in before.items():
         wanted = getattr(now, name)
         if was == wanted or name in _FREE or panel_of(name) in _FREE_PANELS:

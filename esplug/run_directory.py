@@ -40,7 +40,7 @@ class RunDirectory:
             UserError: it is taken, or the place cannot.
         """
         base = Path(config.output_directory).expanduser().absolute()
-        if config.experiment_name and (base / config.run_name).exists():
+        if config.experiment_name and os.path.lexists(base / config.run_name):
             raise _taken(config, base / config.run_name)
         nearest = next(folder for folder in (base, *base.parents) if folder.exists())
         if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
@@ -155,8 +155,8 @@ def claim(config: RunConfig, name: str | None = None) -> Path:
 
 def _taken(config: RunConfig, path: Path) -> UserError:
     remedy = "choose another name"
-    if (path / "seeds.log").exists():
-        remedy += f", or go on with `esplug train --resume {path}`"
+    if os.path.exists(RunDirectory(path).seed_log):
+        remedy += f", or go on with it: {config.how_to_resume(path)}"
     return UserError(f"--experiment-name {config.experiment_name}: {path} exists; {holder(path) or remedy}")
 
 

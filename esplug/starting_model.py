@@ -5,7 +5,7 @@ ES-at-Scale ``.pth`` is joined with its model. What that makes is kept for as lo
 """
 
 import shutil
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
@@ -14,8 +14,7 @@ from esplug.checkpoint import verify
 from esplug.console import get_console
 from esplug.errors import UserError
 from esplug.model import local_folder, model_folder
-from esplug.run_lock import FILE_NAME as LOCK
-from esplug.run_lock import locked
+from esplug.run_lock import is_abandoned, locked
 from esplug.seed_log import FILE_NAME, FORMAT, Header, read
 
 _PREFIX = ".starting-"
@@ -149,9 +148,8 @@ def _temporary(scratch: Path, stack: ExitStack) -> Path:
     """Make a folder for as long as it is needed; and remove those of processes that were killed."""
     try:
         scratch.mkdir(parents=True, exist_ok=True)
-        for left in scratch.glob(f"{_PREFIX}*/{LOCK}"):
-            with suppress(UserError, OSError), locked(left.parent):
-                shutil.rmtree(left.parent)
+        for left in filter(is_abandoned, scratch.glob(f"{_PREFIX}*")):
+            shutil.rmtree(left, ignore_errors=True)
         made = TemporaryDirectory(dir=scratch, prefix=_PREFIX, ignore_cleanup_errors=True)
         folder = Path(stack.enter_context(made))
         stack.enter_context(locked(folder))

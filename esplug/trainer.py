@@ -32,7 +32,7 @@ from esplug.progress import LiveProgress
 from esplug.questions import Batch, Questions
 from esplug.recorder import Recorder
 from esplug.results import results
-from esplug.resume import note_config, note_environment, past_evaluations, reopen
+from esplug.resume import check_environment, note_changes, past_evaluations, reopen
 from esplug.rewards import PendingRewards, RewardPool
 from esplug.run_directory import RunDirectory, environment
 from esplug.seed_log import Base, Header, SeedLog, Step
@@ -195,9 +195,9 @@ class EvolutionStrategiesTrainer:
         self._watch.grades(result.grades)
         utilities = self._utilities(result.rewards)
         steps = coefficients(config.step_size, utilities, members)
-
         if not np.isfinite(steps).all():
             raise RunError(f"{config.reward_shaping!r} makes utilities of these rewards that are too large for float32")
+
         answered = time.perf_counter()
         if any(steps):
             self.checksum = self.engines.update([member.seed for member in members], steps)
@@ -336,7 +336,7 @@ class EvolutionStrategiesTrainer:
         self._evaluator = Evaluator(config, splits, self._plan.device, encoder.turn_ends)
         surroundings = environment() | {"engines": asdict(self._plan), "train_data": train_data}
         if resume:
-            note_environment(self.run_dir, surroundings, first, allow_change=allow_change)
+            check_environment(self.run_dir, surroundings, allow_change=allow_change)
             get_console().print(f"going on at iteration {first} of {config.n_iterations}", markup=False)
         else:
             self.run_dir = RunDirectory.create(config, surroundings, stack)
@@ -348,8 +348,8 @@ class EvolutionStrategiesTrainer:
         log = self._start_engines(log, stack)
         self.recorder = Recorder(config, self.run_dir, self.loggers, log, self.engines, self._model)
         self.evaluations = past_evaluations(self.run_dir, splits, config, first)
-        if resume:  # not before it is known that these settings work
-            note_config(self.run_dir, asked, first)
+        if resume and log:  # not before it is known that these settings work
+            note_changes(self.run_dir, asked, surroundings, log)
         self._under_way = True
         self.progress = stack.enter_context(
             LiveProgress(config.n_iterations, first, enabled="console" in config.logging)
@@ -396,10 +396,7 @@ class EvolutionStrategiesTrainer:
         if isinstance(error, UserError) and not self._under_way and not self._resumed:
             shutil.rmtree(self.run_dir.path, ignore_errors=True)
         elif error is not None:
-            hint = ""
-            if self.config.n_iterations:
-                command = "fit(resume=...)" if self.config.task == "custom" else "esplug train --resume"
-                hint = f"; to go on: {command} {self.run_dir.path}"
+            hint = f"; to go on: {self.config.how_to_resume(self.run_dir.path)}" if self.config.n_iterations else ""
             get_console().print(
                 f"{status}; what there is lies in {self.run_dir.path}{hint}", markup=False, soft_wrap=True
             )

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _JOB_ELEMENTS = 2**20  # about a millisecond of work: many times what handing it to a thread costs
 _LOOKAHEAD_BYTES = 256 * 2**20
-_SHARD_BYTES = 5 * 10**9
+_SHARD_BYTES = 2 * 10**9  # written in one go, which must not look like an engine that hangs
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -276,7 +276,7 @@ class MasterWeights:
             raise UserError(f"{folder}: tensor {min(missing)} is missing")
 
     def save(self, folder: Path, dtype: torch.dtype | None = None, *, exact: bool = False) -> None:
-        """Write the master as safetensors that transformers and vLLM read, in shards of at most about 5 GB.
+        """Write the master as safetensors that transformers and vLLM read, in shards of at most about 2 GB.
 
         Takes one shard's size of memory besides.
 
@@ -461,7 +461,7 @@ def _write(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     try:
         save_file(dict(tensors), file, metadata={"format": "pt"})
     except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
+        number = re.search(r"(?:os error |code: )(\d+)", str(error))
         if number is None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(file)) from error

@@ -10,7 +10,7 @@ import pytest
 
 from esplug import checkpoint
 from esplug.checkpoint import newest_first, periodic_name, prune, save_model, verify
-from esplug.errors import UserError
+from esplug.errors import RunError, UserError
 
 KEPT = {"config.json": "{}", "tokenizer.json": "[]", "chat_template.jinja": "{{ x }}", "README.md": "# base"}
 WEIGHTS = [
@@ -108,7 +108,7 @@ def test_an_older_model_is_replaced_whole(base, tmp_path) -> None:
 
 
 def test_weights_written_on_another_machine_are_missed(base, tmp_path) -> None:
-    with pytest.raises(OSError, match=r"the engine's machine does not see it"):
+    with pytest.raises(RunError, match=r"not visible from the engine's machine"):
         save_model(lambda folder: None, base, tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
@@ -276,7 +276,7 @@ def test_the_newest_come_first_and_incomplete_ones_do_not(periodic) -> None:
 
 @pytest.mark.parametrize("keep", [0, 1, 2, 9])
 def test_the_oldest_and_leftovers_are_removed(periodic, keep) -> None:
-    prune(periodic, keep, 100)
+    prune(periodic, keep)
     assert [k for k, _ in newest_first(periodic)] == [100, 20, 10, 9][:keep]
     left = {path.name for path in periodic.iterdir()}
     assert left - {f"iteration-{k}" for k in (100, 20, 10, 9)} == {
@@ -285,13 +285,13 @@ def test_the_oldest_and_leftovers_are_removed(periodic, keep) -> None:
         "iteration-x",
         "iteration-50",
     }
-    prune(periodic / "nowhere", keep, 100)
+    prune(periodic / "nowhere", keep)
 
 
 def test_what_was_about_to_be_replaced_comes_back(periodic) -> None:
     (periodic / "iteration-20").rename(periodic / ".iteration-20.old")
     assert [k for k, _ in newest_first(periodic)] == [100, 10, 9]
-    prune(periodic, 3, 100)
+    prune(periodic, 3)
     assert [k for k, _ in newest_first(periodic)] == [100, 20, 10]
 
 
@@ -300,9 +300,9 @@ def test_what_cannot_be_removed_stays(periodic, monkeypatch) -> None:
         raise PermissionError(13, "no")
 
     monkeypatch.setattr(Path, "rename", fail)
-    prune(periodic, 1, 100)
+    prune(periodic, 1)
     assert len(newest_first(periodic)) == 4
     monkeypatch.undo()
     monkeypatch.setattr(shutil, "rmtree", fail)
-    prune(periodic, 1, 100)
+    prune(periodic, 1)
     assert len(newest_first(periodic)) >= 1

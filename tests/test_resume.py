@@ -13,7 +13,7 @@ from esplug.config import RunConfig, flag_of, make_config, panel_of
 from esplug.errors import UserError
 from esplug.evaluation import Evaluation, Sample, SplitEvaluation
 from esplug.evaluator import EvaluationSplit
-from esplug.resume import note_config, note_environment, past_evaluations, reopen, stored_config
+from esplug.resume import check_environment, note_changes, past_evaluations, reopen, stored_config
 from esplug.run_directory import RunDirectory
 from esplug.seed_log import Base, Header, SeedLog, Step
 from tests.faults.test_checkpoints import files_no_longer_than
@@ -69,9 +69,9 @@ def open_again(run: Path, config: RunConfig, allow_change: bool = False) -> tupl
         before = contents(run)
         directory, log, found = reopen(run, config, allow_change=allow_change, stack=stack)
         assert contents(run) == before
-        done = len(log.steps) if log else 0
-        note_config(directory, config, done)
-        return done, found
+        if log:
+            note_changes(directory, config, {}, log)
+        return len(log.steps) if log else 0, found
 
 
 def contents(run: Path) -> dict[Path, bytes]:
@@ -103,6 +103,42 @@ def test_what_changes_the_mathematics_is_refused_unless_allowed(field, tmp_path)
             open_again(run, before)
 
 
+def test_what_was_allowed_in_iterations_since_lost_counts_no_more(tmp_path) -> None:
+    run, config = make_run(tmp_path, steps=3)
+    (run / "checkpoints" / "iteration-3").mkdir(parents=True)
+    (run / "checkpoints" / "iteration-3" / "esplug.json").touch()
+    allowed = config.model_copy(update={"sigma": 0.002})
+    assert open_again(run, allowed, allow_change=True)[0] == 3
+    content = bytearray((run / "seeds.log").read_bytes())
+    content[content.index(b"\n") + 60] ^= 1  # in the second record
+    (run / "seeds.log").write_bytes(content)
+    other = config.model_copy(update={"sigma": 0.003})
+    with pytest.raises(UserError, match=r"--sigma was 0.002"):
+        open_again(run, other)
+    assert open_again(run, other, allow_change=True)[0] == 1
+    assert open_again(run, other)[0] == 1
+    assert sorted(path.name for path in run.glob("config*")) == ["config-from-iteration1.toml", "config.toml"]
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["iteration-3-not-in-log"]
+
+
+def test_damage_is_told_even_where_the_run_does_not_go_on(tmp_path, capsys) -> None:
+    run, config = make_run(tmp_path, steps=3)
+    content = bytearray((run / "seeds.log").read_bytes())
+    content[content.index(b"\n") + 60] ^= 1
+    (run / "seeds.log").write_bytes(content)
+    with pytest.raises(UserError, match="--sigma was"), ExitStack() as stack:
+        reopen(run, config.model_copy(update={"sigma": 0.5}), allow_change=False, stack=stack)
+    assert "the record of iteration 1, at byte" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_settings_of_another_version_are_read_as_far_as_they_are_known(tmp_path) -> None:
+    config = make_config(SETTINGS, {"output_directory": str(tmp_path)})
+    run = RunDirectory.create(config)
+    settings = config.model_dump(exclude_none=True) | {"gone": 5}
+    SeedLog.create(run.seed_log, Header(Base("base", None, 5), "float32", config.seed, settings)).close()
+    assert open_again(run.path, config)[0] == 0
+
+
 @pytest.mark.parametrize("field", ["sigma", "seed"])
 def test_settings_changed_in_the_file_are_noticed_too(field, tmp_path) -> None:
     run, config = make_run(tmp_path, steps=2)
@@ -110,14 +146,17 @@ def test_settings_changed_in_the_file_are_noticed_too(field, tmp_path) -> None:
     (run / "config.toml").write_text(edited.to_toml())
     with pytest.raises(UserError, match=f"{flag_of(field)} was {getattr(config, field)}"):
         open_again(run, stored_config(run))
+    if field == "sigma":
+        assert open_again(run, stored_config(run), allow_change=True)[0] == 2
+        assert open_again(run, stored_config(run))[0] == 2
 
 
 def test_settings_that_do_not_fit_on_the_disk_leave_the_old_ones(tmp_path) -> None:
     run, config = make_run(tmp_path, steps=2)
-    before = contents(run)
-    with files_no_longer_than(200), pytest.raises(OSError, match=r"config.toml"):
+    with files_no_longer_than(200), pytest.raises(OSError, match=r"config-from-iteration2.toml"):
         open_again(run, config.model_copy(update={"n_iterations": 9}))
-    assert contents(run) == before
+    assert stored_config(run) == config
+    assert not list(run.glob("config-*"))
 
 
 def test_a_lost_log_does_not_start_the_run_over(tmp_path) -> None:
@@ -190,13 +229,20 @@ def at(folder: Path) -> dict[str, Any]:
 
 
 def test_other_training_data_is_refused_unless_allowed(tmp_path) -> None:
-    run = RunDirectory.create(make_config(SETTINGS, {"output_directory": str(tmp_path)}), {"train_data": {"rows": 5}})
-    note_environment(run, {"train_data": {"rows": 5}}, 2, allow_change=False)
-    assert not list(run.path.glob("environment-*"))
-    with pytest.raises(UserError, match=r"training data.*--allow-change"):
-        note_environment(run, {"train_data": {"rows": 6}}, 2, allow_change=False)
-    note_environment(run, {"train_data": {"rows": 6}}, 2, allow_change=True)
-    assert json.loads((run.path / "environment-from-iteration2.json").read_text()) == {"train_data": {"rows": 6}}
+    path, config = make_run(tmp_path, steps=2)
+    run, five, six = RunDirectory(path), {"train_data": {"rows": 5}}, {"train_data": {"rows": 6}}
+    (path / "environment.json").write_text(json.dumps(five))
+    with SeedLog.open(run.seed_log) as log:
+        check_environment(run, five, allow_change=False)
+        note_changes(run, config, five, log)
+        assert not list(path.glob("environment-*"))
+        with pytest.raises(UserError, match=r"training data.*--allow-change"):
+            check_environment(run, six, allow_change=False)
+        check_environment(run, six, allow_change=True)
+        assert not list(path.glob("environment-*"))
+        note_changes(run, config, six, log)
+        assert json.loads((path / "environment-from-iteration2.json").read_text()) == six
+        check_environment(run, six, allow_change=False)
 
 
 def test_past_evaluations_come_back_as_they_were(tmp_path) -> None:

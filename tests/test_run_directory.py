@@ -193,8 +193,11 @@ def test_a_name_in_use_tells_by_whom(tmp_path) -> None:
         run = RunDirectory.create(config(tmp_path, experiment_name="mine"), stack=stack)
         with pytest.raises(UserError, match=f"exists; in use by process {os.getpid()} of "):
             RunDirectory.create(config(tmp_path, experiment_name="mine"))
+    (tmp_path / "out" / "file").touch()
+    with pytest.raises(UserError, match=r"--experiment-name file: .* exists; choose another name$"):
+        RunDirectory.check(config(tmp_path, experiment_name="file"))
     run.seed_log.touch()
     with pytest.raises(
-        UserError, match=f"exists; choose another name, or go on with `esplug train --resume {run.path}`"
+        UserError, match=f"exists; choose another name, or go on with it: esplug train --resume {run.path}"
     ):
         RunDirectory.check(config(tmp_path, experiment_name="mine"))

@@ -48,6 +48,9 @@ def test_who_holds_a_directory_can_be_asked_without_taking_it(tmp_path, holder) 
     holder.kill()
     holder.wait()
     assert run_lock.holder(tmp_path) is None
+    assert run_lock.is_abandoned(tmp_path)
+    (tmp_path / FILE_NAME).write_text('{"host": "another"}')  # whose locks are perhaps not seen here
+    assert not run_lock.is_abandoned(tmp_path)
     assert run_lock.holder(tmp_path / "nothing") is None
 
 

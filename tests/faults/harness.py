@@ -173,7 +173,7 @@ class Launched:
     def left(self, seconds: float = 90.0, besides: Sequence[str] = ()) -> list[str]:
         """Return the commands of processes that outlived it by so long; at once if there are none.
 
-        Those whose command begins like one of ``besides`` do not count.
+        Those whose command holds one of ``besides`` do not count.
         """
         deadline = self._ended + seconds
         while True:
@@ -183,7 +183,7 @@ class Launched:
                 with suppress(OSError):
                     if marked in (place / "environ").read_bytes().split(b"\0"):
                         alive[int(place.name)] = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            counted = sorted(command for command in alive.values() if not command.startswith(tuple(besides)))
+            counted = sorted(each for each in alive.values() if not any(name in each for name in besides))
             if not counted or time.monotonic() > deadline:
                 return counted
             time.sleep(0.2)

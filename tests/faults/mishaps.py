@@ -1,6 +1,7 @@
 """Faults, each with what must be seen while and after it strikes. They raise ``AssertionError`` where it is not."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -25,12 +26,12 @@ from esplug.engine import EngineSettings, Generation, Sampling, Weights
 from esplug.engines import Job
 from esplug.errors import RunError, UserError
 from esplug.history import History
-from esplug.placement import Plan
+from esplug.placement import Plan, usable_cores
 from esplug.trainer import EvolutionStrategiesTrainer
 from tests.faults.harness import Desk, Launched, ballast, check, done, pause, reach, small_disk
 from tests.vllm.test_training import KeptEngines, Trainer
 
-RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", "dashboard/agent.py", "runtime_env/agent/main.py")
 
 # --- engines ---------------------------------------------------------------------------------------------------
 
@@ -176,6 +177,42 @@ def race_for_lock(folder: Path) -> Counter[str]:
     (loser,) = [line for line in said.values() if line != "won\n"]
     owner_is_named(loser, winner)
     return Counter()
+
+
+# --- a cluster that outlives its runs --------------------------------------------------------------------------
+
+
+@contextmanager
+def ray_cluster(desk: Desk) -> Iterator[str]:
+    """Start Ray as the administrator of a cluster does; gives its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ray = Path(sys.executable).with_name("ray")
+    command = [ray, "start", "--head", "--block", f"--port={port}", "--num-cpus=2", "--include-dashboard=false"]
+    cluster = Launched(command, desk.folder, dict(os.environ), cores=usable_cores(), terminal=False)
+    try:
+        cluster.until(lambda: "Ray runtime started" in cluster.text, "a cluster")
+        yield f"127.0.0.1:{port}"
+    finally:
+        cluster.kill()
+
+
+_FREE = """
+import sys, time, ray
+ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
+deadline = time.monotonic() + 30
+while ray.available_resources() != ray.cluster_resources() and time.monotonic() < deadline:
+    time.sleep(0.5)
+groups = [group for group in ray.util.placement_group_table().values() if group["state"] != "REMOVED"]
+print(groups, ray.available_resources() == ray.cluster_resources())
+"""
+
+
+def all_given_back(address: str) -> None:
+    """See that nobody holds anything of a cluster."""
+    done = subprocess.run([sys.executable, "-c", _FREE, address], capture_output=True, text=True, timeout=90)
+    assert done.stdout == "[] True\n", done.stdout + done.stderr
 
 
 # --- weights that are no numbers -------------------------------------------------------------------------------

@@ -208,7 +208,7 @@ def test_a_kill_at_any_moment_leaves_the_previous_checkpoint_or_the_new_one(tiny
             assert set(range(max(0, finished - 1), finished + 1)) <= kept.keys() <= set(range(finished + 2))
             for number, path in kept.items():
                 assert written(path) == number
-            prune(folder, 3, finished + 1)
+            prune(folder, 3)
             assert not any(folder.glob(".*"))
             if finished >= 0:
                 assert written(folder / "model") in (finished, finished + 1)

@@ -22,11 +22,14 @@ def cluster():
 def start_probe(model: Path, dtype: str = "float32", ranks: int = 1):
     """Start an engine that also tells prompt log-probabilities and takes arbitrary weights."""
     import ray
+    from ray.util.placement_group import placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     from esplug.engine import EngineSettings
     from esplug.history import CatchUp
 
-    probe = ray.remote(_probe_class()).options(num_cpus=0).remote(None)
+    place = PlacementGroupSchedulingStrategy(placement_group([{"CPU": 0.1}]), 0)  # as the pool of engines has it
+    probe = ray.remote(_probe_class()).options(num_cpus=0.1, scheduling_strategy=place).remote(None)
     settings = EngineSettings(str(model), dtype, "float32", "cpu", ranks, None, 0.5)
     return probe, ray.get(probe.start.remote(settings, (0, 1), ranks, 2**26, CatchUp(0))).checksum
 
