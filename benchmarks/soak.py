@@ -38,7 +38,7 @@ from tests.faults.harness import Desk, check, done, lost, occupied, reach
 from tests.faults.mishaps import interrupt
 from tests.tiny import make_tiny_model
 
-LONGEST = 100  # iterations of the undisturbed run
+LONGEST = 120  # iterations of the undisturbed run
 FOLDER = Path(__file__).parent.parent / "tests" / "faults"
 #: What one attempt does: how many faults it is, and how to do it, which returns what was lost.
 Attempt = tuple[int, Callable[[], Counter[str]]]
@@ -135,7 +135,8 @@ def _interrupt_again(bench: Bench, name: str, number: int, times: int, *, twice:
         if interrupt(launched, number, twice=twice):
             assert not terminal or launched.terminal_is_sane(), launched.raw[-300:]
             launched = bench.desk.resume(run, terminal=terminal)
-    assert launched.end() == 0, launched.text
+    code, complete = launched.end(), f"{iterations} iterations are done" in launched.text  # all but the closing
+    assert code == 0 or (code == 2 and complete), launched.text
     bench.desk.nothing_left()
     check(run, bench.undisturbed, iterations)
     return Counter({AGAIN: lost(run)})

@@ -1,7 +1,7 @@
 """Runs at the command line on which faults are let loose, and what must be true of them afterwards.
 
-All runs of one model at a :class:`Desk` compute the same, whatever their length and number of engines: an undisturbed
-run of many iterations tells what any shorter one must have left behind.
+All runs of one model at a :class:`Desk` compute the same, whatever their number of engines and their length, if that is
+a multiple of ``EVAL_FREQ``: an undisturbed run of many iterations tells what any shorter one must have left behind.
 """
 
 import fcntl

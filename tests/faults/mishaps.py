@@ -28,7 +28,7 @@ from esplug.errors import RunError, UserError
 from esplug.history import History
 from esplug.placement import Plan, usable_cores
 from esplug.trainer import EvolutionStrategiesTrainer
-from tests.faults.harness import Desk, Launched, ballast, check, done, pause, reach, small_disk
+from tests.faults.harness import EVAL_FREQ, Desk, Launched, ballast, check, done, pause, reach, small_disk
 from tests.vllm.test_training import KeptEngines, Trainer
 
 RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", "dashboard/agent.py", "runtime_env/agent/main.py")
@@ -342,7 +342,7 @@ def fill_disk(desk: Desk, undisturbed: Path, draw: Random, times: int) -> Counte
     with small_disk(desk.folder / f"disk-{draw.randrange(10**9)}") as disk:
         if disk is None:
             return None
-        run, iterations = disk / "run", 5 * times + 8
+        run, iterations = disk / "run", EVAL_FREQ * (2 * times + 3)
         launched = desk.start(run, iterations)
         launched.until(lambda: done(run) >= 3, "iteration 3")
         size = sum(file.stat().st_size for file in newest_first(run / "checkpoints")[0][1].iterdir())
