@@ -153,7 +153,11 @@ class RunConfig(BaseModel):
     )
     ray_address: str | None = _setting(None, "Ray cluster to use, or 'auto'.  [default: a local one]", "Engines")
     engine_timeout: float = _number(
-        600.0, "Seconds without a sign of life after which an engine is replaced.", "Engines", ge=1, le=86400
+        600.0,
+        "Seconds without progress after which an engine is replaced; loading a model does not count.",
+        "Engines",
+        ge=1,
+        le=86400,
     )
     max_restarts: int = _count(10, "Engines to replace in a run before it is given up.", "Engines", ge=0)
 

@@ -58,7 +58,7 @@ class _Seat:
 class EnginePool:
     """n engines with equal weights. Work goes to whichever engine is free; nobody waits for the slowest.
 
-    An engine that dies, or gives no sign of life, is replaced: a new one takes its place, catches up with the
+    An engine that dies, or makes no progress, is replaced: a new one takes its place, catches up with the
     others and does the work again, so that the result is the same.
 
     Args:
@@ -66,7 +66,7 @@ class EnginePool:
         settings: equal for all engines.
         engine_bytes: memory of one engine on the CPU.
         folder: the run's directory, which gets the engines' logs.
-        timeout: seconds without a sign of life after which an engine is replaced.
+        timeout: seconds without progress after which an engine is replaced.
         max_restarts: engines to replace before giving up.
     """
 
@@ -433,7 +433,7 @@ class EnginePool:
         import ray
 
         if seat.silent_for:
-            return f"gave no sign of life for {seat.silent_for:g} s (--engine-timeout)"
+            return f"made no progress for {seat.silent_for:g} s (--engine-timeout)"
         if _raised(error):
             cause = getattr(error, "cause", None) or error
             lines = [line for line in str(cause).splitlines() if line.strip()]

@@ -175,7 +175,7 @@ def test_a_silent_engine_is_replaced_and_changes_nothing(pool, undisturbed, tmp_
     order(tmp_path, "generate", 0, "stop")
     assert work(mine, history) == undisturbed
     assert (
-        "engine 0 gave no sign of life for 2 s (--engine-timeout); replacing it (1 of at most 10)"
+        "engine 0 made no progress for 2 s (--engine-timeout); replacing it (1 of at most 10)"
         in capsys.readouterr().out
     )
 

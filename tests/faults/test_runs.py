@@ -52,7 +52,7 @@ def test_engines_that_die_or_fall_silent_are_replaced_until_it_is_too_much(desk,
     mishaps.hit_engines(launched, run, ["training"], signal.SIGKILL, draw)
     mishaps.hit_engines(launched, run, ["evaluation"], signal.SIGSTOP, draw)
     assert "died; replacing it (1 of at most 3)" in launched.text
-    assert "gave no sign of life for 6 s (--engine-timeout); replacing it (2 of at most 3)" in launched.text
+    assert "made no progress for 6 s (--engine-timeout); replacing it (2 of at most 3)" in launched.text
     mishaps.exhaust_engines(launched, 3)
     assert 0 < done(run) < ITERATIONS
     launched = desk.resume(run)
