@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from esplug.errors import UserError
+from esplug.shards import opened, plan_shards, tensor_files, write_index
 
 if TYPE_CHECKING:
     import torch
@@ -100,8 +101,6 @@ def stored_tensors(folder: Path, stack: ExitStack) -> list[StoredTensor]:
     Raises:
         UserError: a file is missing or damaged, or a tensor's type cannot be updated.
     """
-    from esplug.weights import opened, tensor_files
-
     found: list[StoredTensor] = []
     for path, names in tensor_files(folder).items():
         with opened(path):  # the header is found to be right
@@ -142,8 +141,6 @@ def create_files(
     Raises:
         OSError: they could not be written.
     """
-    from esplug.weights import plan_shards, write_index
-
     sizes = {tensor.name: written_bytes(tensor, dtype) for tensor in tensors}
     shards = plan_shards(sizes)
     by_name = {tensor.name: tensor for tensor in tensors}

@@ -18,8 +18,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import esplug.export as export_module
-import esplug.weights as weights_module
-from esplug import stored_tensors
+from esplug import shards, stored_tensors
 from esplug.config import make_config
 from esplug.errors import RunError, UserError
 from esplug.evaluation import Evaluation, Sample, SplitEvaluation
@@ -144,7 +143,7 @@ def test_iteration_0_is_the_base_model(base: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("limit", [46_400, 1])
 def test_shards_are_those_of_the_run(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
-    monkeypatch.setattr(weights_module, "_SHARD_BYTES", limit)
+    monkeypatch.setattr(shards, "_SHARD_BYTES", limit)
     masters = make_log(tmp_path / "seeds.log", base)
     export(tmp_path / "seeds.log", tmp_path / "out")
     masters[-1].save(tmp_path / "saved")
@@ -158,7 +157,7 @@ def test_a_sharded_base_is_read(base: Path, tmp_path: Path, monkeypatch: pytest.
     masters = make_log(tmp_path / "seeds.log", base)
     sharded = tmp_path / "sharded"
     with monkeypatch.context() as patch:
-        patch.setattr(weights_module, "_SHARD_BYTES", 46_400)
+        patch.setattr(shards, "_SHARD_BYTES", 46_400)
         masters[0].save(sharded)
     (sharded / "config.json").write_text("{}")
     export(tmp_path / "seeds.log", tmp_path / "out", base=sharded)

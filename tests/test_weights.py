@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import esplug.weights as weights_module
+from esplug import shards
 from esplug.errors import UserError
 from esplug.noise import eps
 from esplug.weights import MasterWeights
@@ -202,7 +203,7 @@ def test_checksum_sees_values_names_and_updates_but_not_order(folder: Path) -> N
 def test_what_is_saved_loads_the_same(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
-    monkeypatch.setattr(weights_module, "_SHARD_BYTES", limit)
+    monkeypatch.setattr(shards, "_SHARD_BYTES", limit)
     master = MasterWeights.load(folder, threads=2)
     master.update([1], [0.1])
     target = tmp_path / "deep" / "out"
