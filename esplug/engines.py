@@ -1,6 +1,5 @@
 """The pool of engines on Ray: placing them, handing out work, keeping their weights equal, replacing the dead."""
 
-import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -12,14 +11,13 @@ from esplug.console import get_console
 from esplug.engine import Engine, EngineSettings, Generation, Sampling, Weights
 from esplug.errors import RunError, UserError
 from esplug.history import CaughtUp, History
+from esplug.lookout import Lookout, Seat
 from esplug.placement import Plan, cpu_kv_cache_bytes
 from esplug.run_directory import write_json
 
 Key = TypeVar("Key")
 
 _PORT_TAKEN = "ddress already in use"  # by another process, between being found free and being taken
-#: An engine that has not started yet gets at least this long for a sign of life, in seconds.
-START_TIMEOUT = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,22 +35,6 @@ class Job(Generic[Key]):
     seeds: Sequence[int]
     sampling: Sampling
     mini_batch_size: int
-
-
-@dataclass(slots=True, eq=False)
-class _Seat:
-    """An engine's place: who sits there, on which of its machine's cores, when it was last heard of and asked."""
-
-    index: int
-    actor: Any
-    cores: tuple[int, int] = (0, 1)  # which of how many equal shares of the machine's
-    kv_cache: int | None = None
-    heard: float = 0.0
-    asked: float = 0.0
-    ready: bool = False
-    pulse: Any = None
-    gone: bool = False  # it answers no more, as whoever waits for its work will learn
-    silent_for: float | None = None  # seconds after which it was killed
 
 
 class EnginePool:
@@ -83,10 +65,9 @@ class EnginePool:
         self.plan = plan
         self.restarts = 0
         self._settings, self._engine_bytes = settings, engine_bytes
-        self._folder, self._timeout, self._max_restarts = folder, timeout, max_restarts
-        self._interval = min(30.0, timeout / 10)  # between signs of life, in seconds
-        self._listened = time.monotonic()
-        self._seats: list[_Seat] = []
+        self._folder, self._max_restarts = folder, max_restarts
+        self._seats: list[Seat] = []
+        self._lookout = Lookout(self._seats, timeout)
         self._placement: Any = None
         self._history = History(0)
 
@@ -116,7 +97,7 @@ class EnginePool:
                 f"Ray found no room for {self.plan.describe()} within 60 s; is another run using it?"
             ) from error
         for index in range(self.plan.n_engines):
-            self._seats.append(_Seat(index, None))
+            self._seats.append(Seat(index, None))
             self._occupy(self._seats[-1])
         self._share_machines()
         starting = [(seat, self._start(seat)) for seat in self._seats]
@@ -134,7 +115,7 @@ class EnginePool:
 
         todo, again = iter(jobs), deque[Job[Key]]()
         idle = deque(self._seats)
-        running: dict[Any, tuple[_Seat, Job[Key] | None]] = {}  # without a job, an engine is starting
+        running: dict[Any, tuple[Seat, Job[Key] | None]] = {}  # without a job, an engine is starting
         raised: set[Key] = set()
         last: Any = None
         prompts: Any = None
@@ -150,7 +131,7 @@ class EnginePool:
 
         hand_out()
         while running:
-            done = self._wait(list(running))
+            done = self._lookout.wait(list(running))
             seat, job = running.pop(done)
             try:
                 result = ray.get(done)
@@ -202,11 +183,12 @@ class EnginePool:
         if self._placement is not None:
             with suppress(Exception):
                 remove_placement_group(self._placement)
-        self._seats, self._placement = [], None
+        self._seats.clear()
+        self._placement = None
 
     # --- starting and replacing -------------------------------------------------------------------------
 
-    def _occupy(self, seat: _Seat) -> None:
+    def _occupy(self, seat: Seat) -> None:
         """Put a new process in a seat; it does nothing yet."""
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -217,8 +199,7 @@ class EnginePool:
         seat.actor = actor.options(num_gpus=gpus, num_cpus=1 if gpus else cores, scheduling_strategy=place).remote(
             str(self._log(seat).absolute())
         )
-        seat.heard, seat.ready, seat.pulse = time.monotonic(), False, None
-        seat.gone, seat.silent_for = False, None
+        seat.begin()
 
     def _share_machines(self) -> None:
         """Give each engine its share of its machine's cores and memory."""
@@ -232,7 +213,7 @@ class EnginePool:
                 here, share = neighbours[node], self._settings.memory_share
                 seat.kv_cache = cpu_kv_cache_bytes(free, share, here, self._engine_bytes)
 
-    def _location(self, seat: _Seat) -> tuple[str, int]:
+    def _location(self, seat: Seat) -> tuple[str, int]:
         """Return an engine's machine and that machine's free memory; here an engine has not yet begun to load."""
         import ray
 
@@ -244,11 +225,11 @@ class EnginePool:
             else:
                 return location
 
-    def _start(self, seat: _Seat) -> Any:
+    def _start(self, seat: Seat) -> Any:
         most = self.plan.cores_per_engine if self._settings.device == "cpu" else None
         return seat.actor.start.remote(self._settings, seat.cores, most, seat.kv_cache, self._history.catch_up())
 
-    def _started(self, seat: _Seat, ref: Any) -> CaughtUp:
+    def _started(self, seat: Seat, ref: Any) -> CaughtUp:
         """Wait for a first start. One that raises would do so again; one that died may have better luck."""
         import ray
 
@@ -261,7 +242,7 @@ class EnginePool:
         seat.ready = True
         return caught_up
 
-    def _replace(self, seat: _Seat, error: Exception) -> Any:
+    def _replace(self, seat: Seat, error: Exception) -> Any:
         """Start a new engine in the seat of one that failed. Returns what to wait for.
 
         Raises:
@@ -270,7 +251,7 @@ class EnginePool:
         self._vacate(seat, error)
         return self._start(seat)
 
-    def _vacate(self, seat: _Seat, error: Exception) -> None:
+    def _vacate(self, seat: Seat, error: Exception) -> None:
         """Put a new process in the seat of an engine that failed.
 
         Raises:
@@ -292,7 +273,7 @@ class EnginePool:
             ray.kill(seat.actor)
         self._occupy(seat)
 
-    def _revive(self, seat: _Seat, error: Exception) -> CaughtUp:
+    def _revive(self, seat: Seat, error: Exception) -> CaughtUp:
         """Replace an engine and wait until the new one has caught up."""
         import ray
 
@@ -306,7 +287,7 @@ class EnginePool:
                 self._welcome(seat, caught_up)
                 return caught_up
 
-    def _welcome(self, seat: _Seat, caught_up: CaughtUp) -> None:
+    def _welcome(self, seat: Seat, caught_up: CaughtUp) -> None:
         """See that a replacement has the weights of the others."""
         seat.ready = True
         for reason in caught_up.damaged:
@@ -323,14 +304,14 @@ class EnginePool:
 
     # --- asking and waiting -----------------------------------------------------------------------------
 
-    def _ask(self, seats: Sequence[_Seat], method: str, *arguments: Any) -> list[Any]:
+    def _ask(self, seats: Sequence[Seat], method: str, *arguments: Any) -> list[Any]:
         """Call a method of several engines at once; one that fails is replaced and asked again, once if it raised."""
         import ray
 
-        def ask(seat: _Seat) -> Any:
+        def ask(seat: Seat) -> Any:
             return getattr(seat.actor, method).remote(*arguments)
 
-        def answer(seat: _Seat, ref: Any) -> Any:
+        def answer(seat: Seat, ref: Any) -> Any:
             raised = False
             while True:
                 try:
@@ -351,52 +332,7 @@ class EnginePool:
     def _get(self, ref: Any) -> Any:
         import ray
 
-        return ray.get(self._wait([ref]))
-
-    def _wait(self, refs: list[Any]) -> Any:
-        """Return the first of ``refs`` that is done, and meanwhile end engines that give no sign of life."""
-        import ray
-
-        while True:
-            now = time.monotonic()
-            unheard, self._listened = now - self._listened, now
-            if unheard > 2 * self._interval:  # we were busy or stopped ourselves
-                for seat in self._seats:
-                    seat.heard = min(seat.heard + unheard, now)
-            pulses = {seat.pulse: seat for seat in self._seats if seat.pulse is not None}
-            done, _ = ray.wait([*refs, *pulses], num_returns=1, timeout=self._interval)
-            if done and done[0] not in pulses:
-                return done[0]
-            for ref in done:
-                self._heard(pulses[ref])
-            for seat in self._seats:
-                self._listen(seat)
-
-    def _heard(self, seat: _Seat) -> None:
-        """Note a sign of life: when the engine last got on with its work."""
-        import ray
-
-        try:
-            seat.heard = time.monotonic() - ray.get(seat.pulse)
-        except ray.exceptions.ActorDiedError:
-            seat.gone = True
-        except ray.exceptions.RayError:  # it may be out of reach for a moment
-            pass
-        seat.pulse = None
-
-    def _listen(self, seat: _Seat) -> None:
-        """Ask an engine for a sign of life, and kill it if it has not given one for too long."""
-        import ray
-
-        if seat.gone or seat.silent_for:
-            return
-        limit = self._timeout if seat.ready else max(self._timeout, START_TIMEOUT)
-        if time.monotonic() - seat.heard > limit:
-            seat.silent_for = limit
-            ray.kill(seat.actor)
-        elif seat.pulse is None and time.monotonic() - max(seat.heard, seat.asked) > self._interval:
-            seat.asked = time.monotonic()
-            seat.pulse = seat.actor.pulse.options(concurrency_group="pulse").remote()
+        return ray.get(self._lookout.wait([ref]))
 
     # --- what went wrong --------------------------------------------------------------------------------
 
@@ -422,14 +358,14 @@ class EnginePool:
             for seat, own in zip(self._seats, tensors, strict=True)
         }
 
-    def _failure(self, seat: _Seat, error: Exception, more: str = "") -> Exception:
+    def _failure(self, seat: Seat, error: Exception, more: str = "") -> Exception:
         """Make the error that ends the run."""
         cause = getattr(error, "cause", None)
         if isinstance(cause, UserError):
             return cause
         return RunError(f"engine {seat.index} {self._what_happened(seat, error)}{more}{self._log_tail(seat)}")
 
-    def _what_happened(self, seat: _Seat, error: Exception) -> str:
+    def _what_happened(self, seat: Seat, error: Exception) -> str:
         import ray
 
         if seat.silent_for:
@@ -440,10 +376,10 @@ class EnginePool:
             return f"failed ({type(cause).__name__}: {lines[-1].strip() if lines else 'no message'})"
         return "ran out of memory and was killed" if isinstance(error, ray.exceptions.OutOfMemoryError) else "died"
 
-    def _log(self, seat: _Seat) -> Path:
+    def _log(self, seat: Seat) -> Path:
         return self._folder / "logs" / f"engine-{seat.index}.log"
 
-    def _log_tail(self, seat: _Seat, lines: int = 15) -> str:
+    def _log_tail(self, seat: Seat, lines: int = 15) -> str:
         path = self._log(seat)
         try:
             tail = path.read_text(errors="replace").splitlines()[-lines:]
