@@ -56,6 +56,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if counts:
         width = max(map(len, counts))
         terminalreporter.section("faults")
-        terminalreporter.line(f"{'fault':{width}}   tried  survived  lost")
+        terminalreporter.line(f"{'fault':{width}}    tried  survived  lost")
         for name, count in counts.items():
-            terminalreporter.line(f"{name:{width}}  {count.tried:6,}  {count.survived:8,}  {count.lost}")
+            terminalreporter.line(f"{name:{width}}  {count.tried:7,}  {count.survived:8,}  {count.lost}")
