@@ -151,7 +151,7 @@ def on_a_cluster(bench: Bench, times: int) -> Iterator[Attempt]:
             launched = bench.desk.start(run, iterations, "--ray-address", address, engines=2)
             for number in itertools.islice(itertools.cycle(STOPPING), times):
                 reach(launched, run, "training", bench.draw)
-                interrupt(launched, number)
+                assert interrupt(launched, number), launched.text
                 mishaps.all_given_back(address)
                 launched = bench.desk.resume(run, engines=2)
             assert launched.end() == 0, launched.text

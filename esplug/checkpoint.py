@@ -141,12 +141,17 @@ def prune(folder: Path, keep: int) -> None:
 
 
 def set_aside(folder: Path, iteration: int) -> None:
-    """Give periodic checkpoints of later iterations, of which the seed log does not know, a name that says so."""
+    """Rename periodic checkpoints of later iterations, of which the seed log does not know."""
     for number, path in newest_first(folder):
         if number > iteration:
-            aside = path.with_name(f"{path.name}-not-in-log")
-            shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
+            rename_aside(path, "not-in-log")
+
+
+def rename_aside(path: Path, why: str) -> Path:
+    """Give a checkpoint that is of no use a name of which nothing takes notice. Returns its new place."""
+    aside = path.with_name(f"{path.name}-{why}")
+    shutil.rmtree(aside, ignore_errors=True)
+    return path.rename(aside)
 
 
 def _entries(folder: Path) -> list[Path]:

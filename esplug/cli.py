@@ -243,10 +243,8 @@ def main() -> None:
         code = _complain(brief(str(error), 2000), 2) if isinstance(error, UserError) else _complain(str(error), 1)
     except (KeyboardInterrupt, typer.Abort):
         code = 128 + signal.SIGINT
-    except SystemExit as ended:
-        if ended.code != signal.SIGTERM:  # Ray's own handler, which is in the place of ours while Ray starts
-            raise
-        code = 128 + signal.SIGTERM
+    for number in _STOPPING:  # nothing is left to be unwound
+        signal.signal(number, _stop_at_once)
     sys.exit(128 + _received[0] if _received else code or 0)
 
 

@@ -3,9 +3,12 @@
 import importlib.metadata
 import importlib.util
 import os
+import secrets
 import signal
 import socket
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from esplug.errors import RunError, UserError, one_line
@@ -39,15 +42,13 @@ class Cluster:
         self._owned = not ray.is_initialized()
         if not self._owned:
             return
-        handler = signal.getsignal(signal.SIGTERM)
         self._visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         try:
-            self._connect(address, use_gpus)
+            with _signals_wait():
+                self._connect(address, use_gpus)
         except BaseException:
             self.close()
             raise
-        if threading.current_thread() is threading.main_thread():  # Ray has put its own in place
-            signal.signal(signal.SIGTERM, handler)
 
     def _connect(self, address: str | None, use_gpus: str | None) -> None:
         import ray
@@ -60,10 +61,15 @@ class Cluster:
                 _knock(address)
                 ray.init(address=address, **common)
             except (OSError, RuntimeError, ValueError) as error:
-                raise UserError(f"--ray-address {address}: no Ray cluster answers there ({one_line(error)})") from error
+                raise UserError(
+                    f"--ray-address {address}: no Ray cluster answers there ({one_line(error)}); "
+                    "where it wants a token, set RAY_AUTH_MODE=token"
+                ) from error
             return
         if use_gpus is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = "" if use_gpus == "none" else visible_devices(use_gpus, self._visible)
+        # Ray would keep one in a file, which the first two runs of a machine would write over each other.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         for attempt in range(1, _LOCAL_STARTS + 1):
             try:
                 ray.init(
@@ -94,11 +100,46 @@ class Cluster:
 
         if not self._owned:
             return
-        ray.shutdown()
+        with _signals_wait():
+            ray.shutdown()
         if self._visible is None:
             os.environ.pop("CUDA_VISIBLE_DEVICES", None)
         else:
             os.environ["CUDA_VISIBLE_DEVICES"] = self._visible
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Put off what would interrupt Ray's start or end, halfway through which it can crash. A second signal is not."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    from ray._private import utils
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    received: list[int] = []
+
+    def restore() -> None:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+    def note(number: int, _: object) -> None:
+        received.append(number)
+        if len(received) > 1:
+            restore()
+            signal.raise_signal(number)
+
+    install = getattr(utils, "set_sigterm_handler", None)
+    utils.set_sigterm_handler = lambda _: None  # Ray's own would exit at once
+    for number in handlers:
+        signal.signal(number, note)
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = install
+        restore()
+        if received:
+            signal.raise_signal(received[0])
 
 
 def _knock(address: str) -> None:

@@ -290,8 +290,8 @@ class EnginePool:
     def _welcome(self, seat: Seat, caught_up: CaughtUp) -> None:
         """See that a replacement has the weights of the others."""
         seat.ready = True
-        for reason in caught_up.damaged:
-            get_console().print(f"passed over a checkpoint: {reason}", markup=False, soft_wrap=True)
+        for folder, reason in caught_up.damaged:
+            get_console().print(f"passed over a checkpoint: {folder}: {reason}", markup=False, soft_wrap=True)
         expected = self._history.checksum
         if expected is not None and caught_up.checksum != expected:
             raise RunError(

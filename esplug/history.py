@@ -44,14 +44,14 @@ class CaughtUp:
         base: checksum of the base model's master weights.
         checksum: of the master weights now.
         replayed: updates that were computed again.
-        damaged: the saved weights that could not be used, each with the reason.
+        damaged: the folders of saved weights that could not be used, each with the reason.
         undefined: the base model's tensors that hold NaN or infinity.
     """
 
     base: int
     checksum: int
     replayed: int = 0
-    damaged: tuple[str, ...] = ()
+    damaged: tuple[tuple[str, str], ...] = ()
     undefined: tuple[str, ...] = ()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from esplug import plugins
-from esplug.checkpoint import newest_first
+from esplug.checkpoint import newest_first, rename_aside
 from esplug.cluster import Cluster, require_vllm
 from esplug.config import RunConfig, make_config
 from esplug.console import get_console
@@ -370,8 +370,11 @@ class EvolutionStrategiesTrainer:
                 f"{self._model}: {len(found.undefined)} tensors hold NaN or infinity, {found.undefined[0]} first; "
                 "fetch or train the model again"
             )
-        for damage in found.damaged:
-            get_console().print(f"passed over a checkpoint: {damage}", markup=False, soft_wrap=True)
+        for folder, reason in found.damaged:
+            aside = rename_aside(Path(folder), "damaged").name
+            get_console().print(
+                f"passed over a checkpoint: {folder}: {reason}; it is now called {aside}", markup=False, soft_wrap=True
+            )
         if base and found.base != base.weights_checksum:
             raise UserError(
                 f"{self._model}: not the model that the run started from ({base.name}): its weights have checksum "

@@ -239,9 +239,9 @@ class MasterWeights:
                     first = saved.iteration
                     break
                 reason = f"its weights have checksum {state:016x} instead of {saved.checksum:016x}"
-                damaged.append(f"{saved.folder}: {reason}")
             except UserError as error:
-                damaged.append(str(error))
+                reason = str(error)
+            damaged.append((saved.folder, reason))
         if damaged and not first:
             self._copy_from(base)
             state = checksum

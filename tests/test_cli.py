@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -361,11 +360,3 @@ def test_no_arguments_show_the_help(monkeypatch, capfd) -> None:
 def test_version(monkeypatch, capfd) -> None:
     code, out, _ = run_cli(monkeypatch, capfd, "--version")
     assert (code, out.split()[0]) == (0, "esplug")
-
-
-def test_while_ray_has_its_own_handler_in_place_termination_is_termination(monkeypatch, capfd) -> None:
-    def starting(*_: object) -> None:
-        raise SystemExit(signal.SIGTERM)
-
-    monkeypatch.setattr(cli, "_trainer", starting)
-    assert run_cli(monkeypatch, capfd, "train", "--task", "countdown")[0] == 143
