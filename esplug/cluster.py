@@ -116,7 +116,7 @@ def _signals_wait() -> Iterator[None]:
         return
     from ray._private import utils
 
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) or signal.SIG_DFL for number in (signal.SIGINT, signal.SIGTERM)}
     received: list[int] = []
 
     def restore() -> None:
