@@ -9,6 +9,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from esplug.errors import RunError, UserError, one_line
@@ -68,8 +69,9 @@ class Cluster:
             return
         if use_gpus is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = "" if use_gpus == "none" else visible_devices(use_gpus, self._visible)
-        # Ray would keep one in a file, which the first two runs of a machine would write over each other.
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        if "RAY_AUTH_TOKEN_PATH" not in os.environ and not (Path.home() / ".ray" / "auth_token").exists():
+            # Ray would make that file, which the first two runs of a machine would write over each other.
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         for attempt in range(1, _LOCAL_STARTS + 1):
             try:
                 ray.init(
