@@ -405,7 +405,7 @@ class _Grader:
                     raise _OverLimit from None
                 continue
             line += received
-            if not received or len(line) > LONGEST_REPLY:
+            if not received or len(line) > LONGEST_REPLY or b"\n" in line[:-1]:
                 raise EOFError
         return line
 
