@@ -113,7 +113,3 @@ def test_a_full_disk_costs_records_but_not_the_run(desk, undisturbed) -> None:
 
 def test_what_overflows_fails_with_a_label_and_leaves_no_trace(tiny_model, tmp_path) -> None:
     mishaps.overflow(tiny_model, tmp_path, 4)
-
-
-def test_engines_that_differ_stop_the_run_and_leave_evidence(tiny_model, tmp_path) -> None:
-    mishaps.disagree(tiny_model, tmp_path)
