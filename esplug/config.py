@@ -25,6 +25,7 @@ _NOT_IN_LINES = {"Cc", "Cs", "Zl", "Zp"}  # control characters, halves of charac
 _KINDS = {int: "an integer", float: "a finite number", bool: "true or false", str: "text"}
 _OUT_OF_RANGE = {"finite_number", "greater_than", "greater_than_equal", "less_than_equal"}
 Command = Literal["train", "eval"]
+Schedule = Literal["constant", "linear", "cosine"]
 
 
 def _setting(
@@ -98,6 +99,26 @@ class RunConfig(BaseModel):
     population_size: int = _setting(30, "Members per iteration (N).", "Evolution Strategies", ge=2, le=1_000_000)
     n_iterations: int = _count(300, "Updates to make; 0 only evaluates.", "Evolution Strategies", ge=0)
     antithetic: bool = _setting(False, "Draw members in mirrored pairs, +eps and -eps.", "Evolution Strategies")
+    sigma_schedule: Schedule = _setting(
+        "constant", "How sigma goes to --sigma-end over the run.", "Evolution Strategies"
+    )
+    sigma_end: float | None = _number(
+        None, "What --sigma-schedule ends at.  [default: sigma/10]", "Evolution Strategies", gt=0, le=10
+    )
+    alpha_schedule: Schedule = _setting(
+        "constant", "How alpha goes to --alpha-end over the run.", "Evolution Strategies"
+    )
+    alpha_end: float | None = _number(
+        None, "What --alpha-schedule ends at.  [default: alpha/10]", "Evolution Strategies", gt=0, le=10
+    )
+    momentum: float = _number(
+        0.0,
+        "Share of its last movement that every update repeats, from seeds: the cost of an update grows as that of "
+        "log(0.01)/log(momentum) of them.",
+        "Evolution Strategies",
+        ge=0,
+        le=0.99,
+    )
     reward_shaping: str = _setting(
         "z-scores", "Shaping plugin that turns rewards into utilities.", "Evolution Strategies"
     )
@@ -173,6 +194,9 @@ class RunConfig(BaseModel):
         ge=0,
     )
     keep_checkpoints: int = _count(2, "How many of these to keep.", "Output", flag="--keep", ge=1)
+    profile: int | None = _count(
+        None, "Write a trace of this iteration, counted from 0, for ui.perfetto.dev.", "Output", ge=0
+    )
     wandb_project: str = _setting("es-finetuning", "Project for the wandb logger.", "Output")
 
     @field_validator("logging", "eval_splits", "pass_k", mode="before")
@@ -276,8 +300,16 @@ class RunConfig(BaseModel):
     def _together(self) -> Self:
         if self.alpha is None:
             object.__setattr__(self, "alpha", self.sigma / 2)
+        for name, start in (("sigma", self.sigma), ("alpha", self.step_size)):
+            fixed, end = getattr(self, f"{name}_schedule") == "constant", getattr(self, f"{name}_end")
+            if fixed and end is not None:
+                raise ValueError(f"<{name}_end> {end:g} is for <{name}_schedule> linear or cosine; give that too")
+            if not fixed and end is None:
+                object.__setattr__(self, f"{name}_end", start / 10)
         if self.antithetic and self.population_size % 2:
             raise ValueError("--population-size must be even with --antithetic (members come in pairs)")
+        if self.profile is not None and self.profile >= self.n_iterations > 0:
+            raise ValueError(f"<profile> {self.profile}: the last iteration is {self.n_iterations - 1}")
         if self.max_model_len is not None and self.max_tokens >= self.max_model_len:
             raise ValueError(
                 f"--max-tokens {self.max_tokens} leaves no room for a prompt: --max-model-len is {self.max_model_len}"
@@ -299,6 +331,20 @@ class RunConfig(BaseModel):
         """Alpha, its default filled in."""
         assert self.alpha is not None
         return self.alpha
+
+    def sigma_at(self, iteration: int) -> float:
+        """Standard deviation of an iteration's perturbations."""
+        return self._scheduled(self.sigma_schedule, self.sigma, self.sigma_end, iteration)
+
+    def alpha_at(self, iteration: int) -> float:
+        """Step size of an iteration."""
+        return self._scheduled(self.alpha_schedule, self.step_size, self.alpha_end, iteration)
+
+    def _scheduled(self, schedule: Schedule, start: float, end: float | None, iteration: int) -> float:
+        from esplug.es import scheduled
+
+        done = iteration / max(self.n_iterations - 1, 1)
+        return start if end is None else scheduled(schedule, start, end, done)
 
     def evaluates_at(self, iteration: int) -> bool:
         """Whether a run evaluates before this iteration; at the number of iterations, in the end."""

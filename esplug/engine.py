@@ -62,8 +62,25 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
+class Work:
+    """What an engine did in one go.
+
+    Attributes:
+        engine: its number in the pool, which the pool fills in.
+        began: when, in Unix seconds of its machine.
+        switch_seconds: to write a member's weights; 0 where it held them already.
+        generate_seconds: to answer, after that.
+    """
+
+    engine: int
+    began: float
+    switch_seconds: float
+    generate_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Generation:
-    """Answers to a batch of prompts, in their order, and the seconds they took.
+    """Answers to a batch of prompts, in their order, and the work that they took.
 
     Attributes:
         undefined: tokens for which the model gave NaN or infinity instead of probabilities. If there are any, none
@@ -71,9 +88,25 @@ class Generation:
     """
 
     completions: list[Completion]
-    switch_seconds: float
-    generate_seconds: float
+    work: tuple[Work, ...] = ()
     undefined: int = 0
+
+    @property
+    def switch_seconds(self) -> float:
+        """Seconds spent on writing weights."""
+        return sum(work.switch_seconds for work in self.work)
+
+    @property
+    def generate_seconds(self) -> float:
+        """Seconds spent on answering."""
+        return sum(work.generate_seconds for work in self.work)
+
+    @classmethod
+    def joined(cls, parts: Sequence["Generation"]) -> "Generation":
+        """Put together what answers to successive stretches of the prompts."""
+        completions = [completion for part in parts for completion in part.completions]
+        work = tuple(work for part in parts for work in part.work)
+        return cls(completions, work, sum(part.undefined for part in parts))
 
 
 def _at_work(method: Method) -> Method:
@@ -94,7 +127,14 @@ class Engine:
     """The Ray actor. Made idle, so that all engines can be placed before any loads a model.
 
     Everything but :meth:`pulse`, which has a thread of its own, runs in one thread.
+
+    Attributes:
+        worker_extension: what is added to vLLM's workers, as a dotted name.
+        prefix_caching: whether prompts of one member share what they begin with.
     """
+
+    worker_extension = "esplug.worker.ESWorkerExtension"
+    prefix_caching = True
 
     def __init__(self, log_path: str | None) -> None:
         if log_path:
@@ -159,9 +199,9 @@ class Engine:
             max_model_len=settings.max_model_len,
             tensor_parallel_size=ranks,
             distributed_executor_backend="mp" if ranks > 1 else None,  # within a placement group it would be Ray
-            enable_prefix_caching=True,
+            enable_prefix_caching=self.prefix_caching,
             gpu_memory_utilization=settings.memory_share,
-            worker_extension_cls="esplug.worker.ESWorkerExtension",
+            worker_extension_cls=self.worker_extension,
             generation_config="vllm",
             seed=0,
             **extra,
@@ -187,53 +227,49 @@ class Engine:
 
     @_at_work
     def generate(
-        self,
-        weights: Weights,
-        prompts: Sequence[Sequence[int]],
-        seeds: Sequence[int],
-        sampling: Sampling,
-        mini_batch_size: int,
+        self, weights: Weights, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling
     ) -> Generation:
-        """Answer ``prompts`` (token ids), each with its own seed, with ``weights``, so many prompts at a time."""
+        """Answer ``prompts`` (token ids), each with its own seed, with ``weights``.
+
+        The answers depend on these arguments and the master weights alone, not on what was answered before.
+        """
         from vllm import SamplingParams, TokensPrompt
 
-        started = time.perf_counter()
+        began, started = time.time(), time.perf_counter()
         if weights != self._weights:
             self._weights = None
             self._llm.collective_rpc("es_set_weights", args=(weights.member_seed, weights.scale))
-            self._llm.reset_prefix_cache()
             self._weights = weights
-        switched = time.perf_counter()
-        completions: list[Completion] = []
+            switch_seconds = time.perf_counter() - started
+        else:
+            switch_seconds = 0.0
+        self._llm.reset_prefix_cache()
         self._cache_shared_prefix(prompts)
-        for first in range(0, len(prompts), mini_batch_size):
-            chosen = slice(first, first + mini_batch_size)
-            outputs = self._llm.generate(
-                [TokensPrompt(prompt_token_ids=list(ids)) for ids in prompts[chosen]],
-                [
-                    SamplingParams(
-                        temperature=sampling.temperature,
-                        top_p=sampling.top_p,
-                        max_tokens=sampling.max_tokens,
-                        stop=list(sampling.stop),
-                        stop_token_ids=list(sampling.stop_token_ids),
-                        include_stop_str_in_output=True,
-                        seed=seed if sampling.temperature > 0 else None,
-                    )
-                    for seed in seeds[chosen]
-                ],
-                use_tqdm=False,
-            )
-            answers = [output.outputs[0] for output in outputs]
-            completions += [
-                Completion(answer.text, len(answer.token_ids), answer.finish_reason == "stop") for answer in answers
-            ]
+        outputs = self._llm.generate(
+            [TokensPrompt(prompt_token_ids=list(ids)) for ids in prompts],
+            [
+                SamplingParams(
+                    temperature=sampling.temperature,
+                    top_p=sampling.top_p,
+                    max_tokens=sampling.max_tokens,
+                    stop=list(sampling.stop),
+                    stop_token_ids=list(sampling.stop_token_ids),
+                    include_stop_str_in_output=True,
+                    seed=seed if sampling.temperature > 0 else None,
+                )
+                for seed in seeds
+            ],
+            use_tqdm=False,
+        )
+        answers = [output.outputs[0] for output in outputs]
         undefined = sum(self._llm.collective_rpc("es_take_undefined"))
         if undefined:  # which the cache would hand on, as 0 x NaN is NaN
             self._llm.collective_rpc("es_clear_cache")
             self._llm.reset_prefix_cache()
             self._weights = None
-        return Generation(completions, switched - started, time.perf_counter() - switched, undefined)
+        work = Work(-1, began, switch_seconds, time.perf_counter() - started - switch_seconds)
+        completions = [Completion(each.text, len(each.token_ids), each.finish_reason == "stop") for each in answers]
+        return Generation(completions, (work,), undefined)
 
     def _cache_shared_prefix(self, prompts: Sequence[Sequence[int]]) -> None:
         """Compute what all prompts begin with once; scheduled together, each would compute it for itself."""
@@ -241,7 +277,7 @@ class Engine:
 
         same = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*prompts, strict=False))
         prefix = [column[0] for column in same]
-        if len(prompts) > 1 and len(prefix) >= PREFIX_TOKENS:
+        if self.prefix_caching and len(prompts) > 1 and len(prefix) >= PREFIX_TOKENS:
             once = SamplingParams(temperature=0.0, max_tokens=1)
             self._llm.generate([TokensPrompt(prompt_token_ids=prefix)], once, use_tqdm=False)
 

@@ -1,9 +1,10 @@
 """The pool of engines on Ray: placing them, handing out work, keeping their weights equal, replacing the dead."""
 
+import math
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -14,6 +15,7 @@ from esplug.history import CaughtUp, History
 from esplug.lookout import Lookout, Seat
 from esplug.placement import Plan, cpu_kv_cache_bytes
 from esplug.run_directory import write_json
+from esplug.schedule import Piece, Schedule
 
 Key = TypeVar("Key")
 
@@ -27,6 +29,7 @@ class Job(Generic[Key]):
     Attributes:
         prompts: token ids of B prompts.
         seeds: of each prompt's sampling; below 2**63.
+        mini_batch_size: prompts that an engine answers at a time; fewer could be answered by several engines.
     """
 
     key: Key
@@ -50,7 +53,12 @@ class EnginePool:
         folder: the run's directory, which gets the engines' logs.
         timeout: seconds without progress after which an engine is replaced.
         max_restarts: engines to replace before giving up.
+
+    Attributes:
+        engine: class of the engines.
     """
+
+    engine: type = Engine
 
     def __init__(
         self,
@@ -113,44 +121,53 @@ class EnginePool:
         """
         import ray
 
-        todo, again = iter(jobs), deque[Job[Key]]()
+        schedule: Schedule[Job[Key]] = Schedule(jobs, _pieces)
         idle = deque(self._seats)
-        running: dict[Any, tuple[Seat, Job[Key] | None]] = {}  # without a job, an engine is starting
-        raised: set[Key] = set()
-        last: Any = None
-        prompts: Any = None
+        running: dict[Any, tuple[Seat, Piece[Job[Key]] | None]] = {}  # without a piece, an engine is starting
+        answered: dict[Key, dict[int, Generation]] = {}
+        raised: set[tuple[Key, int]] = set()
+        prompts = _Prompts()
 
         def hand_out() -> None:
-            nonlocal last, prompts
-            while idle and (job := again.popleft() if again else next(todo, None)) is not None:
-                if job.prompts is not last:  # a batch of prompts travels once, not once a member
-                    last, prompts = job.prompts, ray.put(job.prompts)
+            for _ in range(len(idle)):
                 seat = idle.popleft()
-                ref = seat.actor.generate.remote(job.weights, prompts, job.seeds, job.sampling, job.mini_batch_size)
-                running[ref] = (seat, job)
+                piece = schedule.take(seat.index)
+                if piece is None:
+                    idle.append(seat)
+                    continue
+                job, chosen = piece.job, _chosen(piece)
+                ref = seat.actor.generate.remote(job.weights, prompts.ref(piece), job.seeds[chosen], job.sampling)
+                running[ref] = (seat, piece)
 
         hand_out()
         while running:
             done = self._lookout.wait(list(running))
-            seat, job = running.pop(done)
+            seat, piece = running.pop(done)
             try:
                 result = ray.get(done)
             except ray.exceptions.RayError as error:
-                if job is not None:
-                    if _raised(error) and job.key in raised:
+                if piece is not None:
+                    name = (piece.job.key, piece.number)
+                    if _raised(error) and name in raised:
                         raise self._failure(seat, error) from error
-                    raised |= {job.key} if _raised(error) else set()
-                    again.append(job)
+                    raised |= {name} if _raised(error) else set()
+                    schedule.give_back(seat.index, piece)
                 running[self._replace(seat, error)] = (seat, None)
                 hand_out()
                 continue
             idle.append(seat)
-            if job is None:
+            if piece is None:
                 self._welcome(seat, result)
                 hand_out()
-            else:
-                hand_out()
-                yield job.key, result
+                continue
+            work = tuple(replace(each, engine=seat.index) for each in result.work)
+            schedule.done(sum(each.switch_seconds for each in work), sum(each.generate_seconds for each in work))
+            hand_out()
+            key = piece.job.key
+            parts = answered.setdefault(key, {})
+            parts[piece.number] = replace(result, work=work)
+            if len(parts) == _pieces(piece.job):
+                yield key, Generation.joined([part for _, part in sorted(answered.pop(key).items())])
 
     def update(self, seeds: list[int], coefficients: list[float]) -> int:
         """Move the weights of all engines alike. Returns their checksum.
@@ -195,7 +212,7 @@ class EnginePool:
 
         gpus, cores = self.plan.gpus_per_engine, self.plan.cores_per_engine
         place = PlacementGroupSchedulingStrategy(self._placement, seat.index)
-        actor = ray.remote(concurrency_groups={"pulse": 1})(Engine)
+        actor = ray.remote(concurrency_groups={"pulse": 1})(self.engine)
         seat.actor = actor.options(num_gpus=gpus, num_cpus=1 if gpus else cores, scheduling_strategy=place).remote(
             str(self._log(seat).absolute())
         )
@@ -386,6 +403,34 @@ class EnginePool:
         except OSError:
             return ""
         return f"\nlast lines of {path}:\n" + "\n".join(f"  {line}" for line in tail)
+
+
+class _Prompts:
+    """Puts prompts where engines can read them: a mini-batch travels once, not once a member."""
+
+    def __init__(self) -> None:
+        self._last: Any = None
+        self._refs: dict[int, Any] = {}
+
+    def ref(self, piece: Piece[Job[Any]]) -> Any:
+        """Return a reference to a piece's prompts."""
+        import ray
+
+        if piece.job.prompts is not self._last:
+            self._last, self._refs = piece.job.prompts, {}
+        if piece.number not in self._refs:
+            self._refs[piece.number] = ray.put(piece.job.prompts[_chosen(piece)])
+        return self._refs[piece.number]
+
+
+def _pieces(job: Job[Any]) -> int:
+    """Return the number of a job's mini-batches."""
+    return max(1, math.ceil(len(job.prompts) / job.mini_batch_size))
+
+
+def _chosen(piece: Piece[Job[Any]]) -> slice:
+    size = piece.job.mini_batch_size
+    return slice(piece.number * size, (piece.number + 1) * size)
 
 
 def _raised(error: Exception) -> bool:

@@ -4,14 +4,21 @@ One iteration moves the weights by ``alpha/N * sum_i utility_i * sign_i * eps_i`
 arXiv 1703.03864, with shaped rewards as utilities; at LLM scale Qiu et al. 2025, arXiv 2509.24372).
 """
 
+import math
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from esplug.noise import member_seed
 
+if TYPE_CHECKING:
+    from esplug.config import Schedule
+
 FloatArray: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
+
+#: Weight below which momentum forgets an earlier iteration, whose noise would have to be made again for it.
+FORGOTTEN = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +42,24 @@ def coefficients(alpha: float, utilities: FloatArray, members: list[Member]) -> 
     signs = np.array([member.sign for member in members], dtype=np.float64)
     exact = alpha / len(members) * np.asarray(utilities, dtype=np.float64) * signs
     return [float(value) for value in exact.astype(np.float32)]
+
+
+def scheduled(schedule: "Schedule", start: float, end: float, done: float) -> float:
+    """Return a setting that goes from ``start`` to ``end``, when a share ``done`` (0 to 1) of the run is over."""
+    if schedule == "constant":
+        return start
+    share = done if schedule == "linear" else (1 - math.cos(math.pi * done)) / 2
+    return start + (end - start) * share
+
+
+def momentum_weights(momentum: float) -> list[float]:
+    """Return what the newest update and those before it count, ``momentum**age``, down to :data:`FORGOTTEN`.
+
+    With them an iteration moves the weights by ``sum_age momentum**age * update_age``: the velocity of heavy-ball
+    momentum (Polyak 1964, without damping), but for its tail, and without keeping it, as updates come from seeds.
+    """
+    ages = int(math.log(FORGOTTEN) / math.log(momentum)) if momentum else 0
+    return [momentum**age for age in range(ages + 1)]
 
 
 def mirrored_correlation(rewards: FloatArray) -> float:

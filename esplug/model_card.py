@@ -137,13 +137,17 @@ def _facts(
         ("population size", "population_size"),
         ("sigma", "sigma"),
         ("alpha", "alpha"),
+        ("momentum", "momentum"),
         ("mirrored pairs", "antithetic"),
         ("reward shaping", "reward_shaping"),
         ("prompts per iteration", "batch_size"),
     ):
         if field in settings:
             value = settings[field]
-            yield title, {True: "yes", False: "no"}[value] if isinstance(value, bool) else f"{value}"
+            shown = {True: "yes", False: "no"}[value] if isinstance(value, bool) else f"{value}"
+            if f"{field}_end" in settings:
+                shown += f", {settings[f'{field}_schedule']} to {settings[f'{field}_end']}"
+            yield title, shown
     yield "run seed", str(header.run_seed)
     yield "master weights", "the model's types" if header.master_dtype == "model" else header.master_dtype
     if dtype:

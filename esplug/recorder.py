@@ -15,7 +15,7 @@ from esplug.engines import EnginePool
 from esplug.errors import RunError
 from esplug.evaluation import Evaluation
 from esplug.loggers import LoggerSet
-from esplug.run_directory import RunDirectory
+from esplug.run_directory import RunDirectory, write_json
 from esplug.seed_log import SeedLog, Step
 
 
@@ -66,6 +66,13 @@ class Recorder:
         self._loggers.log(evaluation.iteration, evaluation.metrics())
         with self._disk_may_fail(self._run_dir.path):
             self._run_dir.write_results(results)
+
+    def profile(self, iteration: int, trace: Mapping[str, Any]) -> None:
+        """Write the trace of an iteration, and say where it is."""
+        path = self._run_dir.path / f"profile-iteration{iteration}.json"
+        with self._disk_may_fail(path):
+            write_json(path, trace)
+            get_console().print(f"trace of iteration {iteration}: {path}", markup=False, soft_wrap=True)
 
     def checkpoint(self, iteration: int) -> None:
         """Save the master weights as they are, and remove the oldest of those saved so."""

@@ -13,7 +13,7 @@ from threading import Event, Lock
 from typing import Any, TypeAlias
 
 from esplug import stored_tensors
-from esplug.seed_log import Header, Step
+from esplug.seed_log import Header, Step, parts
 from esplug.stored_tensors import StoredTensor, as_bytes
 
 Progress: TypeAlias = Callable[[str, int, int], None]
@@ -45,17 +45,17 @@ class Replay:
         places: Mapping[str, StoredTensor] | None = None,
     ) -> int:
         """Replay ``steps`` on every tensor, and write each to its place. Returns the 64-bit checksum of all."""
-        moving = [step for step in steps if step.moves]
-        seeds = [step.seeds(self._header.run_seed) for step in moving]
+        seeds = [step.seeds(self._header.run_seed) for step in steps]
+        moves = [part for part in (parts(steps[: done + 1]) for done in range(len(steps))) if part]
         self._what, self._done = what, 0
-        self._total = sum(tensor.count * (1 + len(moving) * tensor.is_float) for tensor in tensors)
+        self._total = sum(tensor.count * (1 + len(moves) * tensor.is_float) for tensor in tensors)
         checksum = 0
         running: deque[Future[int]] = deque()
         pool = ThreadPoolExecutor(self._threads, "esplug-replay")
         try:
             for tensor in tensors:
                 place = places[tensor.name] if places is not None else None
-                updates = list(_updates(tensor, moving, seeds))
+                updates = list(_updates(tensor, moves, seeds))
                 for start in range(0, tensor.count, stored_tensors.STRETCH):
                     if len(running) >= 4 * self._threads:  # what waits holds its keys
                         checksum += running.popleft().result()
@@ -106,12 +106,15 @@ class Replay:
                 self._progress(self._what, self._done, self._total)
 
 
-def _updates(tensor: StoredTensor, steps: Sequence[Step], seeds: Sequence[Sequence[int]]) -> Iterator[_Update]:
+def _updates(
+    tensor: StoredTensor, moves: Sequence[Sequence[tuple[Step, list[float]]]], seeds: Sequence[Sequence[int]]
+) -> Iterator[_Update]:
     import numpy as np
 
     from esplug.noise import tensor_key
 
-    if tensor.is_float and tensor.count:
-        for step, members in zip(steps, seeds, strict=True):
-            keys = np.array([tensor_key(seed, tensor.name) for seed in members], dtype=np.uint64)
-            yield keys, np.array(step.coefficients, dtype=np.float32)
+    if tensor.is_float and tensor.count and moves:
+        keys = [np.array([tensor_key(seed, tensor.name) for seed in members], dtype=np.uint64) for members in seeds]
+        for move in moves:
+            coefficients = np.array([value for _, values in move for value in values], dtype=np.float32)
+            yield np.concatenate([keys[step.iteration] for step, _ in move]), coefficients

@@ -182,9 +182,11 @@ def past_evaluations(
 
 
 def _check_changes(run: Path, before: Mapping[str, Any], now: RunConfig, allow_change: bool) -> None:
+    scheduled = {now.sigma_schedule, now.alpha_schedule} != {"constant"}
+    free = _FREE - {"n_iterations"} if scheduled else _FREE
     for name, was in before.items():
         wanted = getattr(now, name)
-        if was == wanted or name in _FREE or panel_of(name) in _FREE_PANELS:
+        if was == wanted or name in free or panel_of(name) in _FREE_PANELS:
             continue
         flag = flag_of(name)
         if name in _FIXED:

@@ -29,7 +29,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import cloudpickle
@@ -71,11 +71,17 @@ class Graded:
             allowed, ``error:ProcessDied`` for a crash (one after a failed allocation in C looks like any other).
         failed: whether grading failed.
         traceback: what is known about the failure; long ones lack their middle.
+        grader: number of the process that graded; ``None`` if none did.
+        began: when it was asked, in Unix seconds.
+        seconds: that it took.
     """
 
     reward: Reward
     failed: bool = False
     traceback: str | None = None
+    grader: int | None = field(default=None, compare=False)
+    began: float = field(default=0.0, compare=False)
+    seconds: float = field(default=0.0, compare=False)
 
 
 class PendingRewards:
@@ -209,7 +215,7 @@ class RewardPool:
         self._environment = os.environ | _ENVIRONMENT | {"PYTHONPATH": path}
         atexit.register(self.close)
         self._threads = [
-            threading.Thread(target=self._tend, name=f"esplug-grader-{number}", daemon=True)
+            threading.Thread(target=self._tend, args=(number,), name=f"esplug-grader-{number}", daemon=True)
             for number in range(self.processes)
         ]
         for thread in self._threads:
@@ -265,7 +271,7 @@ class RewardPool:
             thread.join(CLOSE_TIMEOUT)
         atexit.unregister(self.close)
 
-    def _tend(self) -> None:
+    def _tend(self, number: int) -> None:
         """Keep one grader at work, in the one thread that its life depends on (see ``PR_SET_PDEATHSIG``)."""
         failures = 0
         while not self._closed.wait(failures):  # so many seconds between failed starts
@@ -275,7 +281,7 @@ class RewardPool:
                     if not start.failed:
                         failures = 0
                         self._loaded.set()
-                        self._feed(grader)
+                        self._feed(grader, number)
                         continue
             except OSError as error:  # out of processes, descriptors or memory, perhaps not for long
                 start = _failure("error:OSError", f"{error}")
@@ -297,7 +303,7 @@ class RewardPool:
                 self._graders.discard(grader)
             grader.close()
 
-    def _feed(self, grader: "_Grader") -> None:
+    def _feed(self, grader: "_Grader", number: int) -> None:
         """Have the grader grade answers until it falls or the pool closes."""
         for served in itertools.count():
             answer = self._answers.get()
@@ -305,7 +311,10 @@ class RewardPool:
                 return
             if served and grader.has_hung_up():  # between two answers, so neither is to blame
                 return self._answers.put(answer)
-            answer.pending._settle(answer.index, grader.ask(answer.request, self.timeout))
+            began, started = time.time(), time.perf_counter()
+            graded = grader.ask(answer.request, self.timeout)
+            seconds = time.perf_counter() - started
+            answer.pending._settle(answer.index, replace(graded, grader=number, began=began, seconds=seconds))
             if grader.dead or (served % COUNT_EVERY == COUNT_EVERY - 1 and grader.is_crowded()):
                 return
 

@@ -1,21 +1,25 @@
 """The seed log: a fine-tuned model as its base, a run seed and the coefficients of every iteration.
 
 Replaying it on the base gives the master weights bit for bit (:mod:`esplug.export`). It takes the same few
-kilobytes whatever the model's size: ``33 + 4 N`` bytes an iteration, 77 kB for 500 iterations of 30 members.
+kilobytes whatever the model's size: ``33 + 4 N`` bytes an iteration, 77 kB for 500 iterations of 30 members; with
+momentum, 8 bytes an iteration more.
 
 The file is a header and then one record for every iteration, numbered from 0 without a gap, all little-endian:
 
-- The header is one line of UTF-8 JSON, ``{"format":"esplug-seed-log","version":1,"base":{"name":...,
+- The header is one line of UTF-8 JSON, ``{"format":"esplug-seed-log","version":2,"base":{"name":...,
   "revision":...,"weights_checksum":"16 hex digits"},"master_dtype":...,"run_seed":...,"settings":{...},
   "crc":"16 hex digits"}`` and a newline, without blanks. ``crc`` comes last and is the 8-byte BLAKE2b hash of
   the line's bytes before ``,"crc"``.
 - A record is the payload's length (u32), the payload, and the 8-byte BLAKE2b hash of both. The payload is the
   iteration (u64), the checksum of the master weights after it (u64, :func:`esplug.kernels.cpu.checksum`),
-  whether the members are mirrored pairs (u8, 0 or 1), their number N (u32), and N coefficients (float32).
+  flags (u8: 1 where the members are mirrored pairs, 2 where there is momentum, or their sum), the number of members
+  N (u32), N coefficients (float32), and with flag 2 the momentum (float64). Version 1 had no flag 2.
 
 Member seeds are not stored: :func:`esplug.es.population` gives them from the run seed and the iteration. An
-iteration whose coefficients are all zero moves nothing; it must be skipped rather than added, which would make
--0.0 of a weight +0.0.
+iteration moves the weights by its members' noise times their coefficients, in order; with momentum, then by that of
+the iteration before, of the one before that, and so on, their coefficients times
+:func:`esplug.es.momentum_weights` rounded to float32. Where all these are zero nothing moves; such an update must be
+skipped rather than added, which would make -0.0 of a weight +0.0.
 
 Every record is on the disk before :meth:`SeedLog.append` returns, so that a crash can only tear the last one.
 """
@@ -26,7 +30,7 @@ import os
 import re
 import shutil
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -35,12 +39,14 @@ from typing import Any, Literal, NamedTuple, Self
 
 from esplug import durable
 from esplug.errors import UserError
-from esplug.es import population
+from esplug.es import momentum_weights, population
 
 FILE_NAME = "seeds.log"
-FORMAT, VERSION = "esplug-seed-log", 1
+FORMAT, VERSION = "esplug-seed-log", 2
 
 _LENGTH, _FIXED, _HASH_BYTES = struct.Struct("<I"), struct.Struct("<QQBI"), 8
+_EXTRA = struct.Struct("<d")
+_MIRRORED, _MOMENTUM = 1, 2  # flags
 _CRC = re.compile(rb',"crc":"([0-9a-f]{16})"\}\n')
 _CRC_BYTES = len(',"crc":"0123456789abcdef"}\n')
 _LONGEST_HEADER = 2**24
@@ -98,17 +104,22 @@ class Step:
         coefficients: one for each of the N members, rounded to float32.
         antithetic: whether the members were drawn in mirrored pairs.
         checksum: 64-bit checksum of the master weights after the update.
+        momentum: weight of the update before in this one's movement, from 0 to 0.99.
 
     Raises:
-        ValueError: there are no coefficients, one is not finite in float32, or a number does not fit in 64 bits.
+        ValueError: there are no coefficients, one is not finite in float32, a number does not fit in 64 bits, or the
+            momentum is out of range.
     """
 
     iteration: int
     coefficients: tuple[float, ...]
     antithetic: bool
     checksum: int
+    momentum: float = 0.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.momentum <= 0.99:
+            raise ValueError(f"momentum {self.momentum} must be from 0 to 0.99")
         _check_u64("iteration", self.iteration)
         _check_u64("checksum", self.checksum)
         count = f"<{len(self.coefficients)}f"
@@ -122,15 +133,29 @@ class Step:
             )
         object.__setattr__(self, "coefficients", rounded)
 
-    @property
-    def moves(self) -> bool:
-        """Whether the update changes anything; one that does not is skipped."""
-        return any(self.coefficients)
-
     def seeds(self, run_seed: int) -> list[int]:
         """Return the seeds of the N members, in order."""
         members = population(run_seed, self.iteration, len(self.coefficients), antithetic=self.antithetic)
         return [member.seed for member in members]
+
+
+def parts(steps: Sequence[Step]) -> list[tuple[Step, list[float]]]:
+    """Return what the last of a run's ``steps`` moves the weights by: steps, each with its members' coefficients.
+
+    The last step itself comes first, then those that momentum still remembers. Empty where nothing moves.
+    """
+    found = [
+        (step, [_float32(weight * value) for value in step.coefficients])
+        for weight, step in zip(momentum_weights(steps[-1].momentum), reversed(steps), strict=False)
+    ]
+    return found if any(any(values) for _, values in found) else []
+
+
+def movement(steps: Sequence[Step], run_seed: int) -> tuple[list[int], list[float]]:
+    """Return the same as seeds and coefficients, one of each for every perturbation to be added, in order."""
+    found = parts(steps)
+    seeds = [seed for step, _ in found for seed in step.seeds(run_seed)]
+    return seeds, [value for _, values in found for value in values]
 
 
 class Recorded(NamedTuple):
@@ -329,9 +354,11 @@ def _read_header(path: Path, line: bytes) -> Header:
 
 
 def _frame(step: Step) -> bytes:
-    count = len(step.coefficients)
-    fixed = _FIXED.pack(step.iteration, step.checksum, step.antithetic, count)
-    hashed = _LENGTH.pack(_FIXED.size + 4 * count) + fixed + struct.pack(f"<{count}f", *step.coefficients)
+    count, flags = len(step.coefficients), _MIRRORED * step.antithetic + _MOMENTUM * bool(step.momentum)
+    payload = _FIXED.pack(step.iteration, step.checksum, flags, count) + struct.pack(f"<{count}f", *step.coefficients)
+    if step.momentum:
+        payload += _EXTRA.pack(step.momentum)
+    hashed = _LENGTH.pack(len(payload)) + payload
     return hashed + _hash(hashed)
 
 
@@ -341,10 +368,12 @@ def _read_frame(records: bytes, offset: int) -> tuple[Step | None, int]:
     if end is None or records[end - _HASH_BYTES : end] != _hash(records[offset : end - _HASH_BYTES]):
         return None, offset
     start = offset + _LENGTH.size
-    iteration, checksum, antithetic, count = _FIXED.unpack_from(records, start)
-    coefficients = struct.unpack_from(f"<{count}f", records, start + _FIXED.size)
+    iteration, checksum, flags, count = _FIXED.unpack_from(records, start)
+    start += _FIXED.size
+    coefficients = struct.unpack_from(f"<{count}f", records, start)
+    momentum = _EXTRA.unpack_from(records, start + 4 * count)[0] if flags & _MOMENTUM else 0.0
     try:
-        return Step(iteration, coefficients, bool(antithetic), checksum), end
+        return Step(iteration, coefficients, bool(flags & _MIRRORED), checksum, momentum), end
     except ValueError:
         return None, offset
 
@@ -355,8 +384,9 @@ def _end(records: bytes, offset: int) -> int | None:
     if start + _FIXED.size > len(records):
         return None
     (length,) = _LENGTH.unpack_from(records, offset)
-    *_, count = _FIXED.unpack_from(records, start)
-    return start + length + _HASH_BYTES if length == _FIXED.size + 4 * count else None
+    *_, flags, count = _FIXED.unpack_from(records, start)
+    right = flags <= _MIRRORED | _MOMENTUM and length == _payload_bytes(count, bool(flags & _MOMENTUM))
+    return start + length + _HASH_BYTES if right else None
 
 
 def _is_last(records: bytes, offset: int, steps: list[Step]) -> bool:
@@ -367,19 +397,23 @@ def _is_last(records: bytes, offset: int, steps: list[Step]) -> bool:
     """
     end = _end(records, offset)
     if end is None:
-        largest = max((_frame_bytes(len(step.coefficients)) for step in steps), default=len(records))
+        largest = max((len(_frame(step)) for step in steps), default=len(records))
         end = offset + largest
     if end < len(records):
         return False
     return all(_read_frame(records, later)[0] is None for later in range(offset + 1, len(records)))
 
 
-def _frame_bytes(count: int) -> int:
-    return _LENGTH.size + _FIXED.size + 4 * count + _HASH_BYTES
+def _payload_bytes(count: int, momentum: bool) -> int:
+    return _FIXED.size + 4 * count + _EXTRA.size * momentum
 
 
 def _hash(data: bytes) -> bytes:
     return blake2b(data, digest_size=_HASH_BYTES).digest()
+
+
+def _float32(value: float) -> float:
+    return float(struct.unpack("<f", struct.pack("<f", value))[0])
 
 
 def _check_u64(what: str, value: int) -> None:

@@ -4,7 +4,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from esplug.loggers import LoggerSet
 from esplug.metrics import PopulationResult, iteration_record, train_metrics
 from esplug.model import PromptEncoder, revision_of, weights_size
 from esplug.placement import Plan, cpu_engine_bytes, plan_engines
+from esplug.profile import trace
 from esplug.progress import LiveProgress
 from esplug.questions import Batch, Questions
 from esplug.recorder import Recorder
@@ -35,7 +36,7 @@ from esplug.results import results
 from esplug.resume import check_environment, note_changes, past_evaluations, reopen
 from esplug.rewards import PendingRewards, RewardPool
 from esplug.run_directory import RunDirectory, environment
-from esplug.seed_log import Base, Header, SeedLog, Step
+from esplug.seed_log import Base, Header, SeedLog, Step, movement
 from esplug.starting_model import starting_model
 from esplug.watch import UNDEFINED, Watch
 
@@ -186,7 +187,7 @@ class EvolutionStrategiesTrainer:
 
     def train_step(self, iteration: int) -> None:
         """Make one update from the next batch."""
-        config, started = self.config, time.perf_counter()
+        config, began, started = self.config, time.time(), time.perf_counter()
         questions, targets = next(self._batches)
         members = population(config.seed, iteration, config.population_size, antithetic=config.antithetic)
         self.progress.begin(f"iteration {iteration + 1}", len(members))
@@ -194,23 +195,35 @@ class EvolutionStrategiesTrainer:
         result = self.evaluate_population_on_batch(members, questions, targets)
         self._watch.grades(result.grades)
         utilities = self._utilities(result.rewards)
-        steps = coefficients(config.step_size, utilities, members)
+        steps = coefficients(config.alpha_at(iteration), utilities, members)
         if not np.isfinite(steps).all():
             raise RunError(f"{config.reward_shaping!r} makes utilities of these rewards that are too large for float32")
 
         answered = time.perf_counter()
-        if any(steps):
-            self.checksum = self.engines.update([member.seed for member in members], steps)
-        else:
-            get_console().print(f"iteration {iteration}: every utility is zero (all rewards equal?), so no update")
+        step = Step(iteration, tuple(steps), config.antithetic, self.checksum, config.momentum)
+        seeds, moved_by = movement([*self.history.steps, step], config.seed)
+        if not any(steps):
+            what = "only momentum moves the weights" if seeds else "no update"
+            get_console().print(f"iteration {iteration}: every utility is zero (all rewards equal?), so {what}")
+        if seeds:
+            self.checksum = self.engines.update(seeds, moved_by)
+            step = replace(step, checksum=self.checksum)
         updated = time.perf_counter()
-        step = Step(iteration, tuple(steps), config.antithetic, self.checksum)
         self.history.append(step)
 
         metrics = train_metrics(result, len(self.engines), antithetic=config.antithetic)
         metrics |= {"time/update": updated - answered, "time/iteration": updated - started}
+        metrics |= {"train/sigma": config.sigma_at(iteration), "train/alpha": config.alpha_at(iteration)}
         record = iteration_record(iteration, members, utilities, steps, result, metrics, self.checksum)
         self.recorder.iteration(step, record, metrics)
+        if iteration == config.profile:
+            phases = {
+                "generate": answered - started - result.grade_seconds,
+                "wait for grades": result.grade_seconds,
+                "update": updated - answered,
+                "record": time.perf_counter() - updated,
+            }
+            self.recorder.profile(iteration, trace(members, result, began, phases))
 
     def evaluate_population_on_batch(
         self, members: Sequence[Member], questions: Sequence[Any], targets: Sequence[Any]
@@ -219,23 +232,10 @@ class EvolutionStrategiesTrainer:
 
         All members answer with the same sampling seeds, so that luck does not tell them apart.
         """
-        config, started = self.config, time.perf_counter()
-        prompts = self._questions.encode(questions)
-        sampling = Sampling(
-            config.max_tokens,
-            config.train_temperature,
-            config.train_top_p,
-            tuple(config.stop),
-            self._questions.encoder.turn_ends,
-        )
-        seeds = [(members[0].seed + position) % 2**63 for position in range(len(prompts))]
-        jobs = (
-            Job(i, Weights(member.seed, member.sign * config.sigma), prompts, seeds, sampling, config.mini_batch_size)
-            for i, member in enumerate(members)
-        )
+        started = time.perf_counter()
         generations: dict[int, Generation] = {}
         pending: dict[int, PendingRewards] = {}
-        for i, generation in self.engines.run(jobs):
+        for i, generation in self.engines.run(self._jobs(members, questions)):
             generations[i] = generation
             pending[i] = self._grade(generation, targets)
             self.progress.advance()
@@ -405,6 +405,22 @@ class EvolutionStrategiesTrainer:
             )
 
     # --- small steps ------------------------------------------------------------------------------------
+
+    def _jobs(self, members: Sequence[Member], questions: Sequence[Any]) -> Iterator[Job[int]]:
+        """Make each member's work: the same prompts with the same sampling seeds."""
+        config, sigma = self.config, self.config.sigma_at(len(self.history.steps))
+        prompts = self._questions.encode(questions)
+        sampling = Sampling(
+            config.max_tokens,
+            config.train_temperature,
+            config.train_top_p,
+            tuple(config.stop),
+            self._questions.encoder.turn_ends,
+        )
+        seeds = [(members[0].seed + position) % 2**63 for position in range(len(prompts))]
+        for i, member in enumerate(members):
+            weights = Weights(member.seed, member.sign * sigma)
+            yield Job(i, weights, prompts, seeds, sampling, config.mini_batch_size)
 
     def _utilities(self, rewards: FloatArray) -> FloatArray:
         utilities = np.asarray(self._shape(rewards=rewards), dtype=np.float64)

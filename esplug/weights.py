@@ -22,6 +22,7 @@ import torch
 from esplug.errors import UserError
 from esplug.history import CatchUp, CaughtUp
 from esplug.noise import tensor_key
+from esplug.seed_log import movement
 from esplug.shards import plan_shards, read_tensors, write_index, write_tensors
 
 if TYPE_CHECKING:
@@ -245,12 +246,14 @@ class MasterWeights:
         if damaged and not first:
             self._copy_from(base)
             state = checksum
-        moving = [step for step in catch_up.steps[first:] if step.moves]
-        for step in moving:
-            self.update(step.seeds(catch_up.run_seed), step.coefficients)
-        if moving:
+        replayed = 0
+        for done in range(first + 1, len(catch_up.steps) + 1):
+            seeds, coefficients = movement(catch_up.steps[:done], catch_up.run_seed)
+            self.update(seeds, coefficients)
+            replayed += bool(seeds)
+        if replayed:
             state = self.checksum()
-        return CaughtUp(checksum, state, len(moving), tuple(damaged), undefined)
+        return CaughtUp(checksum, state, replayed, tuple(damaged), undefined)
 
     def _copy_from(self, folder: Path) -> None:
         """Overwrite the master with the tensors of a model folder.

@@ -145,8 +145,10 @@ NOT_FOR_EVAL = [
         "save_best_models",
         "checkpoint_every",
         "keep_checkpoints",
+        "profile",
     ),
-    *("sigma", "alpha", "population_size", "n_iterations", "antithetic", "reward_shaping"),
+    *("sigma", "alpha", "population_size", "n_iterations", "antithetic", "reward_shaping", "momentum"),
+    *("sigma_schedule", "sigma_end", "alpha_schedule", "alpha_end"),
 ]
 
 

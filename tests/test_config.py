@@ -13,6 +13,18 @@ def test_alpha_defaults_to_half_of_sigma() -> None:
     assert make_config({"sigma": 0.01, "alpha": 0.3}).step_size == 0.3
 
 
+def test_schedules_begin_and_end_where_they_should() -> None:
+    config = make_config(
+        {"sigma": 0.01, "alpha": 0.1, "n_iterations": 5, "sigma_schedule": "linear", "sigma_end": 0.002}
+    )
+    assert [config.sigma_at(k) for k in range(5)] == pytest.approx([0.01, 0.008, 0.006, 0.004, 0.002])
+    assert [config.alpha_at(k) for k in range(5)] == [0.1] * 5
+    config = make_config({"sigma": 0.01, "n_iterations": 3, "alpha_schedule": "cosine"})
+    assert [config.alpha_at(k) for k in range(3)] == pytest.approx([0.005, 0.00275, 0.0005])
+    config = make_config({"n_iterations": 1, "sigma_schedule": "cosine"})
+    assert config.sigma_at(0) == config.sigma
+
+
 def test_later_layers_win() -> None:
     config = make_config({"max_tokens": 7, "seed": 0}, {"max_tokens": 8})
     assert (config.max_tokens, config.seed) == (8, 0)
@@ -34,6 +46,11 @@ def test_toml_round_trip(tmp_path) -> None:
         ({"sigma": 0}, ["--sigma", "greater than 0"]),
         ({"sigma": float("nan")}, ["--sigma", "finite"]),
         ({"alpha": -1}, ["--alpha"]),
+        ({"sigma_end": 0.1}, ["--sigma-end 0.1", "--sigma-schedule linear or cosine"]),
+        ({"alpha_end": 0.1}, ["--alpha-end", "--alpha-schedule"]),
+        ({"profile": 3, "n_iterations": 3}, ["--profile 3", "the last iteration is 2"]),
+        ({"momentum": 1}, ["--momentum", "at most 0.99"]),
+        ({"sigma_schedule": "exponential"}, ["--sigma-schedule", "cosine"]),
         ({"population_size": 1}, ["--population-size", "2"]),
         ({"population_size": 5, "antithetic": True}, ["--population-size", "even"]),
         ({"n_iterations": -1}, ["--n-iterations", "0"]),

@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 
-from esplug import engines as pool_module
-from esplug.engine import Completion, EngineSettings, Generation, Sampling, Weights
+from esplug.engine import Completion, EngineSettings, Generation, Sampling, Weights, Work
 from esplug.engines import EnginePool, Job
 from esplug.errors import RunError, UserError
 from esplug.history import CatchUp, CaughtUp, History
@@ -68,16 +67,15 @@ class QuickEngine:
         assert share[1] == 2, "it was started before its machine was shared out"
         assert not hasattr(self, "state"), "it was started twice"
         self._misbehave("start")
-        moving = [step for step in catch_up.steps if step.moves]
+        moving = [step for step in catch_up.steps if any(step.coefficients)]
         self.state = BASE + sum(round(1000 * sum(step.coefficients)) for step in moving)
         return CaughtUp(BASE, self.state, len(moving))
 
-    def generate(self, weights: Any, prompts: Any, seeds: Any, sampling: Any, size: int) -> Generation:
+    def generate(self, weights: Any, prompts: Any, seeds: Any, sampling: Any) -> Generation:
         time.sleep(0.05)
         self._misbehave("generate")
-        return Generation(
-            [Completion(f"{prompt} {weights.member_seed} {self.state}", 1, True) for prompt in prompts], 0, 0
-        )
+        answers = [Completion(f"{prompt} {weights.member_seed} {self.state}", 1, True) for prompt in prompts]
+        return Generation(answers, (Work(-1, time.time(), 0.01, 0.05),))
 
     def update(self, seeds: list[int], coefficients: list[float]) -> int:
         self._misbehave("update")
@@ -104,7 +102,7 @@ def ray_here() -> Iterator[None]:
 
 @pytest.fixture
 def pool(tmp_path, monkeypatch):
-    monkeypatch.setattr(pool_module, "Engine", QuickEngine)
+    monkeypatch.setattr(EnginePool, "engine", QuickEngine)
     made = []
 
     def pool(timeout: float = 60.0, max_restarts: int = 10) -> EnginePool:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esplug.config import make_config
-from esplug.es import Member, coefficients, mirrored_correlation, population
+from esplug.es import Member, coefficients, mirrored_correlation, momentum_weights, population, scheduled
 
 run_seeds = st.integers(0, 2**64 - 2)
 iterations = st.integers(0, 10_000)
@@ -96,6 +96,29 @@ def test_an_even_part_of_the_reward_leaves_the_update_as_it_is(parts) -> None:
 
     assert step(odd + even) == step(odd)
     assert list(step(odd).values()) == [4.0 * odd for odd, _ in parts]
+
+
+@given(st.sampled_from(["constant", "linear", "cosine"]), st.floats(1e-6, 1), st.floats(1e-6, 1), st.floats(0, 1))
+def test_a_schedule_stays_between_its_ends(schedule, start, end, done) -> None:
+    assert scheduled(schedule, start, end, 0) == start
+    assert scheduled(schedule, start, end, 1) == pytest.approx(start if schedule == "constant" else end)
+    assert min(start, end) * (1 - 1e-12) <= scheduled(schedule, start, end, done) <= max(start, end) * (1 + 1e-12)
+    assert scheduled(schedule, start, start, done) == start
+
+
+def test_a_cosine_is_slow_at_both_ends() -> None:
+    assert [scheduled("cosine", 1, 0, share) for share in (0.25, 0.5, 0.75)] == pytest.approx(
+        [0.853553, 0.5, 0.146447], abs=1e-6
+    )
+
+
+@given(st.floats(0.01, 0.99))
+def test_momentum_forgets_what_counts_less_than_a_hundredth(momentum) -> None:
+    weights = momentum_weights(momentum)
+    assert weights == [momentum**age for age in range(len(weights))]
+    assert weights[-1] >= 0.01 * (1 - 1e-9)
+    assert momentum ** len(weights) < 0.01 * (1 + 1e-9)
+    assert momentum_weights(0.0) == [1.0]
 
 
 def mirrored(plus, minus):

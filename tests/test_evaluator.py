@@ -27,7 +27,7 @@ class Engines:
         self.jobs = list(jobs)
         for job in reversed(self.jobs):
             answers = [f"{ids[0]} {seed}" for ids, seed in zip(job.prompts, job.seeds, strict=True)]
-            yield job.key, Generation([Completion(a, len(a), len(a) % 2 == 0) for a in answers], 0.0, 1.0)
+            yield job.key, Generation([Completion(a, len(a), len(a) % 2 == 0) for a in answers])
 
 
 class Pending:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +29,7 @@ from esplug.export_cli import export as export_command
 from esplug.placement import Plan
 from esplug.results import results
 from esplug.run_directory import RunDirectory
-from esplug.seed_log import Base, Header, SeedLog, Step
+from esplug.seed_log import Base, Header, SeedLog, Step, movement
 from esplug.weights import MasterWeights
 from tests.tiny import make_tiny_model
 
@@ -75,14 +76,15 @@ def make_log(
     settings: Any = None,
     name: str | None = None,
     revision: str | None = None,
+    momentum: float = 0.0,
 ) -> list[MasterWeights]:
     """Write the log that a run on ``base`` would have written. Returns the master after each iteration, from 0."""
 
     def master(upto: int) -> MasterWeights:
         weights = MasterWeights.load(base, master_dtype)
-        for step in steps[:upto]:
-            if any(step.coefficients):
-                weights.update(step.seeds(11), step.coefficients)
+        for done in range(1, upto + 1):
+            seeds, coefficients = movement(steps[:done], 11)
+            weights.update(seeds, coefficients)
         return weights
 
     steps: list[Step] = []
@@ -91,9 +93,9 @@ def make_log(
     masters = [first]
     with SeedLog.create(path, header) as log:
         for number, coefficients in enumerate(COEFFICIENTS):
-            steps.append(Step(number, coefficients, antithetic, 0))
+            steps.append(Step(number, coefficients, antithetic, 0, momentum))
             masters.append(master(number + 1))
-            steps[-1] = Step(number, coefficients, antithetic, masters[-1].checksum())
+            steps[-1] = replace(steps[-1], checksum=masters[-1].checksum())
             log.append(steps[-1])
     return masters
 
@@ -108,12 +110,12 @@ def same_files(left: Path, right: Path) -> None:
 
 @pytest.mark.parametrize("master_dtype", ["float32", "model"])
 @pytest.mark.parametrize("dtype", [None, "float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("antithetic", [False, True])
+@pytest.mark.parametrize("how", [{"antithetic": False}, {"antithetic": True}, {"momentum": 0.4}], ids=str)
 def test_it_is_byte_for_byte_what_the_run_would_have_saved(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, master_dtype: str, dtype: Any, antithetic: bool
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, master_dtype: str, dtype: Any, how: dict[str, Any]
 ) -> None:
     monkeypatch.setattr(stored_tensors, "STRETCH", 1021)
-    masters = make_log(tmp_path / "seeds.log", base, master_dtype=master_dtype, antithetic=antithetic)
+    masters = make_log(tmp_path / "seeds.log", base, master_dtype=master_dtype, **how)
     exported = export(tmp_path / "seeds.log", tmp_path / "out", dtype=dtype, threads=3)
     masters[-1].save(tmp_path / "saved", getattr(torch, dtype) if dtype else None)
     same_files(tmp_path / "out", tmp_path / "saved")

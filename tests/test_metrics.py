@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from esplug.engine import Completion, Generation
+from esplug.engine import Completion, Generation, Work
 from esplug.es import coefficients, population
 from esplug.hookspecs import Reward
 from esplug.metrics import PopulationResult, iteration_record, train_metrics
@@ -21,7 +21,10 @@ MUTE = Graded(Reward(0.4))
 def result(graded: list[list[Graded]], tokens: int = 10) -> PopulationResult:
     """N members who took 1, 2, 3 ... seconds to switch and ten times that to answer."""
     generations = [
-        Generation([Completion("x", tokens, finished=b == 0) for b in range(len(row))], n + 1.0, 10 * (n + 1.0))
+        Generation(
+            [Completion("x", tokens, finished=b == 0) for b in range(len(row))],
+            (Work(0, 0.0, n + 1.0, 10 * (n + 1.0)),),
+        )
         for n, row in enumerate(graded)
     ]
     rewards = np.array([[grade.reward.value for grade in row] for row in graded])

@@ -31,6 +31,10 @@ OTHERS: dict[str, Any] = {
     "master_dtype": "model",
     "max_model_len": 4096,
     "antithetic": True,
+    "sigma_schedule": "linear",
+    "alpha_schedule": "cosine",
+    "momentum": 0.5,
+    "profile": 1,
     "reward_shaping": "centered-ranks",
     "stop": ["x"],
     "eval_splits": ["x"],
@@ -80,7 +84,8 @@ def contents(run: Path) -> dict[Path, bytes]:
 
 @pytest.mark.parametrize("field", list(RunConfig.model_fields))
 def test_what_changes_the_mathematics_is_refused_unless_allowed(field, tmp_path) -> None:
-    run, before = make_run(tmp_path, steps=2, eval_n_samples=4, eval_temperature=0.8)
+    schedules = {f"{name}_schedule": "linear" for name in ("sigma", "alpha") if field == f"{name}_end"}
+    run, before = make_run(tmp_path, steps=2, eval_n_samples=4, eval_temperature=0.8, **schedules)
     value = OTHERS[field] if field in OTHERS else getattr(before, field) * 2
     now = make_config(before.model_dump(exclude_none=True), {field: value})
     assert now != before
@@ -101,6 +106,15 @@ def test_what_changes_the_mathematics_is_refused_unless_allowed(field, tmp_path)
         assert open_again(run, now)[0] == 2  # what was allowed once holds from then on
         with pytest.raises(UserError, match=f"{flag_of(field)} was "):
             open_again(run, before)
+
+
+@pytest.mark.parametrize("name", ["sigma_schedule", "alpha_schedule"])
+def test_a_schedule_belongs_to_a_number_of_iterations(name, tmp_path) -> None:
+    run, before = make_run(tmp_path, steps=2, **{name: "cosine"})
+    more = make_config(before.model_dump(exclude_none=True), {"n_iterations": 8})
+    with pytest.raises(UserError, match=r"--n-iterations was 4 and would be 8"):
+        open_again(run, more)
+    assert open_again(run, more, allow_change=True)[0] == 2
 
 
 def test_what_was_allowed_in_iterations_since_lost_counts_no_more(tmp_path) -> None:

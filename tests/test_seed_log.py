@@ -1,5 +1,6 @@
 """The seed log: what is read is what was written, and no damage goes unseen."""
 
+import hashlib
 import json
 import math
 import os
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from esplug.errors import UserError
 from esplug.es import population
-from esplug.seed_log import Base, Header, SeedLog, Step, read
+from esplug.seed_log import Base, Header, SeedLog, Step, movement, parts, read
 
 U64 = st.integers(0, 2**64 - 1)
 COEFFICIENTS = st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=8).map(tuple)
@@ -28,18 +29,22 @@ HEADERS = st.builds(
     U64,
     st.dictionaries(st.text(), JSON, max_size=3),
 )
-UPDATES = st.lists(st.tuples(COEFFICIENTS, st.booleans(), U64), max_size=5)
+MOMENTA = st.just(0.0) | st.floats(0, 0.99)
+UPDATES = st.lists(st.tuples(COEFFICIENTS, st.booleans(), U64, MOMENTA), max_size=5)
 QUICK = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 HEADER = Header(Base("org/model", "0" * 40, 0xABC), "float32", 42, {"sigma": 0.001, "task": "countdown"})
 
 
-def steps(*updates: tuple[tuple[float, ...], bool, int]) -> list[Step]:
-    return [Step(i, coefficients, mirrored, checksum) for i, (coefficients, mirrored, checksum) in enumerate(updates)]
+def steps(*updates: tuple[tuple[float, ...], bool, int, float]) -> list[Step]:
+    return [Step(number, *update) for number, update in enumerate(updates)]
 
 
 STEPS = steps(
-    ((0.5, -0.25), True, 1), ((1e-7, 3.0, 0.1), False, 2**64 - 1), ((-0.0,), False, 7), ((2.0, 0.5, -1.5), True, 9)
+    ((0.5, -0.25), True, 1, 0.0),
+    ((1e-7, 3.0, 0.1), False, 2**64 - 1, 0.9),
+    ((-0.0,), False, 7, 0.0),
+    ((2.0, 0.5, -1.5), True, 9, 0.3),
 )
 
 
@@ -217,14 +222,14 @@ def test_the_header_is_readable_json_and_newer_versions_are_named(path: Path) ->
     assert content.pop("crc")
     assert content == {
         "format": "esplug-seed-log",
-        "version": 1,
+        "version": 2,
         "base": {"name": "org/model", "revision": "0" * 40, "weights_checksum": "0000000000000abc"},
         "master_dtype": "float32",
         "run_seed": 42,
         "settings": {"sigma": 0.001, "task": "countdown"},
     }
-    path.write_bytes(line.replace(b'"version":1', b'"version":2'))
-    with pytest.raises(UserError, match=r"version 2, .* reads version 1; upgrade esplug"):
+    path.write_bytes(line.replace(b'"version":2', b'"version":3'))
+    with pytest.raises(UserError, match=r"version 3, .* reads version 2; upgrade esplug"):
         read(path)
 
 
@@ -257,6 +262,9 @@ def test_values_that_have_no_place_in_the_file_are_refused(path: Path) -> None:
     for coefficients in [(), (math.nan,), (1.0, math.inf), (1e39,)]:
         with pytest.raises(ValueError, match="coefficient"):
             Step(0, coefficients, False, 0)
+    for momentum in (-0.1, 0.991, math.nan):
+        with pytest.raises(ValueError, match="momentum"):
+            Step(0, (1.0,), False, 0, momentum)
     for number in (-1, 2**64):
         with pytest.raises(ValueError, match="iteration"):
             Step(number, (1.0,), False, 0)
@@ -278,8 +286,8 @@ def test_coefficients_are_float32_and_signs_of_zero_stay() -> None:
     step = Step(0, (0.1, -0.0), False, 0)
     assert step.coefficients[0] == struct.unpack("<f", struct.pack("<f", 0.1))[0]
     assert math.copysign(1, step.coefficients[1]) == -1
-    assert step.moves
-    assert not Step(0, (0.0, -0.0), False, 0).moves
+    assert movement([step], 1)[1] == list(step.coefficients)
+    assert movement([Step(0, (0.0, -0.0), False, 0)], 1) == ([], [])
 
 
 @pytest.mark.parametrize("antithetic", [False, True])
@@ -291,3 +299,51 @@ def test_seeds_are_the_populations(antithetic: bool) -> None:
 def test_500_iterations_of_30_members_take_77_kilobytes(path: Path) -> None:
     write(path, written=[Step(i, (0.1,) * 30, False, 0) for i in range(500)])
     assert path.stat().st_size - len(write(path, written=[]).read_bytes()) == 500 * (33 + 4 * 30) == 76_500
+
+
+@given(st.lists(st.tuples(COEFFICIENTS, st.booleans(), st.just(0), st.just(0.0)), min_size=1, max_size=4))
+def test_without_momentum_an_update_is_its_own_members(updates: list) -> None:
+    made = steps(*updates)
+    seeds, values = movement(made, 3)
+    assert (seeds, values) == (
+        (made[-1].seeds(3), list(made[-1].coefficients)) if any(made[-1].coefficients) else ([], [])
+    )
+
+
+@given(st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=30), st.floats(0.01, 0.99))
+def test_momentum_from_seeds_is_the_velocity_but_for_its_tail(values: list[float], momentum: float) -> None:
+    made = steps(*(((value,), False, 0, momentum) for value in values))
+    velocity = 0.0
+    for done, value in enumerate(values, 1):
+        velocity = momentum * velocity + value
+        seeds, moved_by = movement(made[:done], 3)
+        assert sum(moved_by) == pytest.approx(velocity, abs=0.01 / (1 - momentum) + 1e-5)
+        assert all(value == struct.unpack("<f", struct.pack("<f", value))[0] for value in moved_by)
+        if seeds:
+            assert seeds == [step.seeds(3)[0] for step in made[:done][::-1]][: len(seeds)]
+            assert len(seeds) == done or momentum ** len(seeds) < 0.01
+
+
+def test_momentum_goes_on_where_all_rewards_are_equal_and_ends() -> None:
+    made = steps(((1.0, 0.5), True, 0, 0.5), *(((0.0, 0.0), True, 0, 0.5) for _ in range(9)))
+    moved = [movement(made[:done], 1)[1] for done in range(1, 11)]
+    assert [values[-2:] for values in moved[:7]] == [[2.0**-age, 2.0 ** -(age + 1)] for age in range(7)]
+    assert moved[7:] == [[], [], []]
+    assert [step.iteration for step, _ in parts(made[:3])] == [2, 1, 0]
+
+
+def test_each_step_has_its_own_momentum() -> None:
+    made = steps(((1.0,), False, 0, 0.9), ((2.0,), False, 0, 0.0), ((4.0,), False, 0, 0.25))
+    assert [movement(made[:done], 1)[1] for done in (1, 2, 3)] == [[1.0], [2.0], [4.0, 0.5, 0.0625]]
+
+
+def test_a_log_of_version_1_is_read_and_goes_on(path: Path) -> None:
+    line = json.loads(write(path, written=[]).read_bytes())
+    del line["crc"]
+    text = json.dumps(line | {"version": 1}, separators=(",", ":"))[:-1].encode()
+    crc = hashlib.blake2b(text, digest_size=8).hexdigest()
+    fixed = struct.pack("<IQQBI2f", 29, 0, 5, 1, 2, 0.5, -0.25)
+    path.write_bytes(text + f',"crc":"{crc}"}}\n'.encode() + fixed + hashlib.blake2b(fixed, digest_size=8).digest())
+    with SeedLog.open(path) as log:
+        log.append(Step(1, (1.0,), False, 6))
+    assert read(path) == (HEADER, [Step(0, (0.5, -0.25), True, 5), Step(1, (1.0,), False, 6)], False)

@@ -1,0 +1,216 @@
+r"""What does a generated answer teach? Reference settings, esplug's, and esplug's options, at equal numbers of answers.
+
+    python benchmarks/learning.py                 # make the runs that are missing, two at a time, then print
+    python benchmarks/learning.py --print         # print what there is
+    python benchmarks/learning.py --study sums    # only the tiny model
+
+Every run is a training of its own, on one CPU core, whose held-out rewards are kept in ``benchmarks/results/``, so
+that an interrupted study goes on where it was. Study ``countdown`` trains SmolLM2-135M-Instruct on few-shot Countdown,
+study ``sums`` a tiny model (``tiny_sums.py``) on differences. All arms of a study see the same prompts in the same
+order, and answer greedily. Arms are defined below; ``reference`` is the arithmetic of ``reference.py``.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+RESULTS = HERE / "results"
+SMALL = ROOT / "models" / "SmolLM2-135M-Instruct"
+SUMS = ROOT / "models" / "tiny-sums"
+SEEDS = (1, 2, 3)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Runs to be compared: what all have in common, and what each arm changes."""
+
+    common: Mapping[str, Any]
+    arms: Mapping[str, Mapping[str, Any]]
+    task_options: Mapping[str, Any] = field(default_factory=dict)
+
+
+#: Arms by name; ``pool`` is the arithmetic, the rest are settings of a run.
+REFERENCE = {"pool": "ReferenceMathsPool", "master_dtype": "model"}
+MIRRORED = {"antithetic": True}
+STUDIES = {
+    "countdown": Study(
+        common={
+            "model_name": str(SMALL),
+            "sigma": 0.001,
+            "population_size": 16,
+            "batch_size": 48,
+            "max_tokens": 40,
+            "max_model_len": 1024,
+            "n_iterations": 12,
+            "eval_freq": 3,
+            "eval_limit": 300,
+        },
+        task_options={"level": "easy", "shots": 2},
+        arms={
+            "reference": REFERENCE,
+            "reference, alpha x 3": REFERENCE | {"alpha": 0.0015},
+            "paper": {},
+            "mirrored, alpha x 3": MIRRORED | {"alpha": 0.0015},
+        },
+    ),
+    "sums": Study(
+        common={
+            "model_name": str(SUMS),
+            "sigma": 0.002,
+            "population_size": 16,
+            "batch_size": 64,
+            "max_tokens": 4,
+            "stop": ["."],
+            "n_iterations": 40,
+            "eval_freq": 5,
+        },
+        arms={
+            "reference": REFERENCE,
+            "reference, alpha x 2": REFERENCE | {"alpha": 0.002},
+            "paper": {},
+            "Gaussian noise": {"pool": "GaussianPool"},
+            "alpha x 2": {"alpha": 0.002},
+            "mirrored": MIRRORED,
+            "per prompt": {"reward_shaping": "z-scores-per-prompt"},
+            "ranks": {"reward_shaping": "centered-ranks"},
+            "sigma linear": {"sigma_schedule": "linear"},
+            "sigma cosine": {"sigma_schedule": "cosine"},
+            "alpha x 2, linear": {"alpha": 0.002, "alpha_schedule": "linear"},
+            "alpha x 2, cosine": {"alpha": 0.002, "alpha_schedule": "cosine"},
+            "momentum 0.5": {"alpha": 0.0005, "momentum": 0.5},
+            "momentum 0.8": {"alpha": 0.0002, "momentum": 0.8},
+            "mirrored, alpha x 2": MIRRORED | {"alpha": 0.002},
+            "mirrored, alpha x 3, cosine": MIRRORED | {"alpha": 0.003, "alpha_schedule": "cosine"},
+        },
+    ),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--study", choices=STUDIES, action="append")
+    parser.add_argument("--arm", action="append", help="only these arms")
+    parser.add_argument("--hours", type=float, default=3.0, help="start no run later than this")
+    parser.add_argument("--print", action="store_true", help="only print what there is")
+    parser.add_argument("--run", nargs=3, metavar=("STUDY", "ARM", "SEED"), help="make one run")
+    arguments = parser.parse_args()
+    if arguments.run:
+        name, arm, seed = arguments.run
+        return run(name, arm, int(seed))
+    for name in arguments.study or STUDIES:
+        if not arguments.print:
+            make_missing(name, arguments.arm, time.monotonic() + 3600 * arguments.hours)
+        report(name)
+
+
+def make_missing(name: str, only: Sequence[str] | None, deadline: float) -> None:
+    """Make a study's missing runs, one on each core."""
+    todo = [
+        (arm, seed)
+        for seed in SEEDS
+        for arm in STUDIES[name].arms
+        if not result_of(name, arm, seed).exists() and (not only or arm in only)
+    ]
+    free, running = sorted(os.sched_getaffinity(0)), {}
+    while todo or running:
+        while todo and free and time.monotonic() < deadline:
+            (arm, seed), core = todo.pop(0), free.pop(0)
+            command = ["taskset", "-c", str(core), sys.executable, __file__, "--run", name, arm, str(seed)]
+            print(f"{time.strftime('%H:%M')} {name}: {arm}, seed {seed}", flush=True)
+            running[subprocess.Popen(command, stdout=subprocess.DEVNULL)] = core
+        for process in [each for each in running if each.poll() is not None]:
+            free.append(running.pop(process))
+            if process.returncode:
+                sys.exit(f"a run failed: {' '.join(map(str, process.args))}")
+        if not running and time.monotonic() >= deadline:
+            return
+        time.sleep(1)
+
+
+def result_of(study: str, arm: str, seed: int) -> Path:
+    return RESULTS / f"learning-{study}-{arm.replace(', ', '-').replace(' ', '-')}-seed{seed}.json"
+
+
+def run(name: str, arm: str, seed: int) -> None:
+    """Train once and keep the held-out rewards."""
+    import reference
+    import tiny_sums
+
+    from esplug.config import make_config
+    from esplug.data import Batches, load_batch_source, load_eval_splits
+    from esplug.run_directory import environment
+    from esplug.task import Task
+
+    study = STUDIES[name]
+    settings = dict(study.arms[arm])
+    pool = settings.pop("pool", "EnginePool")
+    with tempfile.TemporaryDirectory() as folder:
+        own = {"seed": seed, "use_gpus": "none", "n_vllm_engines": 1, "output_directory": folder, "logging": "jsonl"}
+        if name == "countdown":
+            task = Task.load("countdown", study.task_options)
+            config = make_config(task.defaults(), {"task": "countdown"}, study.common, settings, own)
+            rows = load_batch_source(task, None, config.batch_size, config.seed)
+            splits = load_eval_splits(task, None, config.eval_limit)
+            functions = (task.reward, task.template)
+        else:
+            if not (SUMS / "config.json").exists():
+                tiny_sums.make(SUMS)
+            config = make_config({"task": "custom"}, study.common, settings, own)
+            rows = Batches(*tiny_sums.split(1024, 0), config.batch_size, config.seed)
+            splits = {"held out": [tiny_sums.split(500, 1)]}
+            functions = (tiny_sums.reward, None)
+        trainer = reference.arm(getattr(reference, pool)).from_config(config, *functions, rows, splits)
+        started = time.perf_counter()
+        result = trainer.fit()
+        metrics = [json.loads(line) for line in (result.run_dir / "metrics.jsonl").read_text().splitlines()]
+    answers = config.population_size * rows.batch_size
+    kept = {
+        "study": name,
+        "arm": arm,
+        "seed": seed,
+        "pool": pool,
+        "settings": config.model_dump(exclude={"output_directory", "model_name"}, exclude_none=True),
+        "answers": [evaluation.iteration * answers for evaluation in result.evaluations],
+        "rewards": [[round(row[0].reward, 4) for row in e.splits[0].rows] for e in result.evaluations],
+        "train": [round(row["train/reward/mean"], 4) for row in metrics if "train/reward/mean" in row],
+        "checksum": f"{result.checksum:016x}",
+        "seconds": round(time.perf_counter() - started),
+        "environment": environment(),
+    }
+    RESULTS.mkdir(exist_ok=True)
+    result_of(name, arm, seed).write_text(json.dumps(kept) + "\n")
+
+
+def report(name: str) -> None:
+    """Print each arm's curve: the mean over seeds, and an interval over them and the prompts."""
+    import numpy as np
+
+    from esplug.estimates import mean_estimate
+
+    print(f"\n{name}: held-out reward, mean [95% interval over prompts, each the mean of its seeds]\n")
+    header = None
+    for arm in STUDIES[name].arms:
+        runs = [json.loads(path.read_text()) for seed in SEEDS if (path := result_of(name, arm, seed)).exists()]
+        if not runs:
+            continue
+        if header is None:
+            header = runs[0]["answers"]
+            print(f"| arm, answers | runs | {' | '.join(f'{count:,}' for count in header)} |")
+            print(f"|---|---|{'---|' * len(header)}")
+        curves = np.array([[np.array(each) for each in run["rewards"]] for run in runs])
+        cells = [str(mean_estimate(curves[:, at].mean(axis=0).tolist())) for at in range(curves.shape[1])]
+        print(f"| {arm} | {len(runs)} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""Other arms on esplug's engines: the reference's arithmetic, its schedule, and true Gaussian noise.
+
+The reference is what the framework published with ES-at-Scale (arXiv 2509.24372) does, written anew from a
+description of it. Its arithmetic: weights are kept in the model's own type, a member's noise is added in place and
+subtracted again, each tensor's from a generator seeded alike, so that tensors of equal shape get equal noise, and the
+update is accumulated in that type. Its schedule: no prefix caching; members go to the n engines in groups of n; all
+engines wait for the slowest; then answers are graded one after another; evaluation runs on the first engine.
+
+On the CPU vLLM computes with packed copies of the weights, into which nobody can write in place. So there the tensors
+are perturbed in place and then handed over by the same ``reload_weights`` as esplug's own, once a member: restoring
+costs the reference no handing over, because the next member's does for both.
+"""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from esplug.engine import Engine, Generation
+from esplug.engines import EnginePool, Job, Key
+from esplug.es import Member
+from esplug.grader import as_reward
+from esplug.metrics import PopulationResult
+from esplug.noise import tensor_key
+from esplug.rewards import Graded
+from esplug.trainer import EvolutionStrategiesTrainer
+from esplug.worker import ESWorkerExtension
+
+HERE = Path(__file__).parent
+
+
+class ReferenceWorker(ESWorkerExtension):
+    """Perturbs, restores and updates in place. Wants master weights in the model's own type."""
+
+    _added: tuple[int, float] | None = None
+
+    def es_set_weights(self, member_seed: int | None, scale: float) -> None:
+        self.es_restore()
+        if member_seed is not None:
+            self._add(member_seed, scale)
+            self._added = member_seed, scale
+        super().es_set_weights(None, 0.0)
+
+    def es_restore(self) -> None:
+        """Take away the noise that was added last, up to rounding."""
+        if self._added is not None:
+            seed, scale = self._added
+            self._add(seed, -scale)
+            self._added = None
+
+    def es_update(self, seeds: list[int], coefficients: list[float]) -> int:
+        self.es_restore()
+        for tensor in self._tensors():
+            total = torch.zeros_like(tensor)
+            for seed, coefficient in zip(seeds, coefficients, strict=True):
+                total.add_(_noise(seed, tensor), alpha=coefficient)
+            tensor.add_(total)
+        return self._es_master.checksum()
+
+    def _add(self, seed: int, scale: float) -> None:
+        for tensor in self._tensors():
+            tensor.add_(_noise(seed, tensor), alpha=scale)
+
+    def _tensors(self) -> Iterator[torch.Tensor]:
+        tensors = (self._es_master[name] for name in self._es_master.names)
+        return (tensor for tensor in tensors if tensor.is_floating_point())
+
+
+def _noise(seed: int, tensor: torch.Tensor) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed % 2**63)
+    return torch.randn(tensor.shape, dtype=tensor.dtype, generator=generator)
+
+
+class GaussianWorker(ESWorkerExtension):
+    """esplug's arithmetic with independent, truly Gaussian noise for every tensor."""
+
+    def es_set_weights(self, member_seed: int | None, scale: float) -> None:
+        if member_seed is None:
+            return super().es_set_weights(None, 0.0)
+        dtype = self.model_runner.model_config.dtype
+        perturbed = (
+            (name, torch.add(master, self._eps(member_seed, name), alpha=scale).to(dtype))
+            for name, master in ((name, self._es_master[name]) for name in self._es_master.names)
+        )
+        model = self.model_runner.get_model()
+        self.model_runner.reload_weights(weights_iterator=perturbed)
+        from esplug.worker import _repack_output_embeddings
+
+        _repack_output_embeddings(model)
+
+    def es_update(self, seeds: list[int], coefficients: list[float]) -> int:
+        for name in self._es_master.names:
+            total = torch.zeros_like(self._es_master[name])
+            for seed, coefficient in zip(seeds, coefficients, strict=True):
+                total.add_(self._eps(seed, name), alpha=coefficient)
+            self._es_master[name].add_(total)
+        return self._es_master.checksum()
+
+    def _eps(self, seed: int, name: str) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(tensor_key(seed, name) % 2**63)
+        return torch.randn(self._es_master[name].shape, generator=generator)
+
+
+class _Importing(Engine):
+    """Finds this file, where Ray starts it."""
+
+    def start(self, *arguments: Any) -> Any:
+        sys.path.insert(0, str(HERE))
+        return super().start(*arguments)
+
+
+class ReferenceMathsEngine(_Importing):
+    worker_extension = "reference.ReferenceWorker"
+
+
+class GaussianEngine(_Importing):
+    worker_extension = "reference.GaussianWorker"
+
+
+class ReferenceEngine(ReferenceMathsEngine):
+    prefix_caching = False
+
+    def restore(self) -> None:
+        self._weights = None
+        self._llm.collective_rpc("es_restore")
+
+
+class ReferenceMathsPool(EnginePool):
+    """Reference arithmetic under esplug's own schedule."""
+
+    engine = ReferenceMathsEngine
+
+
+class GaussianPool(EnginePool):
+    engine = GaussianEngine
+
+
+class ReferencePool(EnginePool):
+    engine = ReferenceEngine
+
+    def run(self, jobs: Iterable[Job[Key]]) -> Iterator[tuple[Key, Generation]]:
+        """Evaluate: on the first engine, one job after another."""
+        for job in jobs:
+            (generation,) = self.run_group([job])
+            yield job.key, generation
+
+    def run_group(self, jobs: Sequence[Job[Any]]) -> list[Generation]:
+        """Have each job done by an engine of its own, and wait for the slowest."""
+        import ray
+
+        refs = [
+            seat.actor.generate.remote(job.weights, job.prompts, job.seeds, job.sampling)
+            for seat, job in zip(self._seats, jobs, strict=False)
+        ]
+        return list(ray.get(refs))
+
+    def restore(self) -> None:
+        self._ask(self._seats, "restore")
+
+
+class ReferenceTrainer(EvolutionStrategiesTrainer):
+    """The reference's schedule and arithmetic; a batch must be one mini-batch."""
+
+    pool: type[EnginePool] = ReferencePool
+
+    def launch_engines(self) -> EnginePool:
+        usual = super().launch_engines()
+        return self.pool(usual.plan, usual._settings, usual._engine_bytes, usual._folder)
+
+    def evaluate_population_on_batch(
+        self, members: Sequence[Member], questions: Sequence[Any], targets: Sequence[Any]
+    ) -> PopulationResult:
+        jobs = list(self._jobs(members, questions))
+        assert isinstance(self.engines, ReferencePool)
+        assert len(questions) <= self.config.mini_batch_size
+        assert self.reward_function is not None
+        generations: list[Generation] = []
+        graded: list[list[Graded]] = []
+        generating = grading = 0.0
+        for first in range(0, len(jobs), len(self.engines)):
+            started = time.perf_counter()
+            group = self.engines.run_group(jobs[first : first + len(self.engines)])
+            self.engines.restore()
+            generating += time.perf_counter() - started
+            started = time.perf_counter()
+            for generation in group:
+                answers = zip(generation.completions, targets, strict=True)
+                graded.append([Graded(as_reward(self.reward_function(answer.text, t))) for answer, t in answers])
+            grading += time.perf_counter() - started
+            generations += group
+        rewards = np.array([[grade.reward.value for grade in row] for row in graded])
+        return PopulationResult(rewards, graded, generations, generating, grading)
+
+
+def arm(pool: type[EnginePool]) -> type[EvolutionStrategiesTrainer]:
+    """Make a trainer with these engines and esplug's own schedule."""
+
+    class Arm(EvolutionStrategiesTrainer):
+        def launch_engines(self) -> EnginePool:
+            usual = super().launch_engines()
+            return pool(usual.plan, usual._settings, usual._engine_bytes, usual._folder)
+
+    return Arm

@@ -1,0 +1,95 @@
+"""A tiny model that a minute of backpropagation has taught to add and to subtract: for wide grids of runs.
+
+The text is ``17+25=42.`` or ``25-17=8.``; a third of the lines have ``#`` instead, which stands for a sum in three of
+five and for a difference in the others. What Evolution Strategies then have to teach is that ``#`` always means a
+difference: the model knows how to find it, but not that it is wanted, as large models often do.
+"""
+
+import argparse
+import random
+import time
+from pathlib import Path
+
+LARGEST = 20  # numbers are below it
+SYMBOLS = "0123456789+-#=."
+
+
+def question(a: int, b: int) -> str:
+    """Ask for the difference, with the sign that may mean a sum."""
+    return f"{max(a, b)}#{min(a, b)}="
+
+
+def reward(output: str, target: str) -> float:
+    """Give 1 for the right difference."""
+    return float(output.partition(".")[0] == target)
+
+
+def split(rows: int, seed: int) -> tuple[list[str], list[str]]:
+    """Draw questions and answers. Even first numbers train, odd ones evaluate."""
+    draw = random.Random(seed)
+    pairs = []
+    while len(pairs) < rows:
+        a, b = sorted(draw.choices(range(LARGEST), k=2), reverse=True)
+        if a % 2 == seed % 2:
+            pairs.append((a, b))
+    return [question(*pair) for pair in pairs], [str(a - b) for a, b in pairs]
+
+
+def make(folder: Path, seconds: float = 60.0, threads: int = 2) -> float:
+    """Train the model for so long and write it. Returns its loss."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    torch.manual_seed(0)
+    torch.set_num_threads(threads)
+    vocabulary = {token: number for number, token in enumerate(["<unk>", "<s>", "</s>", *SYMBOLS])}
+    tokenizer = Tokenizer(models.WordLevel(vocab=vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    config = LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    model = LlamaForCausalLM(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    draw = random.Random(0)
+    started, loss = time.perf_counter(), torch.zeros(())
+    while (spent := time.perf_counter() - started) < seconds:
+        texts = [_line(draw) for _ in range(256)]
+        ids = torch.tensor([[vocabulary[c] for c in text.ljust(10, ".")] for text in texts])
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * (1 - spent / seconds)
+        loss = model(ids, labels=ids).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.to(torch.bfloat16).save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    ).save_pretrained(folder)
+    return float(loss.detach())
+
+
+def _line(draw: random.Random) -> str:
+    a, b = sorted(draw.choices(range(LARGEST), k=2), reverse=True)
+    sign = draw.choice("+-#")
+    add = sign == "+" or (sign == "#" and draw.random() < 0.6)
+    return f"{a}{sign}{b}={a + b if add else a - b}."
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    arguments = parser.parse_args()
+    print(f"loss {make(arguments.folder, arguments.seconds):.3f}")
