@@ -81,11 +81,11 @@ def run(case: Case, arm: Arm, options: argparse.Namespace) -> dict[str, float]:
     task = Task.load("countdown", {"level": "easy", "shots": case.shots})
     with tempfile.TemporaryDirectory() as folder:
         config = make_config(
-            task.defaults(),
             {"task": "countdown", "model_name": str(options.model), "max_model_len": 1024, "use_gpus": options.gpus},
             {"population_size": options.members, "batch_size": options.prompts, "max_tokens": options.tokens},
             {"n_iterations": 1 + options.iterations, "output_directory": folder, "logging": "jsonl"},
             arm.settings,
+            defaults=task.defaults(),
         )
         rows = load_batch_source(task, None, config.batch_size, config.seed)
         reward = functools.partial(slowly, task.reward, case.grader_seconds) if case.grader_seconds else task.reward

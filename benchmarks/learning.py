@@ -82,13 +82,16 @@ STUDIES = {
             "alpha x 2": {"alpha": 0.002},
             "mirrored": MIRRORED,
             "per prompt": {"reward_shaping": "z-scores-per-prompt"},
+            "per prompt, alpha x 10": {"reward_shaping": "z-scores-per-prompt", "alpha": 0.01},
             "ranks": {"reward_shaping": "centered-ranks"},
+            "ranks, alpha x 7": {"reward_shaping": "centered-ranks", "alpha": 0.007},
             "sigma linear": {"sigma_schedule": "linear"},
             "sigma cosine": {"sigma_schedule": "cosine"},
             "alpha x 2, linear": {"alpha": 0.002, "alpha_schedule": "linear"},
             "alpha x 2, cosine": {"alpha": 0.002, "alpha_schedule": "cosine"},
             "momentum 0.5": {"alpha": 0.0005, "momentum": 0.5},
             "momentum 0.8": {"alpha": 0.0002, "momentum": 0.8},
+            "momentum 0.5, alpha x 2": {"alpha": 0.001, "momentum": 0.5},
             "mirrored, alpha x 2": MIRRORED | {"alpha": 0.002},
             "mirrored, alpha x 3, cosine": MIRRORED | {"alpha": 0.003, "alpha_schedule": "cosine"},
         },
@@ -158,7 +161,7 @@ def run(name: str, arm: str, seed: int) -> None:
         own = {"seed": seed, "use_gpus": "none", "n_vllm_engines": 1, "output_directory": folder, "logging": "jsonl"}
         if name == "countdown":
             task = Task.load("countdown", study.task_options)
-            config = make_config(task.defaults(), {"task": "countdown"}, study.common, settings, own)
+            config = make_config({"task": "countdown"}, study.common, settings, own, defaults=task.defaults())
             rows = load_batch_source(task, None, config.batch_size, config.seed)
             splits = load_eval_splits(task, None, config.eval_limit)
             functions = (task.reward, task.template)

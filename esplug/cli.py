@@ -204,7 +204,7 @@ def _resolve(
     choice = [{k: v for k, v in layer.items() if k in ("task", "task_options")} for layer in layers]
     first = make_config(*choice)
     task = Task.load(first.task, first.task_options)
-    config = make_config(task.defaults(), *layers, command=command)
+    config = make_config(*layers, defaults=task.defaults(), command=command)
     return config.model_copy(update={"task_options": dict(task.options)}), task
 
 

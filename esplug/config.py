@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from esplug.errors import UserError
 from esplug.plugins import brief, cause, suggest
+from esplug.recipes import RECIPES, STEPS, Recipe
 
 MAX_SEED = 2**64 - 1
 _MOST = 1_000_000_000  # of anything that is counted: beyond all use, and within what every library takes
@@ -94,8 +95,15 @@ class RunConfig(BaseModel):
         None, "Longest prompt plus answer, in tokens.  [default: the model's own]", "Model", ge=8
     )
 
+    recipe: Recipe = _setting(
+        "paper",
+        "Defaults for the settings of this group: those of the paper, or 'fast': mirrored pairs and larger steps.",
+        "Evolution Strategies",
+    )
     sigma: float = _number(0.001, "Standard deviation of the perturbations.", "Evolution Strategies", gt=0, le=10)
-    alpha: float | None = _number(None, "Step size.  [default: sigma/2]", "Evolution Strategies", gt=0, le=10)
+    alpha: float | None = _number(
+        None, "Step size.  [default: sigma/2; in recipe fast 1.5 sigma]", "Evolution Strategies", gt=0, le=10
+    )
     population_size: int = _setting(30, "Members per iteration (N).", "Evolution Strategies", ge=2, le=1_000_000)
     n_iterations: int = _count(300, "Updates to make; 0 only evaluates.", "Evolution Strategies", ge=0)
     antithetic: bool = _setting(False, "Draw members in mirrored pairs, +eps and -eps.", "Evolution Strategies")
@@ -299,7 +307,7 @@ class RunConfig(BaseModel):
     @model_validator(mode="after")
     def _together(self) -> Self:
         if self.alpha is None:
-            object.__setattr__(self, "alpha", self.sigma / 2)
+            object.__setattr__(self, "alpha", self.sigma * STEPS[self.recipe])
         for name, start in (("sigma", self.sigma), ("alpha", self.step_size)):
             fixed, end = getattr(self, f"{name}_schedule") == "constant", getattr(self, f"{name}_end")
             if fixed and end is not None:
@@ -430,18 +438,22 @@ def _declared(field: str, what: str) -> str:
     return str(extra[what] or "")
 
 
-def make_config(*layers: Mapping[str, Any], command: Command = "train") -> RunConfig:
+def make_config(
+    *layers: Mapping[str, Any], defaults: Mapping[str, Any] | None = None, command: Command = "train"
+) -> RunConfig:
     """Merge settings, later layers win, and validate them.
 
     Args:
-        layers: settings by field name.
+        layers: settings by field name. If one names a recipe, its settings count less than all of them.
+        defaults: the task's, which count less than the recipe's.
         command: whose flags the errors name.
 
     Raises:
         UserError: one line naming the first setting at fault, its value and the range.
     """
     merged: dict[str, Any] = {}
-    for layer in layers:
+    recipes = [str(layer["recipe"]) for layer in layers if "recipe" in layer]
+    for layer in (defaults or {}, RECIPES.get(recipes[-1], {}) if recipes else {}, *layers):
         for key, value in layer.items():
             if key not in RunConfig.model_fields:
                 unknown = f"unknown setting {brief(repr(key))}"

@@ -196,10 +196,15 @@ class RewardPool:
         self.close()
 
     def start(self) -> None:
-        """Start the graders and wait until the first has loaded the reward function.
+        """Start the graders and wait until the first has loaded the reward function: :meth:`begin`, :meth:`ready`."""
+        self.begin()
+        self.ready()
+
+    def begin(self) -> None:
+        """Start the graders, without waiting for them.
 
         Raises:
-            UserError: the reward function cannot be pickled, or cannot be loaded in another process.
+            UserError: the reward function cannot be pickled.
         """
         if self._threads or self._closed.is_set():
             raise RuntimeError("a reward pool starts once")
@@ -220,6 +225,13 @@ class RewardPool:
         ]
         for thread in self._threads:
             thread.start()
+
+    def ready(self) -> None:
+        """Wait until the first grader has loaded the reward function.
+
+        Raises:
+            UserError: it cannot be loaded in another process.
+        """
         try:
             self._loaded.wait()
             if self._error:

@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -318,7 +319,19 @@ class EvolutionStrategiesTrainer:
         )
         stored, elements = weights_size(self._model)
         self._engine_bytes = cpu_engine_bytes(stored, 4 * elements if config.master_dtype == "float32" else stored)
-        encoder = PromptEncoder.load(self._model, config.max_model_len, config.max_tokens)
+        # What takes seconds, at once: transformers, Ray and the graders.
+        loading = stack.enter_context(ThreadPoolExecutor(1)).submit(
+            PromptEncoder.load, self._model, config.max_model_len, config.max_tokens
+        )
+        self._reward_pool = RewardPool(
+            self.reward_function, timeout=config.reward_function_timeout, memory=config.reward_memory
+        )
+        stack.callback(self._reward_pool.close)
+        self._reward_pool.begin()
+        cluster = Cluster(config.ray_address, config.use_gpus)
+        stack.callback(cluster.close)
+        self._plan = plan_engines(config, cluster.resources(), self._engine_bytes)
+        encoder = loading.result()
         self._questions = Questions(encoder, self.template_function)
         splits = {name: self._questions.split(name, loader) for name, loader in self.eval_dataloader_dict.items()}
         train_data = None
@@ -326,13 +339,7 @@ class EvolutionStrategiesTrainer:
             train_data = self._questions.fingerprint(self.train_dataloader)
         if self.train_dataloader is not None and config.n_iterations:
             self._batches = self._questions.batches(self.train_dataloader, first)
-        self._reward_pool = stack.enter_context(
-            RewardPool(self.reward_function, timeout=config.reward_function_timeout, memory=config.reward_memory)
-        )
-
-        cluster = Cluster(config.ray_address, config.use_gpus)
-        stack.callback(cluster.close)
-        self._plan = plan_engines(config, cluster.resources(), self._engine_bytes)
+        self._reward_pool.ready()
         self._evaluator = Evaluator(config, splits, self._plan.device, encoder.turn_ends)
         surroundings = environment() | {"engines": asdict(self._plan), "train_data": train_data}
         if resume:

@@ -219,6 +219,8 @@ class MasterWeights:
 
         def check(stretch: _Stretch) -> str | None:
             part = self._tensors[stretch.name].view(-1)[stretch.start : stretch.stop]
+            if torch.isfinite(part.sum()):  # NaN and infinity spread
+                return None
             return None if torch.isfinite(part).all() else stretch.name
 
         found = {name for name in self._for_all(check) if name}

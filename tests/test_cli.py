@@ -147,7 +147,7 @@ NOT_FOR_EVAL = [
         "keep_checkpoints",
         "profile",
     ),
-    *("sigma", "alpha", "population_size", "n_iterations", "antithetic", "reward_shaping", "momentum"),
+    *("sigma", "alpha", "population_size", "n_iterations", "antithetic", "reward_shaping", "momentum", "recipe"),
     *("sigma_schedule", "sigma_end", "alpha_schedule", "alpha_end"),
 ]
 

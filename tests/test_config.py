@@ -25,6 +25,16 @@ def test_schedules_begin_and_end_where_they_should() -> None:
     assert config.sigma_at(0) == config.sigma
 
 
+def test_a_recipe_counts_more_than_the_tasks_defaults_and_less_than_what_is_said() -> None:
+    assert make_config().alpha == 0.0005
+    config = make_config({"recipe": "fast", "sigma": 0.002}, defaults={"antithetic": False, "max_tokens": 9})
+    assert (config.antithetic, config.alpha, config.max_tokens) == (True, 0.003, 9)
+    config = make_config({"recipe": "fast"}, {"antithetic": False, "alpha": 0.1})
+    assert (config.antithetic, config.alpha) == (False, 0.1)
+    assert make_config({"recipe": "fast"}, {"recipe": "paper"}) == make_config()
+    assert make_config(config.model_dump(exclude_none=True)) == config
+
+
 def test_later_layers_win() -> None:
     config = make_config({"max_tokens": 7, "seed": 0}, {"max_tokens": 8})
     assert (config.max_tokens, config.seed) == (8, 0)
@@ -49,6 +59,8 @@ def test_toml_round_trip(tmp_path) -> None:
         ({"sigma_end": 0.1}, ["--sigma-end 0.1", "--sigma-schedule linear or cosine"]),
         ({"alpha_end": 0.1}, ["--alpha-end", "--alpha-schedule"]),
         ({"profile": 3, "n_iterations": 3}, ["--profile 3", "the last iteration is 2"]),
+        ({"recipe": "slow"}, ["--recipe", "paper, fast"]),
+        ({"recipe": "fast", "population_size": 5}, ["--population-size", "even"]),
         ({"momentum": 1}, ["--momentum", "at most 0.99"]),
         ({"sigma_schedule": "exponential"}, ["--sigma-schedule", "cosine"]),
         ({"population_size": 1}, ["--population-size", "2"]),

@@ -120,16 +120,16 @@ def order(folder: Path, where: str, index: int, kind: str, times: int = 1) -> No
     (folder / f"{where}-{index}-{kind}").write_text(str(times))
 
 
-def jobs(count: int) -> Iterator[Job[int]]:
-    prompts = [[1, 2], [3]]
-    return (Job(i, Weights(i, 0.1), prompts, [0, 0], Sampling(4), 8) for i in range(count))
+def jobs(count: int, mini_batch: int = 8, prompts: int = 2) -> Iterator[Job[int]]:
+    ids = [[prompt + 1, 2] for prompt in range(prompts)]
+    return (Job(i, Weights(i, 0.1), ids, [0] * prompts, Sampling(4), mini_batch) for i in range(count))
 
 
-def work(pool: EnginePool, history: History, iterations: int = 3) -> list[Any]:
+def work(pool: EnginePool, history: History, iterations: int = 3, mini_batch: int = 8) -> list[Any]:
     """Do what a trainer does, and return all that comes of it."""
     seen: list[Any] = []
     for iteration in range(iterations):
-        answers = dict(pool.run(jobs(7)))
+        answers = dict(pool.run(jobs(7, mini_batch)))
         seen.append([[c.text for c in answers[i].completions] for i in range(7)])
         coefficients = (0.5 + iteration, -0.25)
         checksum = pool.update([1, 2], list(coefficients))
@@ -165,6 +165,24 @@ def test_an_engine_that_fails_once_is_replaced_and_changes_nothing(where, kind, 
     order(tmp_path, where, 1, kind)
     assert work(mine, history) == undisturbed
     assert mine.restarts == 1
+
+
+@pytest.mark.parametrize("kind", ["die", "raise"])
+def test_a_mini_batch_that_an_engine_loses_is_done_again(kind, pool, undisturbed, tmp_path) -> None:
+    mine = pool()
+    history = begin(mine)
+    order(tmp_path, "generate", 1, kind)
+    assert work(mine, history, mini_batch=1) == undisturbed
+    assert mine.restarts == 1
+
+
+def test_the_last_member_is_shared_by_engines_that_have_nothing_else_to_do(pool) -> None:
+    mine = pool()
+    begin(mine)
+    ((_, last),) = mine.run(jobs(1, 2, 17))
+    assert {each.engine for each in last.work} == {0, 1}
+    assert len(last.work) == 9
+    assert [answer.text.split(",")[0] for answer in last.completions] == [f"[{number + 1}" for number in range(17)]
 
 
 def test_a_silent_engine_is_replaced_and_changes_nothing(pool, undisturbed, tmp_path, capsys) -> None:

@@ -34,6 +34,7 @@ OTHERS: dict[str, Any] = {
     "sigma_schedule": "linear",
     "alpha_schedule": "cosine",
     "momentum": 0.5,
+    "recipe": "fast",
     "profile": 1,
     "reward_shaping": "centered-ranks",
     "stop": ["x"],

@@ -44,6 +44,7 @@ ACCEPTED: dict[str, dict[str, str]] = {  # all other values are refused
     **dict.fromkeys(("output_directory", "wandb_project"), NAME),
     **dict.fromkeys(("logging", "eval_splits"), NAME | NOTHING),
     **dict.fromkeys(("n_iterations", "seed", "max_restarts", "eval_freq", "checkpoint_every"), ZERO),
+    **dict.fromkeys(("momentum", "profile"), ZERO),
     **dict.fromkeys(("train_temperature", "eval_temperature"), ZERO),
     "experiment_name": {value: reason for value, reason in NAME.items() if value != "minus one"},
     "max_reward": HUGE,

@@ -1,0 +1,13 @@
+"""Settings that were found to go well together. Whatever the user or a file says counts more."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+Recipe = Literal["paper", "fast"]
+
+#: ``paper``: the settings of ES-at-Scale (arXiv 2509.24372), which are the fields' own defaults. ``fast``: those that
+#: reached its held-out rewards with half the answers or fewer (``benchmarks/README.md``).
+RECIPES: Mapping[str, Mapping[str, Any]] = {"paper": {}, "fast": {"antithetic": True}}
+
+#: What alpha is by default, as a multiple of sigma.
+STEPS: Mapping[Recipe, float] = {"paper": 0.5, "fast": 1.5}
