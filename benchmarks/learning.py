@@ -184,14 +184,18 @@ def run(name: str, arm: str, seed: int) -> None:
         "pool": pool,
         "settings": config.model_dump(exclude={"output_directory", "model_name"}, exclude_none=True),
         "answers": [evaluation.iteration * answers for evaluation in result.evaluations],
-        "rewards": [[round(row[0].reward, 4) for row in e.splits[0].rows] for e in result.evaluations],
-        "train": [round(row["train/reward/mean"], 4) for row in metrics if "train/reward/mean" in row],
+        "rewards": [[_short(row[0].reward) for row in each.splits[0].rows] for each in result.evaluations],
+        "train": [_short(row["train/reward/mean"]) for row in metrics if "train/reward/mean" in row],
         "checksum": f"{result.checksum:016x}",
         "seconds": round(time.perf_counter() - started),
         "environment": environment(),
     }
     RESULTS.mkdir(exist_ok=True)
-    result_of(name, arm, seed).write_text(json.dumps(kept) + "\n")
+    result_of(name, arm, seed).write_text(json.dumps(kept, separators=(",", ":")) + "\n")
+
+
+def _short(value: float) -> float:
+    return int(value) if value == int(value) else round(value, 4)
 
 
 def report(name: str) -> None:

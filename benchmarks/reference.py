@@ -14,6 +14,7 @@ costs the reference no handing over, because the next member's does for both.
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +185,9 @@ class ReferenceTrainer(EvolutionStrategiesTrainer):
         for first in range(0, len(jobs), len(self.engines)):
             started = time.perf_counter()
             group = self.engines.run_group(jobs[first : first + len(self.engines)])
+            answered = time.perf_counter()
             self.engines.restore()
+            group = [_and_restored(generation, time.perf_counter() - answered) for generation in group]
             generating += time.perf_counter() - started
             started = time.perf_counter()
             for generation in group:
@@ -194,6 +197,12 @@ class ReferenceTrainer(EvolutionStrategiesTrainer):
             generations += group
         rewards = np.array([[grade.reward.value for grade in row] for row in graded])
         return PopulationResult(rewards, graded, generations, generating, grading)
+
+
+def _and_restored(generation: Generation, seconds: float) -> Generation:
+    """Count the time in which the noise was subtracted as part of the switch to other weights."""
+    (work,) = generation.work
+    return replace(generation, work=(replace(work, switch_seconds=work.switch_seconds + seconds),))
 
 
 def arm(pool: type[EnginePool]) -> type[EvolutionStrategiesTrainer]:
