@@ -103,6 +103,27 @@ def _product(shape: Sequence[int]) -> int:
     return total
 
 
+def longest_prompt(folder: Path, max_model_len: int | None, max_tokens: int) -> int:
+    """Return how many tokens a prompt may have, so that an answer of ``max_tokens`` fits behind it.
+
+    Raises:
+        UserError: none, or the model does not say.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("not an object")
+    except ValueError as error:
+        raise UserError(f"{folder / 'config.json'}: damaged ({error})") from error
+    own = config.get("max_position_embeddings") or 2**31
+    if max_model_len and max_model_len > own:
+        raise UserError(f"--max-model-len {max_model_len}: the model's own length is {own}")
+    limit = max_model_len or own
+    if max_tokens >= limit:
+        raise UserError(f"--max-tokens {max_tokens}: the model's length is {limit}, which leaves no token for a prompt")
+    return int(limit - max_tokens)
+
+
 #: Tokens that end a turn of a chat: ChatML's, Llama's, Gemma's and Phi's.
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
 
@@ -126,27 +147,14 @@ class PromptEncoder:
         Raises:
             UserError: it has none, or the model is too short for ``max_tokens``.
         """
-        try:
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            if not isinstance(config, dict):
-                raise ValueError("not an object")
-        except ValueError as error:
-            raise UserError(f"{folder / 'config.json'}: damaged ({error})") from error
-        own = config.get("max_position_embeddings") or 2**31
-        if max_model_len and max_model_len > own:
-            raise UserError(f"--max-model-len {max_model_len}: the model's own length is {own}")
-        limit = max_model_len or own
-        if max_tokens >= limit:
-            raise UserError(
-                f"--max-tokens {max_tokens}: the model's length is {limit}, which leaves no token for a prompt"
-            )
+        longest = longest_prompt(folder, max_model_len, max_tokens)
         try:
             from transformers import AutoTokenizer
 
             tokenizer = AutoTokenizer.from_pretrained(folder)
         except Exception as error:
             raise UserError(f"{folder}: its tokenizer cannot be loaded ({one_line(error)})") from error
-        return cls(tokenizer, limit - max_tokens)
+        return cls(tokenizer, longest)
 
     @property
     def turn_ends(self) -> tuple[int, ...]:

@@ -27,7 +27,7 @@ from esplug.history import History
 from esplug.hookspecs import Prompt
 from esplug.loggers import LoggerSet
 from esplug.metrics import PopulationResult, iteration_record, train_metrics
-from esplug.model import PromptEncoder, revision_of, weights_size
+from esplug.model import PromptEncoder, longest_prompt, revision_of, weights_size
 from esplug.placement import Plan, cpu_engine_bytes, plan_engines
 from esplug.profile import trace
 from esplug.progress import LiveProgress
@@ -319,6 +319,7 @@ class EvolutionStrategiesTrainer:
         )
         stored, elements = weights_size(self._model)
         self._engine_bytes = cpu_engine_bytes(stored, 4 * elements if config.master_dtype == "float32" else stored)
+        longest_prompt(self._model, config.max_model_len, config.max_tokens)
         # What takes seconds, at once: transformers, Ray and the graders.
         loading = stack.enter_context(ThreadPoolExecutor(1)).submit(
             PromptEncoder.load, self._model, config.max_model_len, config.max_tokens
