@@ -13,6 +13,7 @@ import numba
 import numpy as np
 import torch
 from numba import types
+from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic, overload
 from numpy.typing import NDArray
 
@@ -36,6 +37,11 @@ _LOW32, _BYTES, _SUMS = _u64(0xFFFFFFFF), _u64(0x00FF00FF00FF00FF), _u64(0x0000F
 _0, _2, _8, _16, _32 = _u64(0), _u64(2), _u64(8), _u64(16), _u64(32)
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+# LLVM keeps to vectors of 256 bits, for the sake of code that is not all arithmetic. This is: where the processor has
+# 512, updates take 0.7 of the time and checksums 0.35 (Xeon with AVX-512).
+if numba.config.CPU_FEATURES is None and "+avx512f" in (_features := get_host_cpu_features()):
+    numba.config.CPU_FEATURES = f"{_features},-prefer-256-bit"
 
 
 def flat(tensor: torch.Tensor) -> Array:
