@@ -1,6 +1,7 @@
 """Handing out: everything once, weights switched seldom, help at the end where it pays."""
 
 import heapq
+import random
 from collections import Counter
 from collections.abc import Callable
 
@@ -58,8 +59,6 @@ PIECES = st.lists(st.integers(1, 6), min_size=1, max_size=12)
 
 @given(PIECES, st.integers(1, 8), st.integers(0, 2**32), st.floats(0, 5))
 def test_every_piece_is_done_once_whoever_dies(pieces, engines, seed, switch) -> None:
-    import random
-
     draw = random.Random(seed)
     fatal = {draw.randrange(1, 40) for _ in range(5)}
     _, done, _ = simulate(pieces, engines, lambda *_: draw.random() + 0.01, switch, lambda attempt: attempt in fatal)
@@ -101,3 +100,14 @@ def test_helping_never_makes_it_much_later(pieces, engines, switch) -> None:
     for count in pieces:  # the same without help: each job on the engine that is free first
         heapq.heapreplace(free, free[0] + switch + count)
     assert helped <= max(free) + 1e-9 + 1.0
+
+
+def test_64_engines_are_busy_with_256_members_whose_answers_are_those_of_a_real_run(monkeypatch) -> None:
+    monkeypatch.syspath_prepend("benchmarks")
+    from scaling import RECORD, Answers, barrier, ours
+
+    answers, draw = Answers.read(RECORD), random.Random(0)
+    members = [answers.draw(draw, 512) for _ in range(256)]
+    ideal = sum(answers.switch + answers.seconds(row) for row in members) / 64
+    assert ideal / ours(answers, members, 64, 128) > 0.95
+    assert ours(answers, members[:30], 8, 128) < 0.97 * barrier(answers, members[:30], 8)
