@@ -37,6 +37,7 @@ class Study:
     common: Mapping[str, Any]
     arms: Mapping[str, Mapping[str, Any]]
     task_options: Mapping[str, Any] = field(default_factory=dict)
+    mark: float | None = None  # held-out reward, of which the table says after how many answers it is reached
 
 
 #: Arms by name; ``pool`` is the arithmetic, the rest are settings of a run.
@@ -74,12 +75,17 @@ STUDIES = {
             "n_iterations": 40,
             "eval_freq": 5,
         },
+        mark=0.6,
         arms={
             "reference": REFERENCE,
             "reference, alpha x 2": REFERENCE | {"alpha": 0.002},
             "paper": {},
             "Gaussian noise": {"pool": "GaussianPool"},
             "alpha x 2": {"alpha": 0.002},
+            "alpha x 3": {"alpha": 0.003},
+            "alpha x 4, cosine": {"alpha": 0.004, "alpha_schedule": "cosine"},
+            "32 members, alpha x 2": {"alpha": 0.002, "population_size": 32, "batch_size": 32},
+            "64 members, alpha x 3": {"alpha": 0.003, "population_size": 64, "batch_size": 16},
             "mirrored": MIRRORED,
             "per prompt": {"reward_shaping": "z-scores-per-prompt"},
             "per prompt, alpha x 10": {"reward_shaping": "z-scores-per-prompt", "alpha": 0.01},
@@ -205,18 +211,28 @@ def report(name: str) -> None:
     from esplug.estimates import mean_estimate
 
     print(f"\n{name}: held-out reward, mean [95% interval over prompts, each the mean of its seeds]\n")
-    header = None
+    header, mark = None, STUDIES[name].mark
     for arm in STUDIES[name].arms:
         runs = [json.loads(path.read_text()) for seed in SEEDS if (path := result_of(name, arm, seed)).exists()]
         if not runs:
             continue
+        answers = runs[0]["answers"]
         if header is None:
-            header = runs[0]["answers"]
-            print(f"| arm, answers | runs | {' | '.join(f'{count:,}' for count in header)} |")
-            print(f"|---|---|{'---|' * len(header)}")
-        curves = np.array([[np.array(each) for each in run["rewards"]] for run in runs])
-        cells = [str(mean_estimate(curves[:, at].mean(axis=0).tolist())) for at in range(curves.shape[1])]
-        print(f"| {arm} | {len(runs)} | {' | '.join(cells)} |")
+            header = answers
+            print(f"| arm, answers | runs | {' | '.join(f'{count:,}' for count in header)} | to {mark} |")
+            print(f"|---|---|{'---|' * (len(header) + 1)}")
+        rewards = np.array([run["rewards"] for run in runs]).mean(axis=0)  # evaluations x prompts
+        cells = [str(mean_estimate(row.tolist())) for row in rewards]
+        print(f"| {arm} | {len(runs)} | {' | '.join(cells)} | {reached(rewards.mean(axis=1), answers, mark)} |")
+
+
+def reached(curve: Sequence[float], answers: Sequence[int], mark: float | None) -> str:
+    """Say after how many answers a curve first passes a mark, between evaluations on a straight line."""
+    for at in range(1, len(curve)):
+        if mark is not None and curve[at] >= mark > curve[at - 1]:
+            share = (mark - curve[at - 1]) / (curve[at] - curve[at - 1])
+            return f"{answers[at - 1] + share * (answers[at] - answers[at - 1]):,.0f}"
+    return "-"
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 Recipe = Literal["paper", "fast"]
 
-#: ``paper``: the settings of ES-at-Scale (arXiv 2509.24372), which are the fields' own defaults. ``fast``: those that
-#: reached its held-out rewards with half the answers or fewer (``benchmarks/README.md``).
+#: ``paper``: the settings of ES-at-Scale (arXiv 2509.24372), which are the fields' own defaults. ``fast``: larger
+#: steps, on mirrored pairs. What either was seen to learn stands in ``benchmarks/README.md``.
 RECIPES: Mapping[str, Mapping[str, Any]] = {"paper": {}, "fast": {"antithetic": True}}
 
 #: What alpha is by default, as a multiple of sigma.

@@ -103,7 +103,7 @@ class ESWorkerExtension:
 def _keep_freed_memory() -> None:
     """Have the C library reuse the memory of a member's weights for the next one's.
 
-    It would otherwise give it back, and the kernel would clear every page again: a fifth of a switch on the CPU.
+    It would otherwise give it back, and the kernel would clear every page again: a sixth of a switch on the CPU.
     """
     with suppress(OSError, AttributeError):  # not glibc
         library = ctypes.CDLL("libc.so.6")
