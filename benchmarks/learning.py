@@ -124,6 +124,13 @@ def main() -> None:
 
 def make_missing(name: str, only: Sequence[str] | None, deadline: float) -> None:
     """Make a study's missing runs, one on each core."""
+    import tiny_sums
+
+    if unknown := set(only or ()) - set(STUDIES[name].arms):
+        sys.exit(f"{name} has no arm {min(unknown)!r}: {', '.join(STUDIES[name].arms)}")
+    if name == "sums" and not SUMS.exists():
+        print(f"training {SUMS}", flush=True)
+        tiny_sums.make(SUMS)
     todo = [
         (arm, seed)
         for seed in SEEDS
@@ -140,6 +147,8 @@ def make_missing(name: str, only: Sequence[str] | None, deadline: float) -> None
         for process in [each for each in running if each.poll() is not None]:
             free.append(running.pop(process))
             if process.returncode:
+                for other in running:
+                    other.terminate()
                 sys.exit(f"a run failed: {' '.join(map(str, process.args))}")
         if not running and time.monotonic() >= deadline:
             return
@@ -172,8 +181,6 @@ def run(name: str, arm: str, seed: int) -> None:
             splits = load_eval_splits(task, None, config.eval_limit)
             functions = (task.reward, task.template)
         else:
-            if not (SUMS / "config.json").exists():
-                tiny_sums.make(SUMS)
             config = make_config({"task": "custom"}, study.common, settings, own)
             rows = Batches(*tiny_sums.split(1024, 0), config.batch_size, config.seed)
             splits = {"held out": [tiny_sums.split(500, 1)]}
@@ -192,6 +199,7 @@ def run(name: str, arm: str, seed: int) -> None:
         "answers": [evaluation.iteration * answers for evaluation in result.evaluations],
         "rewards": [[_short(row[0].reward) for row in each.splits[0].rows] for each in result.evaluations],
         "train": [_short(row["train/reward/mean"]) for row in metrics if "train/reward/mean" in row],
+        "base": f"{trainer.history.base:016x}",
         "checksum": f"{result.checksum:016x}",
         "seconds": round(time.perf_counter() - started),
         "environment": environment(),

@@ -180,7 +180,6 @@ def drive(engines: Sequence[int]) -> None:
     settings = EngineSettings("", "auto", "float32", "cpu", 1, None, 0.5)
     for count in engines:
         pool = Crowd(Plan(count, "cpu", 0, 1), settings, 0, Path("/nonexistent"))
-        pool._settings = settings
         pool.start(History(1))
         population = max(1024, 2 * count)
         prompts = [[7] * 100 for _ in range(PROMPTS)]

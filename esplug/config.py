@@ -308,14 +308,13 @@ class RunConfig(BaseModel):
     def _together(self) -> Self:
         if self.alpha is None:
             object.__setattr__(self, "alpha", self.sigma * STEPS[self.recipe])
-        for name, start in (("sigma", self.sigma), ("alpha", self.step_size)):
-            fixed, end = getattr(self, f"{name}_schedule") == "constant", getattr(self, f"{name}_end")
-            if fixed and end is not None:
+        for name in ("sigma", "alpha"):
+            end = getattr(self, f"{name}_end")
+            if end is not None and getattr(self, f"{name}_schedule") == "constant":
                 raise ValueError(f"<{name}_end> {end:g} is for <{name}_schedule> linear or cosine; give that too")
-            if not fixed and end is None:
-                object.__setattr__(self, f"{name}_end", start / 10)
         if self.antithetic and self.population_size % 2:
-            raise ValueError("--population-size must be even with --antithetic (members come in pairs)")
+            asked = "--recipe fast" if self.recipe == "fast" else "--antithetic"
+            raise ValueError(f"--population-size must be even with {asked} (members come in pairs)")
         if self.profile is not None and self.profile >= self.n_iterations > 0:
             raise ValueError(f"<profile> {self.profile}: the last iteration is {self.n_iterations - 1}")
         if self.max_model_len is not None and self.max_tokens >= self.max_model_len:
@@ -351,8 +350,8 @@ class RunConfig(BaseModel):
     def _scheduled(self, schedule: Schedule, start: float, end: float | None, iteration: int) -> float:
         from esplug.es import scheduled
 
-        done = iteration / max(self.n_iterations - 1, 1)
-        return start if end is None else scheduled(schedule, start, end, done)
+        done = min(1.0, iteration / max(self.n_iterations - 1, 1))
+        return scheduled(schedule, start, start / 10 if end is None else end, done)
 
     def evaluates_at(self, iteration: int) -> bool:
         """Whether a run evaluates before this iteration; at the number of iterations, in the end."""
@@ -452,8 +451,11 @@ def make_config(
         UserError: one line naming the first setting at fault, its value and the range.
     """
     merged: dict[str, Any] = {}
-    recipes = [str(layer["recipe"]) for layer in layers if "recipe" in layer]
-    for layer in (defaults or {}, RECIPES.get(recipes[-1], {}) if recipes else {}, *layers):
+    lowest = dict(defaults or {})
+    named = [str(layer["recipe"]) for layer in (lowest, *layers) if "recipe" in layer]
+    if any("recipe" in layer for layer in layers):
+        lowest.pop("alpha", None)  # which a recipe decides, though as a multiple of sigma
+    for layer in (lowest, RECIPES.get(named[-1], {}) if named else {}, *layers):
         for key, value in layer.items():
             if key not in RunConfig.model_fields:
                 unknown = f"unknown setting {brief(repr(key))}"

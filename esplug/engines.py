@@ -29,7 +29,7 @@ class Job(Generic[Key]):
     Attributes:
         prompts: token ids of B prompts.
         seeds: of each prompt's sampling; below 2**63.
-        mini_batch_size: prompts that an engine answers at a time; fewer could be answered by several engines.
+        mini_batch_size: prompts that an engine answers at a time; engines may share a job by such mini-batches.
     """
 
     key: Key

@@ -53,13 +53,17 @@ def scheduled(schedule: "Schedule", start: float, end: float, done: float) -> fl
 
 
 def momentum_weights(momentum: float) -> list[float]:
-    """Return what the newest update and those before it count, ``momentum**age``, down to :data:`FORGOTTEN`.
+    """Return what the newest update and those before it count: 1, and each time times ``momentum``.
+
+    The last is the last that is not below :data:`FORGOTTEN`.
 
     With them an iteration moves the weights by ``sum_age momentum**age * update_age``: the velocity of heavy-ball
     momentum (Polyak 1964, without damping), but for its tail, and without keeping it, as updates come from seeds.
     """
-    ages = int(math.log(FORGOTTEN) / math.log(momentum)) if momentum else 0
-    return [momentum**age for age in range(ages + 1)]
+    weights = [1.0]
+    while (weight := weights[-1] * momentum) >= FORGOTTEN:  # products are the same on any machine, powers may not be
+        weights.append(weight)
+    return weights
 
 
 def mirrored_correlation(rewards: FloatArray) -> float:

@@ -145,8 +145,9 @@ def _facts(
         if field in settings:
             value = settings[field]
             shown = {True: "yes", False: "no"}[value] if isinstance(value, bool) else f"{value}"
-            if f"{field}_end" in settings:
-                shown += f", {settings[f'{field}_schedule']} to {settings[f'{field}_end']}"
+            schedule = settings.get(f"{field}_schedule", "constant")
+            if schedule != "constant":
+                shown += f", {schedule} to {settings.get(f'{field}_end', 'a tenth')}"
             yield title, shown
     yield "run seed", str(header.run_seed)
     yield "master weights", "the model's types" if header.master_dtype == "model" else header.master_dtype

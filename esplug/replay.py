@@ -19,8 +19,11 @@ from esplug.stored_tensors import StoredTensor, as_bytes
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Called from several threads, one at a time, with what is being done, the work done so far, and all of it."""
 
-_Update: TypeAlias = tuple[Any, Any]
-"""An iteration's update of one tensor: uint64[N] keys and float32[N] coefficients."""
+_Keys: TypeAlias = Sequence[Any]
+"""Of one tensor: uint64[N] for every iteration."""
+
+_Move: TypeAlias = tuple[list[int], Any]
+"""A movement of the weights: the iterations whose noise it adds, and the coefficients, float32, one after the other."""
 
 
 class Replay:
@@ -46,7 +49,7 @@ class Replay:
     ) -> int:
         """Replay ``steps`` on every tensor, and write each to its place. Returns the 64-bit checksum of all."""
         seeds = [step.seeds(self._header.run_seed) for step in steps]
-        moves = [part for part in (parts(steps[: done + 1]) for done in range(len(steps))) if part]
+        moves = list(_moves(steps))
         self._what, self._done = what, 0
         self._total = sum(tensor.count * (1 + len(moves) * tensor.is_float) for tensor in tensors)
         checksum = 0
@@ -55,13 +58,13 @@ class Replay:
         try:
             for tensor in tensors:
                 place = places[tensor.name] if places is not None else None
-                updates = list(_updates(tensor, moves, seeds))
+                keys = _keys(tensor, seeds if moves else ())
                 for start in range(0, tensor.count, stored_tensors.STRETCH):
                     if len(running) >= 4 * self._threads:  # what waits holds its keys
                         checksum += running.popleft().result()
                     stop = min(tensor.count, start + stored_tensors.STRETCH)
                     work = self._update if tensor.is_float else self._copy
-                    running.append(pool.submit(work, tensor, place, start, stop, updates))
+                    running.append(pool.submit(work, tensor, place, start, stop, keys, moves))
             checksum += sum(future.result() for future in running)
         finally:
             self._stop.set()
@@ -70,18 +73,26 @@ class Replay:
         return checksum % 2**64
 
     def _update(
-        self, tensor: StoredTensor, place: StoredTensor | None, start: int, stop: int, updates: Sequence[_Update]
+        self,
+        tensor: StoredTensor,
+        place: StoredTensor | None,
+        start: int,
+        stop: int,
+        keys: _Keys,
+        moves: Sequence[_Move],
     ) -> int:
         """Replay elements ``start .. stop`` of a floating-point tensor. Returns their checksum."""
+        import numpy as np
+
         from esplug.kernels import cpu
 
         stored = tensor.empty(stop - start)
         tensor.read(as_bytes(stored), start * stored.itemsize)
         elements = cpu.flat(stored.float() if self._header.master_dtype == "float32" else stored)
-        for keys, coefficients in updates:
+        for iterations, coefficients in moves:
             if self._stop.is_set():
                 return 0
-            cpu.update(elements, start, keys, coefficients)
+            cpu.update(elements, start, np.concatenate([keys[each] for each in iterations]), coefficients)
             self._report(stop - start)
         if place is not None:
             rounded = place.empty(stop - start)
@@ -91,7 +102,13 @@ class Replay:
         return cpu.checksum(elements, start, tensor.name)
 
     def _copy(
-        self, tensor: StoredTensor, place: StoredTensor | None, start: int, stop: int, updates: Sequence[_Update]
+        self,
+        tensor: StoredTensor,
+        place: StoredTensor | None,
+        start: int,
+        stop: int,
+        keys: _Keys,
+        moves: Sequence[_Move],
     ) -> int:
         """Copy bytes of a tensor that is not perturbed, nor part of the checksum."""
         if place is not None:
@@ -106,15 +123,20 @@ class Replay:
                 self._progress(self._what, self._done, self._total)
 
 
-def _updates(
-    tensor: StoredTensor, moves: Sequence[Sequence[tuple[Step, list[float]]]], seeds: Sequence[Sequence[int]]
-) -> Iterator[_Update]:
+def _moves(steps: Sequence[Step]) -> Iterator[_Move]:
+    import numpy as np
+
+    for done in range(1, len(steps) + 1):
+        if found := parts(steps[:done]):
+            coefficients = np.array([value for _, values in found for value in values], dtype=np.float32)
+            yield [step.iteration for step, _ in found], coefficients
+
+
+def _keys(tensor: StoredTensor, seeds: Sequence[Sequence[int]]) -> _Keys:
     import numpy as np
 
     from esplug.noise import tensor_key
 
-    if tensor.is_float and tensor.count and moves:
-        keys = [np.array([tensor_key(seed, tensor.name) for seed in members], dtype=np.uint64) for members in seeds]
-        for move in moves:
-            coefficients = np.array([value for _, values in move for value in values], dtype=np.float32)
-            yield np.concatenate([keys[step.iteration] for step, _ in move]), coefficients
+    if not tensor.is_float or not tensor.count:
+        return ()
+    return [np.array([tensor_key(seed, tensor.name) for seed in members], dtype=np.uint64) for members in seeds]

@@ -297,7 +297,7 @@ class EvolutionStrategiesTrainer:
     # --- opening and closing ----------------------------------------------------------------------------
 
     def _open(self, stack: ExitStack, resume: Path | None, allow_change: bool) -> None:
-        """Check everything that can be checked cheaply, then start what is expensive."""
+        """Check what can be checked cheaply, start Ray, check the prompts, and start the engines."""
         require_vllm()
         log: SeedLog | None = None
         self._resumed = resume is not None
@@ -321,9 +321,9 @@ class EvolutionStrategiesTrainer:
         self._engine_bytes = cpu_engine_bytes(stored, 4 * elements if config.master_dtype == "float32" else stored)
         longest_prompt(self._model, config.max_model_len, config.max_tokens)
         # What takes seconds, at once: transformers, Ray and the graders.
-        loading = stack.enter_context(ThreadPoolExecutor(1)).submit(
-            PromptEncoder.load, self._model, config.max_model_len, config.max_tokens
-        )
+        helper = ThreadPoolExecutor(1)
+        loading = helper.submit(PromptEncoder.load, self._model, config.max_model_len, config.max_tokens)
+        helper.shutdown(wait=False)
         self._reward_pool = RewardPool(
             self.reward_function, timeout=config.reward_function_timeout, memory=config.reward_memory
         )

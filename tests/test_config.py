@@ -21,6 +21,7 @@ def test_schedules_begin_and_end_where_they_should() -> None:
     assert [config.alpha_at(k) for k in range(5)] == [0.1] * 5
     config = make_config({"sigma": 0.01, "n_iterations": 3, "alpha_schedule": "cosine"})
     assert [config.alpha_at(k) for k in range(3)] == pytest.approx([0.005, 0.00275, 0.0005])
+    assert config.alpha_at(20) == pytest.approx(0.0005)
     config = make_config({"n_iterations": 1, "sigma_schedule": "cosine"})
     assert config.sigma_at(0) == config.sigma
 
@@ -32,6 +33,9 @@ def test_a_recipe_counts_more_than_the_tasks_defaults_and_less_than_what_is_said
     config = make_config({"recipe": "fast"}, {"antithetic": False, "alpha": 0.1})
     assert (config.antithetic, config.alpha) == (False, 0.1)
     assert make_config({"recipe": "fast"}, {"recipe": "paper"}) == make_config()
+    assert make_config({"recipe": "fast"}, defaults={"alpha": 0.3}).alpha == 0.0015
+    config = make_config(defaults={"recipe": "fast", "alpha": 0.3})  # a task may recommend one too
+    assert (config.antithetic, config.alpha) == (True, 0.3)
     assert make_config(config.model_dump(exclude_none=True)) == config
 
 
@@ -60,7 +64,7 @@ def test_toml_round_trip(tmp_path) -> None:
         ({"alpha_end": 0.1}, ["--alpha-end", "--alpha-schedule"]),
         ({"profile": 3, "n_iterations": 3}, ["--profile 3", "the last iteration is 2"]),
         ({"recipe": "slow"}, ["--recipe", "paper, fast"]),
-        ({"recipe": "fast", "population_size": 5}, ["--population-size", "even"]),
+        ({"recipe": "fast", "population_size": 5}, ["--population-size", "even with --recipe fast"]),
         ({"momentum": 1}, ["--momentum", "at most 0.99"]),
         ({"sigma_schedule": "exponential"}, ["--sigma-schedule", "cosine"]),
         ({"population_size": 1}, ["--population-size", "2"]),

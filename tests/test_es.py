@@ -1,6 +1,7 @@
 """Members, coefficients and the sigma diagnostic: the mathematics of an iteration."""
 
 import hashlib
+import itertools
 import math
 import struct
 
@@ -115,10 +116,15 @@ def test_a_cosine_is_slow_at_both_ends() -> None:
 @given(st.floats(0.01, 0.99))
 def test_momentum_forgets_what_counts_less_than_a_hundredth(momentum) -> None:
     weights = momentum_weights(momentum)
-    assert weights == [momentum**age for age in range(len(weights))]
-    assert weights[-1] >= 0.01 * (1 - 1e-9)
-    assert momentum ** len(weights) < 0.01 * (1 + 1e-9)
-    assert momentum_weights(0.0) == [1.0]
+    assert weights == pytest.approx([momentum**age for age in range(len(weights))])
+    assert weights[0] == 1
+    assert all(after == before * momentum for before, after in itertools.pairwise(weights))
+    assert weights[-1] >= 0.01 > weights[-1] * momentum
+
+
+@pytest.mark.parametrize(("momentum", "count"), [(0.0, 1), (0.1, 3), (0.5, 7), (0.9, 44), (0.99, 459)])
+def test_momentum_remembers_so_many_iterations(momentum, count) -> None:
+    assert len(momentum_weights(momentum)) == count
 
 
 def mirrored(plus, minus):

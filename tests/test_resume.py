@@ -33,6 +33,8 @@ OTHERS: dict[str, Any] = {
     "antithetic": True,
     "sigma_schedule": "linear",
     "alpha_schedule": "cosine",
+    "sigma_end": 0.0003,
+    "alpha_end": 0.0003,
     "momentum": 0.5,
     "recipe": "fast",
     "profile": 1,
@@ -107,6 +109,19 @@ def test_what_changes_the_mathematics_is_refused_unless_allowed(field, tmp_path)
         assert open_again(run, now)[0] == 2  # what was allowed once holds from then on
         with pytest.raises(UserError, match=f"{flag_of(field)} was "):
             open_again(run, before)
+
+
+def test_what_was_asked_of_the_first_process_alone_does_not_stand_in_the_way(tmp_path) -> None:
+    from esplug import cli
+
+    schedule = {"sigma_schedule": "linear", "sigma_end": 0.0002}
+    run, before = make_run(tmp_path, steps=2, task="countdown", profile=3, **schedule)
+    with pytest.raises(UserError, match=r"^--recipe: a resumed run has its settings; name those to change"):
+        cli._resolve({"recipe": "fast"}, None, "train", run)
+    config, _ = cli._resolve({"sigma_schedule": "constant", "n_iterations": 3}, None, "train", run)
+    assert (config.sigma_schedule, config.sigma_end, config.profile) == ("constant", None, None)
+    config, _ = cli._resolve({}, None, "train", run)
+    assert config.sigma_end == before.sigma_end
 
 
 @pytest.mark.parametrize("name", ["sigma_schedule", "alpha_schedule"])

@@ -39,7 +39,8 @@ _0, _2, _8, _16, _32 = _u64(0), _u64(2), _u64(8), _u64(16), _u64(32)
 F = TypeVar("F", bound=Callable[..., Any])
 
 # LLVM keeps to vectors of 256 bits, for the sake of code that is not all arithmetic. This is: where the processor has
-# 512, updates take 0.7 of the time and checksums 0.35 (Xeon with AVX-512).
+# 512, updates take 0.7 of the time and checksums 0.35 (Xeon with AVX-512). The setting holds for all that numba
+# compiles in this process, unless it has compiled something before.
 if numba.config.CPU_FEATURES is None and "+avx512f" in (_features := get_host_cpu_features()):
     numba.config.CPU_FEATURES = f"{_features},-prefer-256-bit"
 
