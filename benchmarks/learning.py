@@ -219,25 +219,26 @@ def report(name: str) -> None:
     from esplug.estimates import mean_estimate
 
     print(f"\n{name}: held-out reward, mean [95% interval over prompts, each the mean of its seeds]\n")
-    header, mark = None, STUDIES[name].mark
+    first, mark = True, STUDIES[name].mark
     for arm in STUDIES[name].arms:
         runs = [json.loads(path.read_text()) for seed in SEEDS if (path := result_of(name, arm, seed)).exists()]
         if not runs:
             continue
         answers = runs[0]["answers"]
-        if header is None:
-            header = answers
-            print(f"| arm, answers | runs | {' | '.join(f'{count:,}' for count in header)} | to {mark} |")
-            print(f"|---|---|{'---|' * (len(header) + 1)}")
+        if first:
+            columns = ["arm, answers", "runs", *(f"{count:,}" for count in answers), *([f"to {mark}"] if mark else [])]
+            print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+            first = False
         rewards = np.array([run["rewards"] for run in runs]).mean(axis=0)  # evaluations x prompts
         cells = [str(mean_estimate(row.tolist())) for row in rewards]
-        print(f"| {arm} | {len(runs)} | {' | '.join(cells)} | {reached(rewards.mean(axis=1), answers, mark)} |")
+        cells += [reached(rewards.mean(axis=1), answers, mark)] if mark else []
+        print(f"| {arm} | {len(runs)} | {' | '.join(cells)} |")
 
 
-def reached(curve: Sequence[float], answers: Sequence[int], mark: float | None) -> str:
+def reached(curve: Sequence[float], answers: Sequence[int], mark: float) -> str:
     """Say after how many answers a curve first passes a mark, between evaluations on a straight line."""
     for at in range(1, len(curve)):
-        if mark is not None and curve[at] >= mark > curve[at - 1]:
+        if curve[at] >= mark > curve[at - 1]:
             share = (mark - curve[at - 1]) / (curve[at] - curve[at - 1])
             return f"{answers[at - 1] + share * (answers[at] - answers[at - 1]):,.0f}"
     return "-"
