@@ -168,6 +168,7 @@ def run(name: str, arm: str, seed: int) -> None:
     from esplug.data import Batches, load_batch_source, load_eval_splits
     from esplug.run_directory import environment
     from esplug.task import Task
+    from esplug.trainer import EvolutionStrategiesTrainer
 
     study = STUDIES[name]
     settings = dict(study.arms[arm])
@@ -185,7 +186,8 @@ def run(name: str, arm: str, seed: int) -> None:
             rows = Batches(*tiny_sums.split(1024, 0), config.batch_size, config.seed)
             splits = {"held out": [tiny_sums.split(500, 1)]}
             functions = (tiny_sums.reward, None)
-        trainer = reference.arm(getattr(reference, pool)).from_config(config, *functions, rows, splits)
+        arm_trainer = type("Arm", (EvolutionStrategiesTrainer,), {"pool": getattr(reference, pool)})
+        trainer = arm_trainer.from_config(config, *functions, rows, splits)
         started = time.perf_counter()
         result = trainer.fit()
         metrics = [json.loads(line) for line in (result.run_dir / "metrics.jsonl").read_text().splitlines()]

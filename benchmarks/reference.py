@@ -166,11 +166,7 @@ class ReferencePool(EnginePool):
 class ReferenceTrainer(EvolutionStrategiesTrainer):
     """The reference's schedule and arithmetic; a batch must be one mini-batch."""
 
-    pool: type[EnginePool] = ReferencePool
-
-    def launch_engines(self) -> EnginePool:
-        usual = super().launch_engines()
-        return self.pool(usual.plan, usual._settings, usual._engine_bytes, usual._folder)
+    pool = ReferencePool
 
     def evaluate_population_on_batch(
         self, members: Sequence[Member], questions: Sequence[Any], targets: Sequence[Any]
@@ -203,14 +199,3 @@ def _and_restored(generation: Generation, seconds: float) -> Generation:
     """Count the time in which the noise was subtracted as part of the switch to other weights."""
     (work,) = generation.work
     return replace(generation, work=(replace(work, switch_seconds=work.switch_seconds + seconds),))
-
-
-def arm(pool: type[EnginePool]) -> type[EvolutionStrategiesTrainer]:
-    """Make a trainer with these engines and esplug's own schedule."""
-
-    class Arm(EvolutionStrategiesTrainer):
-        def launch_engines(self) -> EnginePool:
-            usual = super().launch_engines()
-            return pool(usual.plan, usual._settings, usual._engine_bytes, usual._folder)
-
-    return Arm

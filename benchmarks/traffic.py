@@ -80,10 +80,11 @@ class CountingPool(EnginePool):
 class Trainer(EvolutionStrategiesTrainer):
     """Notes, after every iteration, what was sent and what is held."""
 
+    pool = CountingPool
+
     def launch_engines(self) -> EnginePool:
-        usual = super().launch_engines()
         self.notes: list[tuple[int, int, int, float, float]] = []
-        return CountingPool(usual.plan, usual._settings, usual._engine_bytes, usual._folder)
+        return super().launch_engines()
 
     def train_step(self, iteration: int) -> None:
         assert isinstance(self.engines, CountingPool)

@@ -192,20 +192,11 @@ def _resolve(
     from esplug.task import Task
 
     file = read_toml(config_file) if config_file else {}
-    before: dict[str, Any] = {}
+    before: Mapping[str, Any] = {}
     if resume:
-        from esplug.resume import stored_config
+        from esplug.resume import inherited
 
-        before = stored_config(resume).model_dump(exclude_none=True)
-        before.pop("profile", None)  # a wish for that process
-        for name in ("sigma", "alpha"):
-            if {**file, **flags}.get(f"{name}_schedule") == "constant":
-                before.pop(f"{name}_end", None)
-        if {**before, **file, **flags}["recipe"] != before["recipe"]:
-            raise UserError("--recipe: a resumed run has its settings; name those to change, such as --alpha, instead")
-        for field in ("output_directory", "experiment_name"):
-            if {**before, **file, **flags}.get(field) != before.get(field):
-                raise UserError(f"{flag_of(field)}: a resumed run stays where it is, in {resume}; leave it out")
+        before = inherited(resume, {**file, **flags})
     layers = [before, file, flags]
     choice = [{k: v for k, v in layer.items() if k in ("task", "task_options")} for layer in layers]
     first = make_config(*choice)

@@ -24,11 +24,12 @@ MEAN = 510
 """Mean of the sum of four uniform bytes."""
 
 
-def _float32(value: float) -> float:
+def float32(value: float) -> float:
+    """Round to the nearest float32 value."""
     return float(struct.unpack("<f", struct.pack("<f", value))[0])
 
 
-SCALE = _float32(1 / math.sqrt(4 * (256**2 - 1) / 12))
+SCALE = float32(1 / math.sqrt(4 * (256**2 - 1) / 12))
 """One over that sum's standard deviation, a float32 value."""
 
 _MASK32 = 0xFFFFFFFF

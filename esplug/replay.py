@@ -6,6 +6,7 @@ thread however large the model is. The result is, byte for byte, what :meth:`esp
 writes after the same updates.
 """
 
+import functools
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -58,13 +59,14 @@ class Replay:
         try:
             for tensor in tensors:
                 place = places[tensor.name] if places is not None else None
-                keys = _keys(tensor, seeds if moves else ())
+                work: Callable[..., int] = self._copy
+                if tensor.is_float:
+                    work = functools.partial(self._update, keys=_keys(tensor, seeds if moves else ()), moves=moves)
                 for start in range(0, tensor.count, stored_tensors.STRETCH):
                     if len(running) >= 4 * self._threads:  # what waits holds its keys
                         checksum += running.popleft().result()
                     stop = min(tensor.count, start + stored_tensors.STRETCH)
-                    work = self._update if tensor.is_float else self._copy
-                    running.append(pool.submit(work, tensor, place, start, stop, keys, moves))
+                    running.append(pool.submit(work, tensor, place, start, stop))
             checksum += sum(future.result() for future in running)
         finally:
             self._stop.set()
@@ -101,15 +103,7 @@ class Replay:
         self._report(stop - start)
         return cpu.checksum(elements, start, tensor.name)
 
-    def _copy(
-        self,
-        tensor: StoredTensor,
-        place: StoredTensor | None,
-        start: int,
-        stop: int,
-        keys: _Keys,
-        moves: Sequence[_Move],
-    ) -> int:
+    def _copy(self, tensor: StoredTensor, place: StoredTensor | None, start: int, stop: int) -> int:
         """Copy bytes of a tensor that is not perturbed, nor part of the checksum."""
         if place is not None:
             tensor.copy(place, start, stop)
@@ -137,6 +131,6 @@ def _keys(tensor: StoredTensor, seeds: Sequence[Sequence[int]]) -> _Keys:
 
     from esplug.noise import tensor_key
 
-    if not tensor.is_float or not tensor.count:
+    if not tensor.count:
         return ()
     return [np.array([tensor_key(seed, tensor.name) for seed in members], dtype=np.uint64) for members in seeds]

@@ -50,6 +50,30 @@ def stored_config(run: Path) -> RunConfig:
     return config
 
 
+def inherited(run: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that a run goes on with where the user asks for no others.
+
+    Args:
+        run: its directory.
+        asked: what the user asks for now, by field name.
+
+    Raises:
+        UserError: there is no run, or it is asked for what cannot change.
+    """
+    before = stored_config(run).model_dump(exclude_none=True)
+    wanted = before | dict(asked)
+    if wanted["recipe"] != before["recipe"]:
+        raise UserError("--recipe: a resumed run has its settings; name those to change, such as --alpha, instead")
+    for field in ("output_directory", "experiment_name"):
+        if wanted.get(field) != before.get(field):
+            raise UserError(f"{flag_of(field)}: a resumed run stays where it is, in {run}; leave it out")
+    before.pop("profile", None)  # that was for the process before
+    for name in ("sigma", "alpha"):
+        if wanted[f"{name}_schedule"] == "constant":
+            before.pop(f"{name}_end", None)
+    return before
+
+
 def reopen(
     run: Path, config: RunConfig, *, allow_change: bool, stack: ExitStack
 ) -> tuple[RunDirectory, SeedLog | None, RunConfig]:

@@ -40,6 +40,7 @@ from typing import Any, Literal, NamedTuple, Self
 from esplug import durable
 from esplug.errors import UserError
 from esplug.es import momentum_weights, population
+from esplug.noise import float32
 
 FILE_NAME = "seeds.log"
 FORMAT, VERSION = "esplug-seed-log", 2
@@ -145,7 +146,7 @@ def parts(steps: Sequence[Step]) -> list[tuple[Step, list[float]]]:
     The last step itself comes first, then those that momentum still remembers. Empty where nothing moves.
     """
     found = [
-        (step, [_float32(weight * value) for value in step.coefficients])
+        (step, [float32(weight * value) for value in step.coefficients])
         for weight, step in zip(momentum_weights(steps[-1].momentum), reversed(steps), strict=False)
     ]
     return found if any(any(values) for _, values in found) else []
@@ -410,10 +411,6 @@ def _payload_bytes(count: int, momentum: bool) -> int:
 
 def _hash(data: bytes) -> bytes:
     return blake2b(data, digest_size=_HASH_BYTES).digest()
-
-
-def _float32(value: float) -> float:
-    return float(struct.unpack("<f", struct.pack("<f", value))[0])
 
 
 def _check_u64(what: str, value: int) -> None:

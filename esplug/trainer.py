@@ -79,9 +79,14 @@ class EvolutionStrategiesTrainer:
         global_seed: seed of everything random.
         settings: any other field of :class:`esplug.config.RunConfig`, such as ``antithetic``.
 
+    Attributes:
+        pool: class of the pool of engines.
+
     Raises:
         UserError: a setting is out of range or unknown.
     """
+
+    pool: type[EnginePool] = EnginePool
 
     def __init__(
         self,
@@ -281,7 +286,7 @@ class EvolutionStrategiesTrainer:
             max_model_len=self.config.max_model_len,
             memory_share=share,
         )
-        return EnginePool(
+        return self.pool(
             self._plan,
             settings,
             self._engine_bytes,
