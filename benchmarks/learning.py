@@ -3,11 +3,13 @@ r"""What does a generated answer teach? Reference settings, esplug's, and esplug
     python benchmarks/learning.py                 # make the runs that are missing, two at a time, then print
     python benchmarks/learning.py --print         # print what there is
     python benchmarks/learning.py --study sums    # only the tiny model
+    python benchmarks/learning.py --gpus 0 1      # several runs on each of these GPUs
 
-Every run is a training of its own, on one CPU core, whose held-out rewards are kept in ``benchmarks/results/``, so
-that an interrupted study goes on where it was. Study ``countdown`` trains SmolLM2-135M-Instruct on few-shot Countdown,
-study ``sums`` a tiny model (``tiny_sums.py``) on differences. All arms of a study see the same prompts in the same
-order, and answer greedily. Arms are defined below; ``reference`` is the arithmetic of ``reference.py``.
+Every run is a training of its own, on one CPU core unless it is on a GPU, whose held-out rewards are kept in
+``benchmarks/results/``, so that an interrupted study goes on where it was. Study ``countdown`` trains
+SmolLM2-135M-Instruct on few-shot Countdown, study ``sums`` a tiny model (``tiny_sums.py``) on differences. All arms of
+a study see the same prompts in the same order, and answer greedily. Arms are defined below; ``reference`` is the
+arithmetic of ``reference.py``.
 """
 
 import argparse
@@ -36,8 +38,9 @@ class Study:
 
     common: Mapping[str, Any]
     arms: Mapping[str, Mapping[str, Any]]
+    mark: float  # held-out reward, of which the table says after how many answers it is reached
+    shown: Sequence[int]  # numbers of answers at which the table shows it
     task_options: Mapping[str, Any] = field(default_factory=dict)
-    mark: float | None = None  # held-out reward, of which the table says after how many answers it is reached
 
 
 #: Arms by name; ``pool`` is the arithmetic, the rest are settings of a run.
@@ -52,16 +55,25 @@ STUDIES = {
             "batch_size": 48,
             "max_tokens": 40,
             "max_model_len": 1024,
-            "n_iterations": 12,
-            "eval_freq": 3,
-            "eval_limit": 300,
+            "n_iterations": 24,
+            "eval_freq": 2,
+            "eval_limit": 500,
         },
-        task_options={"level": "easy", "shots": 2},
+        task_options={"level": "easy", "shots": 1},
+        mark=0.4,
+        shown=(0, 3072, 6144, 9216, 12288, 18432, 27648),
         arms={
-            "reference": REFERENCE,
+            "reference": REFERENCE | {"n_iterations": 36},
+            "paper": {"n_iterations": 36},
+            "alpha x 3": {"alpha": 0.0015},
             "reference, alpha x 3": REFERENCE | {"alpha": 0.0015},
-            "paper": {},
             "mirrored, alpha x 3": MIRRORED | {"alpha": 0.0015},
+            "alpha x 6": {"alpha": 0.003},
+            "48 members, alpha x 3": {"alpha": 0.0015, "population_size": 48, "batch_size": 16},
+            "Gaussian noise, alpha x 3": {"pool": "GaussianPool", "alpha": 0.0015},
+            "alpha x 6, cosine": {"alpha": 0.003, "alpha_schedule": "cosine"},
+            "momentum 0.5, alpha x 3": {"alpha": 0.00075, "momentum": 0.5},
+            "per prompt, alpha x 10": {"reward_shaping": "z-scores-per-prompt", "alpha": 0.005},
         },
     ),
     "sums": Study(
@@ -76,6 +88,7 @@ STUDIES = {
             "eval_freq": 5,
         },
         mark=0.6,
+        shown=(0, 5120, 10240, 20480, 30720, 40960),
         arms={
             "reference": REFERENCE,
             "reference, alpha x 2": REFERENCE | {"alpha": 0.002},
@@ -83,7 +96,11 @@ STUDIES = {
             "Gaussian noise": {"pool": "GaussianPool"},
             "alpha x 2": {"alpha": 0.002},
             "alpha x 3": {"alpha": 0.003},
+            "alpha x 4": {"alpha": 0.004},
             "alpha x 4, cosine": {"alpha": 0.004, "alpha_schedule": "cosine"},
+            "alpha x 6": {"alpha": 0.006},
+            "alpha x 6, cosine": {"alpha": 0.006, "alpha_schedule": "cosine"},
+            "reference, alpha x 4": REFERENCE | {"alpha": 0.004},
             "32 members, alpha x 2": {"alpha": 0.002, "population_size": 32, "batch_size": 32},
             "64 members, alpha x 3": {"alpha": 0.003, "population_size": 64, "batch_size": 16},
             "mirrored": MIRRORED,
@@ -109,21 +126,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--study", choices=STUDIES, action="append")
     parser.add_argument("--arm", action="append", help="only these arms")
+    parser.add_argument("--gpus", nargs="+", default=[], help="run on these, of which each is given as an index")
+    parser.add_argument("--per-gpu", type=int, default=6, help="runs at a time on each")
     parser.add_argument("--hours", type=float, default=3.0, help="start no run later than this")
     parser.add_argument("--print", action="store_true", help="only print what there is")
-    parser.add_argument("--run", nargs=3, metavar=("STUDY", "ARM", "SEED"), help="make one run")
+    parser.add_argument("--run", nargs=4, metavar=("STUDY", "ARM", "SEED", "GPU"), help="make one run")
     arguments = parser.parse_args()
     if arguments.run:
-        name, arm, seed = arguments.run
-        return run(name, arm, int(seed))
+        name, arm, seed, gpu = arguments.run
+        return run(name, arm, int(seed), gpu)
     for name in arguments.study or STUDIES:
         if not arguments.print:
-            make_missing(name, arguments.arm, time.monotonic() + 3600 * arguments.hours)
+            places = places_for(arguments.gpus, arguments.per_gpu)
+            make_missing(name, arguments.arm, places, time.monotonic() + 3600 * arguments.hours)
         report(name)
 
 
-def make_missing(name: str, only: Sequence[str] | None, deadline: float) -> None:
-    """Make a study's missing runs, one on each core."""
+def places_for(gpus: Sequence[str], per_gpu: int) -> list[tuple[str, str]]:
+    """Return where runs can be made: CPU cores, as ``taskset`` takes them, and a GPU or ``none``."""
+    cores = sorted(os.sched_getaffinity(0))
+    wanted = [gpu for _ in range(per_gpu) for gpu in gpus] or ["none"] * len(cores)
+    each = max(1, len(cores) // len(wanted))
+    return [(",".join(map(str, cores[k * each : (k + 1) * each] or cores)), gpu) for k, gpu in enumerate(wanted)]
+
+
+def make_missing(name: str, only: Sequence[str] | None, free: list[tuple[str, str]], deadline: float) -> None:
+    """Make a study's missing runs, one in each place at a time."""
     import tiny_sums
 
     if unknown := set(only or ()) - set(STUDIES[name].arms):
@@ -137,13 +165,13 @@ def make_missing(name: str, only: Sequence[str] | None, deadline: float) -> None
         for arm in STUDIES[name].arms
         if not result_of(name, arm, seed).exists() and (not only or arm in only)
     ]
-    free, running = sorted(os.sched_getaffinity(0)), {}
+    running: dict[subprocess.Popen[bytes], tuple[str, str]] = {}
     while todo or running:
         while todo and free and time.monotonic() < deadline:
-            (arm, seed), core = todo.pop(0), free.pop(0)
-            command = ["taskset", "-c", str(core), sys.executable, __file__, "--run", name, arm, str(seed)]
+            (arm, seed), (cores, gpu) = todo.pop(0), free.pop(0)
+            command = ["taskset", "-c", cores, sys.executable, __file__, "--run", name, arm, str(seed), gpu]
             print(f"{time.strftime('%H:%M')} {name}: {arm}, seed {seed}", flush=True)
-            running[subprocess.Popen(command, stdout=subprocess.DEVNULL)] = core
+            running[subprocess.Popen(command, stdout=subprocess.DEVNULL)] = cores, gpu
         for process in [each for each in running if each.poll() is not None]:
             free.append(running.pop(process))
             if process.returncode:
@@ -159,7 +187,7 @@ def result_of(study: str, arm: str, seed: int) -> Path:
     return RESULTS / f"learning-{study}-{arm.replace(', ', '-').replace(' ', '-')}-seed{seed}.json"
 
 
-def run(name: str, arm: str, seed: int) -> None:
+def run(name: str, arm: str, seed: int, gpu: str) -> None:
     """Train once and keep the held-out rewards."""
     import reference
     import tiny_sums
@@ -172,9 +200,12 @@ def run(name: str, arm: str, seed: int) -> None:
 
     study = STUDIES[name]
     settings = dict(study.arms[arm])
-    pool = settings.pop("pool", "EnginePool")
+    pool = settings.pop("pool", "BenchmarkPool")
     with tempfile.TemporaryDirectory() as folder:
-        own = {"seed": seed, "use_gpus": "none", "n_vllm_engines": 1, "output_directory": folder, "logging": "jsonl"}
+        own = {"seed": seed, "use_gpus": gpu, "n_vllm_engines": 1, "output_directory": folder, "logging": "jsonl"}
+        if gpu != "none":  # several engines share it
+            own["gpu_memory_utilization"] = 0.05
+            os.environ["ESPLUG_BENCHMARK_LLM"] = json.dumps({"kv_cache_memory_bytes": 2**31})
         if name == "countdown":
             task = Task.load("countdown", study.task_options)
             config = make_config({"task": "countdown"}, study.common, settings, own, defaults=task.defaults())
@@ -221,20 +252,19 @@ def report(name: str) -> None:
     from esplug.estimates import mean_estimate
 
     print(f"\n{name}: held-out reward, mean [95% interval over prompts, each the mean of its seeds]\n")
-    first, mark = True, STUDIES[name].mark
-    for arm in STUDIES[name].arms:
+    study = STUDIES[name]
+    columns = ["arm, answers", "runs", *(f"{count:,}" for count in study.shown), f"to {study.mark}"]
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    for arm in study.arms:
         runs = [json.loads(path.read_text()) for seed in SEEDS if (path := result_of(name, arm, seed)).exists()]
         if not runs:
             continue
-        answers = runs[0]["answers"]
-        if first:
-            columns = ["arm, answers", "runs", *(f"{count:,}" for count in answers), *([f"to {mark}"] if mark else [])]
-            print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
-            first = False
-        rewards = np.array([run["rewards"] for run in runs]).mean(axis=0)  # evaluations x prompts
-        cells = [str(mean_estimate(row.tolist())) for row in rewards]
-        cells += [reached(rewards.mean(axis=1), answers, mark)] if mark else []
-        print(f"| {arm} | {len(runs)} | {' | '.join(cells)} |")
+        evaluations = min(len(run["answers"]) for run in runs)  # a run may have been stopped
+        answers = runs[0]["answers"][:evaluations]
+        rewards = np.array([run["rewards"][:evaluations] for run in runs]).mean(axis=0)  # evaluations x prompts
+        curve = dict(zip(answers, rewards, strict=True))
+        cells = [str(mean_estimate(curve[count].tolist())) if count in curve else "" for count in study.shown]
+        print(f"| {arm} | {len(runs)} | {' | '.join(cells)} | {reached(rewards.mean(axis=1), answers, study.mark)} |")
 
 
 def reached(curve: Sequence[float], answers: Sequence[int], mark: float) -> str:

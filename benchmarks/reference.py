@@ -11,9 +11,12 @@ are perturbed in place and then handed over by the same ``reload_weights`` as es
 costs the reference no handing over, because the next member's does for both.
 """
 
+import functools
+import json
+import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,25 +58,48 @@ class ReferenceWorker(ESWorkerExtension):
 
     def es_update(self, seeds: list[int], coefficients: list[float]) -> int:
         self.es_restore()
-        for tensor in self._tensors():
+        for _, tensor in self._named_tensors():
             total = torch.zeros_like(tensor)
             for seed, coefficient in zip(seeds, coefficients, strict=True):
-                total.add_(_noise(seed, tensor), alpha=coefficient)
+                total.add_(self._noise(seed, tensor), alpha=coefficient)
             tensor.add_(total)
         return self._es_master.checksum()
 
     def _add(self, seed: int, scale: float) -> None:
-        for tensor in self._tensors():
-            tensor.add_(_noise(seed, tensor), alpha=scale)
+        for _, tensor in self._named_tensors():
+            tensor.add_(self._noise(seed, tensor), alpha=scale)
 
-    def _tensors(self) -> Iterator[torch.Tensor]:
-        tensors = (self._es_master[name] for name in self._es_master.names)
-        return (tensor for tensor in tensors if tensor.is_floating_point())
+    def _noise(self, seed: int, tensor: torch.Tensor) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed % 2**63)
+        return torch.randn(tensor.shape, dtype=tensor.dtype, generator=generator)
+
+    def _named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        tensors = ((name, self._es_master[name]) for name in self._es_master.names)
+        return ((name, tensor) for name, tensor in tensors if tensor.is_floating_point())
 
 
-def _noise(seed: int, tensor: torch.Tensor) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed % 2**63)
-    return torch.randn(tensor.shape, dtype=tensor.dtype, generator=generator)
+class ReferenceMathsWorker(ReferenceWorker):
+    """The same numbers sooner, where time is not the question: equal noise of equal tensors is made once."""
+
+    _made: tuple[int | None, dict[torch.Size, torch.Tensor]] = (None, {})
+
+    def _noise(self, seed: int, tensor: torch.Tensor) -> torch.Tensor:
+        if self._made[0] != seed:
+            self._made = seed, {}
+        noise = self._made[1]
+        if tensor.shape not in noise:
+            noise[tensor.shape] = super()._noise(seed, tensor)
+        return noise[tensor.shape]
+
+    def es_update(self, seeds: list[int], coefficients: list[float]) -> int:
+        self.es_restore()
+        totals = {name: torch.zeros_like(tensor) for name, tensor in self._named_tensors()}
+        for seed, coefficient in zip(seeds, coefficients, strict=True):
+            for name, tensor in self._named_tensors():
+                totals[name].add_(self._noise(seed, tensor), alpha=coefficient)
+        for name, tensor in self._named_tensors():
+            tensor.add_(totals[name])
+        return self._es_master.checksum()
 
 
 class GaussianWorker(ESWorkerExtension):
@@ -106,23 +132,43 @@ class GaussianWorker(ESWorkerExtension):
         return torch.randn(self._es_master[name].shape, generator=generator)
 
 
-class _Importing(Engine):
-    """Finds this file, where Ray starts it."""
+class BenchmarkEngine(Engine):
+    """Finds this file, where Ray starts it, and lets benchmarks say more to vLLM, as JSON in the environment.
+
+    ``ESPLUG_BENCHMARK_LLM`` holds arguments of ``LLM``, ``ESPLUG_BENCHMARK_SAMPLING`` those of ``SamplingParams``. With
+    ``ESPLUG_BENCHMARK_AMX=0`` vLLM takes the processor to have no AMX; oneDNN has a variable of its own.
+    """
 
     def start(self, *arguments: Any) -> Any:
+        if os.environ.get("ESPLUG_BENCHMARK_AMX") == "0":
+            torch.cpu._is_amx_tile_supported = lambda: False
+        import vllm
+
         sys.path.insert(0, str(HERE))
+        for name, kind in (("LLM", vllm.LLM), ("SAMPLING", vllm.SamplingParams)):
+            if settings := os.environ.get(f"ESPLUG_BENCHMARK_{name}"):
+                setattr(vllm, kind.__name__, functools.partial(_made, kind, json.loads(settings)))
         return super().start(*arguments)
 
 
-class ReferenceMathsEngine(_Importing):
-    worker_extension = "reference.ReferenceWorker"
+def _made(kind: Callable[..., Any], settings: dict[str, Any], **named: Any) -> Any:
+    return kind(**(named | settings))
 
 
-class GaussianEngine(_Importing):
+class BenchmarkPool(EnginePool):
+    engine = BenchmarkEngine
+
+
+class ReferenceMathsEngine(BenchmarkEngine):
+    worker_extension = "reference.ReferenceMathsWorker"
+
+
+class GaussianEngine(BenchmarkEngine):
     worker_extension = "reference.GaussianWorker"
 
 
-class ReferenceEngine(ReferenceMathsEngine):
+class ReferenceEngine(BenchmarkEngine):
+    worker_extension = "reference.ReferenceWorker"
     prefix_caching = False
 
     def restore(self) -> None:

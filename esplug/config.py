@@ -97,12 +97,12 @@ class RunConfig(BaseModel):
 
     recipe: Recipe = _setting(
         "paper",
-        "Defaults for the settings of this group: those of the paper, or 'fast': mirrored pairs and larger steps.",
+        "Defaults for the settings of this group: those of the paper, or 'fast': larger steps, which shrink as a cosine.",
         "Evolution Strategies",
     )
     sigma: float = _number(0.001, "Standard deviation of the perturbations.", "Evolution Strategies", gt=0, le=10)
     alpha: float | None = _number(
-        None, "Step size.  [default: sigma/2; in recipe fast 1.5 sigma]", "Evolution Strategies", gt=0, le=10
+        None, "Step size.  [default: sigma/2; in recipe fast 2 sigma]", "Evolution Strategies", gt=0, le=10
     )
     population_size: int = _setting(30, "Members per iteration (N).", "Evolution Strategies", ge=2, le=1_000_000)
     n_iterations: int = _count(300, "Updates to make; 0 only evaluates.", "Evolution Strategies", ge=0)
@@ -313,8 +313,7 @@ class RunConfig(BaseModel):
             if end is not None and getattr(self, f"{name}_schedule") == "constant":
                 raise ValueError(f"<{name}_end> {end:g} is for <{name}_schedule> linear or cosine; give that too")
         if self.antithetic and self.population_size % 2:
-            asked = "--recipe fast" if self.recipe == "fast" else "--antithetic"
-            raise ValueError(f"--population-size must be even with {asked} (members come in pairs)")
+            raise ValueError("--population-size must be even with --antithetic (members come in pairs)")
         if self.profile is not None and self.profile >= self.n_iterations > 0:
             raise ValueError(f"<profile> {self.profile}: the last iteration is {self.n_iterations - 1}")
         if self.max_model_len is not None and self.max_tokens >= self.max_model_len:
