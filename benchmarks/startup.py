@@ -21,15 +21,20 @@ PROMPT = "The capital of France is"
 
 
 def plain(model: str) -> None:
-    """Start vLLM as an engine does, without Ray, and generate a token."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+    """Start vLLM as its documentation does, without compiling, and generate a token."""
     from vllm import LLM, SamplingParams
 
     cpu = {"kv_cache_memory_bytes": 2**30, "enforce_eager": True}
     llm = LLM(model=model, max_model_len=1024, seed=0, **cpu)
     llm.generate([PROMPT], SamplingParams(temperature=0.0, max_tokens=1), use_tqdm=False)
     _first_token()
+
+
+def one_process(model: str) -> None:
+    """The same in one process instead of the two that vLLM takes by default, as an engine does within Ray's."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+    plain(model)
 
 
 def esplug(model: str) -> None:
@@ -57,6 +62,9 @@ def esplug(model: str) -> None:
         ).fit()
 
 
+ARMS = {"plain": plain, "one-process": one_process, "esplug": esplug}
+
+
 def _first_token() -> None:
     Path(os.environ["FIRST_TOKEN"]).write_text(str(time.time()))
 
@@ -75,15 +83,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(MODEL))
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--arm", choices=["plain", "esplug"], help="be one of the arms")
+    parser.add_argument("--arm", choices=ARMS, help="be one of the arms")
     options = parser.parse_args()
     if options.arm:
-        return {"plain": plain, "esplug": esplug}[options.arm](options.model)
+        return ARMS[options.arm](options.model)
     own = [sys.executable, __file__, "--model", options.model, "--arm"]
     command = str(Path(sys.executable).parent / "esplug")
     arms = {
-        "plain vLLM, first token": [*own, "plain"],
         "esplug, first token": [*own, "esplug"],
+        "plain vLLM, first token": [*own, "plain"],
+        "plain vLLM in one process, first token": [*own, "one-process"],
         "esplug --help": [command, "--help"],
         "esplug plugins": [command, "plugins"],
     }
@@ -95,7 +104,10 @@ def main() -> None:
     print("| | best | all |\n|---|---|---|")
     for name in arms:
         print(f"| {name} | {min(found[name]):.2f} s | {', '.join(f'{each:.2f}' for each in found[name])} |")
-    print(f"\nratio {min(found['esplug, first token']) / min(found['plain vLLM, first token']):.2f}")
+    best = {name: min(times) for name, times in found.items()}
+    for name in arms:
+        if name.startswith("plain"):
+            print(f"\nesplug takes {best['esplug, first token'] / best[name]:.2f} times as long as {name}")
 
 
 if __name__ == "__main__":
