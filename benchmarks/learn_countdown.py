@@ -32,6 +32,8 @@ def main() -> None:
     own, passed_on = parser.parse_known_args()
     settings = {
         "config": ROOT / "examples" / "countdown_cpu.toml",
+        "alpha": 0.0015,
+        "alpha-schedule": "constant",
         "model-name": own.model,
         "n-iterations": own.iterations,
         "population-size": own.population,
@@ -41,7 +43,7 @@ def main() -> None:
         "output-directory": own.output,
         "experiment-name": own.name,
     }
-    flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+    flags = ["--antithetic", *(part for name, value in settings.items() for part in (f"--{name}", str(value)))]
     subprocess.run([sys.executable, "-m", "esplug", "train", *flags, *passed_on], check=True)
     report(own.output / own.name)
 

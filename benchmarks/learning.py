@@ -101,6 +101,13 @@ STUDIES = {
             "alpha x 6": {"alpha": 0.006},
             "alpha x 6, cosine": {"alpha": 0.006, "alpha_schedule": "cosine"},
             "reference, alpha x 4": REFERENCE | {"alpha": 0.004},
+            "equal noise in equal shapes": {"pool": "TiedPool"},
+            "equal noise in equal shapes, alpha x 2": {"pool": "TiedPool", "alpha": 0.002},
+            "equal noise in equal shapes, alpha x 4, cosine": {
+                "pool": "TiedPool",
+                "alpha": 0.004,
+                "alpha_schedule": "cosine",
+            },
             "32 members, alpha x 2": {"alpha": 0.002, "population_size": 32, "batch_size": 32},
             "64 members, alpha x 3": {"alpha": 0.003, "population_size": 64, "batch_size": 16},
             "mirrored": MIRRORED,
@@ -130,11 +137,14 @@ def main() -> None:
     parser.add_argument("--per-gpu", type=int, default=6, help="runs at a time on each")
     parser.add_argument("--hours", type=float, default=3.0, help="start no run later than this")
     parser.add_argument("--print", action="store_true", help="only print what there is")
+    parser.add_argument("--compare", nargs=3, metavar=("STUDY", "ARM", "ARM"), help="print by how much one is ahead")
     parser.add_argument("--run", nargs=4, metavar=("STUDY", "ARM", "SEED", "GPU"), help="make one run")
     arguments = parser.parse_args()
     if arguments.run:
         name, arm, seed, gpu = arguments.run
         return run(name, arm, int(seed), gpu)
+    if arguments.compare:
+        return compare(*arguments.compare)
     for name in arguments.study or STUDIES:
         if not arguments.print:
             places = places_for(arguments.gpus, arguments.per_gpu)
@@ -246,25 +256,54 @@ def _short(value: float) -> float:
 
 
 def report(name: str) -> None:
-    """Print each arm's curve: the mean over seeds, and an interval over them and the prompts."""
-    import numpy as np
-
+    """Print each arm's curve: the mean over seeds, and an interval over the questions, each the mean of its seeds."""
     from esplug.estimates import mean_estimate
 
-    print(f"\n{name}: held-out reward, mean [95% interval over prompts, each the mean of its seeds]\n")
+    print(f"\n{name}: held-out reward, mean [95% interval over questions, each the mean of its seeds]\n")
     study = STUDIES[name]
     columns = ["arm, answers", "runs", *(f"{count:,}" for count in study.shown), f"to {study.mark}"]
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for arm in study.arms:
-        runs = [json.loads(path.read_text()) for seed in SEEDS if (path := result_of(name, arm, seed)).exists()]
-        if not runs:
-            continue
-        evaluations = min(len(run["answers"]) for run in runs)  # a run may have been stopped
-        answers = runs[0]["answers"][:evaluations]
-        rewards = np.array([run["rewards"][:evaluations] for run in runs]).mean(axis=0)  # evaluations x prompts
-        curve = dict(zip(answers, rewards, strict=True))
-        cells = [str(mean_estimate(curve[count].tolist())) if count in curve else "" for count in study.shown]
-        print(f"| {arm} | {len(runs)} | {' | '.join(cells)} | {reached(rewards.mean(axis=1), answers, study.mark)} |")
+        if found := curve(name, arm):
+            cells = [str(mean_estimate(found[count])) if count in found else "" for count in study.shown]
+            to_mark = reached([sum(row) / len(row) for row in found.values()], list(found), study.mark)
+            print(f"| {arm} | {len(kept(name, arm))} | {' | '.join(cells)} | {to_mark} |")
+
+
+def compare(name: str, first: str, second: str) -> None:
+    """Print by how much one arm is ahead of another on the same questions, after as many answers."""
+    from esplug.estimates import paired_difference
+
+    ours, other = curve(name, first), curve(name, second)
+    print(f"\n{name}: {first} - {second}, mean [95% interval over questions, each the mean of its seeds]\n")
+    for count in sorted(ours.keys() & other.keys()):
+        print(f"| {count:,} | {paired_difference(other[count], ours[count])} |")
+
+
+def kept(name: str, arm: str) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for seed in SEEDS if (path := result_of(name, arm, seed)).exists()]
+
+
+def curve(name: str, arm: str) -> dict[int, list[float]]:
+    """Return, after so many answers, the reward of each different question, the mean of the seeds.
+
+    Of questions that were drawn several times, these values have the mean of all draws, and about it the variance that
+    this mean has when different questions are drawn.
+    """
+    import numpy as np
+    import tiny_sums
+
+    runs = kept(name, arm)
+    if not runs:
+        return {}
+    evaluations = min(len(run["answers"]) for run in runs)  # a run may have been stopped
+    rewards = np.array([run["rewards"][:evaluations] for run in runs]).mean(axis=0)  # evaluations x draws
+    if name == "sums":
+        questions, _ = tiny_sums.split(rewards.shape[1], 1)
+        _, first, draws = np.unique(questions, return_index=True, return_counts=True)
+        mean = rewards.mean(axis=1, keepdims=True)
+        rewards = mean + (rewards[:, first] - mean) * draws / draws.mean()
+    return dict(zip(runs[0]["answers"], rewards.tolist(), strict=False))
 
 
 def reached(curve: Sequence[float], answers: Sequence[int], mark: float) -> str:

@@ -8,7 +8,9 @@ engines wait for the slowest; then answers are graded one after another; evaluat
 
 On the CPU vLLM computes with packed copies of the weights, into which nobody can write in place. So there the tensors
 are perturbed in place and then handed over by the same ``reload_weights`` as esplug's own, once a member: restoring
-costs the reference no handing over, because the next member's does for both.
+costs the reference no handing over, because the next member's does for both. As every engine's weights drift by its own
+members' noise, which esplug's checksums refuse, the reference runs on one engine here; ``scaling.py`` simulates its
+barrier on more.
 """
 
 import functools
@@ -132,6 +134,14 @@ class GaussianWorker(ESWorkerExtension):
         return torch.randn(self._es_master[name].shape, generator=generator)
 
 
+class TiedWorker(GaussianWorker):
+    """esplug's arithmetic with Gaussian noise that is equal in tensors of equal shape, as the reference's is."""
+
+    def _eps(self, seed: int, name: str) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed % 2**63)
+        return torch.randn(self._es_master[name].shape, generator=generator)
+
+
 class BenchmarkEngine(Engine):
     """Finds this file, where Ray starts it, and lets benchmarks say more to vLLM, as JSON in the environment.
 
@@ -167,6 +177,10 @@ class GaussianEngine(BenchmarkEngine):
     worker_extension = "reference.GaussianWorker"
 
 
+class TiedEngine(BenchmarkEngine):
+    worker_extension = "reference.TiedWorker"
+
+
 class ReferenceEngine(BenchmarkEngine):
     worker_extension = "reference.ReferenceWorker"
     prefix_caching = False
@@ -184,6 +198,10 @@ class ReferenceMathsPool(EnginePool):
 
 class GaussianPool(EnginePool):
     engine = GaussianEngine
+
+
+class TiedPool(EnginePool):
+    engine = TiedEngine
 
 
 class ReferencePool(EnginePool):
@@ -219,6 +237,7 @@ class ReferenceTrainer(EvolutionStrategiesTrainer):
     ) -> PopulationResult:
         jobs = list(self._jobs(members, questions))
         assert isinstance(self.engines, ReferencePool)
+        assert len(self.engines) == 1
         assert len(questions) <= self.config.mini_batch_size
         assert self.reward_function is not None
         generations: list[Generation] = []

@@ -1,7 +1,7 @@
 """One frozen, validated run configuration: from flags, a TOML file or Python keyword arguments.
 
 Every setting is declared once, here; the command line and its help are made from these fields. Precedence,
-lowest first: field default, the task's ``defaults()``, the TOML file, flags.
+lowest first: field default, the task's ``defaults()``, the TOML file, flags. A recipe counts as what names it does.
 """
 
 import re
@@ -97,7 +97,7 @@ class RunConfig(BaseModel):
 
     recipe: Recipe = _setting(
         "paper",
-        "Defaults for the settings of this group: those of the paper, or 'fast': larger steps, which shrink as a cosine.",
+        "Defaults of this group's settings: those of the paper, or 'fast': larger steps, which shrink as a cosine.",
         "Evolution Strategies",
     )
     sigma: float = _number(0.001, "Standard deviation of the perturbations.", "Evolution Strategies", gt=0, le=10)
@@ -441,21 +441,26 @@ def make_config(
 ) -> RunConfig:
     """Merge settings, later layers win, and validate them.
 
+    Where a layer names a recipe, that decides alpha and its schedule, whatever earlier layers say; where it makes a
+    schedule constant, what that would have ended at is dropped.
+
     Args:
-        layers: settings by field name. If one names a recipe, its settings count less than all of them.
-        defaults: the task's, which count less than the recipe's.
+        layers: settings by field name.
+        defaults: the task's, which count less.
         command: whose flags the errors name.
 
     Raises:
         UserError: one line naming the first setting at fault, its value and the range.
     """
     merged: dict[str, Any] = {}
-    lowest = dict(defaults or {})
-    named = [str(layer["recipe"]) for layer in (lowest, *layers) if "recipe" in layer]
-    if any("recipe" in layer for layer in layers):
-        lowest.pop("alpha", None)  # which a recipe decides, though as a multiple of sigma
-    for layer in (lowest, RECIPES.get(named[-1], {}) if named else {}, *layers):
-        for key, value in layer.items():
+    for layer in (defaults or {}, *layers):
+        recipe = RECIPES.get(str(layer.get("recipe")), {})
+        if recipe:
+            merged.pop("alpha", None)  # a multiple of sigma
+        for name in ("sigma", "alpha"):
+            if (recipe | layer).get(f"{name}_schedule") == "constant":
+                merged.pop(f"{name}_end", None)
+        for key, value in (recipe | layer).items():
             if key not in RunConfig.model_fields:
                 unknown = f"unknown setting {brief(repr(key))}"
                 raise UserError(f"{unknown}; {suggest(key, RunConfig.model_fields)}".rstrip("; "))

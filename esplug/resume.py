@@ -68,9 +68,6 @@ def inherited(run: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
         if wanted.get(field) != before.get(field):
             raise UserError(f"{flag_of(field)}: a resumed run stays where it is, in {run}; leave it out")
     before.pop("profile", None)  # that was for the process before
-    for name in ("sigma", "alpha"):
-        if wanted[f"{name}_schedule"] == "constant":
-            before.pop(f"{name}_end", None)
     return before
 
 

@@ -33,6 +33,11 @@ def test_a_recipe_counts_more_than_the_tasks_defaults_and_less_than_what_is_said
     config = make_config({"recipe": "fast"}, {"alpha_schedule": "constant", "alpha": 0.1})
     assert (config.alpha_schedule, config.alpha) == ("constant", 0.1)
     assert make_config({"recipe": "fast"}, {"recipe": "paper"}) == make_config()
+    file = make_config({"alpha_schedule": "linear", "alpha_end": 1e-4}).model_dump(exclude_none=True)
+    assert make_config(file, {"recipe": "fast"}).model_dump(exclude={"alpha_end"}) == make_config(
+        {"recipe": "fast"}
+    ).model_dump(exclude={"alpha_end"})
+    assert make_config(file, {"recipe": "paper"}) == make_config() == make_config(file, {"alpha_schedule": "constant"})
     assert make_config({"recipe": "fast"}, defaults={"alpha": 0.3}).alpha == 0.002
     config = make_config(defaults={"recipe": "fast", "alpha": 0.3})  # a task may recommend one too
     assert (config.alpha_schedule, config.alpha) == ("cosine", 0.3)

@@ -26,6 +26,6 @@ def test_the_small_model_trains_on_countdown(small_model, tmp_path) -> None:
     assert after["eval/countdown_eval/reward/mean"] > 0.1
     record = json.loads((run / "train-output" / "iteration0.json").read_text())
     seeds = [member["seed"] for member in record["members"]]
-    assert seeds[0] == seeds[1] != seeds[2] == seeds[3]
+    assert len(set(seeds)) == 4
     assert record["checksum"] in done.stdout
     assert "change" in done.stdout

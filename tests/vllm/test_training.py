@@ -33,6 +33,7 @@ pytestmark = pytest.mark.vllm
 QUESTIONS = [f"What is {i} and {i * i}?" for i in range(8)]
 TARGETS = list(range(8))
 LONG = [f"Number {i}" for i in range(40)]  # more prompts than one evaluation job takes
+SHARED = "These words begin all prompts, and of one member's they are computed only once: 3, 5, 8. Q: {} A:"
 
 # --- the command line, with plugins installed by pip -----------------------------------------------------
 
@@ -555,8 +556,11 @@ def record_of(result: RunResult) -> list[Any]:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"antithetic": True, "population_size": 6, "momentum": 0.7}, {"train_temperature": 1.0, "train_top_p": 0.9}],
-    ids=["mirrored and greedy", "sampled"],
+    [
+        {"antithetic": True, "population_size": 6, "momentum": 0.7, "template_function": SHARED.format},
+        {"train_temperature": 1.0, "train_top_p": 0.9},
+    ],
+    ids=["mirrored, greedy and cached", "sampled"],
 )
 def test_number_of_engines_and_mini_batch_size_change_nothing(start, one_engine, two_engines, settings) -> None:
     data = {"eval_dataloader_dict": {"short": [(QUESTIONS, TARGETS)], "long": [(LONG, list(range(40)))]}}
