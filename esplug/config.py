@@ -455,13 +455,13 @@ def make_config(
     merged: dict[str, Any] = {}
     for layer in (defaults or {}, *layers):
         recipe = RECIPES.get(str(layer.get("recipe")), {})
-        given = {**recipe, **layer}
+        said = {**recipe, **layer}
         if recipe:
             merged.pop("alpha", None)  # a multiple of sigma
         for name in ("sigma", "alpha"):
-            if given.get(f"{name}_schedule") == "constant":
+            if said.get(f"{name}_schedule") == "constant":
                 merged.pop(f"{name}_end", None)
-        for key, value in given.items():
+        for key, value in said.items():
             if key not in RunConfig.model_fields:
                 unknown = f"unknown setting {brief(repr(key))}"
                 raise UserError(f"{unknown}; {suggest(key, RunConfig.model_fields)}".rstrip("; "))
