@@ -216,15 +216,14 @@ class MasterWeights:
 
     def undefined(self) -> list[str]:
         """Name the tensors that hold NaN or infinity."""
-
-        def check(stretch: _Stretch) -> str | None:
-            part = self._tensors[stretch.name].view(-1)[stretch.start : stretch.stop]
-            if torch.isfinite(part.sum()):  # NaN and infinity spread
-                return None
-            return None if torch.isfinite(part).all() else stretch.name
-
-        found = {name for name in self._for_all(check) if name}
-        return [name for name in self._flat if name in found]
+        # Not in the pool: every thread that computes with torch gets OpenMP threads of its own, and once a process has
+        # more of them than cores, a team sleeps between operations instead of spinning: vLLM took 1.4 times as long.
+        found = []
+        for name in self._flat:
+            self._beat()
+            if not torch.isfinite(self._tensors[name]).all():
+                found.append(name)
+        return found
 
     def catch_up(self, base: Path, catch_up: CatchUp) -> CaughtUp:
         """Bring the base model's weights, just loaded from ``base``, to where a run is.
