@@ -2,8 +2,11 @@
 
 import json
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 import torch
@@ -314,3 +317,21 @@ def test_any_memory_layout_is_read(tmp_path: Path) -> None:
         member = dict(master.perturbed(4, 0.5))
     assert torch.equal(member["t"], reference(master["t"], "t", 4, 0.5, torch.float32))
     master.save(tmp_path / "out")
+
+
+def test_threads_that_make_noise_have_no_openmp_teams_of_their_own() -> None:
+    """Once a process has more OpenMP threads than cores, its teams stop spinning, and vLLM is slow on several cores."""
+    script = """
+        import os, torch
+        from esplug.weights import MasterWeights
+
+        torch.set_num_threads(2)
+        torch.ones(2**21).sum()  # the main thread's team
+        before = len(os.listdir("/proc/self/task"))
+        weights = MasterWeights([("a", torch.ones(2**22))], threads=2)
+        list(weights.perturbed(1, 0.1, torch.bfloat16))
+        weights.update([1], [0.1])
+        print(weights.checksum(), weights.undefined(), len(os.listdir("/proc/self/task")) - before)
+    """
+    done = subprocess.run([sys.executable, "-c", dedent(script)], capture_output=True, text=True, check=True)
+    assert int(done.stdout.split()[-1]) <= 2
