@@ -115,11 +115,7 @@ class GaussianWorker(ESWorkerExtension):
             (name, torch.add(master, self._eps(member_seed, name), alpha=scale).to(dtype))
             for name, master in ((name, self._es_master[name]) for name in self._es_master.names)
         )
-        model = self.model_runner.get_model()
-        self.model_runner.reload_weights(weights_iterator=perturbed)
-        from esplug.worker import _repack_output_embeddings
-
-        _repack_output_embeddings(model)
+        self._es_reload(perturbed)
 
     def es_update(self, seeds: list[int], coefficients: list[float]) -> int:
         for name in self._es_master.names:

@@ -47,6 +47,22 @@ class _Stretch:
 _Job: TypeAlias = list[_Stretch]
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Which of a checkpoint's tensors are written end to end as one, and in what pieces; see ``MasterWeights.fused``.
+
+    Attributes:
+        groups: the tensors of each, in the order in which they are written.
+        shapes: of what is written.
+    """
+
+    groups: dict[str, tuple[str, ...]]
+    shapes: dict[str, tuple[int, ...]]
+    _places: dict[str, tuple[str, int]]  # in which of them a tensor is, and from which element
+    _jobs: list[_Job]
+    _last_job: dict[str, int]  # after which one of them is complete
+
+
 class MasterWeights:
     """Master weights in checkpoint tensor space, on the CPU.
 
@@ -96,8 +112,7 @@ class MasterWeights:
         self._flat: dict[str, Array] = {
             name: cpu.flat(tensor) for name, tensor in self._tensors.items() if tensor.is_floating_point()
         }
-        self._jobs = _plan({name: elements.size for name, elements in self._flat.items()})
-        self._last_job = {stretch.name: number for number, job in enumerate(self._jobs) for stretch in job}
+        self._layout = self.fused({name: (name,) for name in self._flat})
 
     @classmethod
     def load(
@@ -143,8 +158,31 @@ class MasterWeights:
         """Bytes of memory the master takes."""
         return sum(tensor.nbytes for tensor in self._tensors.values())
 
+    def fused(self, groups: Mapping[str, Sequence[str]]) -> Layout:
+        """Plan to write tensors end to end along their first dimension, as many as each group of ``groups`` names.
+
+        Raises:
+            KeyError: there is no such floating-point tensor.
+            ValueError: a group's tensors do not fit together.
+        """
+        shapes: dict[str, tuple[int, ...]] = {}
+        places: dict[str, tuple[str, int]] = {}
+        for group, names in groups.items():
+            parts = [self._tensors[name].shape for name in names]
+            if len({part[1:] for part in parts}) != 1 or (len(parts) > 1 and not all(parts)):
+                raise ValueError(f"{group}: the shapes of {', '.join(names)} do not fit together")
+            size = 0
+            for name in names:
+                places[name] = group, size
+                size += self._flat[name].size
+            rows = (sum(part[0] for part in parts),) if parts[0] else ()
+            shapes[group] = (*rows, *parts[0][1:])
+        jobs = _plan({name: self._flat[name].size for name in places})
+        last = {places[stretch.name][0]: number for number, job in enumerate(jobs) for stretch in job}
+        return Layout({group: tuple(names) for group, names in groups.items()}, shapes, places, jobs, last)
+
     def perturbed(
-        self, member_seed: int | None, scale: float, dtype: torch.dtype | None = None
+        self, member_seed: int | None, scale: float, dtype: torch.dtype | None = None, layout: Layout | None = None
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """Iterate over a member's weights, ``round(master + scale * eps(member_seed))``, as (name, tensor).
 
@@ -155,6 +193,8 @@ class MasterWeights:
             member_seed: whose noise to add, or None for the master itself, rounded.
             scale: ``sign * sigma``, rounded to float32. Zero gives the master itself.
             dtype: type of the floating-point tensors, or None for the checkpoint's own.
+            layout: from :meth:`fused`: give only what is in it, in its order. Nothing is computed then while the
+                consumer has a tensor, since it is expected to want the same cores for it.
 
         Raises:
             ValueError: the seed does not fit in 64 bits, ``scale`` is not finite in float32, or ``dtype`` is
@@ -166,13 +206,13 @@ class MasterWeights:
             raise ValueError(f"weights cannot be written in {dtype}; choose float32, bfloat16 or float16")
         (rounded,) = _float32s("scale", [scale])
         if member_seed is None or rounded == 0:
-            return self._stream(dtype, lambda _, source, target: cpu.convert(source, target))
+            return self._stream(dtype, layout, lambda _, source, target: cpu.convert(source, target))
         keys = {name: tensor_key(member_seed, name) for name in self._flat}
 
         def add_noise(stretch: _Stretch, source: "Array", target: "Array") -> None:
             cpu.perturb(source, target, stretch.start, keys[stretch.name], rounded)
 
-        return self._stream(dtype, add_noise)
+        return self._stream(dtype, layout, add_noise)
 
     def update(self, seeds: Sequence[int], coefficients: Sequence[float]) -> None:
         """Add ``sum_k coefficients[k] * eps(seeds[k])`` to the master, accumulated in the order given.
@@ -318,48 +358,58 @@ class MasterWeights:
             self._beat()
             return [work(stretch) for stretch in job]
 
-        done = self._pool.map(do, self._jobs)
+        done = self._pool.map(do, self._layout._jobs)
         return [result for results in done for result in results]
 
     def _stream(
-        self, dtype: torch.dtype | None, write: Callable[[_Stretch, "Array", "Array"], None]
+        self,
+        dtype: torch.dtype | None,
+        layout: Layout | None,
+        write: Callable[[_Stretch, "Array", "Array"], None],
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield every tensor once the pool has written it; ``write`` gets a stretch, its master and its target."""
         from esplug.kernels import cpu
 
+        plan = layout or self._layout
         targets: dict[str, torch.Tensor] = {}
         running: deque[Future[None]] = deque()
         ahead = submitted = finished = 0
 
-        def start(name: str) -> "Array":
+        def start(group: str) -> "Array":
             nonlocal ahead
-            if name not in targets:
-                master = self._tensors[name]
-                targets[name] = torch.empty(master.shape, dtype=self._written_as(name, dtype), device="cpu")
-                ahead += targets[name].nbytes
-            return cpu.flat(targets[name])
+            if group not in targets:
+                written_as = self._written_as(plan.groups[group][0], dtype)
+                targets[group] = torch.empty(plan.shapes[group], dtype=written_as, device="cpu")
+                ahead += targets[group].nbytes
+            return cpu.flat(targets[group])
+
+        def place(stretch: _Stretch) -> tuple[_Stretch, "Array"]:
+            group, offset = plan._places[stretch.name]
+            return stretch, start(group)[offset + stretch.start : offset + stretch.stop]
 
         def run(job: list[tuple[_Stretch, "Array"]]) -> None:
             self._beat()
             for part, target in job:
-                write(part, self._slice(part), target[part.start : part.stop])
+                write(part, self._slice(part), target)
 
         try:
-            for name, tensor in self._tensors.items():
-                if name not in self._flat:
-                    yield name, tensor.clone()
+            for group in layout.groups if layout else self._tensors:
+                if group not in plan.groups:
+                    yield group, self._tensors[group].clone()
                     continue
-                last = self._last_job.get(name, -1)  # an empty tensor is in no job
-                while submitted < len(self._jobs) and (submitted <= last or ahead < _LOOKAHEAD_BYTES):
-                    job = [(stretch, start(stretch.name)) for stretch in self._jobs[submitted]]
+                last = plan._last_job.get(group, -1)  # an empty tensor is in no job
+                more = layout is None or submitted <= last
+                while submitted < len(plan._jobs) and (submitted <= last or (more and ahead < _LOOKAHEAD_BYTES)):
+                    job = [place(stretch) for stretch in plan._jobs[submitted]]
                     running.append(self._pool.submit(run, job))
                     submitted += 1
-                while finished <= last:
+                due = last if layout is None else submitted - 1
+                while finished <= due:
                     running.popleft().result()
                     finished += 1
-                start(name)
-                ahead -= targets[name].nbytes
-                yield name, targets.pop(name)
+                start(group)
+                ahead -= targets[group].nbytes
+                yield group, targets.pop(group)
         finally:
             for future in running:
                 future.cancel()

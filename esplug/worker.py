@@ -4,6 +4,8 @@ Only ``es_*`` methods, called through ``LLM.collective_rpc``. Arguments and resu
 """
 
 import ctypes
+import logging
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,6 +15,7 @@ import torch
 from esplug.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
+    from esplug.fast_path import FastPath
     from esplug.history import CatchUp, CaughtUp
     from esplug.weights import MasterWeights
 
@@ -22,13 +25,15 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's mallopt
 class ESWorkerExtension:
     """Holds the master weights and writes a member's perturbed weights into vLLM's model.
 
-    Weights enter through vLLM's own ``reload_weights`` with checkpoint-named tensors, which takes care of
-    fused projections, tensor-parallel shards and the packed weights of the CPU backend.
+    Weights enter by :class:`esplug.fast_path.FastPath` where that is possible, and elsewhere through vLLM's own
+    ``reload_weights`` with checkpoint-named tensors, which takes care of fused projections and tensor-parallel shards.
     """
 
     rank: int
     device: torch.device
     model_runner: Any
+    parallel_config: Any
+    _es_fast_path: "FastPath | None"
     _es_master: "MasterWeights"
     _es_undefined: torch.Tensor
 
@@ -52,6 +57,11 @@ class ESWorkerExtension:
         beat = Heartbeat(heartbeat).beat
         self._es_master = MasterWeights.load(Path(folder), master_dtype, threads=len(cores), cores=cores, beat=beat)
         if not hasattr(self, "_es_undefined"):
+            if self.device.type == "cpu":
+                from esplug.cpu_layers import use_c_kernels
+
+                use_c_kernels(self.model_runner.get_model())
+            self._es_fast_path = self._find_fast_path()
             self._es_undefined = torch.zeros((), dtype=torch.int64, device=self.device)
             _watch_logits(self.model_runner.get_model(), self._es_undefined)
         caught_up = self._es_master.catch_up(Path(folder), catch_up)
@@ -60,10 +70,27 @@ class ESWorkerExtension:
 
     def es_set_weights(self, member_seed: int | None, scale: float) -> None:
         """Give the model ``master + scale * eps(member_seed)``; without a seed, the master itself."""
-        model = self.model_runner.get_model()
-        dtype = self.model_runner.model_config.dtype
-        self.model_runner.reload_weights(weights_iterator=self._es_master.perturbed(member_seed, scale, dtype))
-        _repack_output_embeddings(model)
+        if self._es_fast_path is not None:
+            self._es_fast_path.write(self._es_master, member_seed, scale)
+        else:
+            dtype = self.model_runner.model_config.dtype
+            self._es_reload(self._es_master.perturbed(member_seed, scale, dtype))
+
+    def _es_reload(self, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
+        """Give the model all tensors of a checkpoint, whatever the model and however it is spread over processes."""
+        self.model_runner.reload_weights(weights_iterator=tensors)
+        _repack_output_embeddings(self.model_runner.get_model())
+
+    def _find_fast_path(self) -> "FastPath | None":
+        from esplug.fast_path import FastPath, UnmappedError
+
+        if self.device.type != "cpu" or self.parallel_config.world_size > 1:
+            return None
+        try:
+            return FastPath(self.model_runner.get_model(), self._es_master, self.model_runner.model_config.dtype)
+        except UnmappedError as reason:
+            logging.getLogger(__name__).warning("esplug writes weights through vLLM's reload_weights: %s", reason)
+            return None
 
     def es_update(self, seeds: list[int], coefficients: list[float]) -> int:
         """Add ``sum_k coefficients[k] * eps(seeds[k])`` to the master. Returns the new checksum."""

@@ -7,9 +7,12 @@ import sys
 import threading
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -106,6 +109,33 @@ def test_tensors_are_new_each_time_and_the_master_stays(folder: Path) -> None:
         tensor.zero_()
     assert master.checksum() == before
     assert same(dict(master.perturbed(1, 0.02, torch.float32)), members[1])
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(heights=st.lists(st.integers(0, 9), min_size=1, max_size=5), width=st.integers(0, 300), data=st.data())
+def test_fused_tensors_are_the_tensors_end_to_end(small_jobs: None, heights: list[int], width: int, data: Any) -> None:
+    master = MasterWeights(
+        ((f"t{i}", torch.arange(rows * width).reshape(rows, width).float()) for i, rows in enumerate(heights)),
+        threads=2,
+    )
+    order = data.draw(st.permutations(master.names))
+    cut = data.draw(st.integers(0, len(order) - 1))
+    groups = {"first": tuple(order[:cut]), "rest": tuple(order[cut:])}
+    layout = master.fused({name: parts for name, parts in groups.items() if parts})
+    alone = dict(master.perturbed(3, 0.1, torch.bfloat16))
+    for name, tensor in master.perturbed(3, 0.1, torch.bfloat16, layout):
+        assert torch.equal(tensor, torch.cat([alone[part] for part in groups[name]]))
+
+
+def test_only_tensors_that_fit_together_are_fused() -> None:
+    master = MasterWeights(
+        [("a", torch.zeros(2, 3)), ("b", torch.zeros(2, 4)), ("c", torch.zeros(())), ("d", torch.zeros(()))]
+    )
+    for pair in (("a", "b"), ("c", "d"), ("a", "c")):
+        with pytest.raises(ValueError, match="fit together"):
+            master.fused({"all": pair})
+    with pytest.raises(KeyError):
+        master.fused({"all": ("a", "e")})
 
 
 def test_an_abandoned_iteration_does_no_harm(small_jobs: None) -> None:

@@ -8,16 +8,18 @@ CHAT = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}<a
 def make_tiny_model(folder: Path, architecture: str = "llama", tied: bool = True, dtype: str = "float32") -> Path:
     """Write a two-layer model whose vocabulary (300) is not a multiple of vLLM's padding."""
     import torch
-    from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(7)
-    config = {"llama": LlamaConfig, "qwen2": Qwen2Config}[architecture](
+    config = AutoConfig.for_model(
+        architecture,
         vocab_size=300,
         hidden_size=64,
         intermediate_size=96,
         num_hidden_layers=2,
         num_attention_heads=2,
-        num_key_value_heads=1 if architecture == "llama" else 2,
+        num_key_value_heads=2 if architecture == "qwen2" else 1,
+        head_dim=32,
         max_position_embeddings=1024,
         tie_word_embeddings=tied,
         initializer_range=0.3,

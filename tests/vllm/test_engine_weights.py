@@ -7,7 +7,7 @@ import pytest
 pytestmark = pytest.mark.vllm
 
 PROMPT = list(range(5, 45))
-MODELS = [("llama", True), ("llama", False), ("qwen2", True), ("qwen2", False)]
+MODELS = [("llama", True), ("llama", False), ("qwen2", False), ("qwen3", True), ("mistral", False), ("gemma", True)]
 
 
 @pytest.fixture(scope="module")
@@ -50,18 +50,68 @@ def _probe_class():
         def set_weights(self, weights) -> None:
             self._llm.collective_rpc("es_set_weights", args=(weights.member_seed, weights.scale))
 
-        def set_tensors(self, tensors) -> None:
-            class Given:
-                def perturbed(self, seed, scale, dtype):
-                    return iter(tensors.items())
+        def set_tensors(self, tensors) -> bool:
+            """Write these tensors, and say whether by the fast path."""
 
-            def put(wrapper) -> None:
+            def put(wrapper) -> bool:
+                from esplug.weights import MasterWeights
+
                 worker = getattr(wrapper, "worker", wrapper)
-                master, worker._es_master = worker._es_master, Given()
+                master, worker._es_master = worker._es_master, MasterWeights(tensors.items())
                 worker.es_set_weights(None, 0.0)
                 worker._es_master = master
+                return worker._es_fast_path is not None
 
-            self._llm.collective_rpc(put)
+            return all(self._llm.collective_rpc(put))
+
+        def forget_fast_path(self, scrambled: bool) -> str:
+            """Look for the fast path with other weights than the model's, or only forget it; say why there is none."""
+
+            def forget(wrapper) -> str:
+                from esplug.fast_path import FastPath, UnmappedError
+                from esplug.weights import MasterWeights
+
+                worker = getattr(wrapper, "worker", wrapper)
+                worker._es_fast_path, master, reason = None, worker._es_master, "forgotten"
+                if scrambled:
+                    swap = {"k_proj": "v_proj", "v_proj": "k_proj"}
+                    parts = {name: name.split(".") for name in master.names}
+                    names = {name: ".".join(swap.get(part, part) for part in parts[name]) for name in parts}
+                    other = MasterWeights((names[name], master[name]) for name in master.names)
+                    try:
+                        FastPath(worker.get_model(), other, worker.model_runner.model_config.dtype)
+                    except UnmappedError as error:
+                        reason = str(error)
+                return reason
+
+            return self._llm.collective_rpc(forget)[0]
+
+        def kernels(self) -> list[tuple[str, float]]:
+            """Return which layers compute with C kernels, and how far they are from what vLLM would compute."""
+
+            def compare(wrapper) -> list[tuple[str, float]]:
+                import torch
+
+                found = []
+                for layer in getattr(wrapper, "worker", wrapper).get_model().modules():
+                    if "forward" in vars(layer):
+                        for width in (64, 72):  # the C kernels do not take the second
+                            x, residual = torch.randn(2, 3, width)
+                            weighted = hasattr(layer, "weight")
+                            if weighted:
+                                kept, layer.weight = layer.weight, torch.nn.Parameter(torch.randn(width))
+                            cases = [(x,), (x.T.contiguous().T,), *([(x, residual)] if weighted else [])]
+                            for arguments in cases:
+                                own = layer.forward(*(each.clone() for each in arguments))
+                                expected = type(layer).forward(layer, *(each.clone() for each in arguments))
+                                pairs = zip(own, expected, strict=True)
+                                far = max(float((a - b).abs().max()) for a, b in pairs)
+                                found.append((type(layer).__name__, far))
+                            if weighted:
+                                layer.weight = kept
+                return found
+
+            return self._llm.collective_rpc(compare)[0]
 
         def checksum(self) -> list[int]:
             return [sum(each.values()) % 2**64 for each in self._llm.collective_rpc("es_tensor_checksums")]
@@ -97,7 +147,7 @@ def test_every_tensor_alone_moves_vllm_as_it_moves_transformers(cluster, tiny_mo
     for name, tensor in tensors.items():
         generator = torch.Generator().manual_seed(1)
         changed = tensors | {name: tensor + 0.3 * torch.randn(tensor.shape, generator=generator)}
-        ray.get(probe.set_tensors.remote(changed))
+        assert ray.get(probe.set_tensors.remote(changed))
         moved, expected = ray.get(probe.logprobs.remote()), reference_logprobs(folder, changed)
         np.testing.assert_allclose(moved, expected, atol=2e-3, err_msg=name)
         if not name.endswith("k_proj.bias"):  # softmax does not feel a shift of all keys (but for rope)
@@ -116,6 +166,9 @@ def test_members_leave_no_trace_and_perturb_as_defined(cluster, tiny_models) -> 
 
     folder = tiny_models("llama", True)
     probe, checksum = start_probe(folder)
+    kernels = ray.get(probe.kernels.remote())
+    assert {name for name, _ in kernels} == {"RMSNorm", "SiluAndMul"}
+    assert max(far for _, far in kernels) < 1e-5
     ray.get(probe.set_weights.remote(Weights()))
     base = ray.get(probe.logprobs.remote())
     for seed in range(5):
@@ -130,6 +183,12 @@ def test_members_leave_no_trace_and_perturb_as_defined(cluster, tiny_models) -> 
     ray.get(probe.set_weights.remote(Weights()))
     assert ray.get(probe.logprobs.remote()) == base
     assert ray.get(probe.checksum.remote()) == [checksum]
+
+    for scrambled, reason in ((False, "forgotten"), (True, "qkv_proj.weight (packed) would not be")):
+        ray.get(probe.set_weights.remote(Weights()))
+        assert reason in ray.get(probe.forget_fast_path.remote(scrambled))
+        ray.get(probe.set_weights.remote(Weights(4, 0.02)))
+        assert ray.get(probe.logprobs.remote()) == moved
     ray.kill(probe)
 
 
