@@ -72,6 +72,8 @@ STUDIES = {
             "48 members, alpha x 3": {"alpha": 0.0015, "population_size": 48, "batch_size": 16},
             "Gaussian noise, alpha x 3": {"pool": "GaussianPool", "alpha": 0.0015},
             "alpha x 6, cosine": {"alpha": 0.003, "alpha_schedule": "cosine"},
+            "fast": {"alpha": 0.002, "alpha_schedule": "cosine"},
+            "equal noise in equal shapes, alpha x 3": {"pool": "TiedPool", "alpha": 0.0015},
             "momentum 0.5, alpha x 3": {"alpha": 0.00075, "momentum": 0.5},
             "per prompt, alpha x 10": {"reward_shaping": "z-scores-per-prompt", "alpha": 0.005},
         },
