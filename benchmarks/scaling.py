@@ -177,7 +177,7 @@ def drive(engines: Sequence[int]) -> None:
     print(
         "| engines | members | driver's processor time a member | a member's share of elapsed time |\n|---|---|---|---|"
     )
-    settings = EngineSettings("", "auto", "float32", "cpu", 1, None, 0.5)
+    settings = EngineSettings("", "auto", "float32", "auto", "cpu", 1, None, 0.5)
     for count in engines:
         pool = Crowd(Plan(count, "cpu", 0, 1), settings, 0, Path("/nonexistent"))
         pool.start(History(1))

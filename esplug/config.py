@@ -173,6 +173,12 @@ class RunConfig(BaseModel):
     use_gpus: str | None = _setting(
         None, "GPUs to use: indices such as 0,1, or 'none' for the CPU.  [default: all there are]", "Engines"
     )
+    master_device: Literal["auto", "gpu", "host"] = _setting(
+        "auto",
+        "Where master weights are kept and noise is made: on the 'gpu' or by the 'host'; auto is the GPU if it has "
+        "room for them beside vLLM.",
+        "Engines",
+    )
     gpu_memory_utilization: float | None = _number(
         None,
         "Share of memory for the engines.  [default: 0.9 of each GPU; on CPU 0.5 of what is free]",

@@ -27,6 +27,7 @@ class EngineSettings:
     model: str
     dtype: str
     master_dtype: Literal["float32", "model"]
+    master_device: Literal["auto", "gpu", "host"]
     device: Literal["cuda", "cpu"]
     tensor_parallel_size: int
     max_model_len: int | None
@@ -208,7 +209,8 @@ class Engine:
         )
         step = self._llm.llm_engine.step
         self._llm.llm_engine.step = lambda: self._step(step)
-        self._load_master = (settings.model, settings.master_dtype, rank_cores, self._heartbeat.place)
+        master = settings.master_dtype, settings.master_device
+        self._load_master = (settings.model, *master, rank_cores, self._heartbeat.place)
         return self.catch_up(catch_up)
 
     @_at_work

@@ -1,47 +1,104 @@
-"""The short way into vLLM's model on a CPU: weights are written as its layers keep them, and packed once.
+"""The short way into vLLM's model: weights are written as its layers keep them, and packed once.
 
 The long way, vLLM's ``reload_weights``, copies each of a checkpoint's tensors into its part of a layer's before that is
-packed, which takes as long as making the noise.
+packed, which on a CPU takes as long as making the noise; and it needs all weights on every tensor-parallel rank.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from esplug.blocks import Block
 
 if TYPE_CHECKING:
     from esplug.weights import MasterWeights
 
 _PROBES = 4  # inputs by which packed weights, which nobody can read, are compared
+Shape = tuple[int, ...]
 
 
 class UnmappedError(Exception):
     """Why a model's weights cannot go the short way."""
 
 
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where a checkpoint's tensors belong in the model of one tensor-parallel rank.
+
+    Attributes:
+        parts: by each parameter's name, the tensors of which it consists, end to end.
+        blocks: what the rank has of each of these.
+    """
+
+    parts: dict[str, tuple[str, ...]]
+    blocks: dict[str, Block]
+
+    @classmethod
+    def find(cls, model: torch.nn.Module, shapes: Mapping[str, Shape], rank: int) -> "Places":
+        """Go by vLLM's layers, and by the names that the model says it fuses.
+
+        Args:
+            model: of vLLM.
+            shapes: of the checkpoint's tensors.
+            rank: of this process in tensor parallelism.
+
+        Raises:
+            UnmappedError: there is a parameter of which this does not tell where it comes from.
+        """
+        fused: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
+        from vllm.model_executor.layers.attention import Attention
+
+        places = cls({}, {})
+        seen: set[int] = set()
+        for path, module in model.named_modules():
+            if hasattr(module, "process_weights_after_loading") and not isinstance(module, Attention):
+                raise UnmappedError(f"{path} computes more from its weights than is known")
+            parent, _, leaf = path.rpartition(".")
+            # A bias comes before its weight, with which it is packed.
+            for kind, parameter in sorted(module.named_parameters(recurse=False)):
+                if id(parameter) in seen:  # tied
+                    continue
+                seen.add(id(parameter))
+                target = f"{path}.{kind}"
+                parts = [target] if target in shapes else [f"{parent}.{each}.{kind}" for each in fused.get(leaf, ())]
+                if not parts or not all(part in shapes for part in parts):
+                    raise UnmappedError(f"{target} has no counterpart in the checkpoint")
+                places.parts[target] = tuple(parts)
+                found = _blocks(target, module, kind, [shapes[part] for part in parts], rank)
+                places.blocks.update(zip(parts, found, strict=True))
+        return places
+
+
 class FastPath:
-    """Where a checkpoint's tensors belong in vLLM's model, proven by writing the very weights that vLLM has loaded.
+    """Writes weights into vLLM's model, having proven with those that vLLM has loaded that it writes the same.
 
     Args:
-        model: as vLLM has loaded it, in one process.
-        master: the same weights.
+        model: as vLLM has loaded it.
+        master: the same weights; of tensor-parallel ranks' each, the blocks of ``places``.
+        places: of the weights in the model.
         dtype: the model's.
 
     Raises:
-        UnmappedError: a parameter has no tensors in the checkpoint that are known to make it up, or the model does not
-            compute the same with what was written. It must be written by ``reload_weights`` then.
+        UnmappedError: a parameter does not have the shape, or the model would not compute the same.
+            It must be given its weights by ``reload_weights`` then.
     """
 
-    def __init__(self, model: torch.nn.Module, master: "MasterWeights", dtype: torch.dtype) -> None:
+    def __init__(self, model: torch.nn.Module, master: "MasterWeights", places: Places, dtype: torch.dtype) -> None:
         self._dtype = dtype
-        self._write: dict[str, Callable[[torch.Tensor], None]] = {}
         self._packed: list[tuple[str, Any]] = []
-        self._layout = master.fused(self._find(model, master))
-        before = self._fingerprint(model)
+        self._in_place: dict[str, Callable[[], torch.Tensor]] = {}
+        self._finish: dict[str, Callable[[torch.Tensor], None]] = {}
         try:
+            self._layout = master.fused(places.parts)
+            for target in places.parts:
+                self._add(model, master, target)
+            before = self._fingerprint(model)
             self.write(master, None, 0.0)
             after = self._fingerprint(model)
-        except RuntimeError as error:  # of torch: shapes that do not fit
+        except (KeyError, ValueError, RuntimeError) as error:  # no floating point, or shapes that do not fit
             raise UnmappedError(str(error)) from error
         for name, value in before.items():
             if not torch.equal(value, after[name]):
@@ -50,37 +107,37 @@ class FastPath:
     @torch.no_grad()
     def write(self, master: "MasterWeights", member_seed: int | None, scale: float) -> None:
         """Give the model ``master + scale * eps(member_seed)``; without a seed, the master itself."""
-        for name, tensor in master.perturbed(member_seed, scale, self._dtype, self._layout):
-            self._write[name](tensor)
+        into = {target: parameter() for target, parameter in self._in_place.items()}
+        for name, tensor in master.perturbed(member_seed, scale, self._dtype, self._layout, into):
+            self._finish[name](tensor)
+        if master.device.type == "cuda":  # the model may run on another stream
+            torch.cuda.synchronize(master.device)
 
-    def _find(self, model: torch.nn.Module, master: "MasterWeights") -> dict[str, tuple[str, ...]]:
-        """Say which of the checkpoint's tensors make up each parameter, and how it is written."""
+    def _add(self, model: torch.nn.Module, master: "MasterWeights", target: str) -> None:
+        """Say where a parameter's weights are written, and what then is still to be done with them."""
         from vllm.model_executor.layers.linear import UnquantizedLinearMethod
+        from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
-        fused: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
-        known = master.dtypes
-        groups: dict[str, tuple[str, ...]] = {}
-        seen: set[int] = set()
-        for path, module in model.named_modules():
-            parent, _, leaf = path.rpartition(".")
-            # A bias comes before its weight, with which it is packed.
-            for kind, parameter in sorted(module.named_parameters(recurse=False)):
-                target = f"{path}.{kind}"
-                parts = [target] if target in known else [f"{parent}.{each}.{kind}" for each in fused.get(leaf, ())]
-                if id(parameter) in seen:  # tied
-                    continue
-                seen.add(id(parameter))
-                if not parts or any(not known.get(part, torch.int64).is_floating_point for part in parts):
-                    raise UnmappedError(f"{target} has no counterpart in the checkpoint")
-                groups[target] = tuple(parts)
-                if kind == "weight" and isinstance(getattr(module, "quant_method", None), UnquantizedLinearMethod):
-                    self._packed.append((target, module))
-                    self._write[target] = _into_linear(module)
-                else:
-                    outputs = _output_embeddings(model, parameter)
-                    self._packed += [(target, layer) for layer in outputs]
-                    self._write[target] = _into_parameter(module, kind, outputs)
-        return groups
+        path, _, kind = target.rpartition(".")
+        module: Any = model.get_submodule(path)
+        method = getattr(module, "quant_method", None)
+        if kind == "weight" and hasattr(module, "cpu_linear") and isinstance(method, UnquantizedLinearMethod):
+            self._packed.append((target, module))
+            self._finish[target] = functools.partial(_pack_linear, module)
+            return
+        parameter, given = getattr(module, kind), self._layout.shapes[target]
+        wanted = tuple(parameter.shape)
+        if isinstance(module, VocabParallelEmbedding):  # which is padded
+            wanted = (min(given[0], wanted[0]), *wanted[1:])
+        if given != wanted:
+            raise ValueError(f"{target} has shape {wanted} instead of {given}")
+        outputs = _output_embeddings(model, parameter)
+        self._packed += [(target, layer) for layer in outputs]
+        if parameter.dtype == self._dtype and parameter.device == master.device and parameter.is_contiguous():
+            self._in_place[target] = lambda: getattr(module, kind).data[: given[0]] if given else parameter.data
+            self._finish[target] = lambda _: _pack_embeddings(outputs)
+        else:
+            self._finish[target] = functools.partial(_put, module, kind, outputs)
 
     @torch.no_grad()
     def _fingerprint(self, model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -93,29 +150,60 @@ class FastPath:
         return seen
 
 
-def _into_linear(layer: Any) -> Callable[[torch.Tensor], None]:
-    """Return what gives a linear layer its weight, of which it keeps a packed copy."""
+def _blocks(target: str, module: Any, kind: str, shapes: Sequence[Shape], rank: int) -> list[Block]:
+    """Say what a rank has of the tensors that make up a parameter of one of vLLM's layers."""
+    from vllm.model_executor.layers import linear
+    from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
-    def write(tensor: torch.Tensor) -> None:
-        layer.weight = torch.nn.Parameter(tensor, requires_grad=False)
-        layer.quant_method.process_weights_after_loading(layer)
-
-    return write
-
-
-def _into_parameter(module: Any, kind: str, packed: list[Any]) -> Callable[[torch.Tensor], None]:
-    """Return what overwrites a parameter that is kept as it is, and renews the copies of it that are packed."""
-
-    def write(tensor: torch.Tensor) -> None:
-        parameter = getattr(module, kind)
-        if parameter.dtype != tensor.dtype:  # a bias that was made float32 for packed weights
-            parameter.data = tensor
+    size = getattr(module, "tp_size", 1)
+    rows: list[tuple[int, int]]
+    counted = [True] * len(shapes)
+    if size == 1 or (isinstance(module, linear.RowParallelLinear) and kind == "bias"):
+        return [Block.whole(shape, counted=rank == 0) for shape in shapes]
+    if isinstance(module, linear.RowParallelLinear):
+        width = shapes[0][1] // size
+        return [Block((0, shapes[0][0]), (rank * width, (rank + 1) * width))]
+    if isinstance(module, VocabParallelEmbedding):
+        rows = [(module.shard_indices.org_vocab_start_index, module.shard_indices.org_vocab_end_index)]
+    elif isinstance(module, linear.QKVParallelLinear):
+        shared = module.num_kv_head_replicas  # ranks that have the same keys and values
+        heights = [module.num_heads * module.head_size, module.num_kv_heads * module.head_size]
+        heights.append(module.num_kv_heads * module.v_head_size)
+        shards = [rank, rank // shared, rank // shared]
+        counted = [True, rank % shared == 0, rank % shared == 0]
+        rows = [(shard * height, (shard + 1) * height) for shard, height in zip(shards, heights, strict=True)]
+    elif isinstance(module, linear.ColumnParallelLinear):
+        if len(shapes) != len(getattr(module, "output_sizes", shapes)):
+            rows = []
         else:
-            parameter[: len(tensor)].copy_(tensor)  # vLLM pads vocabularies
-        for layer in packed:
-            layer.quant_method.process_weights_after_loading(layer)
+            rows = [(rank * (shape[0] // size), (rank + 1) * (shape[0] // size)) for shape in shapes]
+    else:
+        rows = []
+    if len(rows) != len(shapes):
+        raise UnmappedError(f"{target} is spread over processes in a way that is not known")
+    whole = [Block.whole(shape) for shape in shapes]
+    return [Block(each, all_.columns, count) for each, all_, count in zip(rows, whole, counted, strict=True)]
 
-    return write
+
+def _pack_linear(layer: Any, tensor: torch.Tensor) -> None:
+    """Give a linear layer its weight, of which it keeps a packed copy."""
+    layer.weight = torch.nn.Parameter(tensor, requires_grad=False)
+    layer.quant_method.process_weights_after_loading(layer)
+
+
+def _put(module: Any, kind: str, packed: list[Any], tensor: torch.Tensor) -> None:
+    """Give a layer a parameter that cannot be written in place."""
+    parameter = getattr(module, kind)
+    if parameter.dtype != tensor.dtype:  # a bias that was made float32 for packed weights
+        parameter.data = tensor
+    else:
+        parameter[: len(tensor)].copy_(tensor)
+    _pack_embeddings(packed)
+
+
+def _pack_embeddings(layers: list[Any]) -> None:
+    for layer in layers:
+        layer.quant_method.process_weights_after_loading(layer)
 
 
 def _output_embeddings(model: torch.nn.Module, parameter: torch.nn.Parameter) -> list[Any]:

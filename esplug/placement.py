@@ -91,6 +91,8 @@ def plan_engines(config: RunConfig, found: Resources, engine_bytes: int) -> Plan
         if (wanted or 1) > most:
             raise UserError(_too_many(config, found.gpus, "GPU", len(found.nodes)))
         return Plan(wanted or most, "cuda", span, 1)
+    if config.master_device == "gpu":
+        raise UserError("--master-device gpu: the engines run on the CPU here; leave it out")
     most = sum(node.cores // span for node in found.nodes)
     if (wanted or 1) > most:
         raise UserError(_too_many(config, found.cores, "CPU core", len(found.nodes)))

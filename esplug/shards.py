@@ -114,6 +114,15 @@ def read_tensors(folder: Path) -> "Iterator[tuple[str, torch.Tensor]]":
                 yield name, content.get_tensor(name)
 
 
+def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a model folder's tensors, without reading these."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file, names in tensor_files(folder).items():
+        with opened(file) as content:
+            shapes |= {name: tuple(content.get_slice(name).get_shape()) for name in names}
+    return shapes
+
+
 def _unindexed(folder: Path) -> list[Path]:
     """Return the weight files of a model folder without an index."""
     if (folder / _SINGLE).is_file():

@@ -281,6 +281,7 @@ class EvolutionStrategiesTrainer:
             model=str(self._model),
             dtype=self.config.dtype,
             master_dtype=self.config.master_dtype,
+            master_device=self.config.master_device,
             device=self._plan.device,
             tensor_parallel_size=self.config.n_gpu_per_vllm_engine,
             max_model_len=self.config.max_model_len,

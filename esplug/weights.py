@@ -12,61 +12,34 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import torch
 
+from esplug.blocks import Block, Job, Kept, Layout, Stretch, plan, plan_whole
 from esplug.errors import UserError
 from esplug.history import CatchUp, CaughtUp
 from esplug.noise import tensor_key
+from esplug.ranks import Ranks
 from esplug.seed_log import movement
 from esplug.shards import plan_shards, read_tensors, write_index, write_tensors
 
 if TYPE_CHECKING:
     from esplug.kernels.cpu import Array
 
-_JOB_ELEMENTS = 2**20  # about a millisecond of work: many times what handing it to a thread costs
 _LOOKAHEAD_BYTES = 256 * 2**20
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True, slots=True)
-class _Stretch:
-    """Elements ``start .. stop`` of a tensor."""
-
-    name: str
-    start: int
-    stop: int
-
-
-_Job: TypeAlias = list[_Stretch]
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Which of a checkpoint's tensors are written end to end as one, and in what pieces; see ``MasterWeights.fused``.
-
-    Attributes:
-        groups: the tensors of each, in the order in which they are written.
-        shapes: of what is written.
-    """
-
-    groups: dict[str, tuple[str, ...]]
-    shapes: dict[str, tuple[int, ...]]
-    _places: dict[str, tuple[str, int]]  # in which of them a tensor is, and from which element
-    _jobs: list[_Job]
-    _last_job: dict[str, int]  # after which one of them is complete
-
-
 class MasterWeights:
-    """Master weights in checkpoint tensor space, on the CPU.
+    """Master weights in checkpoint tensor space.
 
-    Only floating-point tensors are perturbed, updated and counted in the checksum; others pass through.
+    Only floating-point tensors are perturbed, updated and counted in the checksum; others pass through. Of tensors that
+    other processes share, a process may keep a block; checksums and files are those of the whole model all the same.
     Do not call :meth:`update` while a :meth:`perturbed` iterator is still in use.
 
     Args:
@@ -76,6 +49,10 @@ class MasterWeights:
         cores: CPU cores these threads may run on, where the system has such a setting. They would otherwise
             inherit the caller's, which vLLM pins to a single core.
         beat: called whenever a piece of work is done, from any thread.
+        blocks: what to keep of the tensors that it names; of the others, all.
+        device: where they are kept and computed with: the CPU or a GPU, with the same numbers.
+        ranks: the processes that keep the other blocks, and call :meth:`checksum`, :meth:`tensor_checksums`,
+            :meth:`undefined`, :meth:`catch_up` and :meth:`save` together with this one.
 
     Raises:
         UserError: a tensor's floating-point type is none of float32, bfloat16 and float16.
@@ -90,13 +67,19 @@ class MasterWeights:
         threads: int = 1,
         cores: Sequence[int] | None = None,
         beat: Callable[[], None] = lambda: None,
+        blocks: Mapping[str, Block] | None = None,
+        device: str | torch.device = "cpu",
+        ranks: Ranks | None = None,
     ) -> None:
-        from esplug.kernels import cpu
-
-        self._master_dtype, self._beat = master_dtype, beat
+        self._master_dtype, self._beat, self._ranks = master_dtype, beat, ranks or Ranks()
+        self._device = torch.device(device)
+        self._kernels = _kernels(self._device)
         self._pool = ThreadPoolExecutor(threads, "esplug-noise", _pin, (cores,))
         self._tensors: dict[str, torch.Tensor] = {}
         self._dtypes: dict[str, torch.dtype] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._blocks: dict[str, Block] = {}
+        self._kept: dict[str, Kept] = {}
         for name, tensor in tensors:
             if name in self._tensors:
                 raise ValueError(f"tensor {name} comes twice")
@@ -106,13 +89,16 @@ class MasterWeights:
                     "convert the model to bfloat16, float16 or float32"
                 )
             kept = torch.float32 if tensor.is_floating_point() and master_dtype == "float32" else tensor.dtype
-            self._dtypes[name] = tensor.dtype
-            self._tensors[name] = torch.empty(tensor.shape, dtype=kept, device="cpu").copy_(tensor.detach())
+            shape = tuple(tensor.shape)
+            block = (blocks or {}).get(name) or Block.whole(shape, counted=self._ranks.rank == 0)
+            self._dtypes[name], self._shapes[name], self._blocks[name] = tensor.dtype, shape, block
+            self._tensors[name] = self._empty(block.of(shape), kept).copy_(self._cut(name, tensor))
+            if tensor.is_floating_point():
+                elements = self._kernels.flat(self._tensors[name])
+                matrix = elements.reshape(1 if block.end_to_end(shape) else block.of(shape)[0], -1)
+                self._kept[name] = Kept(matrix, block.first(shape), math.prod(shape[1:]))
             beat()
-        self._flat: dict[str, Array] = {
-            name: cpu.flat(tensor) for name, tensor in self._tensors.items() if tensor.is_floating_point()
-        }
-        self._layout = self.fused({name: (name,) for name in self._flat})
+        self._layout = self.fused({name: (name,) for name in self._kept})
 
     @classmethod
     def load(
@@ -123,6 +109,9 @@ class MasterWeights:
         threads: int = 1,
         cores: Sequence[int] | None = None,
         beat: Callable[[], None] = lambda: None,
+        blocks: Mapping[str, Block] | None = None,
+        device: str | torch.device = "cpu",
+        ranks: Ranks | None = None,
     ) -> "MasterWeights":
         """Read the safetensors of a Hugging Face model folder, sharded or not. Arguments as for the class.
 
@@ -132,11 +121,18 @@ class MasterWeights:
             UserError: there are no safetensors, one is missing or damaged, a tensor is in two files without an
                 index to choose, or its type cannot be perturbed.
         """
-        return cls(read_tensors(folder), master_dtype, threads=threads, cores=cores, beat=beat)
+        tensors = read_tensors(folder)
+        parts: dict[str, Any] = {"blocks": blocks, "device": device, "ranks": ranks}
+        return cls(tensors, master_dtype, threads=threads, cores=cores, beat=beat, **parts)
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        """Return the master tensor itself, not a copy, in its checkpoint shape."""
+        """Return the master tensor itself, not a copy, in its checkpoint shape, or its block."""
         return self._tensors[name]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the master is."""
+        return self._device
 
     @property
     def names(self) -> list[str]:
@@ -146,7 +142,7 @@ class MasterWeights:
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Checkpoint shape of each tensor."""
-        return {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
+        return dict(self._shapes)
 
     @property
     def dtypes(self) -> dict[str, torch.dtype]:
@@ -174,15 +170,21 @@ class MasterWeights:
             size = 0
             for name in names:
                 places[name] = group, size
-                size += self._flat[name].size
+                size += math.prod(self._kept[name].matrix.shape)
             rows = (sum(part[0] for part in parts),) if parts[0] else ()
             shapes[group] = (*rows, *parts[0][1:])
-        jobs = _plan({name: self._flat[name].size for name in places})
+        units = {name: self._kept[name].units for name in places}
+        jobs = plan(units) if self._device.type == "cpu" else plan_whole(units)
         last = {places[stretch.name][0]: number for number, job in enumerate(jobs) for stretch in job}
         return Layout({group: tuple(names) for group, names in groups.items()}, shapes, places, jobs, last)
 
     def perturbed(
-        self, member_seed: int | None, scale: float, dtype: torch.dtype | None = None, layout: Layout | None = None
+        self,
+        member_seed: int | None,
+        scale: float,
+        dtype: torch.dtype | None = None,
+        layout: Layout | None = None,
+        into: Mapping[str, torch.Tensor] | None = None,
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """Iterate over a member's weights, ``round(master + scale * eps(member_seed))``, as (name, tensor).
 
@@ -195,24 +197,27 @@ class MasterWeights:
             dtype: type of the floating-point tensors, or None for the checkpoint's own.
             layout: from :meth:`fused`: give only what is in it, in its order. Nothing is computed then while the
                 consumer has a tensor, since it is expected to want the same cores for it.
+            into: contiguous tensors of that type, on the same device, to be overwritten instead of making new ones.
 
         Raises:
             ValueError: the seed does not fit in 64 bits, ``scale`` is not finite in float32, or ``dtype`` is
                 none of float32, bfloat16 and float16.
         """
-        from esplug.kernels import cpu
-
         if dtype not in (None, *_FLOATS):
             raise ValueError(f"weights cannot be written in {dtype}; choose float32, bfloat16 or float16")
         (rounded,) = _float32s("scale", [scale])
         if member_seed is None or rounded == 0:
-            return self._stream(dtype, layout, lambda _, source, target: cpu.convert(source, target))
-        keys = {name: tensor_key(member_seed, name) for name in self._flat}
+            return self._stream(
+                dtype, layout, into or {}, lambda _, source, target: self._kernels.convert(source, target)
+            )
+        keys = {name: tensor_key(member_seed, name) for name in self._kept}
 
-        def add_noise(stretch: _Stretch, source: "Array", target: "Array") -> None:
-            cpu.perturb(source, target, stretch.start, keys[stretch.name], rounded)
+        def add_noise(stretch: Stretch, source: "Array", target: "Array") -> None:
+            kept = self._kept[stretch.name]
+            _, first = kept.piece(stretch.start, stretch.stop)
+            self._kernels.perturb(source, target, first, keys[stretch.name], rounded, kept.pitch)
 
-        return self._stream(dtype, layout, add_noise)
+        return self._stream(dtype, layout, into or {}, add_noise)
 
     def update(self, seeds: Sequence[int], coefficients: Sequence[float]) -> None:
         """Add ``sum_k coefficients[k] * eps(seeds[k])`` to the master, accumulated in the order given.
@@ -225,15 +230,15 @@ class MasterWeights:
             ValueError: the lengths differ, a seed does not fit in 64 bits, or a coefficient is not finite in
                 float32. Nothing has changed then.
         """
-        from esplug.kernels import cpu
-
         if len(seeds) != len(coefficients):
             raise ValueError(f"{len(seeds)} seeds but {len(coefficients)} coefficients")
         factors = _float32s("coefficient", coefficients)
-        keys = {name: [tensor_key(seed, name) for seed in seeds] for name in self._flat}
+        keys = {name: [tensor_key(seed, name) for seed in seeds] for name in self._kept}
 
-        def accumulate(stretch: _Stretch) -> None:
-            cpu.update(self._slice(stretch), stretch.start, keys[stretch.name], factors)
+        def accumulate(stretch: Stretch) -> None:
+            kept = self._kept[stretch.name]
+            piece, first = kept.piece(stretch.start, stretch.stop)
+            self._kernels.update(piece, first, keys[stretch.name], factors, kept.pitch)
 
         if factors:
             self._for_all(accumulate)
@@ -244,28 +249,30 @@ class MasterWeights:
 
     def tensor_checksums(self) -> dict[str, int]:
         """Return the 64-bit checksum of each floating-point tensor; modulo 2**64 their sum is the master's."""
-        from esplug.kernels import cpu
 
-        def checked(stretch: _Stretch) -> tuple[str, int]:
-            return stretch.name, cpu.checksum(self._slice(stretch), stretch.start, stretch.name)
+        def checked(stretch: Stretch) -> tuple[str, int]:
+            if not self._blocks[stretch.name].counted:
+                return stretch.name, 0
+            kept = self._kept[stretch.name]
+            piece, first = kept.piece(stretch.start, stretch.stop)
+            return stretch.name, self._kernels.checksum(piece, first, stretch.name, kept.pitch)
 
-        sums = dict.fromkeys(self._flat, 0)
+        sums = dict.fromkeys(self._kept, 0)
         for name, value in self._for_all(checked):
-            sums[name] = (sums[name] + value) % 2**64
-        return sums
+            sums[name] += value
+        return dict(zip(sums, self._ranks.sums(list(sums.values())), strict=True))
 
     def undefined(self) -> list[str]:
         """Name the tensors that hold NaN or infinity."""
         # Not in the pool: every thread that computes with torch gets OpenMP threads of its own, and once a process has
         # more of them than cores, a team sleeps between operations instead of spinning: vLLM took 1.4 times as long.
         found = []
-        for name in self._flat:
+        for name in self._kept:
             self._beat()
             tensor = self._tensors[name]
             # NaN and infinity spread, and a sum takes no memory; one that overflows proves nothing.
-            if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
-                found.append(name)
-        return found
+            found.append(not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all())
+        return [name for name, anywhere in zip(self._kept, self._ranks.sums(found), strict=True) if anywhere]
 
     def catch_up(self, base: Path, catch_up: CatchUp) -> CaughtUp:
         """Bring the base model's weights, just loaded from ``base``, to where a run is.
@@ -304,13 +311,13 @@ class MasterWeights:
         Raises:
             UserError: it is damaged, or a tensor is missing, unknown, or of another shape.
         """
-        missing = set(self._flat)  # the others never change
+        missing = set(self._kept)  # the others never change
         for name, tensor in read_tensors(folder):
-            if name not in self._tensors or tensor.shape != self._tensors[name].shape:
+            if name not in self._tensors or tuple(tensor.shape) != self._shapes[name]:
                 raise UserError(f"{folder}: tensor {name} is not one of this model's")
             if name in missing:
                 self._beat()
-                self._tensors[name].copy_(tensor)
+                self._tensors[name].copy_(self._cut(name, tensor))
                 missing.remove(name)
         if missing:
             raise UserError(f"{folder}: tensor {min(missing)} is missing")
@@ -335,42 +342,68 @@ class MasterWeights:
         if exact:
             dtype = torch.float32 if self._master_dtype == "float32" else None
         stream = self.perturbed(None, 0.0, dtype)
-        folder.mkdir(parents=True, exist_ok=True)
-        sizes = {
-            name: tensor.numel() * self._written_as(name, dtype).itemsize for name, tensor in self._tensors.items()
-        }
+        sizes = {name: math.prod(self._shapes[name]) * self._written_as(name, dtype).itemsize for name in self._tensors}
         shards = plan_shards(sizes)
+        failed: OSError | None = None
         for file, names in shards.items():
-            write_tensors(folder / file, {name: next(stream)[1] for name in names})
-        write_index(folder, shards, sizes)
+            tensors = {name: self._joined(*next(stream)) for name in names}
+            if self._ranks.rank == 0 and failed is None:
+                try:
+                    folder.mkdir(parents=True, exist_ok=True)
+                    write_tensors(folder / file, tensors)
+                except OSError as error:  # the others would wait for ever
+                    failed = error
+        if failed is not None:
+            raise failed
+        if self._ranks.rank == 0:
+            write_index(folder, shards, sizes)
+
+    def _joined(self, name: str, part: torch.Tensor) -> torch.Tensor:
+        """Return the whole tensor of which this process and others have each a part."""
+        block, shape = self._blocks[name], self._shapes[name]
+        if block.of(shape) == shape:
+            return part
+        whole = torch.zeros(shape, dtype=part.dtype)
+        if block.counted:
+            self._cut(name, whole).copy_(part)
+        self._ranks.join(whole)
+        return whole
+
+    def _cut(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a view of the block that is kept of a tensor, given whole."""
+        block = self._blocks[name]
+        shape = block.of(tensor.shape)
+        if shape == tensor.shape:
+            return tensor.detach()
+        if block.end_to_end(tensor.shape):
+            return tensor.detach()[slice(*block.rows)]
+        return tensor.detach().flatten(1)[slice(*block.rows), slice(*block.columns)]
+
+    def _empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(tuple(shape), dtype=dtype, device=self._device)
 
     def _written_as(self, name: str, dtype: torch.dtype | None) -> torch.dtype:
-        return dtype if dtype is not None and name in self._flat else self._dtypes[name]
+        return dtype if dtype is not None and name in self._kept else self._dtypes[name]
 
-    def _slice(self, stretch: _Stretch) -> "Array":
-        elements: Array = self._flat[stretch.name][stretch.start : stretch.stop]
-        return elements
-
-    def _for_all(self, work: Callable[[_Stretch], Result]) -> list[Result]:
+    def _for_all(self, work: Callable[[Stretch], Result]) -> list[Result]:
         """Do ``work`` on every stretch of the master, in the pool."""
 
-        def do(job: _Job) -> list[Result]:
+        def do(job: Job) -> list[Result]:
             self._beat()
             return [work(stretch) for stretch in job]
 
-        done = self._pool.map(do, self._layout._jobs)
+        done = self._pool.map(do, self._layout.jobs)
         return [result for results in done for result in results]
 
     def _stream(
         self,
         dtype: torch.dtype | None,
         layout: Layout | None,
-        write: Callable[[_Stretch, "Array", "Array"], None],
+        into: Mapping[str, torch.Tensor],
+        write: Callable[[Stretch, "Array", "Array"], None],
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield every tensor once the pool has written it; ``write`` gets a stretch, its master and its target."""
-        from esplug.kernels import cpu
-
-        plan = layout or self._layout
+        planned = layout or self._layout
         targets: dict[str, torch.Tensor] = {}
         running: deque[Future[None]] = deque()
         ahead = submitted = finished = 0
@@ -378,29 +411,35 @@ class MasterWeights:
         def start(group: str) -> "Array":
             nonlocal ahead
             if group not in targets:
-                written_as = self._written_as(plan.groups[group][0], dtype)
-                targets[group] = torch.empty(plan.shapes[group], dtype=written_as, device="cpu")
+                written_as = self._written_as(planned.groups[group][0], dtype)
+                given = into.get(group)
+                targets[group] = self._empty(planned.shapes[group], written_as) if given is None else given
                 ahead += targets[group].nbytes
-            return cpu.flat(targets[group])
+            elements: Array = self._kernels.flat(targets[group])
+            return elements
 
-        def place(stretch: _Stretch) -> tuple[_Stretch, "Array"]:
-            group, offset = plan._places[stretch.name]
-            return stretch, start(group)[offset + stretch.start : offset + stretch.stop]
+        def place(stretch: Stretch) -> tuple[Stretch, "Array", "Array"]:
+            group, offset = planned.places[stretch.name]
+            kept = self._kept[stretch.name]
+            source, _ = kept.piece(stretch.start, stretch.stop)
+            begin = offset + stretch.start * kept.units[1]
+            size = math.prod(source.shape)
+            return stretch, source, start(group)[begin : begin + size].reshape(source.shape)
 
-        def run(job: list[tuple[_Stretch, "Array"]]) -> None:
+        def run(job: list[tuple[Stretch, "Array", "Array"]]) -> None:
             self._beat()
-            for part, target in job:
-                write(part, self._slice(part), target)
+            for part, source, target in job:
+                write(part, source, target)
 
         try:
             for group in layout.groups if layout else self._tensors:
-                if group not in plan.groups:
+                if group not in planned.groups:
                     yield group, self._tensors[group].clone()
                     continue
-                last = plan._last_job.get(group, -1)  # an empty tensor is in no job
+                last = planned.last_job.get(group, -1)  # an empty tensor is in no job
                 more = layout is None or submitted <= last
-                while submitted < len(plan._jobs) and (submitted <= last or (more and ahead < _LOOKAHEAD_BYTES)):
-                    job = [place(stretch) for stretch in plan._jobs[submitted]]
+                while submitted < len(planned.jobs) and (submitted <= last or (more and ahead < _LOOKAHEAD_BYTES)):
+                    job = [place(stretch) for stretch in planned.jobs[submitted]]
                     running.append(self._pool.submit(run, job))
                     submitted += 1
                 due = last if layout is None else submitted - 1
@@ -416,21 +455,15 @@ class MasterWeights:
             wait(running)
 
 
-def _plan(sizes: Mapping[str, int]) -> list[_Job]:
-    """Cut tensors, laid end to end, into jobs of equal size: several small tensors or a part of a large one."""
-    jobs: list[_Job] = []
-    room = 0
-    for name, size in sizes.items():
-        start = 0
-        while start < size:
-            if room == 0:
-                jobs.append([])
-                room = _JOB_ELEMENTS
-            stop = min(size, start + room)
-            jobs[-1].append(_Stretch(name, start, stop))
-            room -= stop - start
-            start = stop
-    return jobs
+def _kernels(device: torch.device) -> Any:
+    """Return the kernels for a device: a module."""
+    if device.type == "cpu":
+        from esplug.kernels import cpu
+
+        return cpu
+    from esplug.kernels import cuda
+
+    return cuda
 
 
 def _float32s(what: str, values: Sequence[float]) -> list[float]:

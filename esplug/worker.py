@@ -5,7 +5,8 @@ Only ``es_*`` methods, called through ``LLM.collective_rpc``. Arguments and resu
 
 import ctypes
 import logging
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,25 +16,30 @@ import torch
 from esplug.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
-    from esplug.fast_path import FastPath
+    from esplug.blocks import Block
+    from esplug.fast_path import FastPath, Places
     from esplug.history import CatchUp, CaughtUp
+    from esplug.ranks import Ranks
     from esplug.weights import MasterWeights
 
+_GPU_SPARE = 2**29  # bytes of a GPU that are left for what comes and goes
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's mallopt
 
 
 class ESWorkerExtension:
     """Holds the master weights and writes a member's perturbed weights into vLLM's model.
 
-    Weights enter by :class:`esplug.fast_path.FastPath` where that is possible, and elsewhere through vLLM's own
-    ``reload_weights`` with checkpoint-named tensors, which takes care of fused projections and tensor-parallel shards.
+    Weights enter by :class:`esplug.fast_path.FastPath` where that is possible, and each tensor-parallel rank then has
+    those of its own part of the model alone. Elsewhere every rank has all, and they enter through vLLM's own
+    ``reload_weights`` with checkpoint-named tensors, which takes care of fused projections and shards.
     """
 
     rank: int
     device: torch.device
     model_runner: Any
-    parallel_config: Any
+    _es_places: "Places | None"  # None also where weights enter the long way
     _es_fast_path: "FastPath | None"
+    _es_device: torch.device  # of the master weights
     _es_master: "MasterWeights"
     _es_undefined: torch.Tensor
 
@@ -41,32 +47,95 @@ class ESWorkerExtension:
         self,
         folder: str,
         master_dtype: Literal["float32", "model"],
+        master_device: Literal["auto", "gpu", "host"],
         rank_cores: list[list[int]],
         heartbeat: str,
         catch_up: "CatchUp",
     ) -> "CaughtUp":
         """Read the checkpoint in ``folder`` as master weights, and from there get to the run's present ones.
 
-        ``rank_cores`` are the CPU cores on which each tensor-parallel rank may make noise, and ``heartbeat`` is the
-        place of the engine's :class:`esplug.heartbeat.Heartbeat`.
+        ``master_device`` is the setting of that name, ``rank_cores`` are the CPU cores on which each tensor-parallel
+        rank may make noise, and ``heartbeat`` is the place of the engine's :class:`esplug.heartbeat.Heartbeat`.
         """
         # numba, which the kernels need, must not be imported before vLLM's CPU engine has started.
         from esplug.weights import MasterWeights
 
-        cores = rank_cores[self.rank]
-        beat = Heartbeat(heartbeat).beat
-        self._es_master = MasterWeights.load(Path(folder), master_dtype, threads=len(cores), cores=cores, beat=beat)
-        if not hasattr(self, "_es_undefined"):
-            if self.device.type == "cpu":
-                from esplug.cpu_layers import use_c_kernels
+        cores, beat, ranks = rank_cores[self.rank], Heartbeat(heartbeat).beat, _ranks()
 
-                use_c_kernels(self.model_runner.get_model())
-            self._es_fast_path = self._find_fast_path()
-            self._es_undefined = torch.zeros((), dtype=torch.int64, device=self.device)
-            _watch_logits(self.model_runner.get_model(), self._es_undefined)
+        def load(blocks: "Mapping[str, Block]", ranks: "Ranks | None") -> None:
+            vars(self).pop("_es_master", None)  # there may be no room for two
+            if starting:
+                self._es_device = self._es_master_device(Path(folder), master_dtype, master_device, blocks)
+            where: dict[str, Any] = {"blocks": blocks, "device": self._es_device, "ranks": ranks}
+            how: dict[str, Any] = {"threads": len(cores), "cores": cores, "beat": beat}
+            self._es_master = MasterWeights.load(Path(folder), master_dtype, **how, **where)
+
+        starting = not hasattr(self, "_es_places")
+        if starting:
+            self._es_watch_and_speed_up(self.model_runner.get_model())
+            self._es_places, self._es_fast_path = self._es_find_places(Path(folder), ranks), None
+        if self._es_places is not None:
+            load(self._es_places.blocks, ranks)
+            if starting:
+                self._es_find_fast_path(self._es_places, ranks)
+        if self._es_places is None:
+            load({}, None)
         caught_up = self._es_master.catch_up(Path(folder), catch_up)
         _keep_freed_memory()
         return caught_up
+
+    def _es_master_device(
+        self, folder: Path, master_dtype: str, choice: str, blocks: "Mapping[str, Block]"
+    ) -> torch.device:
+        """Choose where the master weights are kept: on the GPU if they are wanted there or fit."""
+        from esplug.blocks import Block
+        from esplug.errors import UserError
+        from esplug.shards import read_shapes
+
+        if self.device.type != "cuda" or choice == "host":
+            return torch.device("cpu")
+        kept = (blocks.get(name, Block.whole(shape)).of(shape) for name, shape in read_shapes(folder).items())
+        itemsize = 4 if master_dtype == "float32" else self.model_runner.model_config.dtype.itemsize
+        needed, free = itemsize * sum(map(math.prod, kept)), torch.cuda.mem_get_info(self.device)[0] - _GPU_SPARE
+        if needed <= free:
+            return self.device
+        if choice == "gpu":
+            raise UserError(
+                f"--master-device gpu: the master weights take {needed / 1e9:.1f} GB, and beside vLLM the GPU has "
+                f"{max(0, free) / 1e9:.1f}; lower --gpu-memory-utilization, or choose --master-device host"
+            )
+        return torch.device("cpu")
+
+    def _es_watch_and_speed_up(self, model: torch.nn.Module) -> None:
+        self._es_undefined = torch.zeros((), dtype=torch.int64, device=self.device)
+        _watch_logits(model, self._es_undefined)
+        if self.device.type == "cpu":
+            from esplug.cpu_layers import use_c_kernels
+
+            use_c_kernels(model)
+
+    def _es_find_places(self, folder: Path, ranks: "Ranks") -> "Places | None":
+        from esplug.fast_path import Places, UnmappedError
+        from esplug.shards import read_shapes
+
+        places, reason = None, ""
+        try:
+            places = Places.find(self.model_runner.get_model(), read_shapes(folder), ranks.rank)
+        except UnmappedError as error:
+            reason = str(error)
+        return places if _all_can(ranks, reason) else None
+
+    def _es_find_fast_path(self, places: "Places", ranks: "Ranks") -> None:
+        """Compare what the fast path writes with what vLLM has loaded; unless that is the same, do without."""
+        from esplug.fast_path import FastPath, UnmappedError
+
+        model, dtype, reason = self.model_runner.get_model(), self.model_runner.model_config.dtype, ""
+        try:
+            self._es_fast_path = FastPath(model, self._es_master, places, dtype)
+        except UnmappedError as error:
+            reason = str(error)
+        if not _all_can(ranks, reason):
+            self._es_places = self._es_fast_path = None
 
     def es_set_weights(self, member_seed: int | None, scale: float) -> None:
         """Give the model ``master + scale * eps(member_seed)``; without a seed, the master itself."""
@@ -80,17 +149,6 @@ class ESWorkerExtension:
         """Give the model all tensors of a checkpoint, whatever the model and however it is spread over processes."""
         self.model_runner.reload_weights(weights_iterator=tensors)
         _repack_output_embeddings(self.model_runner.get_model())
-
-    def _find_fast_path(self) -> "FastPath | None":
-        from esplug.fast_path import FastPath, UnmappedError
-
-        if self.device.type != "cpu" or self.parallel_config.world_size > 1:
-            return None
-        try:
-            return FastPath(self.model_runner.get_model(), self._es_master, self.model_runner.model_config.dtype)
-        except UnmappedError as reason:
-            logging.getLogger(__name__).warning("esplug writes weights through vLLM's reload_weights: %s", reason)
-            return None
 
     def es_update(self, seeds: list[int], coefficients: list[float]) -> int:
         """Add ``sum_k coefficients[k] * eps(seeds[k])`` to the master. Returns the new checksum."""
@@ -107,7 +165,7 @@ class ESWorkerExtension:
         Returns the number and name of the system's error where they cannot be written: between the processes of
         tensor parallelism no exception keeps its type.
         """
-        if self.rank == 0:  # every rank holds all of them
+        if self.rank == 0 or self._es_places is not None:  # else every rank has all of them
             try:
                 self._es_master.save(Path(folder), exact=exact)
             except OSError as error:
@@ -125,6 +183,23 @@ class ESWorkerExtension:
         for cache in self.model_runner.kv_caches:
             for tensor in cache if isinstance(cache, list | tuple) else (cache,):
                 tensor.zero_()
+
+
+def _ranks() -> "Ranks":
+    """Return the tensor-parallel processes that this one is part of."""
+    from vllm.distributed.parallel_state import get_tp_group
+
+    from esplug.ranks import Ranks
+
+    group = get_tp_group()
+    return Ranks(group.cpu_group, group.rank_in_group) if group.world_size > 1 else Ranks()
+
+
+def _all_can(ranks: "Ranks", reason: str) -> bool:
+    """Say whether no rank has a reason why its weights cannot go the short way, and log this one's."""
+    if reason:
+        logging.getLogger(__name__).warning("esplug writes weights through vLLM's reload_weights: %s", reason)
+    return ranks.sums([bool(reason)]) == [0]
 
 
 def _keep_freed_memory() -> None:

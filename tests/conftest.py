@@ -1,10 +1,18 @@
 """Fixtures shared by all tests: tiny real models, made on the spot, and the small pretrained one."""
 
+import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tests.tiny import make_tiny_model
+
+# Triton asks once, when it is imported, whether to run kernels by its interpreter: on the CPU.
+os.environ["TRITON_INTERPRET"] = "1"
+with suppress(ImportError):
+    import triton.language  # noqa: F401
+del os.environ["TRITON_INTERPRET"]
 
 ROOT = Path(__file__).parent.parent
 

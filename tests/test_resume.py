@@ -43,6 +43,7 @@ OTHERS: dict[str, Any] = {
     "eval_splits": ["x"],
     "pass_k": [1, 2],
     "use_gpus": "none",
+    "master_device": "host",
     "gpu_memory_utilization": 0.4,
     "eval_limit": 3,
     "eval_temperature": 0.5,

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -16,10 +17,13 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+import esplug.blocks as blocks_module
 import esplug.weights as weights_module
 from esplug import shards
+from esplug.blocks import Block
 from esplug.errors import UserError
 from esplug.noise import eps
+from esplug.shards import read_tensors
 from esplug.weights import MasterWeights
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -47,7 +51,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def small_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut work so that tensors share jobs and jobs begin in the middle of tensors and Philox blocks."""
-    monkeypatch.setattr(weights_module, "_JOB_ELEMENTS", 1013)
+    monkeypatch.setattr(blocks_module, "JOB_ELEMENTS", 1013)
     monkeypatch.setattr(weights_module, "_LOOKAHEAD_BYTES", 5000)
 
 
@@ -127,6 +131,76 @@ def test_fused_tensors_are_the_tensors_end_to_end(small_jobs: None, heights: lis
         assert torch.equal(tensor, torch.cat([alone[part] for part in groups[name]]))
 
 
+class Pair:
+    """Two processes, here threads, that add up what they have."""
+
+    def __init__(self) -> None:
+        self.barrier, self.given = threading.Barrier(2), [None, None]
+
+    def rank(self, number: int) -> Any:
+        pair = self
+
+        class Rank:
+            rank = number
+
+            def sums(self, values: list[int]) -> list[int]:
+                return [sum(each) % 2**64 for each in zip(*pair.exchange(number, values), strict=True)]
+
+            def join(self, tensor: torch.Tensor) -> None:
+                both = pair.exchange(number, tensor.clone())
+                tensor.view(-1).view(torch.uint8).copy_(sum(each.view(-1).view(torch.uint8) for each in both))
+
+        return Rank()
+
+    def exchange(self, number: int, value: Any) -> list[Any]:
+        self.given[number] = value
+        self.barrier.wait(10)
+        both = list(self.given)
+        self.barrier.wait(10)
+        return both
+
+
+BLOCKS = {  # of each process
+    "embed": [Block((0, 350), (0, 33)), Block((350, 701), (0, 33))],
+    "layers.0.w": [Block((0, 7), (0, 8)), Block((0, 7), (8, 15))],
+    "layers.1.w": [Block((0, 7), (0, 15)), Block((0, 7), (0, 15), counted=False)],
+    "norm": [Block((0, 20), (0, 1)), Block((20, 33), (0, 1))],
+}
+
+
+@pytest.mark.usefixtures("small_jobs")
+@pytest.mark.parametrize("master_dtype", ["float32", "model"])
+def test_two_processes_with_blocks_have_what_one_has(folder: Path, tmp_path: Path, master_dtype: str) -> None:
+    whole, pair = MasterWeights.load(folder, master_dtype, threads=2), Pair()  # type: ignore[arg-type]
+
+    def work(number: int) -> tuple[Any, ...]:
+        blocks = {name: parts[number] for name, parts in BLOCKS.items()}
+        ranks = pair.rank(number)
+        part = MasterWeights.load(folder, master_dtype, threads=2, blocks=blocks, ranks=ranks)  # type: ignore[arg-type]
+        member = dict(part.perturbed(7, 0.1, torch.bfloat16))
+        before = part.checksum()
+        part.update([3, 4], [0.5, -0.25])
+        part.save(tmp_path / "saved", exact=True)
+        return member, before, part.tensor_checksums(), part.undefined(), part.nbytes
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(work, range(2))
+    expected = dict(whole.perturbed(7, 0.1, torch.bfloat16))
+    for name, tensor in expected.items():
+        for number, member in enumerate((first[0], second[0])):
+            block = BLOCKS.get(name, [None, None])[number]
+            cut = (
+                tensor if block is None else tensor.reshape(len(tensor), -1)[slice(*block.rows), slice(*block.columns)]
+            )
+            assert torch.equal(member[name].flatten(), cut.flatten()), name
+    assert first[1] == second[1] == whole.checksum()
+    whole.update([3, 4], [0.5, -0.25])
+    assert first[2] == second[2] == whole.tensor_checksums()
+    assert first[3] == second[3] == []
+    assert first[4] + second[4] < 1.1 * whole.nbytes
+    assert same(dict(read_tensors(tmp_path / "saved")), {name: whole[name] for name in whole.names})
+
+
 def test_only_tensors_that_fit_together_are_fused() -> None:
     master = MasterWeights(
         [("a", torch.zeros(2, 3)), ("b", torch.zeros(2, 4)), ("c", torch.zeros(())), ("d", torch.zeros(()))]
@@ -189,7 +263,7 @@ def test_update_equals_the_reference(folder: Path, master_dtype: str) -> None:
 
 def test_threads_cores_and_job_sizes_do_not_matter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def outcome(threads: int, job: int) -> tuple[dict[str, torch.Tensor], int]:
-        monkeypatch.setattr(weights_module, "_JOB_ELEMENTS", job)
+        monkeypatch.setattr(blocks_module, "JOB_ELEMENTS", job)
         cores = sorted(os.sched_getaffinity(0))[:1] if threads == 3 else None
         master = MasterWeights.load(folder, threads=threads, cores=cores)
         master.update([1, 2], [0.1, 0.2])

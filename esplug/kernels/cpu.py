@@ -1,7 +1,9 @@
 """Fused noise kernels for the CPU, bit for bit equal to :mod:`esplug.noise`.
 
-Each works on a contiguous stretch of a tensor that begins at flat element ``start``, in tiles that stay in the
-first-level cache, releases the GIL and starts no threads of its own: callers spread stretches over threads.
+Each works on a contiguous stretch of a tensor that begins at flat element ``start``, or, given a matrix, on a block of
+rows and columns: ``start`` is that of its first element, and each row begins ``pitch`` elements behind the last. Each
+goes in tiles that stay in the first-level cache, releases the GIL and starts no threads of its own: callers spread
+stretches over threads.
 Arithmetic is IEEE float32 with every product and sum rounded (no fast-math, no fused multiply-add).
 """
 
@@ -20,7 +22,7 @@ from numpy.typing import NDArray
 from esplug import noise
 
 Array: TypeAlias = NDArray[Any]
-"""A tensor's elements in one dimension, as :func:`flat` makes it."""
+"""A tensor's elements in one dimension, as :func:`flat` makes it, or a block of them in two, in C order."""
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 """What master and perturbed weights may be."""
@@ -54,7 +56,7 @@ def flat(tensor: torch.Tensor) -> Array:
     return tensor.detach().view(-1).view(_CARRIERS[tensor.dtype]).numpy()
 
 
-def perturb(master: Array, out: Array, start: int, key: int, scale: float) -> None:
+def perturb(master: Array, out: Array, start: int, key: int, scale: float, pitch: int = 0) -> None:
     """Write ``round(master + scale * eps)`` to ``out``, rounded to the type of ``out``, halves to even.
 
     Args:
@@ -63,16 +65,17 @@ def perturb(master: Array, out: Array, start: int, key: int, scale: float) -> No
         start: flat index of the first element.
         key: from :func:`esplug.noise.tensor_key`.
         scale: ``sign * sigma``, rounded to float32 here.
+        pitch: of a block, elements from one of its rows to the next in the tensor.
     """
-    _perturb(master, out, start, _u64(key), np.float32(scale))
+    _perturb(_rows(master), _rows(out), start, pitch, _u64(key), np.float32(scale))
 
 
 def convert(master: Array, out: Array) -> None:
     """Write ``master`` to ``out``, rounded to the type of ``out``, halves to even."""
-    _convert(master, out)
+    _convert(_rows(master), _rows(out))
 
 
-def update(master: Array, start: int, keys: Sequence[int], coefficients: Sequence[float]) -> None:
+def update(master: Array, start: int, keys: Sequence[int], coefficients: Sequence[float], pitch: int = 0) -> None:
     """Add ``sum_k coefficients[k] * eps_k`` to ``master``, which is read and written once.
 
     The sum is accumulated in float32 in the order given, starting from zero.
@@ -82,12 +85,13 @@ def update(master: Array, start: int, keys: Sequence[int], coefficients: Sequenc
         start: flat index of the first element.
         keys: each member's key of this tensor, from :func:`esplug.noise.tensor_key`.
         coefficients: one per key, rounded to float32 here.
+        pitch: of a block, elements from one of its rows to the next in the tensor.
     """
-    _update(master, start, np.array(keys, dtype=_u64), np.array(coefficients, dtype=np.float32))
+    _update(_rows(master), start, pitch, np.array(keys, dtype=_u64), np.array(coefficients, dtype=np.float32))
 
 
-def checksum(master: Array, start: int, name: str) -> int:
-    """Return the 64-bit checksum of a stretch of the tensor ``name``; the stretches' sum is the tensor's.
+def checksum(master: Array, start: int, name: str, pitch: int = 0) -> int:
+    """Return the 64-bit checksum of a stretch or block of the tensor ``name``; their sum is the tensor's.
 
     It is ``sum_i mix((h + i * 0x9e3779b97f4a7c15) ^ bits_i) mod 2**64``, where ``i`` is the element's flat
     index in the whole tensor, ``bits_i`` its bit pattern as an unsigned integer (32 or 16 bits), ``h`` the
@@ -98,7 +102,12 @@ def checksum(master: Array, start: int, name: str) -> int:
     """
     name_hash = int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little")
     bits = master.view(np.uint32 if master.itemsize == 4 else np.uint16)
-    return int(_checksum(bits, _u64(start), _u64(name_hash)))
+    return int(_checksum(_rows(bits), _u64(start), _u64(pitch), _u64(name_hash)))
+
+
+def _rows(array: Array) -> Array:
+    """Return a stretch as a block of one row."""
+    return array if array.ndim == 2 else array.reshape(1, -1)
 
 
 def _jit(function: F) -> F:
@@ -213,50 +222,64 @@ def _byte_sums(sums: Array, first: Any, count: int, key: Any) -> None:
 
 
 @_jit
-def _perturb(master: Array, out: Array, start: int, key: Any, scale: Any) -> None:
+def _perturb(master: Array, out: Array, start: int, pitch: int, key: Any, scale: Any) -> None:
     sums = np.empty(_TILE // 4 + 1, _u64)
     words = sums.view(np.uint16)
-    for low in range(0, master.size, _TILE):
-        count = min(_TILE, master.size - low)
-        skip = (start + low) & 3
-        _byte_sums(sums, _u64(start + low) >> _2, (skip + count + 3) >> 2, key)
-        word, source, target = words[skip : skip + count], master[low : low + count], out[low : low + count]
-        for j in range(count):
-            eps = np.float32(np.int32(word[j]) - _MEAN) * _SCALE
-            target[j] = _narrow(_widen(source[j]) + scale * eps, target)
+    rows, columns = master.shape
+    for row in range(rows):
+        for low in range(0, columns, _TILE):
+            first, count = start + row * pitch + low, min(_TILE, columns - low)
+            skip = first & 3
+            _byte_sums(sums, _u64(first) >> _2, (skip + count + 3) >> 2, key)
+            word, source, target = (
+                words[skip : skip + count],
+                master[row, low : low + count],
+                out[row, low : low + count],
+            )
+            for j in range(count):
+                eps = np.float32(np.int32(word[j]) - _MEAN) * _SCALE
+                target[j] = _narrow(_widen(source[j]) + scale * eps, target)
 
 
 @_jit
 def _convert(master: Array, out: Array) -> None:
-    for j in range(master.size):
-        out[j] = _narrow(_widen(master[j]), out)
+    rows, columns = master.shape
+    for row in range(rows):
+        source, target = master[row], out[row]
+        for j in range(columns):
+            target[j] = _narrow(_widen(source[j]), target)
 
 
 @_jit
-def _update(master: Array, start: int, keys: Array, coefficients: Array) -> None:
+def _update(master: Array, start: int, pitch: int, keys: Array, coefficients: Array) -> None:
     sums = np.empty(_TILE // 4 + 1, _u64)
     words = sums.view(np.uint16)
     total = np.empty(_TILE, np.float32)
-    for low in range(0, master.size, _TILE):
-        count = min(_TILE, master.size - low)
-        skip = (start + low) & 3
-        word, target = words[skip : skip + count], master[low : low + count]
-        total[:] = 0
-        for k in range(keys.size):
-            _byte_sums(sums, _u64(start + low) >> _2, (skip + count + 3) >> 2, keys[k])
-            coefficient = coefficients[k]
+    rows, columns = master.shape
+    for row in range(rows):
+        for low in range(0, columns, _TILE):
+            first, count = start + row * pitch + low, min(_TILE, columns - low)
+            skip = first & 3
+            word, target = words[skip : skip + count], master[row, low : low + count]
+            total[:] = 0
+            for k in range(keys.size):
+                _byte_sums(sums, _u64(first) >> _2, (skip + count + 3) >> 2, keys[k])
+                coefficient = coefficients[k]
+                for j in range(count):
+                    total[j] += coefficient * (np.float32(np.int32(word[j]) - _MEAN) * _SCALE)
             for j in range(count):
-                total[j] += coefficient * (np.float32(np.int32(word[j]) - _MEAN) * _SCALE)
-        for j in range(count):
-            target[j] = _narrow(_widen(target[j]) + total[j], target)
+                target[j] = _narrow(_widen(target[j]) + total[j], target)
 
 
 @_jit
-def _checksum(bits: Array, start: Any, name_hash: Any) -> Any:
+def _checksum(bits: Array, start: Any, pitch: Any, name_hash: Any) -> Any:
     total = _0
-    for j in range(bits.size):
-        z = (name_hash + (start + _u64(j)) * _u64(0x9E3779B97F4A7C15)) ^ _u64(bits[j])
-        z = (z ^ (z >> _u64(30))) * _u64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> _u64(27))) * _u64(0x94D049BB133111EB)
-        total += z ^ (z >> _u64(31))
+    rows, columns = bits.shape
+    for row in range(rows):
+        first, line = start + _u64(row) * pitch, bits[row]
+        for j in range(columns):
+            z = (name_hash + (first + _u64(j)) * _u64(0x9E3779B97F4A7C15)) ^ _u64(line[j])
+            z = (z ^ (z >> _u64(30))) * _u64(0xBF58476D1CE4E5B9)
+            z = (z ^ (z >> _u64(27))) * _u64(0x94D049BB133111EB)
+            total += z ^ (z >> _u64(31))
     return total

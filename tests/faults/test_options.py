@@ -342,7 +342,7 @@ def test_plugins_takes_no_more(value, monkeypatch, capfd) -> None:
 
 
 def test_every_choice_is_named() -> None:
-    for field in ("dtype", "master_dtype"):
+    for field in ("dtype", "master_dtype", "master_device"):
         with pytest.raises(UserError) as caught:
             make_config({field: "int4"})
         assert all(choice in str(caught.value) for choice in get_args(RunConfig.model_fields[field].annotation))

@@ -30,7 +30,7 @@ def start_probe(model: Path, dtype: str = "float32", ranks: int = 1):
 
     place = PlacementGroupSchedulingStrategy(placement_group([{"CPU": 0.1}]), 0)  # as the pool of engines has it
     probe = ray.remote(_probe_class()).options(num_cpus=0.1, scheduling_strategy=place).remote(None)
-    settings = EngineSettings(str(model), dtype, "float32", "cpu", ranks, None, 0.5)
+    settings = EngineSettings(str(model), dtype, "float32", "auto", "cpu", ranks, None, 0.5)
     return probe, ray.get(probe.start.remote(settings, (0, 1), ranks, 2**26, CatchUp(0))).checksum
 
 
@@ -79,7 +79,7 @@ def _probe_class():
                     names = {name: ".".join(swap.get(part, part) for part in parts[name]) for name in parts}
                     other = MasterWeights((names[name], master[name]) for name in master.names)
                     try:
-                        FastPath(worker.get_model(), other, worker.model_runner.model_config.dtype)
+                        FastPath(worker.get_model(), other, worker._es_places, worker.model_runner.model_config.dtype)
                     except UnmappedError as error:
                         reason = str(error)
                 return reason
@@ -112,6 +112,15 @@ def _probe_class():
                 return found
 
             return self._llm.collective_rpc(compare)[0]
+
+        def kept(self) -> list[int]:
+            """Return the bytes of master weights on each rank; 0 where they do not go the short way."""
+
+            def count(wrapper) -> int:
+                worker = getattr(wrapper, "worker", wrapper)
+                return worker._es_master.nbytes if worker._es_fast_path is not None else 0
+
+            return self._llm.collective_rpc(count)
 
         def checksum(self) -> list[int]:
             return [sum(each.values()) % 2**64 for each in self._llm.collective_rpc("es_tensor_checksums")]
@@ -192,20 +201,30 @@ def test_members_leave_no_trace_and_perturb_as_defined(cluster, tiny_models) -> 
     ray.kill(probe)
 
 
-def test_tensor_parallel_ranks_agree_with_one_process(cluster, tiny_models) -> None:
+@pytest.mark.parametrize(("architecture", "tied"), [("qwen2", False), ("llama", True)])  # biases; shared keys, padding
+def test_tensor_parallel_ranks_have_the_parts_of_one_model(cluster, tiny_models, tmp_path, architecture, tied) -> None:
     import numpy as np
     import ray
 
     from esplug.engine import Weights
+    from esplug.shards import read_tensors
+    from esplug.weights import MasterWeights
 
-    folder = tiny_models("qwen2", False)
-    seen = []
-    for ranks in (1, 2):
-        probe, start = start_probe(folder, ranks=ranks)
-        ray.get(probe.set_weights.remote(Weights(3, -0.02)))
-        logprobs = ray.get(probe.logprobs.remote())
-        seen.append((start, ray.get(probe.update.remote([1, 2], [0.25, -0.5])), logprobs))
-        ray.kill(probe)
-    assert seen[0][:2] == seen[1][:2]
-    assert seen[0][0] != seen[0][1]
-    np.testing.assert_allclose(seen[0][2], seen[1][2], atol=2e-3)
+    folder = tiny_models(architecture, tied)
+    one = MasterWeights.load(folder)
+    probe, start = start_probe(folder, ranks=2)
+    assert start == one.checksum()
+    kept = ray.get(probe.kept.remote())
+    assert 0 < max(kept) < 0.6 * one.nbytes
+    for iteration in range(5):
+        seeds, coefficients = [iteration, 7], [0.02, -0.01]
+        one.update(seeds, coefficients)
+        assert ray.get(probe.update.remote(seeds, coefficients)) == one.checksum()
+    ray.get(probe.set_weights.remote(Weights(3, -0.02)))
+    moved = ray.get(probe.logprobs.remote())
+    np.testing.assert_allclose(moved, reference_logprobs(folder, dict(one.perturbed(3, -0.02))), atol=2e-3)
+    ray.get(probe.save.remote(str(tmp_path), True))
+    saved = dict(read_tensors(tmp_path))
+    assert saved.keys() == set(one.names)
+    assert all((saved[name] == one[name]).all() for name in saved)
+    ray.kill(probe)

@@ -1,0 +1,114 @@
+"""The GPU kernels, run by Triton's interpreter, against the CPU kernels, bit for bit."""
+
+import importlib
+import os
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from esplug import weights
+from esplug.blocks import Block
+from esplug.kernels import cpu
+from esplug.noise import tensor_key
+from esplug.weights import MasterWeights
+
+CASES = 100  # of which each takes some hundredths of a second; benchmarks/gpu.py makes more
+TYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.fixture(scope="module")
+def cuda():
+    pytest.importorskip("triton")
+    before = os.environ.get("TRITON_INTERPRET")
+    os.environ["TRITON_INTERPRET"] = "1"
+    try:
+        yield importlib.import_module("esplug.kernels.cuda")
+    finally:
+        os.environ.pop("TRITON_INTERPRET")
+        if before is not None:
+            os.environ["TRITON_INTERPRET"] = before
+
+
+def equal(left: torch.Tensor, right: torch.Tensor) -> bool:
+    bits = torch.int32 if left.dtype == torch.float32 else torch.int16
+    return left.dtype == right.dtype and torch.equal(left.contiguous().view(bits), right.contiguous().view(bits))
+
+
+def draw(choose: random.Random) -> tuple[int, int, int, int]:
+    """Choose a block's rows and columns, and its first element and the row length in the whole tensor."""
+    rows, columns = choose.choice([(1, choose.randint(1, 3000)), (choose.randint(1, 5), choose.randint(1, 40))])
+    pitch = columns + choose.choice([0, 1, 2, 3, choose.randint(0, 999), 2**31 + choose.randint(0, 9)])
+    first = choose.choice([0, choose.randint(0, 9), choose.randint(2**31 - 9, 2**34 + 9), choose.randint(0, 2**43)])
+    return rows, columns, first, pitch
+
+
+def test_perturb_update_and_checksum_equal_the_cpu_s_on_random_blocks(cuda) -> None:
+    choose = random.Random(1)
+    for case in range(CASES):
+        rows, columns, first, pitch = draw(choose)
+        kept, written = choose.choice(TYPES), choose.choice(TYPES)
+        name, seeds = str(case), [choose.getrandbits(64) for _ in range(1 + case % 3)]
+        keys, factors = [tensor_key(seed, name) for seed in seeds], [choose.uniform(-1, 1) for _ in seeds]
+        whole = torch.randn(rows, columns + 3, generator=torch.Generator().manual_seed(case)).to(kept)
+        master = whole[:, 1 : columns + 1]  # its rows are not end to end
+        expected, out = (torch.full((rows, columns), 7.0, dtype=written) for _ in range(2))
+        updated = master.clone()
+        total = 0
+        for row in range(rows):
+            start, source = first + row * pitch, cpu.flat(updated[row])
+            cpu.perturb(source, cpu.flat(expected[row]), start, keys[0], factors[0])
+            cpu.update(source, start, keys, factors)
+            total += cpu.checksum(source, start, name)
+        block = cpu.flat(whole[:, 1 : columns + 1].clone()).reshape(rows, columns)  # CPU kernels take blocks, too
+        cpu.perturb(block, cpu.flat(out).reshape(rows, columns), first, keys[0], factors[0], pitch)
+        assert equal(out, expected), case
+        cpu.update(block, first, keys, factors, pitch)
+        assert np.array_equal(block, cpu.flat(updated).reshape(rows, columns)), case
+        assert cpu.checksum(block, first, name, pitch) == total % 2**64, case
+        out.fill_(7.0)
+        where = f"{rows} x {columns} from {first} by {pitch}, {kept} to {written}, seeds {seeds}"
+        cuda.perturb(master, out, first, keys[0], factors[0], pitch)
+        assert equal(out, expected), where
+        beside = whole[:, [0, -2, -1]].clone()
+        cuda.update(master, first, keys, factors, pitch)
+        assert equal(master, updated), where
+        assert equal(whole[:, [0, -2, -1]], beside), where
+        assert cuda.checksum(master, first, name, pitch) == total % 2**64, where
+
+
+@settings(max_examples=30, deadline=None)
+@given(value=st.floats(width=32, allow_nan=False), factor=st.sampled_from([0.0, 1e-30, 0.3]))
+def test_rounding_is_the_cpu_s_for_every_size_of_number(cuda, value: float, factor: float) -> None:
+    master = torch.full((1, 8), value) * (2.0 ** torch.arange(-4, 4))
+    for dtype in TYPES:
+        out, expected = torch.empty(1, 8, dtype=dtype), torch.empty(1, 8, dtype=dtype)
+        cuda.perturb(master, out, 0, 5, factor)
+        cpu.perturb(cpu.flat(master), cpu.flat(expected), 0, 5, factor)
+        assert equal(out, expected)
+
+
+def test_master_weights_on_a_gpu_are_those_on_the_cpu(cuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = {
+        "a": torch.randn(30, 70),
+        "b": torch.randn(30, 41),
+        "bias": torch.randn(33).half(),
+        "n": torch.tensor([3]),
+    }
+    blocks = {"b": Block((0, 30), (10, 40))}
+    here = MasterWeights(tensors.items(), threads=2, blocks=blocks)
+    monkeypatch.setattr(weights, "_kernels", lambda _: cuda)
+    there = MasterWeights(tensors.items(), blocks=blocks)
+    for iteration in range(5):
+        for master in (here, there):
+            master.update([iteration, 7], [0.1, -0.2])
+        assert here.tensor_checksums() == there.tensor_checksums()
+        given = {"a": torch.empty(30, 70, dtype=torch.bfloat16)}
+        layout = there.fused({"a": ("a",), "b": ("b",), "bias": ("bias",)})
+        ours = dict(here.perturbed(iteration, 0.01, torch.bfloat16))
+        theirs = dict(there.perturbed(iteration, 0.01, torch.bfloat16, layout, given))
+        assert theirs["a"] is given["a"]
+        assert all(equal(ours[name], tensor) for name, tensor in theirs.items())
