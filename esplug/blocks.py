@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, TypeAlias
 if TYPE_CHECKING:
     from esplug.kernels.cpu import Array
 
-JOB_ELEMENTS = 2**20  # about a millisecond of work: many times what handing it to a thread costs
-
 
 @dataclass(frozen=True, slots=True)
 class Block:
@@ -67,11 +65,11 @@ class Kept:
         rows, columns = self.matrix.shape
         return (columns, 1) if rows == 1 else (rows, columns)
 
-    def piece(self, start: int, stop: int) -> "tuple[Array, int]":
-        """Return units ``start .. stop``, and the flat index of their first element in the tensor."""
+    def piece(self, stretch: "Stretch") -> "tuple[Array, int]":
+        """Return the stretch's elements, and the flat index of the first one in the tensor."""
         if len(self.matrix) == 1:
-            return self.matrix[:, start:stop], self.first + start
-        return self.matrix[start:stop], self.first + start * self.pitch
+            return self.matrix[:, stretch.start : stretch.stop], self.first + stretch.start
+        return self.matrix[stretch.start : stretch.stop], self.first + stretch.start * self.pitch
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +103,12 @@ class Layout:
     last_job: dict[str, int]
 
 
-def plan(units: Mapping[str, tuple[int, int]]) -> list[Job]:
+def plan(units: Mapping[str, tuple[int, int]], elements: int) -> list[Job]:
     """Cut tensors, laid end to end, into jobs of equal size: several small tensors or a part of a large one.
 
     Args:
         units: of each tensor, as :attr:`Kept.units` gives them.
+        elements: in a job.
     """
     jobs: list[Job] = []
     room = 0
@@ -118,17 +117,12 @@ def plan(units: Mapping[str, tuple[int, int]]) -> list[Job]:
         while start < count and size:
             if room <= 0:
                 jobs.append([])
-                room = JOB_ELEMENTS
+                room = elements
             stop = min(count, start + max(1, room // size))
             jobs[-1].append(Stretch(name, start, stop))
             room -= (stop - start) * size
             start = stop
     return jobs
-
-
-def plan_whole(units: Mapping[str, tuple[int, int]]) -> list[Job]:
-    """Make each tensor a job, where pieces would cost more than they gain: a GPU's work is not for threads to share."""
-    return [[Stretch(name, 0, count)] for name, (count, size) in units.items() if count and size]
 
 
 def _row_length(shape: Sequence[int]) -> int:

@@ -13,12 +13,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch
 
-from esplug.blocks import Block, Job, Kept, Layout, Stretch, plan, plan_whole
+from esplug.blocks import Block, Job, Kept, Layout, Stretch, plan
 from esplug.errors import UserError
 from esplug.history import CatchUp, CaughtUp
 from esplug.noise import tensor_key
@@ -29,6 +29,11 @@ from esplug.shards import plan_shards, read_tensors, write_index, write_tensors
 if TYPE_CHECKING:
     from esplug.kernels.cpu import Array
 
+    _Writing: TypeAlias = tuple[Stretch, Array, Array]  # a stretch, its master and its target
+
+#: Elements in a job: on a CPU about a millisecond of work, many times what handing it to a thread costs; on a GPU, what
+#: is worth starting a kernel.
+_JOB_ELEMENTS = {"cpu": 2**20, "cuda": 2**28}
 _LOOKAHEAD_BYTES = 256 * 2**20
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -74,6 +79,7 @@ class MasterWeights:
         self._master_dtype, self._beat, self._ranks = master_dtype, beat, ranks or Ranks()
         self._device = torch.device(device)
         self._kernels = _kernels(self._device)
+        threads = threads if self._device.type == "cpu" else 1  # which starts kernels
         self._pool = ThreadPoolExecutor(threads, "esplug-noise", _pin, (cores,))
         self._tensors: dict[str, torch.Tensor] = {}
         self._dtypes: dict[str, torch.dtype] = {}
@@ -173,8 +179,7 @@ class MasterWeights:
                 size += math.prod(self._kept[name].matrix.shape)
             rows = (sum(part[0] for part in parts),) if parts[0] else ()
             shapes[group] = (*rows, *parts[0][1:])
-        units = {name: self._kept[name].units for name in places}
-        jobs = plan(units) if self._device.type == "cpu" else plan_whole(units)
+        jobs = plan({name: self._kept[name].units for name in places}, _JOB_ELEMENTS[self._device.type])
         last = {places[stretch.name][0]: number for number, job in enumerate(jobs) for stretch in job}
         return Layout({group: tuple(names) for group, names in groups.items()}, shapes, places, jobs, last)
 
@@ -207,15 +212,15 @@ class MasterWeights:
             raise ValueError(f"weights cannot be written in {dtype}; choose float32, bfloat16 or float16")
         (rounded,) = _float32s("scale", [scale])
         if member_seed is None or rounded == 0:
-            return self._stream(
-                dtype, layout, into or {}, lambda _, source, target: self._kernels.convert(source, target)
-            )
+            return self._stream(dtype, layout, into or {}, lambda work: self._kernels.convert_all(_ends(work)))
         keys = {name: tensor_key(member_seed, name) for name in self._kept}
 
-        def add_noise(stretch: Stretch, source: "Array", target: "Array") -> None:
-            kept = self._kept[stretch.name]
-            _, first = kept.piece(stretch.start, stretch.stop)
-            self._kernels.perturb(source, target, first, keys[stretch.name], rounded, kept.pitch)
+        def add_noise(work: "list[_Writing]") -> None:
+            pieces = []
+            for stretch, source, target in work:
+                kept = self._kept[stretch.name]
+                pieces.append((source, target, kept.piece(stretch)[1], keys[stretch.name], kept.pitch))
+            self._kernels.perturb_all(pieces, rounded)
 
         return self._stream(dtype, layout, into or {}, add_noise)
 
@@ -235,10 +240,13 @@ class MasterWeights:
         factors = _float32s("coefficient", coefficients)
         keys = {name: [tensor_key(seed, name) for seed in seeds] for name in self._kept}
 
-        def accumulate(stretch: Stretch) -> None:
-            kept = self._kept[stretch.name]
-            piece, first = kept.piece(stretch.start, stretch.stop)
-            self._kernels.update(piece, first, keys[stretch.name], factors, kept.pitch)
+        def accumulate(job: Job) -> list[None]:
+            pieces = []
+            for stretch in job:
+                kept = self._kept[stretch.name]
+                pieces.append((*kept.piece(stretch), keys[stretch.name], kept.pitch))
+            self._kernels.update_all(pieces, factors)
+            return []
 
         if factors:
             self._for_all(accumulate)
@@ -250,12 +258,14 @@ class MasterWeights:
     def tensor_checksums(self) -> dict[str, int]:
         """Return the 64-bit checksum of each floating-point tensor; modulo 2**64 their sum is the master's."""
 
-        def checked(stretch: Stretch) -> tuple[str, int]:
-            if not self._blocks[stretch.name].counted:
-                return stretch.name, 0
-            kept = self._kept[stretch.name]
-            piece, first = kept.piece(stretch.start, stretch.stop)
-            return stretch.name, self._kernels.checksum(piece, first, stretch.name, kept.pitch)
+        def checked(job: Job) -> list[tuple[str, int]]:
+            counted = [stretch for stretch in job if self._blocks[stretch.name].counted]
+            pieces = []
+            for stretch in counted:
+                kept = self._kept[stretch.name]
+                pieces.append((*kept.piece(stretch), stretch.name, kept.pitch))
+            values = self._kernels.checksum_all(pieces)
+            return [(stretch.name, value) for stretch, value in zip(counted, values, strict=True)]
 
         sums = dict.fromkeys(self._kept, 0)
         for name, value in self._for_all(checked):
@@ -283,16 +293,18 @@ class MasterWeights:
         checksum, undefined = self.checksum(), tuple(self.undefined())
         state, first, damaged = checksum, 0, []
         for saved in catch_up.saved:
+            reason = ""
             try:
                 self._copy_from(Path(saved.folder))
+            except UserError as error:
+                reason = str(error)
+            if self._ranks.sums([bool(reason)]) == [0]:
                 state = self.checksum()
                 if state == saved.checksum:
                     first = saved.iteration
                     break
                 reason = f"its weights have checksum {state:016x} instead of {saved.checksum:016x}"
-            except UserError as error:
-                reason = str(error)
-            damaged.append((saved.folder, reason))
+            damaged.append((saved.folder, reason or "another process could not read it"))
         if damaged and not first:
             self._copy_from(base)
             state = checksum
@@ -385,12 +397,12 @@ class MasterWeights:
     def _written_as(self, name: str, dtype: torch.dtype | None) -> torch.dtype:
         return dtype if dtype is not None and name in self._kept else self._dtypes[name]
 
-    def _for_all(self, work: Callable[[Stretch], Result]) -> list[Result]:
-        """Do ``work`` on every stretch of the master, in the pool."""
+    def _for_all(self, work: Callable[[Job], list[Result]]) -> list[Result]:
+        """Do ``work`` on every job of the master, in the pool."""
 
         def do(job: Job) -> list[Result]:
             self._beat()
-            return [work(stretch) for stretch in job]
+            return work(job)
 
         done = self._pool.map(do, self._layout.jobs)
         return [result for results in done for result in results]
@@ -400,9 +412,9 @@ class MasterWeights:
         dtype: torch.dtype | None,
         layout: Layout | None,
         into: Mapping[str, torch.Tensor],
-        write: Callable[[Stretch, "Array", "Array"], None],
+        write: Callable[["list[_Writing]"], None],
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield every tensor once the pool has written it; ``write`` gets a stretch, its master and its target."""
+        """Yield every tensor once the pool has written it; ``write`` gets stretches, their masters and targets."""
         planned = layout or self._layout
         targets: dict[str, torch.Tensor] = {}
         running: deque[Future[None]] = deque()
@@ -418,18 +430,17 @@ class MasterWeights:
             elements: Array = self._kernels.flat(targets[group])
             return elements
 
-        def place(stretch: Stretch) -> tuple[Stretch, "Array", "Array"]:
+        def place(stretch: Stretch) -> "_Writing":
             group, offset = planned.places[stretch.name]
             kept = self._kept[stretch.name]
-            source, _ = kept.piece(stretch.start, stretch.stop)
+            source, _ = kept.piece(stretch)
             begin = offset + stretch.start * kept.units[1]
             size = math.prod(source.shape)
             return stretch, source, start(group)[begin : begin + size].reshape(source.shape)
 
-        def run(job: list[tuple[Stretch, "Array", "Array"]]) -> None:
+        def run(job: "list[_Writing]") -> None:
             self._beat()
-            for part, source, target in job:
-                write(part, source, target)
+            write(job)
 
         try:
             for group in layout.groups if layout else self._tensors:
@@ -453,6 +464,10 @@ class MasterWeights:
             for future in running:
                 future.cancel()
             wait(running)
+
+
+def _ends(work: "list[_Writing]") -> "list[tuple[Array, Array]]":
+    return [(source, target) for _, source, target in work]
 
 
 def _kernels(device: torch.device) -> Any:

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-import esplug.blocks as blocks_module
 import esplug.weights as weights_module
 from esplug import shards
 from esplug.blocks import Block
@@ -51,7 +50,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def small_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut work so that tensors share jobs and jobs begin in the middle of tensors and Philox blocks."""
-    monkeypatch.setattr(blocks_module, "JOB_ELEMENTS", 1013)
+    monkeypatch.setattr(weights_module, "_JOB_ELEMENTS", {"cpu": 1013})
     monkeypatch.setattr(weights_module, "_LOOKAHEAD_BYTES", 5000)
 
 
@@ -263,7 +262,7 @@ def test_update_equals_the_reference(folder: Path, master_dtype: str) -> None:
 
 def test_threads_cores_and_job_sizes_do_not_matter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def outcome(threads: int, job: int) -> tuple[dict[str, torch.Tensor], int]:
-        monkeypatch.setattr(blocks_module, "JOB_ELEMENTS", job)
+        monkeypatch.setattr(weights_module, "_JOB_ELEMENTS", {"cpu": job})
         cores = sorted(os.sched_getaffinity(0))[:1] if threads == 3 else None
         master = MasterWeights.load(folder, threads=threads, cores=cores)
         master.update([1, 2], [0.1, 0.2])

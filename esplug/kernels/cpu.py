@@ -7,7 +7,7 @@ stretches over threads.
 Arithmetic is IEEE float32 with every product and sum rounded (no fast-math, no fused multiply-add).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
 from typing import Any, TypeAlias, TypeVar
 
@@ -103,6 +103,29 @@ def checksum(master: Array, start: int, name: str, pitch: int = 0) -> int:
     name_hash = int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little")
     bits = master.view(np.uint32 if master.itemsize == 4 else np.uint16)
     return int(_checksum(_rows(bits), _u64(start), _u64(pitch), _u64(name_hash)))
+
+
+def convert_all(pieces: Iterable[tuple[Array, Array]]) -> None:
+    """Convert pieces, given as :func:`convert` takes them."""
+    for master, out in pieces:
+        convert(master, out)
+
+
+def perturb_all(pieces: Iterable[tuple[Array, Array, int, int, int]], scale: float) -> None:
+    """Perturb pieces, given as :func:`perturb` takes them: (master, out, start, key, pitch)."""
+    for master, out, start, key, pitch in pieces:
+        perturb(master, out, start, key, scale, pitch)
+
+
+def update_all(pieces: Iterable[tuple[Array, int, Sequence[int], int]], coefficients: Sequence[float]) -> None:
+    """Update pieces, given as :func:`update` takes them: (master, start, keys, pitch)."""
+    for master, start, keys, pitch in pieces:
+        update(master, start, keys, coefficients, pitch)
+
+
+def checksum_all(pieces: Iterable[tuple[Array, int, str, int]]) -> list[int]:
+    """Return the checksum of each piece, given as :func:`checksum` takes them: (master, start, name, pitch)."""
+    return [checksum(*piece) for piece in pieces]
 
 
 def _rows(array: Array) -> Array:

@@ -1,10 +1,13 @@
 """Fused noise kernels for GPUs, in Triton: those of :mod:`esplug.kernels.cpu`, bit for bit, for tensors on a GPU.
 
-Every element is read and written once. Products and sums are rounded apart, so Triton must not fuse them. With
-``TRITON_INTERPRET=1`` set when this module is imported, the kernels run on the CPU, which is how they are tested.
+Starting a kernel takes longer than most tensors do, so all pieces of a job go in one: a table tells each program what
+it works on. Every element is read and written once. Products and sums are rounded apart, so Triton must not fuse them.
+With ``TRITON_INTERPRET=1`` set when this module is imported, the kernels run on the CPU, which is how they are tested.
 """
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 
 import torch
@@ -19,7 +22,9 @@ _SCALE = tl.constexpr(noise.SCALE)
 _ROUNDS = tl.constexpr(noise.ROUNDS)
 # The interpreter rounds to bfloat16 in another way than GPUs do.
 _INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
-_BITS = {4: torch.int32, 2: torch.int16}
+_TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+_BITS = {4: tl.int32, 2: tl.int16}
+_KEPT_TABLES = 64
 
 
 def flat(tensor: torch.Tensor) -> torch.Tensor:
@@ -29,70 +34,144 @@ def flat(tensor: torch.Tensor) -> torch.Tensor:
 
 def perturb(master: torch.Tensor, out: torch.Tensor, start: int, key: int, scale: float, pitch: int = 0) -> None:
     """Write ``round(master + scale * eps)`` to ``out``; see :func:`esplug.kernels.cpu.perturb`."""
-    master, out = _rows(master), _rows(out)
-    programs, per_row = _programs(master)
-    with torch.cuda.device_of(master):
-        _perturb[(programs,)](
-            *(master, out, start, pitch, _signed(key), noise.float32(scale)),
-            *(master.shape[1], master.stride(0), out.stride(0), per_row),
-            QUADS=_QUADS,
-            enable_fp_fusion=False,
-        )
-
-
-def convert(master: torch.Tensor, out: torch.Tensor) -> None:
-    """Write ``master`` to ``out``, rounded to the type of ``out``, halves to even."""
-    out.copy_(master)
+    perturb_all([(master, out, start, key, pitch)], scale)
 
 
 def update(
     master: torch.Tensor, start: int, keys: Sequence[int], coefficients: Sequence[float], pitch: int = 0
 ) -> None:
     """Add ``sum_k coefficients[k] * eps_k`` to ``master``; see :func:`esplug.kernels.cpu.update`."""
-    master = _rows(master)
-    programs, per_row = _programs(master)
-    with torch.cuda.device_of(master):
-        _update[(programs,)](
-            master,
-            torch.tensor([_signed(key) for key in keys], dtype=torch.int64, device=master.device),
-            torch.tensor(coefficients, dtype=torch.float32, device=master.device),
-            *(len(keys), start, pitch, master.shape[1], master.stride(0), per_row),
-            QUADS=_QUADS,
-            enable_fp_fusion=False,
-        )
+    update_all([(master, start, keys, pitch)], coefficients)
 
 
 def checksum(master: torch.Tensor, start: int, name: str, pitch: int = 0) -> int:
     """Return the 64-bit checksum of a stretch or block of the tensor ``name``; see the one for CPUs."""
-    name_hash = int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little")
-    master = _rows(master)
-    programs, per_row = _programs(master)
-    sums = torch.zeros(programs, dtype=torch.int64, device=master.device)
-    with torch.cuda.device_of(master):
-        _checksum[(programs,)](
-            *(master.view(_BITS[master.itemsize]), sums, start, pitch, _signed(name_hash)),
-            *(master.shape[1], master.stride(0), per_row),
-            WIDTH=8 * master.itemsize,
-            BLOCK=4 * _QUADS,
+    return checksum_all([(master, start, name, pitch)])[0]
+
+
+def convert_all(pieces: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Write each piece to its target, rounded to the type of that, halves to even."""
+    sources, targets = zip(*pieces, strict=True)
+    torch._foreach_copy_(list(targets), list(sources))
+
+
+def perturb_all(pieces: Iterable[tuple[torch.Tensor, torch.Tensor, int, int, int]], scale: float) -> None:
+    """Perturb pieces, given as :func:`perturb` takes them: (master, out, start, key, pitch)."""
+    sorts = defaultdict(list)
+    for piece in pieces:
+        sorts[piece[0].dtype, piece[1].dtype].append(piece)
+    for (kept, written), alike in sorts.items():
+        table = _Table.of([(master, out, start, pitch) for master, out, start, _, pitch in alike])
+        keys = table.numbers([key for _, _, _, key, _ in alike])
+        with torch.cuda.device_of(keys):
+            _perturb[(table.programs,)](
+                *(table.owners, table.entries, keys, noise.float32(scale)),
+                MASTER=_TYPES[kept],
+                OUT=_TYPES[written],
+                QUADS=_QUADS,
+                enable_fp_fusion=False,
+            )
+
+
+def update_all(pieces: Iterable[tuple[torch.Tensor, int, Sequence[int], int]], coefficients: Sequence[float]) -> None:
+    """Update pieces, given as :func:`update` takes them: (master, start, keys, pitch)."""
+    sorts = defaultdict(list)
+    for piece in pieces:
+        sorts[piece[0].dtype].append(piece)
+    for kept, alike in sorts.items():
+        table = _Table.of([(master, master, start, pitch) for master, start, _, pitch in alike])
+        keys = table.numbers([key for _, _, each, _ in alike for key in each])
+        with torch.cuda.device_of(keys):
+            _update[(table.programs,)](
+                *(table.owners, table.entries, keys),
+                torch.tensor(coefficients, dtype=torch.float32, device=keys.device),
+                len(coefficients),
+                MASTER=_TYPES[kept],
+                QUADS=_QUADS,
+                enable_fp_fusion=False,
+            )
+
+
+def checksum_all(pieces: Sequence[tuple[torch.Tensor, int, str, int]]) -> list[int]:
+    """Return the checksum of each piece, given as :func:`checksum` takes them: (master, start, name, pitch)."""
+    sums = [0] * len(pieces)
+    sorts = defaultdict(list)
+    for place, piece in enumerate(pieces):
+        sorts[piece[0].itemsize].append(place)
+    for itemsize, places in sorts.items():
+        alike = [pieces[place] for place in places]
+        table = _Table.of([(master, master, start, pitch) for master, start, _, pitch in alike])
+        hashes = table.numbers([_hash(name) for _, _, name, _ in alike])
+        parts = torch.zeros(table.programs, dtype=torch.int64, device=hashes.device)
+        with torch.cuda.device_of(hashes):
+            _checksum[(table.programs,)](
+                *(table.owners, table.entries, hashes, parts),
+                BITS=_BITS[itemsize],
+                BLOCK=4 * _QUADS,
+            )
+        totals = torch.zeros(len(alike), dtype=torch.int64, device=hashes.device)
+        totals.index_add_(0, table.owners, parts)
+        for place, total in zip(places, totals.tolist(), strict=True):
+            sums[place] = total % 2**64
+    return sums
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """What each program of a kernel works on.
+
+    Attributes:
+        owners: int32[programs], the piece of each.
+        entries: int64[pieces, 9]: addresses of master and target, first element, pitch, columns, elements between the
+            rows of both, programs in a row, and the first program.
+    """
+
+    owners: torch.Tensor
+    entries: torch.Tensor
+
+    @property
+    def programs(self) -> int:
+        return self.owners.numel()
+
+    @classmethod
+    def of(cls, pieces: Sequence[tuple[torch.Tensor, torch.Tensor, int, int]]) -> "_Table":
+        """Make the table for (master, out, start, pitch), or take one made before for the same."""
+        device = pieces[0][0].device
+        known: Hashable = (
+            device,
+            *((each[0].data_ptr(), each[1].data_ptr(), each[0].shape, *each[2:]) for each in pieces),
         )
-    return int(sums.sum().item()) % 2**64
+        if known not in _tables:
+            entries: list[list[int]] = []
+            counts: list[int] = []
+            for master, out, start, pitch in ((_rows(each[0]), _rows(each[1]), *each[2:]) for each in pieces):
+                rows, columns = master.shape
+                per_row = triton.cdiv(columns + 3, 4 * _QUADS)  # a row may begin inside a Philox block
+                places = master.data_ptr(), out.data_ptr(), start, pitch, columns, master.stride(0), out.stride(0)
+                entries.append([*places, per_row, sum(counts)])
+                counts.append(rows * per_row)
+            numbers = torch.arange(len(counts), dtype=torch.int32).repeat_interleave(torch.tensor(counts))
+            if len(_tables) >= _KEPT_TABLES:
+                _tables.pop(next(iter(_tables)))
+            _tables[known] = cls(numbers.to(device), torch.tensor(entries, dtype=torch.int64).to(device))
+        return _tables[known]
+
+    def numbers(self, words: Sequence[int]) -> torch.Tensor:
+        """Return 64-bit words beside the table, as int64, which the kernels take without their sign."""
+        signed = [word - 2**64 if word >= 2**63 else word for word in words]
+        return torch.tensor(signed, dtype=torch.int64).to(self.owners.device)
+
+
+_tables: dict[Hashable, _Table] = {}
+
+
+def _hash(name: str) -> int:
+    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little")
 
 
 def _rows(tensor: torch.Tensor) -> torch.Tensor:
     """Return a stretch as a block of one row."""
     return tensor if tensor.ndim == 2 else tensor.view(1, -1)
-
-
-def _programs(block: torch.Tensor) -> tuple[int, int]:
-    """Return how many programs a block takes, and how many each of its rows, which may begin inside a Philox block."""
-    rows, columns = block.shape
-    per_row = triton.cdiv(columns + 3, 4 * _QUADS)
-    return rows * per_row, per_row
-
-
-def _signed(word: int) -> int:
-    """Return the 64-bit integer with a sign that has the same bits."""
-    return word - 2**64 if word >= 2**63 else word
 
 
 @triton.jit
@@ -101,21 +180,15 @@ def _byte_sum(word):
 
 
 @triton.jit
-def _unsigned(word):
-    """Return a 64-bit integer, which is passed as a 32-bit one where that will do, without its sign."""
-    return word.to(tl.int64).to(tl.uint64, bitcast=True)
-
-
-@triton.jit
-def _store(place, value, wanted):
-    """Write float32 values rounded to the type of their place, halves to even."""
-    if _INTERPRETED and place.dtype.element_ty == tl.bfloat16:
+def _store(place, value, wanted, OUT: tl.constexpr):
+    """Write float32 values rounded to type ``OUT``, halves to even."""
+    if _INTERPRETED and tl.bfloat16 == OUT:
         bits = value.to(tl.uint32, bitcast=True)
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         rounded = tl.where(value == value, rounded, (bits >> 16) | 0x40)
         tl.store(place, rounded.to(tl.uint16).to(tl.bfloat16, bitcast=True), mask=wanted)
     else:
-        tl.store(place, value.to(place.dtype.element_ty), mask=wanted)
+        tl.store(place, value.to(OUT), mask=wanted)
 
 
 @triton.jit
@@ -123,50 +196,56 @@ def _eps(block, key, QUADS: tl.constexpr):
     """Return the noise of ``QUADS`` Philox blocks in element order, as float32[4 * QUADS]."""
     low, high = block.to(tl.uint32), (block >> 32).to(tl.uint32)
     zero = low * 0
-    a, b, c, d = tl.philox(key, low, high, zero, zero, _ROUNDS)
+    a, b, c, d = tl.philox(key.to(tl.uint64, bitcast=True), low, high, zero, zero, _ROUNDS)
     sums = tl.join(tl.join(_byte_sum(a), _byte_sum(c)), tl.join(_byte_sum(b), _byte_sum(d)))
     return (tl.reshape(sums, (4 * QUADS,)).to(tl.int32) - _MEAN).to(tl.float32) * _SCALE
 
 
 @triton.jit
-def _place(first, pitch, per_row, QUADS: tl.constexpr):
-    """Return this program's row, its elements' columns, of which those before 0 are not wanted, and Philox blocks."""
-    row = (tl.program_id(0) // per_row).to(tl.int64)
-    quad = (tl.program_id(0) % per_row).to(tl.int64) * QUADS
+def _place(entry, QUADS: tl.constexpr):
+    """Return this program's row, its elements' columns, which of them are wanted, and their Philox blocks."""
+    first, pitch, columns = tl.load(entry + 2), tl.load(entry + 3), tl.load(entry + 4)
+    per_row, program = tl.load(entry + 7), tl.program_id(0) - tl.load(entry + 8)
+    row, quad = program // per_row, (program % per_row) * QUADS
     start = first + row * pitch
-    columns = quad * 4 + tl.arange(0, 4 * QUADS) - (start & 3)
-    return row, columns, ((start >> 2) + quad + tl.arange(0, QUADS)).to(tl.uint64)
+    column = quad * 4 + tl.arange(0, 4 * QUADS) - (start & 3)
+    return row, column, (column >= 0) & (column < columns), ((start >> 2) + quad + tl.arange(0, QUADS)).to(tl.uint64)
 
 
-@triton.jit(do_not_specialize=["first", "pitch", "key", "scale", "columns", "per_row"])
-def _perturb(master, out, first, pitch, key, scale, columns, master_stride, out_stride, per_row, QUADS: tl.constexpr):
-    row, column, block = _place(first, pitch, per_row, QUADS)
-    wanted = (column >= 0) & (column < columns)
-    weight = tl.load(master + row * master_stride + column, mask=wanted, other=0.0).to(tl.float32)
-    noisy = weight + scale * _eps(block, _unsigned(key), QUADS)
-    _store(out + row * out_stride + column, noisy, wanted)
+@triton.jit
+def _perturb(owners, entries, keys, scale, MASTER: tl.constexpr, OUT: tl.constexpr, QUADS: tl.constexpr):
+    piece = tl.load(owners + tl.program_id(0))
+    entry = entries + piece * 9
+    row, column, wanted, block = _place(entry, QUADS)
+    master = tl.load(entry).to(tl.pointer_type(MASTER)) + row * tl.load(entry + 5)
+    out = tl.load(entry + 1).to(tl.pointer_type(OUT)) + row * tl.load(entry + 6)
+    weight = tl.load(master + column, mask=wanted, other=0.0).to(tl.float32)
+    _store(out + column, weight + scale * _eps(block, tl.load(keys + piece), QUADS), wanted, OUT)
 
 
-@triton.jit(do_not_specialize=["members", "first", "pitch", "columns", "per_row"])
-def _update(master, keys, coefficients, members, first, pitch, columns, stride, per_row, QUADS: tl.constexpr):
-    row, column, block = _place(first, pitch, per_row, QUADS)
-    wanted = (column >= 0) & (column < columns)
+@triton.jit(do_not_specialize=["members"])
+def _update(owners, entries, keys, coefficients, members, MASTER: tl.constexpr, QUADS: tl.constexpr):
+    piece = tl.load(owners + tl.program_id(0))
+    entry = entries + piece * 9
+    row, column, wanted, block = _place(entry, QUADS)
     total = tl.zeros((4 * QUADS,), tl.float32)
     for k in range(members):
-        total += tl.load(coefficients + k) * _eps(block, _unsigned(tl.load(keys + k)), QUADS)
-    place = master + row * stride + column
-    weight = tl.load(place, mask=wanted, other=0.0).to(tl.float32)
-    _store(place, weight + total, wanted)
+        total += tl.load(coefficients + k) * _eps(block, tl.load(keys + piece * members + k), QUADS)
+    place = tl.load(entry).to(tl.pointer_type(MASTER)) + row * tl.load(entry + 5) + column
+    _store(place, tl.load(place, mask=wanted, other=0.0).to(tl.float32) + total, wanted, MASTER)
 
 
-@triton.jit(do_not_specialize=["first", "pitch", "name_hash", "columns", "per_row"])
-def _checksum(bits, sums, first, pitch, name_hash, columns, stride, per_row, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    row = (tl.program_id(0) // per_row).to(tl.int64)
-    column = (tl.program_id(0) % per_row).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    wanted = column < columns
-    word = tl.load(bits + row * stride + column, mask=wanted, other=0).to(tl.int64) & ((1 << WIDTH) - 1)
-    index = (first + row * pitch + column).to(tl.uint64)
-    z = (_unsigned(name_hash) + index * 0x9E3779B97F4A7C15) ^ word.to(tl.uint64)
+@triton.jit
+def _checksum(owners, entries, hashes, sums, BITS: tl.constexpr, BLOCK: tl.constexpr):
+    piece = tl.load(owners + tl.program_id(0))
+    entry = entries + piece * 9
+    per_row, program = tl.load(entry + 7), tl.program_id(0) - tl.load(entry + 8)
+    row, column = program // per_row, (program % per_row) * BLOCK + tl.arange(0, BLOCK)
+    wanted = column < tl.load(entry + 4)
+    place = tl.load(entry).to(tl.pointer_type(BITS)) + row * tl.load(entry + 5) + column
+    word = tl.load(place, mask=wanted, other=0).to(tl.int64) & ((1 << BITS.primitive_bitwidth) - 1)
+    index = (tl.load(entry + 2) + row * tl.load(entry + 3) + column).to(tl.uint64)
+    z = (tl.load(hashes + piece).to(tl.uint64, bitcast=True) + index * 0x9E3779B97F4A7C15) ^ word.to(tl.uint64)
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9
     z = (z ^ (z >> 27)) * 0x94D049BB133111EB
     z = tl.where(wanted, z ^ (z >> 31), 0)
