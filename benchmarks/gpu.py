@@ -11,6 +11,8 @@ mean something then.
 """
 
 import argparse
+import functools
+import math
 import os
 import platform
 import random
@@ -130,11 +132,16 @@ def seconds(work: Callable[[], object], repeats: int) -> float:
 def copying(nbytes: int, repeats: int) -> float:
     source = torch.empty(nbytes, dtype=torch.uint8, device=DEVICE)
     target = torch.empty_like(source)
-    return seconds(lambda: target.copy_(source), repeats)
+    taken = seconds(functools.partial(target.copy_, source), repeats)
+    del source, target
+    if GPU:
+        torch.cuda.empty_cache()
+    return taken
 
 
 def measure(name: str, members: int, repeats: int) -> list[str]:
     """Return a row of the table."""
+    copied = copying(3 * sum(map(math.prod, dict(shapes(name)).values())), repeats)  # as many bytes as a switch
     made = ((tensor, torch.randn(shape, device=DEVICE).mul_(0.02).bfloat16()) for tensor, shape in shapes(name))
     master = MasterWeights(made, device=DEVICE)
     elements = master.nbytes // 4
@@ -163,7 +170,6 @@ def measure(name: str, members: int, repeats: int) -> list[str]:
                 total.add_(noise, alpha=1e-6)
             tensor.add_(total)
 
-    copied = copying(3 * elements, repeats)  # reads and writes as many bytes as a switch
     times = [seconds(work, repeats) for work in (switch, add_and_subtract)]
     times += [seconds(lambda: master.update(seeds, factors), 2), seconds(randn_update, 2)]
     times.append(seconds(master.checksum, 2))
