@@ -101,7 +101,7 @@ def check_model(name: str, iterations: int, threads: int) -> None:
     made = [(tensor, torch.randn(shape).mul_(0.02).bfloat16()) for tensor, shape in shapes(name)]
     here = MasterWeights(made, threads=threads)
     if not GPU:
-        weights_module._kernels = lambda _: cuda
+        weights_module.kernels_for = lambda _: cuda
     there = MasterWeights(made, device=DEVICE)
     for iteration in range(iterations):
         seeds = [100 * iteration + member for member in range(8)]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from esplug.weights import MasterWeights
 
 _PROBES = 4  # inputs by which packed weights, which nobody can read, are compared
+_SPARE = ("lm_head.weight", "rotary_emb.inv_freq")  # checkpoints may have these without need: tied, or computed
 Shape = tuple[int, ...]
 
 
@@ -66,9 +67,14 @@ class Places:
                 parts = [target] if target in shapes else [f"{parent}.{each}.{kind}" for each in fused.get(leaf, ())]
                 if not parts or not all(part in shapes for part in parts):
                     raise UnmappedError(f"{target} has no counterpart in the checkpoint")
+                if any(part in places.blocks for part in parts):
+                    raise UnmappedError(f"{target} shares its weights with another parameter")
                 places.parts[target] = tuple(parts)
                 found = _blocks(target, module, kind, [shapes[part] for part in parts], rank)
                 places.blocks.update(zip(parts, found, strict=True))
+        for name in shapes.keys() - places.blocks.keys():
+            if not name.endswith(_SPARE):
+                raise UnmappedError(f"the checkpoint's {name} has no known place in the model")
         return places
 
 
@@ -98,10 +104,12 @@ class FastPath:
             before = self._fingerprint(model)
             self.write(master, None, 0.0)
             after = self._fingerprint(model)
+        except torch.OutOfMemoryError:
+            raise
         except (KeyError, ValueError, RuntimeError) as error:  # no floating point, or shapes that do not fit
             raise UnmappedError(str(error)) from error
         for name, value in before.items():
-            if not torch.equal(value, after[name]):
+            if value != after[name]:
                 raise UnmappedError(f"{name} would not be as vLLM has loaded it")
 
     @torch.no_grad()
@@ -140,14 +148,28 @@ class FastPath:
             self._finish[target] = functools.partial(_put, module, kind, outputs)
 
     @torch.no_grad()
-    def _fingerprint(self, model: torch.nn.Module) -> dict[str, torch.Tensor]:
-        """Return what the model's parameters are, and what those that are packed compute."""
-        seen = {name: parameter.clone() for name, parameter in model.named_parameters() if parameter.numel()}
+    def _fingerprint(self, model: torch.nn.Module) -> dict[str, tuple[object, ...]]:
+        """Return what tells the model's parameters, and what those that are packed compute, from others."""
+        seen: dict[str, tuple[object, ...]] = {}
+        for name, parameter in model.named_parameters():
+            if parameter.numel():
+                seen[name] = (parameter.dtype, parameter.device, _checksum(parameter.data))
         generator = torch.Generator().manual_seed(0)
         for target, layer in self._packed:
             inputs = torch.randn(_PROBES, self._layout.shapes[target][1], generator=generator).to(self._dtype)
-            seen[f"{target} (packed)"] = layer.cpu_linear(inputs, layer.weight, getattr(layer, "bias", None))
+            outputs = layer.cpu_linear(inputs, layer.weight, getattr(layer, "bias", None))
+            seen[f"{target} (packed)"] = (_checksum(outputs),)
         return seen
+
+
+def _checksum(tensor: torch.Tensor) -> object:
+    """Return what tells a tensor from others of its shape, without taking memory of its size."""
+    from esplug.weights import kernels_for
+
+    if tensor.is_floating_point() and tensor.itemsize <= 4 and tensor.is_contiguous():
+        kernels = kernels_for(tensor.device)
+        return kernels.checksum(kernels.flat(tensor), 0, "")
+    return tensor.tolist()
 
 
 def _blocks(target: str, module: Any, kind: str, shapes: Sequence[Shape], rank: int) -> list[Block]:
@@ -160,7 +182,7 @@ def _blocks(target: str, module: Any, kind: str, shapes: Sequence[Shape], rank: 
     counted = [True] * len(shapes)
     if size == 1 or (isinstance(module, linear.RowParallelLinear) and kind == "bias"):
         return [Block.whole(shape, counted=rank == 0) for shape in shapes]
-    if isinstance(module, linear.RowParallelLinear):
+    if isinstance(module, linear.RowParallelLinear) and kind == "weight" and len(shapes[0]) == 2:
         width = shapes[0][1] // size
         return [Block((0, shapes[0][0]), (rank * width, (rank + 1) * width))]
     if isinstance(module, VocabParallelEmbedding):
@@ -194,8 +216,8 @@ def _pack_linear(layer: Any, tensor: torch.Tensor) -> None:
 def _put(module: Any, kind: str, packed: list[Any], tensor: torch.Tensor) -> None:
     """Give a layer a parameter that cannot be written in place."""
     parameter = getattr(module, kind)
-    if parameter.dtype != tensor.dtype:  # a bias that was made float32 for packed weights
-        parameter.data = tensor
+    if kind == "bias" and hasattr(module, "cpu_linear") and parameter.dtype != tensor.dtype:
+        parameter.data = tensor  # it is made float32 for packed weights, with which it is packed once more
     else:
         parameter[: len(tensor)].copy_(tensor)
     _pack_embeddings(packed)

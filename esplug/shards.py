@@ -123,6 +123,15 @@ def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def widest(folder: Path) -> int:
+    """Return the bytes of an element in the tensors of a model folder that have most: 2 or 4, as a rule."""
+    types = set()
+    for file, names in tensor_files(folder).items():
+        with opened(file) as content:
+            types |= {content.get_slice(name).get_dtype() for name in names}
+    return max(int("".join(filter(str.isdigit, kind)) or 8) // 8 for kind in types)
+
+
 def _unindexed(folder: Path) -> list[Path]:
     """Return the weight files of a model folder without an index."""
     if (folder / _SINGLE).is_file():

@@ -11,7 +11,7 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
@@ -78,9 +78,10 @@ class MasterWeights:
     ) -> None:
         self._master_dtype, self._beat, self._ranks = master_dtype, beat, ranks or Ranks()
         self._device = torch.device(device)
-        self._kernels = _kernels(self._device)
-        threads = threads if self._device.type == "cpu" else 1  # which starts kernels
-        self._pool = ThreadPoolExecutor(threads, "esplug-noise", _pin, (cores,))
+        self._kernels = kernels_for(self._device)
+        # A GPU's kernels are only started here: by the caller, so that they go in the order of its own.
+        on_cpu = self._device.type == "cpu"
+        self._pool = ThreadPoolExecutor(threads, "esplug-noise", _pin, (cores,)) if on_cpu else _Caller()
         self._tensors: dict[str, torch.Tensor] = {}
         self._dtypes: dict[str, torch.dtype] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -175,6 +176,8 @@ class MasterWeights:
                 raise ValueError(f"{group}: the shapes of {', '.join(names)} do not fit together")
             size = 0
             for name in names:
+                if name in places:
+                    raise ValueError(f"{group}: {name} is in another group already")
                 places[name] = group, size
                 size += math.prod(self._kept[name].matrix.shape)
             rows = (sum(part[0] for part in parts),) if parts[0] else ()
@@ -194,7 +197,7 @@ class MasterWeights:
         """Iterate over a member's weights, ``round(master + scale * eps(member_seed))``, as (name, tensor).
 
         Every tensor is a new one, which the consumer may keep. While it takes one, the next are being computed,
-        at most 256 MB of them and one tensor more.
+        at most 256 MB of them and one tensor more, or on a GPU 2**28 weights.
 
         Args:
             member_seed: whose noise to add, or None for the master itself, rounded.
@@ -356,14 +359,18 @@ class MasterWeights:
         stream = self.perturbed(None, 0.0, dtype)
         sizes = {name: math.prod(self._shapes[name]) * self._written_as(name, dtype).itemsize for name in self._tensors}
         shards = plan_shards(sizes)
-        failed: OSError | None = None
+        failed: Exception | None = None
         for file, names in shards.items():
-            tensors = {name: self._joined(*next(stream)) for name in names}
+            tensors: dict[str, torch.Tensor] = {}
+            for name in names:
+                tensor = self._joined(*next(stream))
+                if self._ranks.rank == 0:
+                    tensors[name] = tensor
             if self._ranks.rank == 0 and failed is None:
                 try:
                     folder.mkdir(parents=True, exist_ok=True)
                     write_tensors(folder / file, tensors)
-                except OSError as error:  # the others would wait for ever
+                except Exception as error:  # the others would wait for ever
                     failed = error
         if failed is not None:
             raise failed
@@ -374,7 +381,7 @@ class MasterWeights:
         """Return the whole tensor of which this process and others have each a part."""
         block, shape = self._blocks[name], self._shapes[name]
         if block.of(shape) == shape:
-            return part
+            return part.cpu()
         whole = torch.zeros(shape, dtype=part.dtype)
         if block.counted:
             self._cut(name, whole).copy_(part)
@@ -466,11 +473,23 @@ class MasterWeights:
             wait(running)
 
 
+class _Caller(Executor):
+    """Does at once, in the calling thread, what it is given."""
+
+    def submit(self, work: Callable[..., Result], /, *arguments: Any, **named: Any) -> "Future[Result]":
+        future: Future[Result] = Future()
+        try:
+            future.set_result(work(*arguments, **named))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
 def _ends(work: "list[_Writing]") -> "list[tuple[Array, Array]]":
     return [(source, target) for _, source, target in work]
 
 
-def _kernels(device: torch.device) -> Any:
+def kernels_for(device: torch.device) -> Any:
     """Return the kernels for a device: a module."""
     if device.type == "cpu":
         from esplug.kernels import cpu

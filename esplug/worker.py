@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from esplug.ranks import Ranks
     from esplug.weights import MasterWeights
 
-_GPU_SPARE = 2**29  # bytes of a GPU that are left for what comes and goes
+_GPU_SPARE = 2**31  # bytes of a GPU that are left for what comes and goes, when a model is saved for instance
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's mallopt
 
 
@@ -37,6 +37,7 @@ class ESWorkerExtension:
     rank: int
     device: torch.device
     model_runner: Any
+    cache_config: Any
     _es_places: "Places | None"  # None also where weights enter the long way
     _es_fast_path: "FastPath | None"
     _es_device: torch.device  # of the master weights
@@ -58,14 +59,15 @@ class ESWorkerExtension:
         rank may make noise, and ``heartbeat`` is the place of the engine's :class:`esplug.heartbeat.Heartbeat`.
         """
         # numba, which the kernels need, must not be imported before vLLM's CPU engine has started.
+        from esplug.ranks import Ranks
         from esplug.weights import MasterWeights
 
         cores, beat, ranks = rank_cores[self.rank], Heartbeat(heartbeat).beat, _ranks()
 
-        def load(blocks: "Mapping[str, Block]", ranks: "Ranks | None") -> None:
+        def load(blocks: "Mapping[str, Block]", ranks: "Ranks") -> None:
             vars(self).pop("_es_master", None)  # there may be no room for two
             if starting:
-                self._es_device = self._es_master_device(Path(folder), master_dtype, master_device, blocks)
+                self._es_device = self._es_master_device(Path(folder), master_dtype, master_device, blocks, ranks)
             where: dict[str, Any] = {"blocks": blocks, "device": self._es_device, "ranks": ranks}
             how: dict[str, Any] = {"threads": len(cores), "cores": cores, "beat": beat}
             self._es_master = MasterWeights.load(Path(folder), master_dtype, **how, **where)
@@ -73,36 +75,44 @@ class ESWorkerExtension:
         starting = not hasattr(self, "_es_places")
         if starting:
             self._es_watch_and_speed_up(self.model_runner.get_model())
-            self._es_places, self._es_fast_path = self._es_find_places(Path(folder), ranks), None
-        if self._es_places is not None:
+            places, fast_path = self._es_find_places(Path(folder), ranks), None
+            if places is not None:
+                load(places.blocks, ranks)
+                fast_path = self._es_find_fast_path(places, ranks)
+            if fast_path is None:
+                places = None
+                load({}, Ranks())
+            self._es_places, self._es_fast_path = places, fast_path
+        elif self._es_places is not None:
             load(self._es_places.blocks, ranks)
-            if starting:
-                self._es_find_fast_path(self._es_places, ranks)
-        if self._es_places is None:
-            load({}, None)
+        else:
+            load({}, Ranks())
         caught_up = self._es_master.catch_up(Path(folder), catch_up)
         _keep_freed_memory()
         return caught_up
 
     def _es_master_device(
-        self, folder: Path, master_dtype: str, choice: str, blocks: "Mapping[str, Block]"
+        self, folder: Path, master_dtype: str, choice: str, blocks: "Mapping[str, Block]", ranks: "Ranks"
     ) -> torch.device:
-        """Choose where the master weights are kept: on the GPU if they are wanted there or fit."""
+        """Choose where the master weights are kept: on the GPU if they fit on all ranks, or must."""
         from esplug.blocks import Block
         from esplug.errors import UserError
-        from esplug.shards import read_shapes
+        from esplug.shards import read_shapes, widest
 
         if self.device.type != "cuda" or choice == "host":
             return torch.device("cpu")
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info(self.device)
+        # What vLLM has not taken of its share so far, it may yet want.
+        room = min(free, int((1 - self.cache_config.gpu_memory_utilization) * total)) - _GPU_SPARE
         kept = (blocks.get(name, Block.whole(shape)).of(shape) for name, shape in read_shapes(folder).items())
-        itemsize = 4 if master_dtype == "float32" else self.model_runner.model_config.dtype.itemsize
-        needed, free = itemsize * sum(map(math.prod, kept)), torch.cuda.mem_get_info(self.device)[0] - _GPU_SPARE
-        if needed <= free:
+        needed = (4 if master_dtype == "float32" else widest(folder)) * sum(map(math.prod, kept))
+        if ranks.sums([needed > room]) == [0]:
             return self.device
         if choice == "gpu":
             raise UserError(
-                f"--master-device gpu: the master weights take {needed / 1e9:.1f} GB, and beside vLLM the GPU has "
-                f"{max(0, free) / 1e9:.1f}; lower --gpu-memory-utilization, or choose --master-device host"
+                f"--master-device gpu: the master weights take {needed / 1e9:.1f} GB, and the GPU has room for "
+                f"{max(0, room) / 1e9:.1f} beside vLLM; lower --gpu-memory-utilization, or choose --master-device host"
             )
         return torch.device("cpu")
 
@@ -125,17 +135,17 @@ class ESWorkerExtension:
             reason = str(error)
         return places if _all_can(ranks, reason) else None
 
-    def _es_find_fast_path(self, places: "Places", ranks: "Ranks") -> None:
+    def _es_find_fast_path(self, places: "Places", ranks: "Ranks") -> "FastPath | None":
         """Compare what the fast path writes with what vLLM has loaded; unless that is the same, do without."""
         from esplug.fast_path import FastPath, UnmappedError
 
-        model, dtype, reason = self.model_runner.get_model(), self.model_runner.model_config.dtype, ""
+        model, dtype = self.model_runner.get_model(), self.model_runner.model_config.dtype
+        fast_path, reason = None, ""
         try:
-            self._es_fast_path = FastPath(model, self._es_master, places, dtype)
+            fast_path = FastPath(model, self._es_master, places, dtype)
         except UnmappedError as error:
             reason = str(error)
-        if not _all_can(ranks, reason):
-            self._es_places = self._es_fast_path = None
+        return fast_path if _all_can(ranks, reason) else None
 
     def es_set_weights(self, member_seed: int | None, scale: float) -> None:
         """Give the model ``master + scale * eps(member_seed)``; without a seed, the master itself."""

@@ -9,10 +9,11 @@ import pytest
 from tests.tiny import make_tiny_model
 
 # Triton asks once, when it is imported, whether to run kernels by its interpreter: on the CPU.
+_before = os.environ.get("TRITON_INTERPRET", "0")
 os.environ["TRITON_INTERPRET"] = "1"
 with suppress(ImportError):
     import triton.language  # noqa: F401
-del os.environ["TRITON_INTERPRET"]
+os.environ["TRITON_INTERPRET"] = _before
 
 ROOT = Path(__file__).parent.parent
 

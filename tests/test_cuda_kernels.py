@@ -100,7 +100,7 @@ def test_master_weights_on_a_gpu_are_those_on_the_cpu(cuda, monkeypatch: pytest.
     }
     blocks = {"b": Block((0, 30), (10, 40))}
     here = MasterWeights(tensors.items(), threads=2, blocks=blocks)
-    monkeypatch.setattr(weights, "_kernels", lambda _: cuda)
+    monkeypatch.setattr(weights, "kernels_for", lambda _: cuda)
     there = MasterWeights(tensors.items(), blocks=blocks)
     for iteration in range(5):
         for master in (here, there):

@@ -142,10 +142,7 @@ class _Table:
     def of(cls, pieces: Sequence[tuple[torch.Tensor, torch.Tensor, int, int]]) -> "_Table":
         """Make the table for (master, out, start, pitch), or take one made before for the same."""
         device = pieces[0][0].device
-        known: Hashable = (
-            device,
-            *((each[0].data_ptr(), each[1].data_ptr(), each[0].shape, *each[2:]) for each in pieces),
-        )
+        known: Hashable = (device, *(_place_of(*piece) for piece in pieces))
         if known not in _tables:
             entries: list[list[int]] = []
             counts: list[int] = []
@@ -168,6 +165,10 @@ class _Table:
 
 
 _tables: dict[Hashable, _Table] = {}
+
+
+def _place_of(master: torch.Tensor, out: torch.Tensor, start: int, pitch: int) -> Hashable:
+    return master.data_ptr(), out.data_ptr(), master.shape, master.stride(), out.stride(), start, pitch
 
 
 def _hash(name: str) -> int:

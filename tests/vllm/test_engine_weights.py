@@ -86,6 +86,23 @@ def _probe_class():
 
             return self._llm.collective_rpc(forget)[0]
 
+        def refusals(self, extra: str, lacking: str) -> list[str]:
+            """Say why checkpoints with one tensor more or less cannot go the short way."""
+
+            def refuse(wrapper) -> list[str]:
+                from esplug.fast_path import Places, UnmappedError
+
+                worker, found = getattr(wrapper, "worker", wrapper), []
+                shapes = worker._es_master.shapes
+                for other in (shapes | {extra: (3, 4)}, {k: v for k, v in shapes.items() if k != lacking}):
+                    try:
+                        Places.find(worker.get_model(), other, 0)
+                    except UnmappedError as error:
+                        found.append(str(error))
+                return found
+
+            return self._llm.collective_rpc(refuse)[0]
+
         def kernels(self) -> list[tuple[str, float]]:
             """Return which layers compute with C kernels, and how far they are from what vLLM would compute."""
 
@@ -175,6 +192,10 @@ def test_members_leave_no_trace_and_perturb_as_defined(cluster, tiny_models) -> 
 
     folder = tiny_models("llama", True)
     probe, checksum = start_probe(folder)
+    extra, lacking = "model.layers.0.scale", "model.layers.1.self_attn.k_proj.weight"
+    refused = ray.get(probe.refusals.remote(extra, lacking))
+    assert extra in refused[0]
+    assert "layers.1.self_attn.qkv_proj.weight" in refused[1]
     kernels = ray.get(probe.kernels.remote())
     assert {name for name, _ in kernels} == {"RMSNorm", "SiluAndMul"}
     assert max(far for _, far in kernels) < 1e-5
@@ -198,6 +219,24 @@ def test_members_leave_no_trace_and_perturb_as_defined(cluster, tiny_models) -> 
         assert reason in ray.get(probe.forget_fast_path.remote(scrambled))
         ray.get(probe.set_weights.remote(Weights(4, 0.02)))
         assert ray.get(probe.logprobs.remote()) == moved
+    ray.kill(probe)
+
+
+def test_both_ways_lead_to_the_same_in_bfloat16(cluster, tiny_models) -> None:
+    """Biases are made float32 there, and weights are packed in another way than in float32."""
+    import ray
+
+    from esplug.engine import Weights
+
+    probe, _ = start_probe(tiny_models("qwen2", False), "bfloat16")
+    assert ray.get(probe.kept.remote()) != [0]
+    seen = []
+    for weights in (Weights(3, 0.05), Weights(), Weights(3, 0.05)):
+        ray.get(probe.set_weights.remote(weights))
+        seen.append(ray.get(probe.logprobs.remote()))
+        if len(seen) == 2:
+            ray.get(probe.forget_fast_path.remote(False))
+    assert seen[0] == seen[2] != seen[1]
     ray.kill(probe)
 
 
