@@ -1,5 +1,6 @@
 """How master weights are cut: what a process keeps of a tensor, what is written as one, and pieces for threads."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
@@ -27,22 +28,22 @@ class Block:
     @classmethod
     def whole(cls, shape: Sequence[int], *, counted: bool = True) -> "Block":
         """Return all of a tensor."""
-        return cls((0, shape[0] if shape else 1), (0, _row_length(shape)), counted)
+        return cls((0, shape[0] if shape else 1), (0, math.prod(shape[1:])), counted)
 
     def of(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Return the block's own shape within a tensor of this shape."""
         height, width = self.rows[1] - self.rows[0], self.columns[1] - self.columns[0]
-        if width == _row_length(shape):
+        if width == math.prod(shape[1:]):
             return (height, *shape[1:]) if shape else ()
         return height, width
 
     def first(self, shape: Sequence[int]) -> int:
         """Return the flat index of the block's first element within a tensor of this shape."""
-        return self.rows[0] * _row_length(shape) + self.columns[0]
+        return self.rows[0] * math.prod(shape[1:]) + self.columns[0]
 
     def end_to_end(self, shape: Sequence[int]) -> bool:
         """Say whether the block's elements lie one behind the other in the tensor."""
-        return self.columns == (0, _row_length(shape))
+        return self.columns == (0, math.prod(shape[1:]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +124,3 @@ def plan(units: Mapping[str, tuple[int, int]], elements: int) -> list[Job]:
             room -= (stop - start) * size
             start = stop
     return jobs
-
-
-def _row_length(shape: Sequence[int]) -> int:
-    length = 1
-    for size in shape[1:]:
-        length *= size
-    return length

@@ -29,7 +29,8 @@ from esplug.shards import plan_shards, read_tensors, write_index, write_tensors
 if TYPE_CHECKING:
     from esplug.kernels.cpu import Array
 
-    _Writing: TypeAlias = tuple[Stretch, Array, Array]  # a stretch, its master and its target
+    # A tensor's name, a piece of its master, the flat index of the piece's first element, and where it is written.
+    _Writing: TypeAlias = tuple[str, Array, int, Array]
 
 #: Elements in a job: on a CPU about a millisecond of work, many times what handing it to a thread costs; on a GPU, what
 #: is worth starting a kernel.
@@ -219,10 +220,7 @@ class MasterWeights:
         keys = {name: tensor_key(member_seed, name) for name in self._kept}
 
         def add_noise(work: "list[_Writing]") -> None:
-            pieces = []
-            for stretch, source, target in work:
-                kept = self._kept[stretch.name]
-                pieces.append((source, target, kept.piece(stretch)[1], keys[stretch.name], kept.pitch))
+            pieces = [(source, out, first, keys[name], self._kept[name].pitch) for name, source, first, out in work]
             self._kernels.perturb_all(pieces, rounded)
 
         return self._stream(dtype, layout, into or {}, add_noise)
@@ -421,7 +419,7 @@ class MasterWeights:
         into: Mapping[str, torch.Tensor],
         write: Callable[["list[_Writing]"], None],
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield every tensor once the pool has written it; ``write`` gets stretches, their masters and targets."""
+        """Yield every tensor once the pool has written it; ``write`` gets pieces of a job."""
         planned = layout or self._layout
         targets: dict[str, torch.Tensor] = {}
         running: deque[Future[None]] = deque()
@@ -440,10 +438,10 @@ class MasterWeights:
         def place(stretch: Stretch) -> "_Writing":
             group, offset = planned.places[stretch.name]
             kept = self._kept[stretch.name]
-            source, _ = kept.piece(stretch)
+            source, first = kept.piece(stretch)
             begin = offset + stretch.start * kept.units[1]
             size = math.prod(source.shape)
-            return stretch, source, start(group)[begin : begin + size].reshape(source.shape)
+            return stretch.name, source, first, start(group)[begin : begin + size].reshape(source.shape)
 
         def run(job: "list[_Writing]") -> None:
             self._beat()
@@ -486,7 +484,7 @@ class _Caller(Executor):
 
 
 def _ends(work: "list[_Writing]") -> "list[tuple[Array, Array]]":
-    return [(source, target) for _, source, target in work]
+    return [(source, out) for _, source, _, out in work]
 
 
 def kernels_for(device: torch.device) -> Any:
