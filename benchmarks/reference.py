@@ -72,8 +72,8 @@ class ReferenceWorker(ESWorkerExtension):
             tensor.add_(self._noise(seed, tensor), alpha=scale)
 
     def _noise(self, seed: int, tensor: torch.Tensor) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(seed % 2**63)
-        return torch.randn(tensor.shape, dtype=tensor.dtype, generator=generator)
+        generator = torch.Generator(tensor.device).manual_seed(seed % 2**63)
+        return torch.randn(tensor.shape, dtype=tensor.dtype, device=tensor.device, generator=generator)
 
     def _named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         tensors = ((name, self._es_master[name]) for name in self._es_master.names)
@@ -207,7 +207,7 @@ class ReferencePool(EnginePool):
         """Evaluate: on the first engine, one job after another."""
         for job in jobs:
             (generation,) = self.run_group([job])
-            yield job.key, generation
+            yield job.keys[0], generation
 
     def run_group(self, jobs: Sequence[Job[Any]]) -> list[Generation]:
         """Have each job done by an engine of its own, and wait for the slowest."""
@@ -217,7 +217,7 @@ class ReferencePool(EnginePool):
             seat.actor.generate.remote(job.weights, job.prompts, job.seeds, job.sampling)
             for seat, job in zip(self._seats, jobs, strict=False)
         ]
-        return list(ray.get(refs))
+        return [generation for (generation,) in ray.get(refs)]
 
     def restore(self) -> None:
         self._ask(self._seats, "restore")

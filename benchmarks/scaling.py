@@ -145,8 +145,8 @@ class StandIn:
     def start(self, settings: Any, share: Any, most: Any, cache: Any, catch_up: CatchUp) -> CaughtUp:
         return CaughtUp(1, 1)
 
-    def generate(self, weights: Weights, prompts: Any, seeds: Any, sampling: Sampling) -> Generation:
-        return Generation(self._texts[: len(prompts)], (Work(-1, 0.0, 0.1, 1.0),))
+    def generate(self, weights: Sequence[Weights], prompts: Any, seeds: Any, sampling: Sampling) -> list[Generation]:
+        return [Generation(self._texts[: len(prompts)], (Work(-1, 0.0, 0.1, 1.0),))]
 
     def update(self, seeds: list[int], coefficients: list[float]) -> int:
         return 1
@@ -195,7 +195,7 @@ def drive(engines: Sequence[int]) -> None:
 
 def _jobs(population: int, prompts: list[list[int]]) -> Iterator[Job[int]]:
     seeds = list(range(PROMPTS))
-    return (Job(i, Weights(i, 1e-3), prompts, seeds, Sampling(48), PROMPTS) for i in range(population))
+    return (Job([i], [Weights(i, 1e-3)], prompts, seeds, Sampling(48), PROMPTS) for i in range(population))
 
 
 def main() -> None:

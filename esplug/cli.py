@@ -33,7 +33,15 @@ _UsageError: Any = typer.BadParameter.__base__
 #: Settings of training, without effect on an evaluation. A file may hold them nevertheless.
 _NOT_FOR_EVAL = frozenset(
     name for name in RunConfig.model_fields if panel_of(name) == "Evolution Strategies" or name.startswith("train_")
-) | {"batch_size", "eval_freq", "save_best_models", "checkpoint_every", "keep_checkpoints", "profile"}
+) | {
+    "batch_size",
+    "members_per_batch",
+    "eval_freq",
+    "save_best_models",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "profile",
+}
 _NUMBERS = {int: "INTEGER", float: "FLOAT"}
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 _received: list[int] = []

@@ -4,6 +4,7 @@ Every setting is declared once, here; the command line and its help are made fro
 lowest first: field default, the task's ``defaults()``, the TOML file, flags. A recipe counts as what names it does.
 """
 
+import math
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -21,6 +22,7 @@ from esplug.recipes import RECIPES, STEPS, Recipe
 
 MAX_SEED = 2**64 - 1
 _MOST = 1_000_000_000  # of anything that is counted: beyond all use, and within what every library takes
+_MOST_AT_ONCE = 64  # members in a batch, unless the user wants more: a GPU is busy then
 _LONGEST_TEXT = 4096  # which is also the longest path
 _NOT_IN_LINES = {"Cc", "Cs", "Zl", "Zp"}  # control characters, halves of characters, and ends of lines
 _KINDS = {int: "an integer", float: "a finite number", bool: "true or false", str: "text"}
@@ -127,6 +129,14 @@ class RunConfig(BaseModel):
         ge=0,
         le=0.99,
     )
+    perturbation: Literal["full", "low-rank"] = _setting(
+        "full",
+        "Noise on every weight, or of low rank on linear layers' weights alone, where one batch serves many members.",
+        "Evolution Strategies",
+    )
+    rank: int | None = _setting(
+        None, "Rank of the noise with --perturbation low-rank.  [default: 1]", "Evolution Strategies", ge=1, le=64
+    )
     reward_shaping: str = _setting(
         "z-scores", "Shaping plugin that turns rewards into utilities.", "Evolution Strategies"
     )
@@ -137,6 +147,14 @@ class RunConfig(BaseModel):
         "Prompts an engine answers at a time; in 16 bits it can change how answers are rounded.",
         "Generation",
         ge=1,
+    )
+    members_per_batch: int | None = _setting(
+        None,
+        "Members whose answers an engine decodes together with --perturbation low-rank.  [default: its share of the "
+        "population, at most 64]",
+        "Generation",
+        ge=1,
+        le=1024,
     )
     max_tokens: int = _count(512, "Longest answer, in tokens.", "Generation", ge=1)
     train_temperature: float = _number(
@@ -175,8 +193,8 @@ class RunConfig(BaseModel):
     )
     master_device: Literal["auto", "gpu", "host"] = _setting(
         "auto",
-        "Where master weights are kept and noise is made: on the 'gpu' or by the 'host'; auto is the GPU if it has "
-        "room for them beside vLLM.",
+        "Where a GPU's master weights are kept: on the 'gpu', or in the 'host', from where they are streamed; auto is "
+        "the GPU if it has room for them beside vLLM.",
         "Engines",
     )
     gpu_memory_utilization: float | None = _number(
@@ -314,6 +332,12 @@ class RunConfig(BaseModel):
     def _together(self) -> Self:
         if self.alpha is None:
             object.__setattr__(self, "alpha", self.sigma * STEPS[self.recipe])
+        for name in ("rank", "members_per_batch"):
+            value = getattr(self, name)
+            if value is not None and self.perturbation == "full":
+                raise ValueError(f"<{name}> {value} is for <perturbation> low-rank; give that too")
+        if self.perturbation == "low-rank" and self.rank is None:
+            object.__setattr__(self, "rank", 1)
         for name in ("sigma", "alpha"):
             end = getattr(self, f"{name}_end")
             if end is not None and getattr(self, f"{name}_schedule") == "constant":
@@ -344,6 +368,13 @@ class RunConfig(BaseModel):
         assert self.alpha is not None
         return self.alpha
 
+    def members_at_once(self, n_engines: int) -> int:
+        """How many members one of so many engines answers with in one batch."""
+        if self.rank is None:
+            return 1
+        share = math.ceil(self.population_size / n_engines)
+        return min(self.members_per_batch or min(share, _MOST_AT_ONCE), self.population_size)
+
     def sigma_at(self, iteration: int) -> float:
         """Standard deviation of an iteration's perturbations."""
         return self._scheduled(self.sigma_schedule, self.sigma, self.sigma_end, iteration)
@@ -373,7 +404,8 @@ class RunConfig(BaseModel):
             return self.experiment_name
         model = Path(self.model_name).name
         if self.n_iterations:
-            settings = f"sigma{self.sigma:g}-alpha{self.step_size:g}-n{self.population_size}-seed{self.seed}"
+            rank = f"rank{self.rank}-" if self.rank else ""
+            settings = f"{rank}sigma{self.sigma:g}-alpha{self.step_size:g}-n{self.population_size}-seed{self.seed}"
             name = f"{self.task}-{model}-{settings}"
         else:
             name = f"eval-{self.task}-{Path(self.checkpoint).name if self.checkpoint else model}"
@@ -448,7 +480,7 @@ def make_config(
     """Merge settings, later layers win, and validate them.
 
     Where a layer names a recipe, that decides alpha and its schedule, whatever earlier layers say; where it makes a
-    schedule constant, what that would have ended at is dropped.
+    schedule constant, or perturbations full, what was only for others is dropped.
 
     Args:
         layers: settings by field name.
@@ -467,6 +499,9 @@ def make_config(
         for name in ("sigma", "alpha"):
             if said.get(f"{name}_schedule") == "constant":
                 merged.pop(f"{name}_end", None)
+        if said.get("perturbation") == "full":
+            merged.pop("rank", None)
+            merged.pop("members_per_batch", None)
         for key, value in said.items():
             if key not in RunConfig.model_fields:
                 unknown = f"unknown setting {brief(repr(key))}"

@@ -7,11 +7,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
+from esplug.adapters import adapter_options
 from esplug.heartbeat import Heartbeat
 from esplug.history import CatchUp, CaughtUp
 from esplug.placement import usable_cores
+
+if TYPE_CHECKING:
+    from vllm.lora.request import LoRARequest
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 #: Cores of the driver's or an engine's machine, as given to ``sched_setaffinity``.
@@ -32,11 +36,13 @@ class EngineSettings:
     tensor_parallel_size: int
     max_model_len: int | None
     memory_share: float  # cuda: of each GPU's memory; cpu: of what is free, for all engines of a machine
+    low_rank: int | None = None  # of the members' perturbations; full where it is None
+    members_at_once: int = 1  # with low rank
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Which weights to answer with: ``master + scale * eps(member_seed)``, or the master itself."""
+    """Weights to answer with: ``master + scale * eps(member_seed)``, or the master itself."""
 
     member_seed: int | None = None
     scale: float = 0.0
@@ -71,12 +77,14 @@ class Work:
         began: when, in Unix seconds of its machine.
         switch_seconds: to write a member's weights; 0 where it held them already.
         generate_seconds: to answer, after that.
+        members: that were answered with together.
     """
 
     engine: int
     began: float
     switch_seconds: float
     generate_seconds: float
+    members: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +102,13 @@ class Generation:
 
     @property
     def switch_seconds(self) -> float:
-        """Seconds spent on writing weights."""
-        return sum(work.switch_seconds for work in self.work)
+        """Seconds spent on writing weights; members that were answered with together share them."""
+        return sum(work.switch_seconds / work.members for work in self.work)
 
     @property
     def generate_seconds(self) -> float:
-        """Seconds spent on answering."""
-        return sum(work.generate_seconds for work in self.work)
+        """Seconds spent on answering; likewise."""
+        return sum(work.generate_seconds / work.members for work in self.work)
 
     @classmethod
     def joined(cls, parts: Sequence["Generation"]) -> "Generation":
@@ -141,8 +149,9 @@ class Engine:
         if log_path:
             _redirect_output(Path(log_path))
         self._llm: Any = None
-        self._weights: Weights | None = None
+        self._weights: tuple[Weights, ...] = ()  # none while nobody knows which
         self._heartbeat = Heartbeat()
+        self._low_rank: int | None = None
 
     def location(self) -> tuple[str, int]:
         """Return this node's id and its free memory in bytes."""
@@ -173,6 +182,7 @@ class Engine:
             kv_cache_bytes: size of the KV cache; ``None`` lets vLLM take its share of the GPU.
             catch_up: what the run has done so far.
         """
+        self._low_rank = settings.low_rank
         cores = _own_cores(*share)[:most_cores]
         ranks = settings.tensor_parallel_size
         rank_cores = [cores[rank::ranks] or cores for rank in range(ranks)]
@@ -192,8 +202,10 @@ class Engine:
         from vllm import LLM
 
         extra: dict[str, Any] = {}
+        if settings.low_rank:
+            extra = adapter_options(Path(settings.model), settings.low_rank, settings.members_at_once, settings.device)
         if settings.device == "cpu":  # the smallest block there, so that short shared prefixes are cached too
-            extra = {"kv_cache_memory_bytes": kv_cache_bytes, "block_size": PREFIX_TOKENS, "enforce_eager": True}
+            extra |= {"kv_cache_memory_bytes": kv_cache_bytes, "block_size": PREFIX_TOKENS, "enforce_eager": True}
         self._llm = LLM(
             model=settings.model,
             dtype=settings.dtype,
@@ -210,13 +222,13 @@ class Engine:
         step = self._llm.llm_engine.step
         self._llm.llm_engine.step = lambda: self._step(step)
         master = settings.master_dtype, settings.master_device
-        self._load_master = (settings.model, *master, rank_cores, self._heartbeat.place)
+        self._load_master = (settings.model, *master, settings.low_rank, rank_cores, self._heartbeat.place)
         return self.catch_up(catch_up)
 
     @_at_work
     def catch_up(self, catch_up: CatchUp) -> CaughtUp:
         """Read the base model's weights, and from them or from saved ones replay the run's updates."""
-        self._weights = None
+        self._weights = ()
         self._llm.reset_prefix_cache()
         found: list[CaughtUp] = self._llm.collective_rpc("es_catch_up", args=(*self._load_master, catch_up))
         if len({(state.base, state.checksum) for state in found}) != 1:
@@ -229,26 +241,30 @@ class Engine:
 
     @_at_work
     def generate(
-        self, weights: Weights, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling
-    ) -> Generation:
-        """Answer ``prompts`` (token ids), each with its own seed, with ``weights``.
+        self,
+        weights: Sequence[Weights],
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        sampling: Sampling,
+    ) -> list[Generation]:
+        """Answer ``prompts`` (token ids), each with its own seed, with each of ``weights``; several have low rank.
 
         The answers depend on these arguments and the master weights alone, not on what was answered before.
         """
         from vllm import SamplingParams, TokensPrompt
 
-        began, started = time.time(), time.perf_counter()
-        if weights != self._weights:
-            self._weights = None
-            self._llm.collective_rpc("es_set_weights", args=(weights.member_seed, weights.scale))
-            self._weights = weights
+        began, started, count = time.time(), time.perf_counter(), len(weights)
+        switch_seconds = 0.0
+        if tuple(weights) != self._weights:
+            self._weights = ()
+            self._write(weights)
+            self._weights = tuple(weights)
             switch_seconds = time.perf_counter() - started
-        else:
-            switch_seconds = 0.0
+        adapters = self._adapters(weights)
         self._llm.reset_prefix_cache()
-        self._cache_shared_prefix(prompts)
+        self._cache_shared_prefix(prompts, adapters)
         outputs = self._llm.generate(
-            [TokensPrompt(prompt_token_ids=list(ids)) for ids in prompts],
+            [TokensPrompt(prompt_token_ids=list(ids)) for ids in prompts] * count,
             [
                 SamplingParams(
                     temperature=sampling.temperature,
@@ -260,20 +276,47 @@ class Engine:
                     seed=seed if sampling.temperature > 0 else None,
                 )
                 for seed in seeds
-            ],
+            ]
+            * count,
+            lora_request=[adapter for adapter in adapters for _ in prompts],
             use_tqdm=False,
         )
         answers = [output.outputs[0] for output in outputs]
-        undefined = sum(self._llm.collective_rpc("es_take_undefined"))
-        if undefined:  # which the cache would hand on, as 0 x NaN is NaN
+        undefined = self._undefined(adapters)
+        work = Work(-1, began, switch_seconds, time.perf_counter() - started - switch_seconds, count)
+        completions = [Completion(each.text, len(each.token_ids), each.finish_reason == "stop") for each in answers]
+        return [
+            Generation(completions[i * len(prompts) : (i + 1) * len(prompts)], (work,), undefined[i])
+            for i in range(count)
+        ]
+
+    def _write(self, weights: Sequence[Weights]) -> None:
+        """Give the model these weights."""
+        if self._low_rank and weights[0].member_seed is not None:
+            members = [(each.member_seed, each.scale) for each in weights]
+            self._llm.collective_rpc("es_set_members", args=(members,))
+        else:
+            (alone,) = weights
+            self._llm.collective_rpc("es_set_weights", args=(alone.member_seed, alone.scale))
+
+    def _adapters(self, weights: Sequence[Weights]) -> "list[LoRARequest | None]":
+        """Return what tells vLLM which member's adapter to answer with; ``None`` for the model alone."""
+        if not self._low_rank or weights[0].member_seed is None:
+            return [None]
+        from vllm.lora.request import LoRARequest
+
+        return [LoRARequest(f"member {slot}", slot, "made from its seed") for slot in range(1, len(weights) + 1)]
+
+    def _undefined(self, adapters: "Sequence[LoRARequest | None]") -> list[int]:
+        """Return for how many tokens the model gave NaN or infinity, with each adapter."""
+        counts = [sum(each) for each in zip(*self._llm.collective_rpc("es_take_undefined"), strict=True)]
+        if any(counts):  # which the cache would hand on, as 0 x NaN is NaN
             self._llm.collective_rpc("es_clear_cache")
             self._llm.reset_prefix_cache()
-            self._weights = None
-        work = Work(-1, began, switch_seconds, time.perf_counter() - started - switch_seconds)
-        completions = [Completion(each.text, len(each.token_ids), each.finish_reason == "stop") for each in answers]
-        return Generation(completions, (work,), undefined)
+            self._weights = ()
+        return [counts[adapter.lora_int_id if adapter else 0] for adapter in adapters]
 
-    def _cache_shared_prefix(self, prompts: Sequence[Sequence[int]]) -> None:
+    def _cache_shared_prefix(self, prompts: Sequence[Sequence[int]], adapters: "Sequence[LoRARequest | None]") -> None:
         """Compute what all prompts begin with once; scheduled together, each would compute it for itself."""
         from vllm import SamplingParams, TokensPrompt
 
@@ -281,12 +324,13 @@ class Engine:
         prefix = [column[0] for column in same]
         if self.prefix_caching and len(prompts) > 1 and len(prefix) >= PREFIX_TOKENS:
             once = SamplingParams(temperature=0.0, max_tokens=1)
-            self._llm.generate([TokensPrompt(prompt_token_ids=prefix)], once, use_tqdm=False)
+            prefixes = [TokensPrompt(prompt_token_ids=prefix)] * len(adapters)
+            self._llm.generate(prefixes, once, lora_request=list(adapters), use_tqdm=False)
 
     @_at_work
     def update(self, seeds: list[int], coefficients: list[float]) -> int:
         """Move the master weights. Returns their new checksum."""
-        self._weights = None
+        self._weights = ()
         return self._same("es_update", seeds, coefficients)
 
     @_at_work

@@ -24,16 +24,18 @@ _PORT_TAKEN = "ddress already in use"  # by another process, between being found
 
 @dataclass(frozen=True, slots=True)
 class Job(Generic[Key]):
-    """Prompts to answer with some weights; ``key`` tells the caller which job an answer belongs to.
+    """Prompts to answer with each of some weights, in one batch; with more than one, these are members of low rank.
 
     Attributes:
+        keys: one for each of the weights, which tell the caller whose answers they are.
+        weights: on one engine, at once.
         prompts: token ids of B prompts.
         seeds: of each prompt's sampling; below 2**63.
         mini_batch_size: prompts that an engine answers at a time; engines may share a job by such mini-batches.
     """
 
-    key: Key
-    weights: Weights
+    keys: Sequence[Key]
+    weights: Sequence[Weights]
     prompts: Sequence[Sequence[int]]
     seeds: Sequence[int]
     sampling: Sampling
@@ -114,7 +116,7 @@ class EnginePool:
         return caught_up[0]
 
     def run(self, jobs: Iterable[Job[Key]]) -> Iterator[tuple[Key, Generation]]:
-        """Answer jobs, each on the first engine that is free, and yield the answers as they come.
+        """Answer jobs, each on the first engine that is free, and yield the keys and answers as they come.
 
         Raises:
             RunError: a job failed on two engines, or too many engines had to be replaced.
@@ -124,7 +126,7 @@ class EnginePool:
         schedule: Schedule[Job[Key]] = Schedule(jobs, _pieces)
         idle = deque(self._seats)
         running: dict[Any, tuple[Seat, Piece[Job[Key]] | None]] = {}  # without a piece, an engine is starting
-        answered: dict[Key, dict[int, Generation]] = {}
+        answered: dict[Key, dict[int, list[Generation]]] = {}  # by a job's first key, and piece
         raised: set[tuple[Key, int]] = set()
         prompts = _Prompts()
 
@@ -147,7 +149,7 @@ class EnginePool:
                 result = ray.get(done)
             except ray.exceptions.RayError as error:
                 if piece is not None:
-                    name = (piece.job.key, piece.number)
+                    name = (piece.job.keys[0], piece.number)
                     if _raised(error) and name in raised:
                         raise self._failure(seat, error) from error
                     raised |= {name} if _raised(error) else set()
@@ -160,14 +162,17 @@ class EnginePool:
                 self._welcome(seat, result)
                 hand_out()
                 continue
-            work = tuple(replace(each, engine=seat.index) for each in result.work)
+            generations = [_on(seat.index, each) for each in result]
+            work = generations[0].work
             schedule.done(sum(each.switch_seconds for each in work), sum(each.generate_seconds for each in work))
             hand_out()
-            key = piece.job.key
-            parts = answered.setdefault(key, {})
-            parts[piece.number] = replace(result, work=work)
+            keys = piece.job.keys
+            parts = answered.setdefault(keys[0], {})
+            parts[piece.number] = generations
             if len(parts) == _pieces(piece.job):
-                yield key, Generation.joined([part for _, part in sorted(answered.pop(key).items())])
+                in_order = [part for _, part in sorted(answered.pop(keys[0]).items())]
+                for i, key in enumerate(keys):
+                    yield key, Generation.joined([part[i] for part in in_order])
 
     def update(self, seeds: list[int], coefficients: list[float]) -> int:
         """Move the weights of all engines alike. Returns their checksum.
@@ -421,6 +426,11 @@ class _Prompts:
         if piece.number not in self._refs:
             self._refs[piece.number] = ray.put(piece.job.prompts[_chosen(piece)])
         return self._refs[piece.number]
+
+
+def _on(engine: int, generation: Generation) -> Generation:
+    """Note which engine has answered."""
+    return replace(generation, work=tuple(replace(each, engine=engine) for each in generation.work))
 
 
 def _pieces(job: Job[Any]) -> int:

@@ -116,8 +116,8 @@ class Evaluator:
     def _job(self, number: int) -> Job[int]:
         config, chunk = self.config, self._chunks[number]
         return Job(
-            key=number,
-            weights=Weights(),
+            keys=[number],
+            weights=[Weights()],
             prompts=[self.splits[request.split].prompts[request.index] for request in chunk],
             sampling=self._sampling,
             seeds=[sampling_seed(config.seed, self.splits[r.split].texts[r.index], r.index, r.sample) for r in chunk],

@@ -55,16 +55,17 @@ class Places:
         places = cls({}, {})
         seen: set[int] = set()
         for path, module in model.named_modules():
+            name = path.removesuffix(".base_layer")  # of a layer with adapters
             if hasattr(module, "process_weights_after_loading") and not isinstance(module, Attention):
                 raise UnmappedError(f"{path} computes more from its weights than is known")
-            parent, _, leaf = path.rpartition(".")
+            parent, _, leaf = name.rpartition(".")
             # A bias comes before its weight, with which it is packed.
             for kind, parameter in sorted(module.named_parameters(recurse=False)):
                 if id(parameter) in seen:  # tied
                     continue
                 seen.add(id(parameter))
-                target = f"{path}.{kind}"
-                parts = [target] if target in shapes else [f"{parent}.{each}.{kind}" for each in fused.get(leaf, ())]
+                target, stored = f"{path}.{kind}", f"{name}.{kind}"
+                parts = [stored] if stored in shapes else [f"{parent}.{each}.{kind}" for each in fused.get(leaf, ())]
                 if not parts or not all(part in shapes for part in parts):
                     raise UnmappedError(f"{target} has no counterpart in the checkpoint")
                 if any(part in places.blocks for part in parts):

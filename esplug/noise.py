@@ -69,6 +69,11 @@ def eps(member_seed: int, name: str, start: int, count: int) -> "Tensor":
     Raises:
         ValueError: the seed does not fit in 64 bits, or ``start`` or ``count`` is negative.
     """
+    return integers(member_seed, name, start, count).float() * SCALE
+
+
+def integers(member_seed: int, name: str, start: int, count: int) -> "Tensor":
+    """Return the same before it is scaled: centred sums of bytes, from -510 to 510, as int64[count]."""
     import torch
 
     if start < 0 or count < 0:
@@ -82,7 +87,7 @@ def eps(member_seed: int, name: str, start: int, count: int) -> "Tensor":
     skip = start - 4 * first
     words = words[skip : skip + count]
     sums = (words & 0xFF) + (words >> 8 & 0xFF) + (words >> 16 & 0xFF) + (words >> 24)
-    return (sums - MEAN).to(torch.float32) * SCALE
+    return sums - MEAN
 
 
 def philox(key: tuple[int, int], counter: "Tensor") -> "Tensor":

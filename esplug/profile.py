@@ -3,9 +3,11 @@
 Engines, graders and driver are lanes. Times of engines on other machines are those of their clocks.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from esplug.engine import Work
 from esplug.es import Member
 from esplug.metrics import PopulationResult
 
@@ -43,14 +45,21 @@ def _driver(began: float, phases: Mapping[str, float]) -> Iterator[dict[str, Any
 
 
 def _engines(members: Sequence[Member], result: PopulationResult) -> Iterator[dict[str, Any]]:
-    for member, generation in zip(members, result.generations, strict=True):
-        tokens = sum(completion.tokens for completion in generation.completions)
-        about = {"seed": f"{member.seed:016x}", "sign": member.sign, "tokens of the member": tokens}
+    together = defaultdict[Work, list[int]](list)
+    for place, generation in enumerate(result.generations):
         for work in generation.work:
-            switched = work.began + work.switch_seconds
-            if work.switch_seconds:
-                yield _event("engines", work.engine, f"write weights {member.index}", work.began, work.switch_seconds)
-            yield _event("engines", work.engine, f"member {member.index}", switched, work.generate_seconds, about)
+            together[work].append(place)
+    for work, places in together.items():
+        first, last = members[places[0]], members[places[-1]]
+        tokens = sum(answer.tokens for place in places for answer in result.generations[place].completions)
+        about: dict[str, Any] = {"tokens of the members": tokens}
+        name, number = f"members {first.index} to {last.index}", f"{first.index} to {last.index}"
+        if len(places) == 1:
+            about = {"seed": f"{first.seed:016x}", "sign": first.sign, "tokens of the member": tokens}
+            name, number = f"member {first.index}", f"{first.index}"
+        if work.switch_seconds:
+            yield _event("engines", work.engine, f"write weights {number}", work.began, work.switch_seconds)
+        yield _event("engines", work.engine, name, work.began + work.switch_seconds, work.generate_seconds, about)
 
 
 def _graders(result: PopulationResult) -> Iterator[dict[str, Any]]:

@@ -14,14 +14,15 @@ from threading import Event, Lock
 from typing import Any, TypeAlias
 
 from esplug import stored_tensors
+from esplug.low_rank import is_perturbed
 from esplug.seed_log import Header, Step, parts
 from esplug.stored_tensors import StoredTensor, as_bytes
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Called from several threads, one at a time, with what is being done, the work done so far, and all of it."""
 
-_Keys: TypeAlias = Sequence[Any]
-"""Of one tensor: uint64[N] for every iteration."""
+_Add: TypeAlias = Callable[[Any, int, Sequence[int], Any], None]
+"""Adds noise to elements of a tensor: them, the first one, the iterations whose noise it is, and the coefficients."""
 
 _Move: TypeAlias = tuple[list[int], Any]
 """A movement of the weights: the iterations whose noise it adds, and the coefficients, float32, one after the other."""
@@ -52,20 +53,18 @@ class Replay:
         seeds = [step.seeds(self._header.run_seed) for step in steps]
         moves = list(_moves(steps))
         self._what, self._done = what, 0
-        self._total = sum(tensor.count * (1 + len(moves) * tensor.is_float) for tensor in tensors)
+        self._total = sum(tensor.count * (1 + len(moves) * self._is_moved(tensor)) for tensor in tensors)
         checksum = 0
         running: deque[Future[int]] = deque()
         pool = ThreadPoolExecutor(self._threads, "esplug-replay")
         try:
             for tensor in tensors:
                 place = places[tensor.name] if places is not None else None
-                work: Callable[..., int] = self._copy
-                if tensor.is_float:
-                    work = functools.partial(self._update, keys=_keys(tensor, seeds if moves else ()), moves=moves)
-                for start in range(0, tensor.count, stored_tensors.STRETCH):
+                stretch, work = self._work(tensor, seeds, moves)
+                for start in range(0, tensor.count, stretch):
                     if len(running) >= 4 * self._threads:  # what waits holds its keys
                         checksum += running.popleft().result()
-                    stop = min(tensor.count, start + stored_tensors.STRETCH)
+                    stop = min(tensor.count, start + stretch)
                     running.append(pool.submit(work, tensor, place, start, stop))
             checksum += sum(future.result() for future in running)
         finally:
@@ -74,18 +73,34 @@ class Replay:
             self._stop.clear()
         return checksum % 2**64
 
+    def _is_moved(self, tensor: StoredTensor) -> bool:
+        """Say whether the run moves a tensor."""
+        return tensor.is_float and (not self._header.low_rank or is_perturbed(tensor.name, tensor.shape))
+
+    def _work(
+        self, tensor: StoredTensor, seeds: Sequence[Sequence[int]], moves: Sequence[_Move]
+    ) -> tuple[int, Callable[..., int]]:
+        """Return how many elements of a tensor to work on at a time, and what does it."""
+        stretch, rank = stored_tensors.STRETCH, self._header.low_rank
+        if not tensor.is_float:
+            return stretch, self._copy
+        moves = moves if self._is_moved(tensor) and tensor.count else ()
+        if not rank or not moves:
+            return stretch, functools.partial(self._update, moves=moves, add=_noise(tensor, seeds if moves else ()))
+        width = tensor.shape[1]
+        whole_rows = max(1, stretch // width) * width
+        return whole_rows, functools.partial(self._update, moves=moves, add=_low_rank_noise(tensor, seeds, rank))
+
     def _update(
         self,
         tensor: StoredTensor,
         place: StoredTensor | None,
         start: int,
         stop: int,
-        keys: _Keys,
         moves: Sequence[_Move],
+        add: _Add,
     ) -> int:
         """Replay elements ``start .. stop`` of a floating-point tensor. Returns their checksum."""
-        import numpy as np
-
         from esplug.kernels import cpu
 
         stored = tensor.empty(stop - start)
@@ -94,7 +109,7 @@ class Replay:
         for iterations, coefficients in moves:
             if self._stop.is_set():
                 return 0
-            cpu.update(elements, start, np.concatenate([keys[each] for each in iterations]), coefficients)
+            add(elements, start, iterations, coefficients)
             self._report(stop - start)
         if place is not None:
             rounded = place.empty(stop - start)
@@ -126,11 +141,31 @@ def _moves(steps: Sequence[Step]) -> Iterator[_Move]:
             yield [step.iteration for step, _ in found], coefficients
 
 
-def _keys(tensor: StoredTensor, seeds: Sequence[Sequence[int]]) -> _Keys:
+def _noise(tensor: StoredTensor, seeds: Sequence[Sequence[int]]) -> _Add:
     import numpy as np
 
+    from esplug.kernels import cpu
     from esplug.noise import tensor_key
 
-    if not tensor.count:
-        return ()
-    return [np.array([tensor_key(seed, tensor.name) for seed in members], dtype=np.uint64) for members in seeds]
+    keys = [np.array([tensor_key(seed, tensor.name) for seed in members], dtype=np.uint64) for members in seeds]
+
+    def add(elements: Any, start: int, iterations: Sequence[int], coefficients: Any) -> None:
+        cpu.update(elements, start, np.concatenate([keys[each] for each in iterations]), coefficients)
+
+    return add
+
+
+def _low_rank_noise(tensor: StoredTensor, seeds: Sequence[Sequence[int]], rank: int) -> _Add:
+    import numpy as np
+
+    from esplug.kernels import cpu
+    from esplug.low_rank import factor_keys
+
+    width = tensor.shape[1]
+    keys = [np.array([factor_keys(seed, tensor.name) for seed in members], dtype=np.uint64) for members in seeds]
+
+    def add(elements: Any, start: int, iterations: Sequence[int], coefficients: Any) -> None:
+        pairs = np.concatenate([keys[each] for each in iterations])
+        cpu.update_low_rank(elements.reshape(-1, width), start // width, 0, width, pairs, coefficients, rank)
+
+    return add

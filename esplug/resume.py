@@ -17,14 +17,14 @@ from esplug.evaluator import EvaluationSplit
 from esplug.run_directory import RunDirectory, write_json
 from esplug.run_lock import locked
 from esplug.seed_log import FILE_NAME as SEED_LOG
-from esplug.seed_log import SeedLog
+from esplug.seed_log import Header, SeedLog
 
 #: Settings without effect on the weights, besides those of the panels below. The seed log knows the base model by
 #: its checksum, so that its folder may have moved.
 _FREE = {"n_iterations", "model_name", "checkpoint", "eval_dataset"}
 _FREE_PANELS = {"Evaluation", "Engines", "Output"}
 #: What the seed log itself is made of.
-_FIXED = ("seed", "master_dtype")
+_FIXED = ("seed", "master_dtype", "perturbation", "rank")
 _NOTED = re.compile(r"\w+-from-iteration(\d+)\.(?:toml|json)")
 
 
@@ -100,7 +100,7 @@ def reopen(
     done = len(log.steps) if log else 0
     if log and log.damage:
         _say(f"{directory.seed_log}: {log.damage}; going on from there. The file as it was is {log.copy}")
-    fixed = {"seed": log.header.run_seed, "master_dtype": log.header.master_dtype} if log else {}
+    fixed = _of_the_log(log.header) if log else {}
     _check_changes(run, _last_config(directory, log).model_dump() | fixed, config, allow_change)
     if done > config.n_iterations or (done == config.n_iterations and _finished(directory, config)):
         raise UserError(
@@ -200,6 +200,17 @@ def past_evaluations(
         if all(same) and answers == {config.eval_n_samples}:
             found.append(Evaluation(iteration, evaluated, 0.0))
     return found
+
+
+def _of_the_log(header: Header) -> dict[str, Any]:
+    """Return the settings of which the log itself is made."""
+    kind = "low-rank" if header.low_rank else "full"
+    return {
+        "seed": header.run_seed,
+        "master_dtype": header.master_dtype,
+        "perturbation": kind,
+        "rank": header.low_rank,
+    }
 
 
 def _check_changes(run: Path, before: Mapping[str, Any], now: RunConfig, allow_change: bool) -> None:

@@ -6,10 +6,11 @@ momentum, 8 bytes an iteration more.
 
 The file is a header and then one record for every iteration, numbered from 0 without a gap, all little-endian:
 
-- The header is one line of UTF-8 JSON, ``{"format":"esplug-seed-log","version":2,"base":{"name":...,
-  "revision":...,"weights_checksum":"16 hex digits"},"master_dtype":...,"run_seed":...,"settings":{...},
-  "crc":"16 hex digits"}`` and a newline, without blanks. ``crc`` comes last and is the 8-byte BLAKE2b hash of
-  the line's bytes before ``,"crc"``.
+- The header is one line of UTF-8 JSON, ``{"format":"esplug-seed-log","version":3,"base":{"name":...,
+  "revision":...,"weights_checksum":"16 hex digits"},"master_dtype":...,"run_seed":...,"low_rank":...,
+  "settings":{...},"crc":"16 hex digits"}`` and a newline, without blanks. ``low_rank`` is the rank of members'
+  noise, or null where it is full; before version 3 it always was. ``crc`` comes last and is the 8-byte BLAKE2b hash
+  of the line's bytes before ``,"crc"``.
 - A record is the payload's length (u32), the payload, and the 8-byte BLAKE2b hash of both. The payload is the
   iteration (u64), the checksum of the master weights after it (u64, :func:`esplug.kernels.cpu.checksum`),
   flags (u8: 1 where the members are mirrored pairs, 2 where there is momentum, or their sum), the number of members
@@ -40,10 +41,11 @@ from typing import Any, Literal, NamedTuple, Self
 from esplug import durable
 from esplug.errors import UserError
 from esplug.es import momentum_weights, population
+from esplug.low_rank import scale
 from esplug.noise import float32
 
 FILE_NAME = "seeds.log"
-FORMAT, VERSION = "esplug-seed-log", 2
+FORMAT, VERSION = "esplug-seed-log", 3
 
 _LENGTH, _FIXED, _HASH_BYTES = struct.Struct("<I"), struct.Struct("<QQBI"), 8
 _EXTRA = struct.Struct("<d")
@@ -83,17 +85,21 @@ class Header:
         master_dtype: ``float32``, or ``model`` where the master has the checkpoint's own types.
         run_seed: from which all member seeds come.
         settings: whatever else should be known about the run, as JSON has it.
+        low_rank: of the members' noise (:mod:`esplug.low_rank`); ``None`` where it is full.
     """
 
     base: Base
     master_dtype: Literal["float32", "model"]
     run_seed: int
     settings: Mapping[str, Any] = field(default_factory=dict)
+    low_rank: int | None = None
 
     def __post_init__(self) -> None:
         _check_u64("run seed", self.run_seed)
         if self.master_dtype not in _MASTER_DTYPES:
             raise ValueError(f"master dtype {self.master_dtype!r} must be one of {', '.join(_MASTER_DTYPES)}")
+        if self.low_rank is not None:
+            scale(self.low_rank)  # refuses one out of range
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,6 +319,7 @@ def _header_line(header: Header) -> bytes:
         },
         "master_dtype": header.master_dtype,
         "run_seed": header.run_seed,
+        "low_rank": header.low_rank,
         "settings": header.settings,
     }
     try:
@@ -349,6 +356,7 @@ def _read_header(path: Path, line: bytes) -> Header:
             content["master_dtype"],
             content["run_seed"],
             content["settings"],
+            content["low_rank"] if content["version"] >= 3 else None,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{damaged} ({error})") from error

@@ -286,6 +286,8 @@ class EvolutionStrategiesTrainer:
             tensor_parallel_size=self.config.n_gpu_per_vllm_engine,
             max_model_len=self.config.max_model_len,
             memory_share=share,
+            low_rank=self.config.rank,
+            members_at_once=self.config.members_at_once(self._plan.n_engines),
         )
         return self.pool(
             self._plan,
@@ -402,7 +404,8 @@ class EvolutionStrategiesTrainer:
         self.history.base, self.checksum = found.base, found.checksum
         if log is None and config.n_iterations:
             named = Base(config.checkpoint or config.model_name, revision_of(self._model), found.base)
-            header = Header(named, config.master_dtype, config.seed, config.model_dump(exclude_none=True))
+            settings = config.model_dump(exclude_none=True)
+            header = Header(named, config.master_dtype, config.seed, settings, config.rank)
             log = stack.enter_context(SeedLog.create(self.run_dir.seed_log, header))
         return log
 
@@ -421,7 +424,7 @@ class EvolutionStrategiesTrainer:
     # --- small steps ------------------------------------------------------------------------------------
 
     def _jobs(self, members: Sequence[Member], questions: Sequence[Any]) -> Iterator[Job[int]]:
-        """Make each member's work: the same prompts with the same sampling seeds."""
+        """Make the members' work: the same prompts with the same sampling seeds."""
         config, sigma = self.config, self.config.sigma_at(len(self.history.steps))
         prompts = self._questions.encode(questions)
         sampling = Sampling(
@@ -432,9 +435,12 @@ class EvolutionStrategiesTrainer:
             self._questions.encoder.turn_ends,
         )
         seeds = [(members[0].seed + position) % 2**63 for position in range(len(prompts))]
-        for i, member in enumerate(members):
-            weights = Weights(member.seed, member.sign * sigma)
-            yield Job(i, weights, prompts, seeds, sampling, config.mini_batch_size)
+        size = config.members_at_once(len(self.engines))
+        for first in range(0, len(members), size):
+            together = members[first : first + size]
+            weights = [Weights(member.seed, member.sign * sigma) for member in together]
+            keys = range(first, first + len(together))
+            yield Job(keys, weights, prompts, seeds, sampling, config.mini_batch_size)
 
     def _utilities(self, rewards: FloatArray) -> FloatArray:
         utilities = np.asarray(self._shape(rewards=rewards), dtype=np.float64)

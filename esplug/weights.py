@@ -9,6 +9,7 @@ engine has started.
 
 import math
 import os
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
@@ -21,6 +22,7 @@ import torch
 from esplug.blocks import Block, Job, Kept, Layout, Stretch, plan
 from esplug.errors import UserError
 from esplug.history import CatchUp, CaughtUp
+from esplug.low_rank import factor_keys, is_perturbed
 from esplug.noise import tensor_key
 from esplug.ranks import Ranks
 from esplug.seed_log import movement
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 
 #: Elements in a job: on a CPU about a millisecond of work, many times what handing it to a thread costs; on a GPU, what
 #: is worth starting a kernel.
-_JOB_ELEMENTS = {"cpu": 2**20, "cuda": 2**28}
+_JOB_ELEMENTS = {"cpu": 2**20, "cuda": 2**28, "host": 2**26}
 _LOOKAHEAD_BYTES = 256 * 2**20
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -57,8 +59,10 @@ class MasterWeights:
         beat: called whenever a piece of work is done, from any thread.
         blocks: what to keep of the tensors that it names; of the others, all.
         device: where they are kept and computed with: the CPU or a GPU, with the same numbers.
+        in_host: keep them in the host's memory, page-locked, though a GPU computes with them.
         ranks: the processes that keep the other blocks, and call :meth:`checksum`, :meth:`tensor_checksums`,
             :meth:`undefined`, :meth:`catch_up` and :meth:`save` together with this one.
+        low_rank: of the noise that :meth:`update` adds; ``None`` where it has full rank.
 
     Raises:
         UserError: a tensor's floating-point type is none of float32, bfloat16 and float16.
@@ -75,11 +79,15 @@ class MasterWeights:
         beat: Callable[[], None] = lambda: None,
         blocks: Mapping[str, Block] | None = None,
         device: str | torch.device = "cpu",
+        in_host: bool = False,
         ranks: Ranks | None = None,
+        low_rank: int | None = None,
     ) -> None:
         self._master_dtype, self._beat, self._ranks = master_dtype, beat, ranks or Ranks()
-        self._device = torch.device(device)
-        self._kernels = kernels_for(self._device)
+        self._low_rank = low_rank
+        self._device, self._in_host = torch.device(device), in_host
+        self._kernels = kernels_for(self._device, in_host=in_host)
+        self._job_elements = _JOB_ELEMENTS["host" if in_host else self._device.type]
         # A GPU's kernels are only started here: by the caller, so that they go in the order of its own.
         on_cpu = self._device.type == "cpu"
         self._pool = ThreadPoolExecutor(threads, "esplug-noise", _pin, (cores,)) if on_cpu else _Caller()
@@ -100,7 +108,7 @@ class MasterWeights:
             shape = tuple(tensor.shape)
             block = (blocks or {}).get(name) or Block.whole(shape, counted=self._ranks.rank == 0)
             self._dtypes[name], self._shapes[name], self._blocks[name] = tensor.dtype, shape, block
-            self._tensors[name] = self._empty(block.of(shape), kept).copy_(self._cut(name, tensor))
+            self._tensors[name] = self._place(block.of(shape), kept).copy_(self._cut(name, tensor))
             if tensor.is_floating_point():
                 elements = self._kernels.flat(self._tensors[name])
                 matrix = elements.reshape(1 if block.end_to_end(shape) else block.of(shape)[0], -1)
@@ -119,7 +127,9 @@ class MasterWeights:
         beat: Callable[[], None] = lambda: None,
         blocks: Mapping[str, Block] | None = None,
         device: str | torch.device = "cpu",
+        in_host: bool = False,
         ranks: Ranks | None = None,
+        low_rank: int | None = None,
     ) -> "MasterWeights":
         """Read the safetensors of a Hugging Face model folder, sharded or not. Arguments as for the class.
 
@@ -130,8 +140,8 @@ class MasterWeights:
                 index to choose, or its type cannot be perturbed.
         """
         tensors = read_tensors(folder)
-        parts: dict[str, Any] = {"blocks": blocks, "device": device, "ranks": ranks}
-        return cls(tensors, master_dtype, threads=threads, cores=cores, beat=beat, **parts)
+        where: dict[str, Any] = {"blocks": blocks, "device": device, "in_host": in_host, "ranks": ranks}
+        return cls(tensors, master_dtype, threads=threads, cores=cores, beat=beat, low_rank=low_rank, **where)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         """Return the master tensor itself, not a copy, in its checkpoint shape, or its block."""
@@ -139,7 +149,7 @@ class MasterWeights:
 
     @property
     def device(self) -> torch.device:
-        """Where the master is."""
+        """What computes with the master, and where members' weights are written."""
         return self._device
 
     @property
@@ -183,7 +193,7 @@ class MasterWeights:
                 size += math.prod(self._kept[name].matrix.shape)
             rows = (sum(part[0] for part in parts),) if parts[0] else ()
             shapes[group] = (*rows, *parts[0][1:])
-        jobs = plan({name: self._kept[name].units for name in places}, _JOB_ELEMENTS[self._device.type])
+        jobs = plan({name: self._kept[name].units for name in places}, self._job_elements)
         last = {places[stretch.name][0]: number for number, job in enumerate(jobs) for stretch in job}
         return Layout({group: tuple(names) for group, names in groups.items()}, shapes, places, jobs, last)
 
@@ -228,6 +238,8 @@ class MasterWeights:
     def update(self, seeds: Sequence[int], coefficients: Sequence[float]) -> None:
         """Add ``sum_k coefficients[k] * eps(seeds[k])`` to the master, accumulated in the order given.
 
+        Where noise has low rank, that of :mod:`esplug.low_rank` is added, to the weights of linear layers alone.
+
         Args:
             seeds: member seeds.
             coefficients: one per seed, rounded to float32.
@@ -239,6 +251,9 @@ class MasterWeights:
         if len(seeds) != len(coefficients):
             raise ValueError(f"{len(seeds)} seeds but {len(coefficients)} coefficients")
         factors = _float32s("coefficient", coefficients)
+        if self._low_rank:
+            self._update_low_rank(seeds, factors, self._low_rank)
+            return
         keys = {name: [tensor_key(seed, name) for seed in seeds] for name in self._kept}
 
         def accumulate(job: Job) -> list[None]:
@@ -250,7 +265,25 @@ class MasterWeights:
             return []
 
         if factors:
-            self._for_all(accumulate)
+            self._for_all(self._layout.jobs, accumulate)
+
+    def _update_low_rank(self, seeds: Sequence[int], factors: list[float], rank: int) -> None:
+        matrices = {name: self._tensors[name] for name in self._kept if is_perturbed(name, self._shapes[name])}
+        keys = {name: [factor_keys(seed, name) for seed in seeds] for name in matrices}
+
+        def accumulate(job: Job) -> list[None]:
+            pieces = []
+            for stretch in job:
+                name, block = stretch.name, self._blocks[stretch.name]
+                part = self._kernels.array(matrices[name][stretch.start : stretch.stop])
+                row, column = block.rows[0] + stretch.start, block.columns[0]
+                pieces.append((part, row, column, self._shapes[name][1], keys[name]))
+            self._kernels.update_low_rank_all(pieces, factors, rank)
+            return []
+
+        if factors:
+            units = {name: (matrix.shape[0], matrix.shape[1]) for name, matrix in matrices.items()}
+            self._for_all(plan(units, self._job_elements), accumulate)
 
     def checksum(self) -> int:
         """Return the 64-bit checksum of the master, defined at :func:`esplug.kernels.cpu.checksum`."""
@@ -269,7 +302,7 @@ class MasterWeights:
             return [(stretch.name, value) for stretch, value in zip(counted, values, strict=True)]
 
         sums = dict.fromkeys(self._kept, 0)
-        for name, value in self._for_all(checked):
+        for name, value in self._for_all(self._layout.jobs, checked):
             sums[name] += value
         return dict(zip(sums, self._ranks.sums(list(sums.values())), strict=True))
 
@@ -396,20 +429,29 @@ class MasterWeights:
             return tensor.detach()[slice(*block.rows)]
         return tensor.detach().flatten(1)[slice(*block.rows), slice(*block.columns)]
 
+    def _place(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """Make room for a tensor of the master."""
+        if not self._in_host:
+            return self._empty(shape, dtype)
+        tensor = torch.empty(tuple(shape), dtype=dtype)
+        if self._device.type == "cuda" and tensor.nbytes:
+            _lock_pages(tensor)
+        return tensor
+
     def _empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         return torch.empty(tuple(shape), dtype=dtype, device=self._device)
 
     def _written_as(self, name: str, dtype: torch.dtype | None) -> torch.dtype:
         return dtype if dtype is not None and name in self._kept else self._dtypes[name]
 
-    def _for_all(self, work: Callable[[Job], list[Result]]) -> list[Result]:
-        """Do ``work`` on every job of the master, in the pool."""
+    def _for_all(self, jobs: Iterable[Job], work: Callable[[Job], list[Result]]) -> list[Result]:
+        """Do ``work`` on every job, in the pool."""
 
         def do(job: Job) -> list[Result]:
             self._beat()
             return work(job)
 
-        done = self._pool.map(do, self._layout.jobs)
+        done = self._pool.map(do, jobs)
         return [result for results in done for result in results]
 
     def _stream(
@@ -487,8 +529,12 @@ def _ends(work: "list[_Writing]") -> "list[tuple[Array, Array]]":
     return [(source, out) for _, source, _, out in work]
 
 
-def kernels_for(device: torch.device) -> Any:
-    """Return the kernels for a device: a module."""
+def kernels_for(device: torch.device, *, in_host: bool = False) -> Any:
+    """Return the kernels for a device: a module, or an object that has its functions."""
+    if in_host:
+        from esplug.kernels.streamed import Streamed
+
+        return Streamed(device)
     if device.type == "cpu":
         from esplug.kernels import cpu
 
@@ -496,6 +542,14 @@ def kernels_for(device: torch.device) -> Any:
     from esplug.kernels import cuda
 
     return cuda
+
+
+def _lock_pages(tensor: torch.Tensor) -> None:
+    """Lock a tensor's memory, for a GPU to copy from, until it is freed. torch itself takes up to twice as much."""
+    cudart: Callable[[], Any] = torch.cuda.cudart
+    runtime = cudart()
+    if int(runtime.cudaHostRegister(tensor.data_ptr(), tensor.nbytes, 0)) == 0:  # else the system allows no more
+        weakref.finalize(tensor.untyped_storage(), runtime.cudaHostUnregister, tensor.data_ptr())
 
 
 def _float32s(what: str, values: Sequence[float]) -> list[float]:

@@ -16,6 +16,7 @@ import torch
 from esplug.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
+    from esplug.adapters import Adapters
     from esplug.blocks import Block
     from esplug.fast_path import FastPath, Places
     from esplug.history import CatchUp, CaughtUp
@@ -40,8 +41,10 @@ class ESWorkerExtension:
     cache_config: Any
     _es_places: "Places | None"  # None also where weights enter the long way
     _es_fast_path: "FastPath | None"
-    _es_device: torch.device  # of the master weights
+    _es_in_host: bool  # whether master weights are in the host's memory though a GPU computes
     _es_master: "MasterWeights"
+    _es_adapters: "Adapters"  # where members have low rank
+    _es_alone: bool  # whether the model's weights are those of the master, as it is now
     _es_undefined: torch.Tensor
 
     def es_catch_up(
@@ -49,13 +52,15 @@ class ESWorkerExtension:
         folder: str,
         master_dtype: Literal["float32", "model"],
         master_device: Literal["auto", "gpu", "host"],
+        low_rank: int | None,
         rank_cores: list[list[int]],
         heartbeat: str,
         catch_up: "CatchUp",
     ) -> "CaughtUp":
         """Read the checkpoint in ``folder`` as master weights, and from there get to the run's present ones.
 
-        ``master_device`` is the setting of that name, ``rank_cores`` are the CPU cores on which each tensor-parallel
+        ``master_device`` is the setting of that name, ``low_rank`` the rank of the members' noise if it has any,
+        ``rank_cores`` are the CPU cores on which each tensor-parallel
         rank may make noise, and ``heartbeat`` is the place of the engine's :class:`esplug.heartbeat.Heartbeat`.
         """
         # numba, which the kernels need, must not be imported before vLLM's CPU engine has started.
@@ -67,10 +72,10 @@ class ESWorkerExtension:
         def load(blocks: "Mapping[str, Block]", ranks: "Ranks") -> None:
             vars(self).pop("_es_master", None)  # there may be no room for two
             if starting:
-                self._es_device = self._es_master_device(Path(folder), master_dtype, master_device, blocks, ranks)
-            where: dict[str, Any] = {"blocks": blocks, "device": self._es_device, "ranks": ranks}
-            how: dict[str, Any] = {"threads": len(cores), "cores": cores, "beat": beat}
-            self._es_master = MasterWeights.load(Path(folder), master_dtype, **how, **where)
+                self._es_in_host = self._es_keep_in_host(Path(folder), master_dtype, master_device, blocks, ranks)
+            where: dict[str, Any] = {"device": self.device, "in_host": self._es_in_host, "blocks": blocks}
+            how: dict[str, Any] = {"threads": len(cores), "cores": cores, "beat": beat, "low_rank": low_rank}
+            self._es_master = MasterWeights.load(Path(folder), master_dtype, ranks=ranks, **how, **where)
 
         starting = not hasattr(self, "_es_places")
         if starting:
@@ -79,6 +84,8 @@ class ESWorkerExtension:
             if places is not None:
                 load(places.blocks, ranks)
                 fast_path = self._es_find_fast_path(places, ranks)
+            if low_rank:
+                self._es_adapters = self._es_find_adapters(places if fast_path else None, low_rank)
             if fast_path is None:
                 places = None
                 load({}, Ranks())
@@ -88,19 +95,20 @@ class ESWorkerExtension:
         else:
             load({}, Ranks())
         caught_up = self._es_master.catch_up(Path(folder), catch_up)
+        self._es_alone = False
         _keep_freed_memory()
         return caught_up
 
-    def _es_master_device(
+    def _es_keep_in_host(
         self, folder: Path, master_dtype: str, choice: str, blocks: "Mapping[str, Block]", ranks: "Ranks"
-    ) -> torch.device:
+    ) -> bool:
         """Choose where the master weights are kept: on the GPU if they fit on all ranks, or must."""
         from esplug.blocks import Block
         from esplug.errors import UserError
         from esplug.shards import read_shapes, widest
 
         if self.device.type != "cuda" or choice == "host":
-            return torch.device("cpu")
+            return self.device.type == "cuda"
         torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info(self.device)
         # What vLLM has not taken of its share so far, it may yet want.
@@ -108,16 +116,17 @@ class ESWorkerExtension:
         kept = (blocks.get(name, Block.whole(shape)).of(shape) for name, shape in read_shapes(folder).items())
         needed = (4 if master_dtype == "float32" else widest(folder)) * sum(map(math.prod, kept))
         if ranks.sums([needed > room]) == [0]:
-            return self.device
+            return False
         if choice == "gpu":
             raise UserError(
                 f"--master-device gpu: the master weights take {needed / 1e9:.1f} GB, and the GPU has room for "
                 f"{max(0, room) / 1e9:.1f} beside vLLM; lower --gpu-memory-utilization, or choose --master-device host"
             )
-        return torch.device("cpu")
+        return True
 
     def _es_watch_and_speed_up(self, model: torch.nn.Module) -> None:
-        self._es_undefined = torch.zeros((), dtype=torch.int64, device=self.device)
+        slots = getattr(getattr(model, "lora_manager", None), "lora_slots", 0)
+        self._es_undefined = torch.zeros(1 + slots, dtype=torch.int64, device=self.device)
         _watch_logits(model, self._es_undefined)
         if self.device.type == "cpu":
             from esplug.cpu_layers import use_c_kernels
@@ -147,6 +156,17 @@ class ESWorkerExtension:
             reason = str(error)
         return fast_path if _all_can(ranks, reason) else None
 
+    def _es_find_adapters(self, places: "Places | None", rank: int) -> "Adapters":
+        from esplug.adapters import Adapters
+        from esplug.errors import UserError
+
+        if places is None:
+            raise UserError(
+                "--perturbation low-rank: not for this model, as the engine's log says why its weights must go through "
+                "vLLM's reload_weights; choose --perturbation full"
+            )
+        return Adapters(self.model_runner.get_model(), places, self._es_master.shapes, rank)
+
     def es_set_weights(self, member_seed: int | None, scale: float) -> None:
         """Give the model ``master + scale * eps(member_seed)``; without a seed, the master itself."""
         if self._es_fast_path is not None:
@@ -154,6 +174,13 @@ class ESWorkerExtension:
         else:
             dtype = self.model_runner.model_config.dtype
             self._es_reload(self._es_master.perturbed(member_seed, scale, dtype))
+        self._es_alone = member_seed is None
+
+    def es_set_members(self, members: list[tuple[int, float]]) -> None:
+        """Give the model the master itself, and its adapters these members of low rank, as seeds and scales."""
+        if not self._es_alone:
+            self.es_set_weights(None, 0.0)
+        self._es_adapters.write(members)
 
     def _es_reload(self, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
         """Give the model all tensors of a checkpoint, whatever the model and however it is spread over processes."""
@@ -163,6 +190,7 @@ class ESWorkerExtension:
     def es_update(self, seeds: list[int], coefficients: list[float]) -> int:
         """Add ``sum_k coefficients[k] * eps(seeds[k])`` to the master. Returns the new checksum."""
         self._es_master.update(seeds, coefficients)
+        self._es_alone = False
         return self._es_master.checksum()
 
     def es_tensor_checksums(self) -> dict[str, int]:
@@ -182,9 +210,12 @@ class ESWorkerExtension:
                 return error.errno or 0, error.strerror or str(error)
         return None
 
-    def es_take_undefined(self) -> int:
-        """Return for how many tokens the model gave NaN or infinity since this was last asked."""
-        found = int(self._es_undefined.item())
+    def es_take_undefined(self) -> list[int]:
+        """Return for how many tokens the model gave NaN or infinity since this was last asked.
+
+        First without an adapter, then with that of each slot.
+        """
+        found: list[int] = self._es_undefined.tolist()
         self._es_undefined.zero_()
         return found
 
@@ -224,13 +255,19 @@ def _keep_freed_memory() -> None:
 
 
 def _watch_logits(model: torch.nn.Module, undefined: torch.Tensor) -> None:
-    """Have ``model`` count, in ``undefined``, the tokens whose logits hold NaN or plus infinity."""
+    """Have ``model`` count, in ``undefined``, the tokens whose logits hold NaN or plus infinity: by their adapter."""
     compute: Any = model.compute_logits
+    manager: Any = getattr(model, "lora_manager", None)
+    adapters = next(iter(manager.punica_wrapper_mapping.values())) if manager else None
 
     def watched(*arguments: Any, **named: Any) -> Any:
         logits = compute(*arguments, **named)
         if logits is not None:  # with tensor parallelism, some ranks get none
-            undefined.add_((~torch.isfinite(logits.amax(dim=-1))).sum())
+            wrong = (~torch.isfinite(logits.amax(dim=-1))).to(undefined.dtype)
+            slots = torch.full_like(wrong, -1)
+            if adapters and len(adapters.sampler_indices) == len(wrong):
+                slots = adapters.sampler_indices
+            undefined.index_add_(0, slots + 1, wrong)
         return logits
 
     vars(model)["compute_logits"] = watched

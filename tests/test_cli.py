@@ -141,6 +141,7 @@ NOT_FOR_EVAL = [
         "train_temperature",
         "train_top_p",
         "batch_size",
+        "members_per_batch",
         "eval_freq",
         "save_best_models",
         "checkpoint_every",
@@ -148,6 +149,7 @@ NOT_FOR_EVAL = [
         "profile",
     ),
     *("sigma", "alpha", "population_size", "n_iterations", "antithetic", "reward_shaping", "momentum", "recipe"),
+    *("perturbation", "rank"),
     *("sigma_schedule", "sigma_end", "alpha_schedule", "alpha_end"),
 ]
 

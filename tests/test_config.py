@@ -44,6 +44,26 @@ def test_a_recipe_counts_more_than_the_tasks_defaults_and_less_than_what_is_said
     assert make_config(config.model_dump(exclude_none=True)) == config
 
 
+def test_low_rank_has_settings_of_its_own() -> None:
+    assert make_config().rank is None
+    low = make_config({"perturbation": "low-rank", "population_size": 30})
+    assert low.rank == 1
+    assert [low.members_at_once(engines) for engines in (1, 2, 4, 30, 64)] == [30, 15, 8, 1, 1]
+    assert make_config({"perturbation": "low-rank", "population_size": 200}).members_at_once(1) == 64
+    assert make_config({"perturbation": "low-rank", "members_per_batch": 100}).members_at_once(1) == 30
+    four = make_config({"perturbation": "low-rank", "rank": 4, "members_per_batch": 5, "population_size": 30})
+    assert (four.rank, four.members_at_once(2)) == (4, 5)
+    assert make_config(four.model_dump(exclude_none=True)) == four
+    assert make_config(four.model_dump(exclude_none=True), {"perturbation": "full", "population_size": 30}) == (
+        make_config({"population_size": 30})
+    )
+    assert make_config({"population_size": 30}).members_at_once(1) == 1
+    assert "rank4-" in four.run_name
+    for wrong in ({"rank": 4}, {"members_per_batch": 4}):
+        with pytest.raises(UserError, match=r"^--(rank|members-per-batch) 4 is for --perturbation low-rank; give"):
+            make_config(wrong)
+
+
 def test_later_layers_win() -> None:
     config = make_config({"max_tokens": 7, "seed": 0}, {"max_tokens": 8})
     assert (config.max_tokens, config.seed) == (8, 0)

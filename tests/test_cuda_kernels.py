@@ -80,6 +80,25 @@ def test_perturb_update_and_checksum_equal_the_cpu_s_on_random_blocks(cuda) -> N
         assert cuda.checksum(master, first, name, pitch) == total % 2**64, where
 
 
+def test_low_rank_updates_equal_the_cpu_s_on_random_blocks(cuda) -> None:
+    choose = random.Random(2)
+    for case in range(CASES // 4):
+        rows, columns = choose.randint(1, 70), choose.choice([1, 63, 64, 65, choose.randint(1, 150)])
+        row, column = choose.randint(0, 2**31), choose.choice([0, choose.randint(0, 2**20)])
+        width, rank = column + columns + choose.randint(0, 2**12), choose.choice([1, 1, 2, 3, 8])
+        kept = choose.choice(TYPES)
+        keys = [(choose.getrandbits(64), choose.getrandbits(64)) for _ in range(1 + case % 3)]
+        factors = [choose.uniform(-1, 1) for _ in keys]
+        whole = torch.randn(rows, columns + 3, generator=torch.Generator().manual_seed(case)).to(kept)
+        master, beside = whole[:, 1 : columns + 1], whole[:, [0, -2, -1]].clone()
+        expected = master.clone()
+        cpu.update_low_rank(cpu.array(expected), row, column, width, keys, factors, rank)
+        cuda.update_low_rank(master, row, column, width, keys, factors, rank)
+        where = f"{rows} x {columns} from {row}, {column} of {width}, rank {rank}, {kept}, keys {keys}"
+        assert equal(master, expected), where
+        assert equal(whole[:, [0, -2, -1]], beside), where
+
+
 @settings(max_examples=30, deadline=None)
 @given(value=st.floats(width=32, allow_nan=False), factor=st.sampled_from([0.0, 1e-30, 0.3]))
 def test_rounding_is_the_cpu_s_for_every_size_of_number(cuda, value: float, factor: float) -> None:
@@ -91,23 +110,26 @@ def test_rounding_is_the_cpu_s_for_every_size_of_number(cuda, value: float, fact
         assert equal(out, expected)
 
 
-def test_master_weights_on_a_gpu_are_those_on_the_cpu(cuda, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("low_rank", "in_host"), [(None, False), (2, False), (None, True), (2, True)])
+def test_master_weights_of_a_gpu_are_those_of_the_cpu(cuda, low_rank, in_host, monkeypatch) -> None:
     tensors = {
         "a": torch.randn(30, 70),
-        "b": torch.randn(30, 41),
+        "b.weight": torch.randn(30, 41),
+        "c.weight": torch.randn(70, 30).bfloat16(),
         "bias": torch.randn(33).half(),
         "n": torch.tensor([3]),
     }
-    blocks = {"b": Block((0, 30), (10, 40))}
-    here = MasterWeights(tensors.items(), threads=2, blocks=blocks)
-    monkeypatch.setattr(weights, "kernels_for", lambda _: cuda)
-    there = MasterWeights(tensors.items(), blocks=blocks)
+    blocks = {"b.weight": Block((0, 30), (10, 40))}
+    here = MasterWeights(tensors.items(), threads=2, blocks=blocks, low_rank=low_rank)
+    streamed = importlib.import_module("esplug.kernels.streamed").Streamed
+    monkeypatch.setattr(weights, "kernels_for", lambda device, *, in_host: streamed(device) if in_host else cuda)
+    there = MasterWeights(tensors.items(), blocks=blocks, low_rank=low_rank, in_host=in_host)
     for iteration in range(5):
         for master in (here, there):
             master.update([iteration, 7], [0.1, -0.2])
         assert here.tensor_checksums() == there.tensor_checksums()
         given = {"a": torch.empty(30, 70, dtype=torch.bfloat16)}
-        layout = there.fused({"a": ("a",), "b": ("b",), "bias": ("bias",)})
+        layout = there.fused({"a": ("a",), "b.weight": ("b.weight",), "c.weight": ("c.weight",), "bias": ("bias",)})
         ours = dict(here.perturbed(iteration, 0.01, torch.bfloat16))
         theirs = dict(there.perturbed(iteration, 0.01, torch.bfloat16, layout, given))
         assert theirs["a"] is given["a"]

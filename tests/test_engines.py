@@ -70,11 +70,14 @@ class QuickEngine:
         self.state = BASE + sum(round(1000 * sum(step.coefficients)) for step in moving)
         return CaughtUp(BASE, self.state, len(moving))
 
-    def generate(self, weights: Any, prompts: Any, seeds: Any, sampling: Any) -> Generation:
+    def generate(self, weights: Any, prompts: Any, seeds: Any, sampling: Any) -> list[Generation]:
         time.sleep(0.05)
         self._misbehave("generate")
-        answers = [Completion(f"{prompt} {weights.member_seed} {self.state}", 1, True) for prompt in prompts]
-        return Generation(answers, (Work(-1, time.time(), 0.01, 0.05),))
+        work = (Work(-1, time.time(), 0.01, 0.05, len(weights)),)
+        return [
+            Generation([Completion(f"{prompt} {each.member_seed} {self.state}", 1, True) for prompt in prompts], work)
+            for each in weights
+        ]
 
     def update(self, seeds: list[int], coefficients: list[float]) -> int:
         self._misbehave("update")
@@ -119,16 +122,18 @@ def order(folder: Path, where: str, index: int, kind: str, times: int = 1) -> No
     (folder / f"{where}-{index}-{kind}").write_text(str(times))
 
 
-def jobs(count: int, mini_batch: int = 8, prompts: int = 2) -> Iterator[Job[int]]:
+def jobs(count: int, mini_batch: int = 8, prompts: int = 2, members: int = 1) -> Iterator[Job[int]]:
     ids = [[prompt + 1, 2] for prompt in range(prompts)]
-    return (Job(i, Weights(i, 0.1), ids, [0] * prompts, Sampling(4), mini_batch) for i in range(count))
+    for first in range(0, count, members):
+        keys = range(first, min(count, first + members))
+        yield Job(keys, [Weights(i, 0.1) for i in keys], ids, [0] * prompts, Sampling(4), mini_batch)
 
 
-def work(pool: EnginePool, history: History, iterations: int = 3, mini_batch: int = 8) -> list[Any]:
+def work(pool: EnginePool, history: History, iterations: int = 3, mini_batch: int = 8, members: int = 1) -> list[Any]:
     """Do what a trainer does, and return all that comes of it."""
     seen: list[Any] = []
     for iteration in range(iterations):
-        answers = dict(pool.run(jobs(7, mini_batch)))
+        answers = dict(pool.run(jobs(7, mini_batch, members=members)))
         seen.append([[c.text for c in answers[i].completions] for i in range(7)])
         coefficients = (0.5 + iteration, -0.25)
         checksum = pool.update([1, 2], list(coefficients))
@@ -173,6 +178,25 @@ def test_a_mini_batch_that_an_engine_loses_is_done_again(kind, pool, undisturbed
     order(tmp_path, "generate", 1, kind)
     assert work(mine, history, mini_batch=1) == undisturbed
     assert mine.restarts == 1
+
+
+@pytest.mark.parametrize(("kind", "mini_batch"), [("die", 8), ("die", 1), ("raise", 1)])
+def test_a_batch_of_members_that_an_engine_loses_is_done_again(kind, mini_batch, pool, undisturbed, tmp_path) -> None:
+    mine = pool()
+    history = begin(mine)
+    order(tmp_path, "generate", 1, kind)
+    assert work(mine, history, mini_batch=mini_batch, members=3) == undisturbed
+    assert mine.restarts == 1
+
+
+def test_members_of_a_batch_share_its_time(pool) -> None:
+    mine = pool()
+    begin(mine)
+    generations = dict(mine.run(jobs(7, 1, members=3)))
+    assert sorted(generations) == list(range(7))
+    assert [len(generations[i].work) for i in (0, 6)] == [2, 2]  # mini-batches
+    assert sum(each.generate_seconds for each in generations.values()) == pytest.approx(3 * 2 * 0.05)
+    assert sum(each.switch_seconds for each in generations.values()) == pytest.approx(3 * 2 * 0.01)
 
 
 def test_the_last_member_is_shared_by_engines_that_have_nothing_else_to_do(pool) -> None:

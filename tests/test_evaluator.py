@@ -27,7 +27,7 @@ class Engines:
         self.jobs = list(jobs)
         for job in reversed(self.jobs):
             answers = [f"{ids[0]} {seed}" for ids, seed in zip(job.prompts, job.seeds, strict=True)]
-            yield job.key, Generation([Completion(a, len(a), len(a) % 2 == 0) for a in answers])
+            yield job.keys[0], Generation([Completion(a, len(a), len(a) % 2 == 0) for a in answers])
 
 
 class Pending:
@@ -85,11 +85,11 @@ def test_jobs_are_small_never_cross_splits_and_carry_the_settings(device) -> Non
     splits = {"a": rows(CHUNK[device] + 1), "b": rows(3, first=1000), "c": rows(CHUNK[device], first=2000)}
     settings = {"eval_temperature": 0.5, "eval_top_p": 0.9, "max_tokens": 7, "stop": ["x"], "mini_batch_size": 5}
     _, _, jobs = evaluate(splits, device=device, **settings)
-    assert [job.key for job in jobs] == [0, 1, 2, 3]
+    assert [job.keys for job in jobs] == [[0], [1], [2], [3]]
     assert [len(job.prompts) for job in jobs] == [CHUNK[device], 1, 3, CHUNK[device]]
     assert [{ids[0] // 1000 for ids in job.prompts} for job in jobs] == [{0}, {0}, {1}, {2}]
     for job in jobs:
-        assert job.weights == Weights()
+        assert job.weights == [Weights()]
         assert job.sampling == Sampling(7, 0.5, 0.9, ("x",))
         assert job.mini_batch_size == 5
         assert len(job.seeds) == len(job.prompts)

@@ -46,6 +46,7 @@ def mixed_tensors() -> dict[str, torch.Tensor]:
         "zeros": torch.tensor([0.0, -0.0, 0.0, -0.0, -0.0]).bfloat16(),
         "empty": torch.empty(0, 4).bfloat16(),
         "scalar": torch.tensor(0.3),
+        "layers.1.proj.weight": torch.randn(61, 37, generator=generator).bfloat16(),
         "steps": torch.arange(3001),
         "mask": torch.tensor([True, False, True]),
         "bytes": torch.arange(7, dtype=torch.uint8),
@@ -77,11 +78,12 @@ def make_log(
     name: str | None = None,
     revision: str | None = None,
     momentum: float = 0.0,
+    low_rank: int | None = None,
 ) -> list[MasterWeights]:
     """Write the log that a run on ``base`` would have written. Returns the master after each iteration, from 0."""
 
     def master(upto: int) -> MasterWeights:
-        weights = MasterWeights.load(base, master_dtype)
+        weights = MasterWeights.load(base, master_dtype, low_rank=low_rank)
         for done in range(1, upto + 1):
             seeds, coefficients = movement(steps[:done], 11)
             weights.update(seeds, coefficients)
@@ -89,7 +91,7 @@ def make_log(
 
     steps: list[Step] = []
     first = MasterWeights.load(base, master_dtype)
-    header = Header(Base(name or str(base), revision, first.checksum()), master_dtype, 11, settings or {})
+    header = Header(Base(name or str(base), revision, first.checksum()), master_dtype, 11, settings or {}, low_rank)
     masters = [first]
     with SeedLog.create(path, header) as log:
         for number, coefficients in enumerate(COEFFICIENTS):
@@ -110,7 +112,9 @@ def same_files(left: Path, right: Path) -> None:
 
 @pytest.mark.parametrize("master_dtype", ["float32", "model"])
 @pytest.mark.parametrize("dtype", [None, "float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("how", [{"antithetic": False}, {"antithetic": True}, {"momentum": 0.4}], ids=str)
+@pytest.mark.parametrize(
+    "how", [{"antithetic": False}, {"antithetic": True}, {"momentum": 0.4}, {"low_rank": 3, "momentum": 0.1}], ids=str
+)
 def test_it_is_byte_for_byte_what_the_run_would_have_saved(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, master_dtype: str, dtype: Any, how: dict[str, Any]
 ) -> None:

@@ -50,19 +50,21 @@ class Hanging:
     def collective_rpc(self, method: str, args: Any = ()) -> list[Any]:
         if method == self.at:
             self.hang()
-        return [CaughtUp(1, 1)] if method == "es_catch_up" else [{}] if "tensor" in method else [0]
+        answers = {"es_catch_up": CaughtUp(1, 1), "es_tensor_checksums": {}, "es_take_undefined": [0, 0, 0]}
+        return [answers.get(method, 0)]
 
     def reset_prefix_cache(self) -> None:
         pass
 
-    def generate(self, prompts: Any, parameters: Any, use_tqdm: bool) -> list[Any]:
+    def generate(self, prompts: Any, parameters: Any, **named: Any) -> list[Any]:
         return []
 
 
 CALLS: dict[str, Callable[[Engine, Path], Any]] = {
     "es_catch_up": lambda engine, _: engine.catch_up(CatchUp(0)),
-    "es_set_weights": lambda engine, _: engine.generate(Weights(1, 0.1), [], [], Sampling(4)),
-    "es_take_undefined": lambda engine, _: engine.generate(Weights(), [], [], Sampling(4)),
+    "es_set_weights": lambda engine, _: engine.generate([Weights(1, 0.1)], [], [], Sampling(4)),
+    "es_set_members": lambda engine, _: engine.generate([Weights(1, 0.1), Weights(2, 0.1)], [], [], Sampling(4)),
+    "es_take_undefined": lambda engine, _: engine.generate([Weights()], [], [], Sampling(4)),
     "es_update": lambda engine, _: engine.update([1], [0.5]),
     "es_save": lambda engine, folder: engine.save(str(folder), True),
     "es_tensor_checksums": lambda engine, _: engine.tensor_checksums(),
@@ -79,7 +81,7 @@ def test_an_engine_that_hangs_anywhere_in_its_work_grows_old(call, tmp_path) -> 
         hanging.set()
         release.wait(10)
 
-    engine._llm = Hanging(call, hang)
+    engine._llm, engine._low_rank = Hanging(call, hang), 1 if call == "es_set_members" else None
     assert engine.pulse() == 0.0
     thread = threading.Thread(target=CALLS[call], args=(engine, tmp_path))
     thread.start()

@@ -36,3 +36,23 @@ def test_a_trace_holds_every_piece_of_work_in_its_lane() -> None:
         ("graders", 1, "member 0", 3_100_000, 100_000),
     ]
     assert set(lanes.values()) == {"driver 0", "engine 0", "engine 1", "grader 1"}
+
+
+def test_a_batch_of_members_is_one_piece_of_work() -> None:
+    members = population(1, 0, 3, antithetic=False)
+    together = (Work(0, 100.0, 0.5, 2.0, 2),)
+    generations = [
+        Generation([Completion("x", 5, True)], together),
+        Generation([Completion("y", 7, True)], together),
+        Generation([Completion("z", 1, True)], (Work(1, 100.0, 0.5, 1.0, 1),)),
+    ]
+    result = PopulationResult(np.zeros((3, 1)), [[Graded(Reward(0.0))]] * 3, generations, 4.0, 0.5)
+    events = trace(members, result, 100.0, {})["traceEvents"]
+    shown = sorted((e["tid"], e["name"], round(e["dur"]), e["args"]) for e in events if e["ph"] == "X")
+    assert [(lane, name, duration) for lane, name, duration, _ in shown] == [
+        (0, "members 0 to 1", 2_000_000),
+        (0, "write weights 0 to 1", 500_000),
+        (1, "member 2", 1_000_000),
+        (1, "write weights 2", 500_000),
+    ]
+    assert shown[0][3] == {"tokens of the members": 12}

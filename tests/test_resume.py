@@ -36,6 +36,9 @@ OTHERS: dict[str, Any] = {
     "sigma_end": 0.0003,
     "alpha_end": 0.0003,
     "momentum": 0.5,
+    "perturbation": "low-rank",
+    "rank": 2,
+    "members_per_batch": 3,
     "recipe": "fast",
     "profile": 1,
     "reward_shaping": "centered-ranks",
@@ -64,7 +67,8 @@ FREE = {"n_iterations", "model_name", "checkpoint", "eval_dataset"}
 def make_run(folder: Path, *, steps: int, **settings: Any) -> tuple[Path, RunConfig]:
     config = make_config(SETTINGS, {"output_directory": str(folder)}, settings)
     run = RunDirectory.create(config)
-    header = Header(Base("base", None, 5), "float32", config.seed, config.model_dump(exclude_none=True))
+    settings = config.model_dump(exclude_none=True)
+    header = Header(Base("base", None, 5), "float32", config.seed, settings, config.rank)
     with SeedLog.create(run.seed_log, header) as log:
         for iteration in range(steps):
             log.append(Step(iteration, (0.5, -0.5), False, 100 + iteration))
@@ -89,7 +93,8 @@ def contents(run: Path) -> dict[Path, bytes]:
 @pytest.mark.parametrize("field", list(RunConfig.model_fields))
 def test_what_changes_the_mathematics_is_refused_unless_allowed(field, tmp_path) -> None:
     schedules = {f"{name}_schedule": "linear" for name in ("sigma", "alpha") if field == f"{name}_end"}
-    run, before = make_run(tmp_path, steps=2, eval_n_samples=4, eval_temperature=0.8, **schedules)
+    low_rank = {"perturbation": "low-rank"} if field in ("rank", "members_per_batch") else {}
+    run, before = make_run(tmp_path, steps=2, eval_n_samples=4, eval_temperature=0.8, **schedules, **low_rank)
     value = OTHERS[field] if field in OTHERS else getattr(before, field) * 2
     now = make_config(before.model_dump(exclude_none=True), {field: value})
     assert now != before
@@ -102,7 +107,7 @@ def test_what_changes_the_mathematics_is_refused_unless_allowed(field, tmp_path)
     with pytest.raises(UserError, match=rf"--resume .*: {flag_of(field)} was ") as refused:
         open_again(run, now)
     assert "\n" not in str(refused.value)
-    if field in ("seed", "master_dtype"):  # of which the log itself is made
+    if field in ("seed", "master_dtype", "perturbation", "rank"):  # of which the log itself is made
         with pytest.raises(UserError, match="cannot change within a run"):
             open_again(run, now, allow_change=True)
     else:

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -222,14 +223,15 @@ def test_the_header_is_readable_json_and_newer_versions_are_named(path: Path) ->
     assert content.pop("crc")
     assert content == {
         "format": "esplug-seed-log",
-        "version": 2,
+        "version": 3,
         "base": {"name": "org/model", "revision": "0" * 40, "weights_checksum": "0000000000000abc"},
         "master_dtype": "float32",
         "run_seed": 42,
+        "low_rank": None,
         "settings": {"sigma": 0.001, "task": "countdown"},
     }
-    path.write_bytes(line.replace(b'"version":2', b'"version":3'))
-    with pytest.raises(UserError, match=r"version 3, .* reads version 2; upgrade esplug"):
+    path.write_bytes(line.replace(b'"version":3', b'"version":4'))
+    with pytest.raises(UserError, match=r"version 4, .* reads version 3; upgrade esplug"):
         read(path)
 
 
@@ -337,9 +339,27 @@ def test_each_step_has_its_own_momentum() -> None:
     assert [movement(made[:done], 1)[1] for done in (1, 2, 3)] == [[1.0], [2.0], [4.0, 0.5, 0.0625]]
 
 
-def test_a_log_of_version_1_is_read_and_goes_on(path: Path) -> None:
+@pytest.mark.parametrize("rank", [1, 64])
+def test_the_rank_of_the_noise_is_kept(path: Path, rank: int) -> None:
+    SeedLog.create(path, replace(HEADER, low_rank=rank)).close()
+    assert read(path).header.low_rank == rank
+
+
+@pytest.mark.parametrize("rank", [0, 65, -1, "1", [1]])
+def test_a_rank_that_cannot_be_is_damage(path: Path, rank: object) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        replace(HEADER, low_rank=rank)
     line = json.loads(write(path, written=[]).read_bytes())
     del line["crc"]
+    text = json.dumps(line | {"low_rank": rank}, separators=(",", ":"))[:-1].encode()
+    path.write_bytes(text + f',"crc":"{hashlib.blake2b(text, digest_size=8).hexdigest()}"}}\n'.encode())
+    with pytest.raises(UserError, match="header is damaged"):
+        read(path)
+
+
+def test_a_log_of_version_1_is_read_and_goes_on(path: Path) -> None:
+    line = json.loads(write(path, written=[]).read_bytes())
+    del line["crc"], line["low_rank"]
     text = json.dumps(line | {"version": 1}, separators=(",", ":"))[:-1].encode()
     crc = hashlib.blake2b(text, digest_size=8).hexdigest()
     fixed = struct.pack("<IQQBI2f", 29, 0, 5, 1, 2, 0.5, -0.25)

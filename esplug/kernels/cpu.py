@@ -19,7 +19,7 @@ from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic, overload
 from numpy.typing import NDArray
 
-from esplug import noise
+from esplug import low_rank, noise
 
 Array: TypeAlias = NDArray[Any]
 """A tensor's elements in one dimension, as :func:`flat` makes it, or a block of them in two, in C order."""
@@ -31,6 +31,7 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _CARRIERS = {torch.float32: torch.float32, torch.bfloat16: torch.uint16, torch.float16: torch.int16}
 
 _TILE = 2048
+_COLUMNS, _MEMBERS = 1024, 16  # of low rank, whose noise is made at a time
 _u32, _u64 = np.uint32, np.uint64
 _M0, _M1 = _u64(noise.MULTIPLIERS[0]), _u64(noise.MULTIPLIERS[1])
 _STEP0, _STEP1 = _u64(noise.KEY_STEPS[0]), _u64(noise.KEY_STEPS[1])
@@ -47,13 +48,18 @@ if numba.config.CPU_FEATURES is None and "+avx512f" in (_features := get_host_cp
     numba.config.CPU_FEATURES = f"{_features},-prefer-256-bit"
 
 
-def flat(tensor: torch.Tensor) -> Array:
-    """Return a view of a contiguous tensor of one of :data:`FLOATS` as the kernels take it.
+def array(tensor: torch.Tensor) -> Array:
+    """Return a view of a tensor of one of :data:`FLOATS` as the kernels take it.
 
     Raises:
         KeyError: the tensor has another type.
     """
-    return tensor.detach().view(-1).view(_CARRIERS[tensor.dtype]).numpy()
+    return tensor.detach().view(_CARRIERS[tensor.dtype]).numpy()
+
+
+def flat(tensor: torch.Tensor) -> Array:
+    """Return the same of a contiguous tensor, in one dimension."""
+    return array(tensor.view(-1))
 
 
 def perturb(master: Array, out: Array, start: int, key: int, scale: float, pitch: int = 0) -> None:
@@ -75,7 +81,9 @@ def convert(master: Array, out: Array) -> None:
     _convert(_rows(master), _rows(out))
 
 
-def update(master: Array, start: int, keys: Sequence[int], coefficients: Sequence[float], pitch: int = 0) -> None:
+def update(
+    master: Array, start: int, keys: "Sequence[int] | Array", coefficients: Sequence[float], pitch: int = 0
+) -> None:
     """Add ``sum_k coefficients[k] * eps_k`` to ``master``, which is read and written once.
 
     The sum is accumulated in float32 in the order given, starting from zero.
@@ -88,6 +96,33 @@ def update(master: Array, start: int, keys: Sequence[int], coefficients: Sequenc
         pitch: of a block, elements from one of its rows to the next in the tensor.
     """
     _update(_rows(master), start, pitch, np.array(keys, dtype=_u64), np.array(coefficients, dtype=np.float32))
+
+
+def update_low_rank(
+    master: Array,
+    row: int,
+    column: int,
+    width: int,
+    keys: Sequence[tuple[int, int]] | Array,
+    coefficients: Sequence[float],
+    rank: int,
+) -> None:
+    """Add ``sum_k coefficients[k] * eps_k`` of low rank to ``master``, a block of a matrix.
+
+    As in :func:`update`, the sum is accumulated in float32 in the order given, starting from zero; its terms are
+    ``coefficients[k] * scale * (B A)``, of which the first product is rounded to float32, and then the second.
+
+    Args:
+        master: m x n elements.
+        row: of the matrix, at which the block begins.
+        column: likewise.
+        width: columns of the matrix.
+        keys: each member's, from :func:`esplug.low_rank.factor_keys`.
+        coefficients: one per member, rounded to float32 here.
+        rank: of each member's noise.
+    """
+    factors = np.array(coefficients, dtype=np.float32) * np.float32(low_rank.scale(rank))
+    _update_low_rank(master, row, column, width, np.array(keys, dtype=_u64).reshape(-1, 2), factors, rank)
 
 
 def checksum(master: Array, start: int, name: str, pitch: int = 0) -> int:
@@ -121,6 +156,14 @@ def update_all(pieces: Iterable[tuple[Array, int, Sequence[int], int]], coeffici
     """Update pieces, given as :func:`update` takes them: (master, start, keys, pitch)."""
     for master, start, keys, pitch in pieces:
         update(master, start, keys, coefficients, pitch)
+
+
+def update_low_rank_all(
+    pieces: Iterable[tuple[Array, int, int, int, Sequence[tuple[int, int]]]], coefficients: Sequence[float], rank: int
+) -> None:
+    """Update pieces, given as :func:`update_low_rank` takes them: (master, row, column, width, keys)."""
+    for master, row, column, width, keys in pieces:
+        update_low_rank(master, row, column, width, keys, coefficients, rank)
 
 
 def checksum_all(pieces: Iterable[tuple[Array, int, str, int]]) -> list[int]:
@@ -292,6 +335,57 @@ def _update(master: Array, start: int, pitch: int, keys: Array, coefficients: Ar
                     total[j] += coefficient * (np.float32(np.int32(word[j]) - _MEAN) * _SCALE)
             for j in range(count):
                 target[j] = _narrow(_widen(target[j]) + total[j], target)
+
+
+@_jit
+def _integers(out: Array, start: int, key: Any, sums: Array) -> None:
+    """Fill ``out`` (float32) with noise that is not scaled, from element ``start`` on."""
+    words = sums.view(np.uint16)
+    for low in range(0, out.size, _TILE):
+        first, count = start + low, min(_TILE, out.size - low)
+        skip = first & 3
+        _byte_sums(sums, _u64(first) >> _2, (skip + count + 3) >> 2, key)
+        for j in range(count):
+            out[low + j] = np.float32(np.int32(words[skip + j]) - _MEAN)
+
+
+@_jit
+def _update_low_rank(master: Array, row: int, column: int, width: int, keys: Array, factors: Array, rank: int) -> None:
+    sums = np.empty(_TILE // 4 + 1, _u64)
+    rows, columns = master.shape
+    total = np.zeros((rows, columns), np.float32)
+    a = np.empty((_MEMBERS, rank, _COLUMNS), np.float32)
+    b = np.empty((_MEMBERS, rows * rank), np.float32)
+    product = np.empty(_COLUMNS, np.float32)
+    for first in range(0, factors.size, _MEMBERS):
+        members = min(_MEMBERS, factors.size - first)
+        for k in range(members):
+            _integers(b[k], row * rank, keys[first + k, 1], sums)
+        for low in range(0, columns, _COLUMNS):
+            count = min(_COLUMNS, columns - low)
+            for k in range(members):
+                for q in range(rank):
+                    _integers(a[k, q, :count], q * width + column + low, keys[first + k, 0], sums)
+            for i in range(rows):
+                line = total[i, low : low + count]
+                for k in range(members):
+                    factor, value = factors[first + k], b[k, i * rank]
+                    if rank == 1:
+                        for j in range(count):
+                            line[j] += factor * (value * a[k, 0, j])
+                        continue
+                    for j in range(count):
+                        product[j] = value * a[k, 0, j]
+                    for q in range(1, rank):
+                        value = b[k, i * rank + q]
+                        for j in range(count):
+                            product[j] += value * a[k, q, j]
+                    for j in range(count):
+                        line[j] += factor * product[j]
+    for i in range(rows):
+        target, line = master[i], total[i]
+        for j in range(columns):
+            target[j] = _narrow(_widen(target[j]) + line[j], target)
 
 
 @_jit

@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from esplug import noise
+from esplug import low_rank, noise
 
 _QUADS = 256  # groups of four elements that one program makes
 _WARPS = 2
@@ -28,11 +28,20 @@ _INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 _BITS = {4: tl.int32, 2: tl.int16}
 _KEPT_TABLES = 64
+_LINE = 1, 4 * _QUADS, 3  # a row may begin inside a Philox block
+_SIDE = 64  # of the square that a program updates with noise of low rank
+_SQUARE = _SIDE, _SIDE, 0
+_WARPS_OF_SQUARE = 4
+
+
+def array(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor as the kernels take it, in one dimension or two, of which rows may lie apart."""
+    return tensor.detach()
 
 
 def flat(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a view of a contiguous tensor as the kernels take it; they also take a matrix, as those for CPUs do."""
-    return tensor.detach().view(-1)
+    """Return a view of a contiguous tensor in one dimension."""
+    return array(tensor.view(-1))
 
 
 def perturb(master: torch.Tensor, out: torch.Tensor, start: int, key: int, scale: float, pitch: int = 0) -> None:
@@ -45,6 +54,19 @@ def update(
 ) -> None:
     """Add ``sum_k coefficients[k] * eps_k`` to ``master``; see :func:`esplug.kernels.cpu.update`."""
     update_all([(master, start, keys, pitch)], coefficients)
+
+
+def update_low_rank(
+    master: torch.Tensor,
+    row: int,
+    column: int,
+    width: int,
+    keys: Sequence[tuple[int, int]],
+    coefficients: Sequence[float],
+    rank: int,
+) -> None:
+    """Add ``sum_k coefficients[k] * eps_k`` of low rank; see :func:`esplug.kernels.cpu.update_low_rank`."""
+    update_low_rank_all([(master, row, column, width, keys)], coefficients, rank)
 
 
 def checksum(master: torch.Tensor, start: int, name: str, pitch: int = 0) -> int:
@@ -97,6 +119,30 @@ def update_all(pieces: Iterable[tuple[torch.Tensor, int, Sequence[int], int]], c
             )
 
 
+def update_low_rank_all(
+    pieces: Iterable[tuple[torch.Tensor, int, int, int, Sequence[tuple[int, int]]]],
+    coefficients: Sequence[float],
+    rank: int,
+) -> None:
+    """Update pieces, given as :func:`update_low_rank` takes them: (master, row, column, width, keys)."""
+    factors = torch.tensor(coefficients, dtype=torch.float32) * low_rank.scale(rank)
+    sorts = defaultdict(list)
+    for piece in pieces:
+        sorts[piece[0].dtype].append(piece)
+    for kept, alike in sorts.items():
+        blocks = [(master, master, row * width + column, width) for master, row, column, width, _ in alike]
+        table = _Table.of(blocks, _SQUARE)
+        keys = table.numbers([key for *_, each in alike for pair in each for key in pair])
+        with torch.cuda.device_of(keys):
+            _update_low_rank[(table.programs,)](
+                *(table.owners, table.entries, keys, factors.to(keys.device), len(coefficients), rank),
+                MASTER=_TYPES[kept],
+                SIDE=_SIDE,
+                num_warps=_WARPS_OF_SQUARE,
+                enable_fp_fusion=False,
+            )
+
+
 def checksum_all(pieces: Sequence[tuple[torch.Tensor, int, str, int]]) -> list[int]:
     """Return the checksum of each piece, given as :func:`checksum` takes them: (master, start, name, pitch)."""
     sums = [0] * len(pieces)
@@ -127,8 +173,8 @@ class _Table:
 
     Attributes:
         owners: int32[programs], the piece of each.
-        entries: int64[pieces, 9]: addresses of master and target, first element, pitch, columns, elements between the
-            rows of both, programs in a row, and the first program.
+        entries: int64[pieces, 10]: addresses of master and target, first element, pitch, columns, elements between the
+            rows of both, programs in a row, the first program, and rows.
     """
 
     owners: torch.Tensor
@@ -139,19 +185,25 @@ class _Table:
         return self.owners.numel()
 
     @classmethod
-    def of(cls, pieces: Sequence[tuple[torch.Tensor, torch.Tensor, int, int]]) -> "_Table":
-        """Make the table for (master, out, start, pitch), or take one made before for the same."""
+    def of(
+        cls, pieces: Sequence[tuple[torch.Tensor, torch.Tensor, int, int]], tile: tuple[int, int, int] = _LINE
+    ) -> "_Table":
+        """Make the table for (master, out, start, pitch), or take one made before for the same.
+
+        A program works on so many rows and columns of a piece as ``tile`` says; third, how many columns it may miss.
+        """
         device = pieces[0][0].device
-        known: Hashable = (device, *(_place_of(*piece) for piece in pieces))
+        high, wide, missed = tile
+        known: Hashable = (device, tile, *(_place_of(*piece) for piece in pieces))
         if known not in _tables:
             entries: list[list[int]] = []
             counts: list[int] = []
             for master, out, start, pitch in ((_rows(each[0]), _rows(each[1]), *each[2:]) for each in pieces):
                 rows, columns = master.shape
-                per_row = triton.cdiv(columns + 3, 4 * _QUADS)  # a row may begin inside a Philox block
+                per_row = triton.cdiv(columns + missed, wide)
                 places = master.data_ptr(), out.data_ptr(), start, pitch, columns, master.stride(0), out.stride(0)
-                entries.append([*places, per_row, sum(counts)])
-                counts.append(rows * per_row)
+                entries.append([*places, per_row, sum(counts), rows])
+                counts.append(triton.cdiv(rows, high) * per_row)
             numbers = torch.arange(len(counts), dtype=torch.int32).repeat_interleave(torch.tensor(counts))
             if len(_tables) >= _KEPT_TABLES:
                 _tables.pop(next(iter(_tables)))
@@ -181,8 +233,8 @@ def _rows(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @triton.jit
-def _normal(word):
-    """Return the noise that a Philox word stands for, as float32: its byte sum, centred and scaled."""
+def _centred(word):
+    """Return the byte sum of a Philox word less its mean, as float32."""
     if _INTERPRETED:
         sums = (word & 0xFF) + ((word >> 8) & 0xFF) + ((word >> 16) & 0xFF) + (word >> 24) + 0x4B000000
     else:  # one instruction
@@ -190,7 +242,7 @@ def _normal(word):
             "dp4a.u32.u32 $0, $1, 0x01010101, 0x4B000000;", "=r,r", [word], dtype=tl.uint32, is_pure=True, pack=1
         )
     # As the bits of a float32, 0x4B000000 + n is 2**23 + n: quicker than converting an integer, and as exact.
-    return (sums.to(tl.float32, bitcast=True) - _CENTRE) * _SCALE
+    return sums.to(tl.float32, bitcast=True) - _CENTRE
 
 
 @triton.jit
@@ -206,8 +258,8 @@ def _store(place, value, wanted, OUT: tl.constexpr):
 
 
 @triton.jit
-def _eps(block, key):
-    """Return the noise of Philox blocks, as four tensors of float32: the first elements of all blocks, and so on."""
+def _words(block, key):
+    """Return the four words of Philox blocks: the first words of all blocks, and so on."""
     a, b = block.to(tl.uint32), (block >> 32).to(tl.uint32)
     c, d = a * 0, a * 0
     key = key.to(tl.uint64, bitcast=True)
@@ -217,7 +269,22 @@ def _eps(block, key):
         a, b = (q >> 32).to(tl.uint32) ^ b ^ first, q.to(tl.uint32)
         c, d = (p >> 32).to(tl.uint32) ^ d ^ second, p.to(tl.uint32)
         first, second = first + _STEP0, second + _STEP1
-    return _normal(a), _normal(b), _normal(c), _normal(d)
+    return a, b, c, d
+
+
+@triton.jit
+def _eps(block, key):
+    """Return the noise of Philox blocks, as four tensors of float32: the first elements of all blocks, and so on."""
+    a, b, c, d = _words(block, key)
+    return _centred(a) * _SCALE, _centred(b) * _SCALE, _centred(c) * _SCALE, _centred(d) * _SCALE
+
+
+@triton.jit
+def _integers(index, key):
+    """Return the noise of elements, which need not lie side by side, before it is scaled."""
+    a, b, c, d = _words((index >> 2).to(tl.uint64), key)
+    word = index & 3
+    return _centred(tl.where(word < 2, tl.where(word == 0, a, b), tl.where(word == 2, c, d)))
 
 
 @triton.jit
@@ -240,7 +307,7 @@ def _place(entry, QUADS: tl.constexpr):
 @triton.jit
 def _perturb(owners, entries, keys, scale, MASTER: tl.constexpr, OUT: tl.constexpr, QUADS: tl.constexpr):
     piece = tl.load(owners + tl.program_id(0))
-    entry = entries + piece * 9
+    entry = entries + piece * 10
     row, column, wanted, block = _place(entry, QUADS)
     master = tl.load(entry).to(tl.pointer_type(MASTER)) + row * tl.load(entry + 5)
     out = tl.load(entry + 1).to(tl.pointer_type(OUT)) + row * tl.load(entry + 6)
@@ -252,7 +319,7 @@ def _perturb(owners, entries, keys, scale, MASTER: tl.constexpr, OUT: tl.constex
 @triton.jit(do_not_specialize=["members"])
 def _update(owners, entries, keys, coefficients, members, MASTER: tl.constexpr, QUADS: tl.constexpr):
     piece = tl.load(owners + tl.program_id(0))
-    entry = entries + piece * 9
+    entry = entries + piece * 10
     row, column, wanted, block = _place(entry, QUADS)
     zero = tl.zeros((QUADS,), tl.float32)
     total_a, total_b, total_c, total_d = zero, zero, zero, zero
@@ -266,10 +333,32 @@ def _update(owners, entries, keys, coefficients, members, MASTER: tl.constexpr, 
     _store(place, tl.load(place, mask=wanted, other=0.0).to(tl.float32) + total, wanted, MASTER)
 
 
+@triton.jit(do_not_specialize=["members", "rank"])
+def _update_low_rank(owners, entries, keys, factors, members, rank, MASTER: tl.constexpr, SIDE: tl.constexpr):
+    piece = tl.load(owners + tl.program_id(0))
+    entry = entries + piece * 10
+    start, width, columns = tl.load(entry + 2), tl.load(entry + 3), tl.load(entry + 4)
+    per_row, program = tl.load(entry + 7), tl.program_id(0) - tl.load(entry + 8)
+    row = program // per_row * SIDE + tl.arange(0, SIDE)
+    column = program % per_row * SIDE + tl.arange(0, SIDE)
+    wanted = (row < tl.load(entry + 9))[:, None] & (column < columns)[None, :]
+    place = tl.load(entry).to(tl.pointer_type(MASTER)) + (row * tl.load(entry + 5))[:, None] + column[None, :]
+    b_index, a_index = (start // width + row) * rank, start % width + column
+    total = tl.zeros((SIDE, SIDE), tl.float32)
+    for k in range(members):
+        pair = keys + (piece * members + k) * 2
+        a_key, b_key = tl.load(pair), tl.load(pair + 1)
+        product = tl.zeros((SIDE, SIDE), tl.float32)
+        for q in range(rank):  # of integers: exact
+            product += _integers(b_index + q, b_key)[:, None] * _integers(a_index + q * width, a_key)[None, :]
+        total = total + tl.load(factors + k) * product
+    _store(place, tl.load(place, mask=wanted, other=0.0).to(tl.float32) + total, wanted, MASTER)
+
+
 @triton.jit
 def _checksum(owners, entries, hashes, sums, BITS: tl.constexpr, BLOCK: tl.constexpr):
     piece = tl.load(owners + tl.program_id(0))
-    entry = entries + piece * 9
+    entry = entries + piece * 10
     per_row, program = tl.load(entry + 7), tl.program_id(0) - tl.load(entry + 8)
     row, column = program // per_row, (program % per_row) * BLOCK + tl.arange(0, BLOCK)
     wanted = column < tl.load(entry + 4)

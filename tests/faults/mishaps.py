@@ -244,7 +244,7 @@ def overflow_members(engines: KeptEngines, times: int) -> None:
     prompts = [[5, 6, 7, 8 + i] for i in range(4)]
 
     def answer(weights: Weights, temperature: float = 0.0) -> Generation:
-        jobs = [Job(0, weights, prompts, [1, 2, 3, 4], Sampling(12, temperature), 8)]
+        jobs = [Job([0], [weights], prompts, [1, 2, 3, 4], Sampling(12, temperature), 8)]
         ((_, generation),) = engines.run(jobs)
         return generation
 
@@ -265,7 +265,7 @@ def train_with_overflow(engines: KeptEngines, folder: Path, broken: set[int]) ->
     run = engines.run
 
     def overflowing(jobs: Any) -> Any:
-        return run(replace(job, weights=_broken(job.weights)) if job.key in broken else job for job in jobs)
+        return run(replace(job, weights=[_broken(job.weights[0])]) if job.keys[0] in broken else job for job in jobs)
 
     trainer = Trainer(**_settings(folder / "model", folder) | {"n_vllm_engines": 1, "num_iterations": 1})
     trainer.kept = engines

@@ -586,7 +586,7 @@ def test_a_schedule_sets_what_is_added_to_the_weights(start, one_engine, monkeyp
 
     def run(jobs):
         jobs = list(jobs)
-        scales.append({job.weights.scale for job in jobs})
+        scales.append({job.weights[0].scale for job in jobs})
         return EnginePool.run(one_engine, jobs)
 
     monkeypatch.setattr(one_engine, "run", run)

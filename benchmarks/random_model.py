@@ -1,0 +1,88 @@
+"""Models of real shapes with random weights, made on the spot: for times, which do not depend on what weights are."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+#: Hidden size, inner size, layers, heads, heads of keys, vocabulary, and whether embeddings are tied: of Qwen2.5.
+MODELS = {
+    "0.5B": (896, 4864, 24, 14, 2, 151936, True),
+    "1.5B": (1536, 8960, 28, 12, 2, 151936, True),
+    "3B": (2048, 11008, 36, 16, 2, 151936, True),
+    "7B": (3584, 18944, 28, 28, 4, 152064, False),
+    "14B": (5120, 13824, 48, 40, 8, 152064, False),
+    "32B": (5120, 27648, 64, 40, 8, 152064, False),
+    "72B": (8192, 29568, 80, 64, 8, 152064, False),
+    "tiny": (64, 96, 2, 2, 1, 300, True),
+}
+
+
+def shapes(name: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield a model's tensors."""
+    hidden, inner, layers, heads, key_heads, vocabulary, tied = MODELS[name]
+    keys = key_heads * hidden // heads
+    yield "model.embed_tokens.weight", (vocabulary, hidden)
+    for layer in range(layers):
+        for part, shape in {
+            "self_attn.q_proj.weight": (hidden, hidden),
+            "self_attn.q_proj.bias": (hidden,),
+            "self_attn.k_proj.weight": (keys, hidden),
+            "self_attn.k_proj.bias": (keys,),
+            "self_attn.v_proj.weight": (keys, hidden),
+            "self_attn.v_proj.bias": (keys,),
+            "self_attn.o_proj.weight": (hidden, hidden),
+            "mlp.gate_proj.weight": (inner, hidden),
+            "mlp.up_proj.weight": (inner, hidden),
+            "mlp.down_proj.weight": (hidden, inner),
+            "input_layernorm.weight": (hidden,),
+            "post_attention_layernorm.weight": (hidden,),
+        }.items():
+            yield f"model.layers.{layer}.{part}", shape
+    yield "model.norm.weight", (hidden,)
+    if not tied:
+        yield "lm_head.weight", (vocabulary, hidden)
+
+
+def tensors(name: str, device: torch.device) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield a model's weights, in bfloat16, the same every time on a device."""
+    generator = torch.Generator(device).manual_seed(0)
+    for tensor, shape in shapes(name):
+        values = torch.randn(shape, device=device, generator=generator).mul_(0.02)
+        yield tensor, (values + 1 if tensor.endswith("norm.weight") else values).bfloat16()
+
+
+def write(name: str, folder: Path, device: torch.device) -> Path:
+    """Write a model's folder, with a tokenizer that knows bytes; its answers mean nothing."""
+    from safetensors.torch import save_file
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, Qwen2Config
+
+    hidden, inner, layers, heads, key_heads, vocabulary, tied = MODELS[name]
+    special = ["<unk>", "<s>", "</s>"]
+    tokens = {token: i for i, token in enumerate([*special, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    tokenizer = Tokenizer(models.BPE(vocab=tokens, merges=[], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    config = Qwen2Config(
+        architectures=["Qwen2ForCausalLM"],
+        dtype="bfloat16",
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=key_heads,
+        vocab_size=vocabulary,
+        tie_word_embeddings=tied,
+        max_position_embeddings=4096,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    config.save_pretrained(folder)
+    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, chat_template="{% for m in messages %}{{ m['content'] }}{% endfor %}", **names
+    ).save_pretrained(folder)
+    save_file({name: value.cpu() for name, value in tensors(name, device)}, folder / "model.safetensors")
+    return folder

@@ -1,0 +1,124 @@
+"""Members of low rank inside vLLM: each is a LoRA adapter, made from its seed in the slot where vLLM keeps it.
+
+Nothing goes through files, and nothing is loaded: an adapter is registered once for every slot, and from then on only
+overwritten. Requests name their member's slot, so that one batch holds answers of many.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from esplug.errors import UserError
+from esplug.low_rank import factor_keys, is_perturbed
+from esplug.shards import read_shapes
+
+if TYPE_CHECKING:
+    import torch
+
+    from esplug.fast_path import Places
+
+_RANKS = (1, 8, 16, 32, 64)  # that vLLM has room for
+_MOST_SEQUENCES = 1024  # in a step of a GPU, which vLLM would keep below where memory is small
+
+
+def adapter_options(model: Path, rank: int, slots: int, device: str) -> dict[str, Any]:
+    """Return the options of ``vllm.LLM`` for so many members of low rank in a batch."""
+    linear = (name for name, shape in read_shapes(model).items() if is_perturbed(name, shape))
+    options = {
+        "enable_lora": True,
+        "max_loras": slots,
+        "max_lora_rank": next(room for room in _RANKS if room >= rank),
+        "lora_target_modules": sorted({name.split(".")[-2] for name in linear}),
+    }
+    return options | ({"max_num_seqs": _MOST_SEQUENCES} if device == "cuda" else {})
+
+
+class Adapters:
+    """Writes members' factors into vLLM's slots.
+
+    Args:
+        model: of vLLM, made with :func:`adapter_options`.
+        places: of the checkpoint's tensors in it.
+        shapes: of the checkpoint's tensors.
+        rank: of the members' noise.
+
+    Raises:
+        UserError: there is a linear layer for which vLLM has no adapter.
+    """
+
+    def __init__(self, model: Any, places: "Places", shapes: dict[str, tuple[int, ...]], rank: int) -> None:
+        import torch
+
+        from esplug.cpu_layers import use_masked_adapters
+        from esplug.weights import kernels_for
+
+        manager = model.lora_manager
+        self._rank, self._names = rank, []
+        layers = _layers(manager, places, shapes)
+        dummy = manager.create_dummy_lora(1, rank, {})
+        for slot in range(1, manager.lora_slots + 1):
+            manager.add_adapter(dummy.clone(slot))
+            manager.activate_adapter(slot)
+        if manager.device.type == "cpu":
+            use_masked_adapters(manager)
+        self._kernels = kernels_for(manager.device)
+        largest = max(math.prod(tensor.shape[2:]) for layer, _ in layers for tensor in _stacks(layer))
+        self._zeros = torch.zeros(largest, device=manager.device)
+        # By slot, and then by tensor: where each factor is written, its first element and the length of its rows.
+        self._a: list[list[_Target]] = [[] for _ in range(manager.lora_slots)]
+        self._b: list[list[_Target]] = [[] for _ in range(manager.lora_slots)]
+        for layer, names in layers:
+            for name, a, b in zip(names, layer.lora_a_stacked, layer.lora_b_stacked, strict=True):
+                block, width = places.blocks[name], shapes[name][1]
+                self._names.append(name)
+                for slot in range(manager.lora_slots):
+                    self._a[slot].append(self._target(a[slot, 0, :rank], block.columns[0], width))
+                    self._b[slot].append(self._target(b[slot, 0, :, :rank], block.rows[0] * rank, rank))
+
+    def write(self, members: Sequence[tuple[int, float]]) -> None:
+        """Fill slots from the first on with members, given as seed and scale, ``sign * sigma``."""
+        a: list[_Piece] = []
+        b: dict[float, list[_Piece]] = {}
+        for slot, (seed, scale) in enumerate(members):
+            keys = [factor_keys(seed, name) for name in self._names]
+            a += [(*target[:3], key, target[3]) for target, (key, _) in zip(self._a[slot], keys, strict=True)]
+            pieces = b.setdefault(scale / math.sqrt(self._rank), [])
+            pieces += [(*target[:3], key, target[3]) for target, (_, key) in zip(self._b[slot], keys, strict=True)]
+        self._kernels.perturb_all(a, 1.0)
+        for scale, pieces in b.items():
+            self._kernels.perturb_all(pieces, scale)
+        if self._zeros.is_cuda:  # the model may run on another stream
+            import torch
+
+            torch.cuda.synchronize(self._zeros.device)
+
+    def _target(self, out: "torch.Tensor", start: int, pitch: int) -> "_Target":
+        if out.is_contiguous() and out.shape[1] == pitch:  # end to end
+            out = out.view(1, -1)
+        zeros = self._zeros[: out.numel()].view(out.shape)
+        return self._kernels.array(zeros), self._kernels.array(out), start, pitch
+
+
+#: Zeros to add noise to, the factor, its first element, and elements from one of its rows to the next.
+_Target = tuple[Any, Any, int, int]
+#: The same with the key of its noise, as the kernels take it.
+_Piece = tuple[Any, Any, int, int, int]
+
+
+def _stacks(layer: Any) -> "tuple[torch.Tensor, ...]":
+    return (*layer.lora_a_stacked, *layer.lora_b_stacked)
+
+
+def _layers(manager: Any, places: "Places", shapes: dict[str, tuple[int, ...]]) -> list[tuple[Any, tuple[str, ...]]]:
+    """Return vLLM's layers with adapters, each with the tensors that make up its weight."""
+    layers, missing = [], {name for name in shapes if is_perturbed(name, shapes[name])}
+    for path, layer in manager.modules.items():
+        names = places.parts[f"{path}.base_layer.weight"]
+        if len(names) == len(layer.lora_a_stacked) and missing.issuperset(names):
+            layers.append((layer, names))
+            missing.difference_update(names)
+    if missing or len(layers) < len(manager.modules):
+        which = min(missing) if missing else "something else than linear layers"
+        raise UserError(f"--perturbation low-rank: vLLM has no adapter for {which}; choose --perturbation full")
+    return layers

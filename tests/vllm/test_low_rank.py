@@ -1,0 +1,197 @@
+"""Members of low rank in a real vLLM engine: many in one batch, each as if its weights were dense; and they learn."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.vllm
+
+PROMPTS = [list(range(5, 45)), list(range(60, 80)), list(range(20, 50))]
+MODELS = [("llama", True, 1), ("qwen2", False, 3), ("gemma", True, 8)]
+SCALE = 0.5
+
+
+def vowels(output: str, target: Any) -> float:
+    """Give the share of letters that are vowels: something that a model with random weights has a little of."""
+    return sum(letter in "aeiou" for letter in output) / max(1, len(output))
+
+
+def test_a_run_learns_and_is_replayed_bit_for_bit(tiny_model, tmp_path) -> None:
+    from safetensors.torch import load_file
+
+    from esplug import EvolutionStrategiesTrainer
+    from esplug.export import export
+
+    questions = [f"Say {i}" for i in range(16)]
+
+    def run(name: str, **settings: Any) -> Any:
+        trainer = EvolutionStrategiesTrainer(
+            model_name=str(tiny_model),
+            reward_function=vowels,
+            train_dataloader=[(questions, questions)],
+            eval_dataloader_dict={"seen": [(questions, questions)]},
+            use_gpus="none",
+            logging="none",
+            output_directory=str(tmp_path),
+            experiment_name=name,
+            **{"dtype": "float32", "max_model_len": 128, "max_tokens": 12, "sigma": 0.05, "alpha": 0.1, "rank": 2},
+            **{"perturbation": "low-rank", "population_size": 12, "antithetic": True, "eval_freq": 0},
+            **settings,
+        )
+        return trainer.fit(tmp_path / name if (tmp_path / name).exists() else None)
+
+    result = run("one", num_iterations=12, n_vllm_engines=1)
+    before, after = (evaluation.mean for evaluation in result.evaluations)
+    assert after > before + 0.2
+    folder = export(result.run_dir, tmp_path / "exported").folder
+    assert load_file(folder / "model.safetensors").keys() == load_file(tiny_model / "model.safetensors").keys()
+    assert (folder / "model.safetensors").read_bytes() == (result.model / "model.safetensors").read_bytes()
+    # Interrupted, on two engines, other members together, and helping one another with mini-batches: the same.
+    run("two", num_iterations=5, n_vllm_engines=2, members_per_batch=5, mini_batch_size=7)
+    again = run("two", num_iterations=12, n_vllm_engines=2, members_per_batch=5, mini_batch_size=7)
+    assert again.checksum == result.checksum
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    from esplug.cluster import Cluster
+
+    cluster = Cluster(None, "none")
+    yield cluster
+    cluster.close()
+
+
+def _probe_class():
+    from esplug.engine import Engine
+
+    class Probe(Engine):
+        def logprobs(self, slots: list[int]) -> list[list[float]]:
+            """Return the log-probabilities of prompt number i with the adapter of slot i, all in one batch."""
+            from vllm import SamplingParams, TokensPrompt
+            from vllm.lora.request import LoRARequest
+
+            self._llm.reset_prefix_cache()
+            prompts = [PROMPTS[i % len(PROMPTS)] for i in range(len(slots))]
+            outputs = self._llm.generate(
+                [TokensPrompt(prompt_token_ids=prompt) for prompt in prompts],
+                SamplingParams(max_tokens=1, prompt_logprobs=0, temperature=0),
+                lora_request=[LoRARequest(f"member {slot}", slot, "x") if slot else None for slot in slots],
+                use_tqdm=False,
+            )
+            return [
+                [entry[token].logprob for token, entry in zip(prompt[1:], output.prompt_logprobs[1:], strict=True)]
+                for prompt, output in zip(prompts, outputs, strict=True)
+            ]
+
+        def set_members(self, members: list[tuple[int, float]]) -> None:
+            self._llm.collective_rpc("es_set_members", args=(members,))
+
+        def keep_only(self, tensor: str) -> None:
+            """Leave the adapters of one linear layer, and make all others zero."""
+
+            def keep(wrapper: Any) -> None:
+                worker = getattr(wrapper, "worker", wrapper)
+                for path, layer in worker.get_model().lora_manager.modules.items():
+                    names = worker._es_places.parts[f"{path}.base_layer.weight"]
+                    for name, factor in zip(names, layer.lora_b_stacked, strict=True):
+                        factor.mul_(float(name == tensor))
+
+            self._llm.collective_rpc(keep)
+
+    return Probe
+
+
+def start_probe(model: Path, rank: int, ranks: int = 1):
+    import ray
+    from ray.util.placement_group import placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    from esplug.engine import EngineSettings
+    from esplug.history import CatchUp
+
+    place = PlacementGroupSchedulingStrategy(placement_group([{"CPU": 0.1}]), 0)  # as the pool of engines has it
+    probe = ray.remote(_probe_class()).options(num_cpus=0.1, scheduling_strategy=place).remote(None)
+    settings = EngineSettings(str(model), "float32", "float32", "auto", "cpu", ranks, None, 0.5, rank, 3)
+    return probe, ray.get(probe.start.remote(settings, (0, 1), ranks, 2**26, CatchUp(0))).checksum
+
+
+def dense_logprobs(folder: Path, tensors: Any, prompt: list[int]) -> list[float]:
+    """Compute a prompt's log-probabilities with ``transformers``, given all weights."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.load_state_dict(tensors, strict=False)
+    model.tie_weights()
+    with torch.no_grad():
+        scores = model(torch.tensor([prompt])).logits[0].log_softmax(-1)
+    return [float(scores[i, token]) for i, token in enumerate(prompt[1:])]
+
+
+def perturbed(tensors: Any, seed: int, scale: float, rank: int, only: str | None = None) -> Any:
+    from esplug import low_rank
+
+    return {
+        name: tensor + scale * low_rank.eps(seed, name, tensor.shape, rank)
+        if low_rank.is_perturbed(name, tensor.shape) and only in (None, name)
+        else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+@pytest.mark.parametrize(("architecture", "tied", "rank"), MODELS)
+def test_every_linear_layer_of_every_member_is_as_if_dense(cluster, tiny_models, architecture, tied, rank) -> None:
+    import numpy as np
+    import ray
+    from safetensors.torch import load_file
+
+    from esplug.low_rank import is_perturbed
+
+    folder = tiny_models(architecture, tied)
+    tensors = load_file(folder / "model.safetensors")
+    probe, _ = start_probe(folder, rank)
+    (base,) = ray.get(probe.logprobs.remote([0]))
+    members = [(7, 0.05), (2**64 - 1, -0.05), (7, -0.05)]
+    ray.get(probe.set_members.remote(members))
+    together = ray.get(probe.logprobs.remote([1, 2, 3, 0, 2]))
+    for i, slot in enumerate([1, 2, 3, 0, 2]):
+        dense = perturbed(tensors, *members[slot - 1], rank) if slot else tensors
+        expected = dense_logprobs(folder, dense, PROMPTS[i % 3])
+        np.testing.assert_allclose(together[i], expected, atol=2e-3, err_msg=f"slot {slot}")
+    assert np.abs(np.subtract(together[0], base)).max() > 0.02
+    linear = [name for name, tensor in tensors.items() if is_perturbed(name, tensor.shape)]
+    assert len(linear) == 7 * sum(name.endswith("q_proj.weight") for name in tensors)
+    for name in linear:
+        ray.get(probe.set_members.remote([(1, SCALE)]))
+        ray.get(probe.keep_only.remote(name))
+        (alone,) = ray.get(probe.logprobs.remote([1]))
+        expected = dense_logprobs(folder, perturbed(tensors, 1, SCALE, rank, only=name), PROMPTS[0])
+        np.testing.assert_allclose(alone, expected, atol=2e-3, err_msg=name)
+        assert np.abs(np.subtract(expected, base)).max() > 0.01, f"{name}: the change is too small to tell"
+    assert ray.get(probe.logprobs.remote([0]))[0] == base
+    ray.kill(probe)
+
+
+def test_tensor_parallel_ranks_have_their_parts_of_adapters_and_updates(cluster, tiny_model) -> None:
+    import numpy as np
+    import ray
+
+    from esplug.weights import MasterWeights
+
+    folder, rank = tiny_model, 2  # its ranks share keys and values
+    one = MasterWeights.load(folder, low_rank=rank)
+    probe, start = start_probe(folder, rank, ranks=2)
+    assert start == one.checksum()
+    for iteration in range(5):
+        seeds, coefficients = [iteration, 7], [0.02, -0.01]
+        one.update(seeds, coefficients)
+        assert ray.get(probe.update.remote(seeds, coefficients)) == one.checksum()
+    members = [(3, 0.05), (4, -0.05)]
+    ray.get(probe.set_members.remote(members))
+    moved = ray.get(probe.logprobs.remote([1, 2, 0]))
+    tensors = dict(one.perturbed(None, 0.0))
+    for i, member in enumerate([*members, (0, 0.0)]):
+        expected = dense_logprobs(folder, perturbed(tensors, *member, rank), PROMPTS[i])
+        np.testing.assert_allclose(moved[i], expected, atol=2e-3)
+    ray.kill(probe)
