@@ -8,8 +8,8 @@ Each arm trains through the Python API with real Ray and vLLM on Countdown; ``re
 arm does. Every answer is as long as it may be, so that both arms generate as many tokens. After an iteration that warms
 up, the median of the others counts. Seconds are an engine's: ``switch`` is for the whole population, with restoring in
 the reference arm, and ``idle`` is what is left of the iteration, in which it neither writes weights nor generates nor
-updates. To the task's reward a little is added for an answer's length in characters, so that there is an update even
-where all answers are wrong.
+updates. To the task's reward a little is added for an answer's length in characters, and next to nothing by chance, so
+that there is an update even where all answers are wrong, or the same.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import functools
 import json
 import os
 import platform
+import random
 import statistics
 import tempfile
 import time
@@ -84,7 +85,7 @@ CASES = {
 def grade(reward: Callable[..., Reward], seconds: float, output: str, target: Any) -> float:
     """Grade, as slowly as a function that waits for a judge or a sandbox."""
     time.sleep(seconds)
-    return reward(output, target).value + len(output) / 1e4
+    return reward(output, target).value + len(output) / 1e4 + random.random() / 1e9
 
 
 def run(case: Case, arm: Arm, options: argparse.Namespace) -> dict[str, float]:

@@ -53,14 +53,15 @@ def tensors(name: str, device: torch.device) -> Iterator[tuple[str, torch.Tensor
 
 
 def write(name: str, folder: Path, device: torch.device) -> Path:
-    """Write a model's folder, with a tokenizer that knows bytes; its answers mean nothing."""
+    """Write a model's folder, with a tokenizer that reads bytes; its answers mean nothing."""
     from safetensors.torch import save_file
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, Qwen2Config
 
     hidden, inner, layers, heads, key_heads, vocabulary, tied = MODELS[name]
-    special = ["<unk>", "<s>", "</s>"]
-    tokens = {token: i for i, token in enumerate([*special, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    known = ["<unk>", "<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    words = (f"w{number}" for number in range(len(known), vocabulary))  # that only answers have
+    tokens = {token: number for number, token in enumerate([*known, *words])}
     tokenizer = Tokenizer(models.BPE(vocab=tokens, merges=[], unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

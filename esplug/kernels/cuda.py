@@ -124,23 +124,55 @@ def update_low_rank_all(
     coefficients: Sequence[float],
     rank: int,
 ) -> None:
-    """Update pieces, given as :func:`update_low_rank` takes them: (master, row, column, width, keys)."""
+    """Update pieces, given as :func:`update_low_rank` takes them: (master, row, column, width, keys).
+
+    All members' factors are made first, as integers: two bytes each, for a job's matrices some megabytes.
+    """
     factors = torch.tensor(coefficients, dtype=torch.float32) * low_rank.scale(rank)
+    members = len(coefficients)
     sorts = defaultdict(list)
     for piece in pieces:
         sorts[piece[0].dtype].append(piece)
     for kept, alike in sorts.items():
+        device = alike[0][0].device
+        made = _factors([(*master.shape, *where) for master, *where in alike], members, rank, device)
         blocks = [(master, master, row * width + column, width) for master, row, column, width, _ in alike]
         table = _Table.of(blocks, _SQUARE)
-        keys = table.numbers([key for *_, each in alike for pair in each for key in pair])
-        with torch.cuda.device_of(keys):
+        places = table.numbers([tensor.data_ptr() for pair in made for tensor in pair])
+        with torch.cuda.device_of(places):
             _update_low_rank[(table.programs,)](
-                *(table.owners, table.entries, keys, factors.to(keys.device), len(coefficients), rank),
+                *(table.owners, table.entries, places, factors.to(device), members, rank),
                 MASTER=_TYPES[kept],
                 SIDE=_SIDE,
                 num_warps=_WARPS_OF_SQUARE,
                 enable_fp_fusion=False,
             )
+
+
+def _factors(
+    pieces: Sequence[tuple[int, int, int, int, int, Sequence[tuple[int, int]]]],
+    members: int,
+    rank: int,
+    device: torch.device,
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Make members' factors of blocks, given as (rows, columns, row, column, width, keys).
+
+    Returns:
+        Of each block ``A``, float16[members, rank, columns], and ``B``, float16[members, rows, rank].
+    """
+    made = []
+    blocks, keys = [], []
+    for rows, columns, row, column, width, pairs in pieces:
+        a = torch.empty(members, rank, columns, dtype=torch.float16, device=device)
+        b = torch.empty(members, rows, rank, dtype=torch.float16, device=device)
+        made.append((a, b))
+        blocks += [(a[0], a[0], column, width), (b[0].view(1, -1), b[0].view(1, -1), row * rank, 0)]
+        keys += [[pair[which] for pair in pairs] for which in (0, 1)]
+    table = _Table.of(blocks)
+    numbers = table.numbers([key for each in keys for key in each])
+    with torch.cuda.device_of(numbers):
+        _fill[(table.programs, members)](table.owners, table.entries, numbers, QUADS=_QUADS, num_warps=_WARPS)
+    return made
 
 
 def checksum_all(pieces: Sequence[tuple[torch.Tensor, int, str, int]]) -> list[int]:
@@ -258,8 +290,8 @@ def _store(place, value, wanted, OUT: tl.constexpr):
 
 
 @triton.jit
-def _words(block, key):
-    """Return the four words of Philox blocks: the first words of all blocks, and so on."""
+def _integers(block, key):
+    """Return the unscaled noise of Philox blocks, as four tensors of float32: the first elements of all, and so on."""
     a, b = block.to(tl.uint32), (block >> 32).to(tl.uint32)
     c, d = a * 0, a * 0
     key = key.to(tl.uint64, bitcast=True)
@@ -269,22 +301,14 @@ def _words(block, key):
         a, b = (q >> 32).to(tl.uint32) ^ b ^ first, q.to(tl.uint32)
         c, d = (p >> 32).to(tl.uint32) ^ d ^ second, p.to(tl.uint32)
         first, second = first + _STEP0, second + _STEP1
-    return a, b, c, d
+    return _centred(a), _centred(b), _centred(c), _centred(d)
 
 
 @triton.jit
 def _eps(block, key):
-    """Return the noise of Philox blocks, as four tensors of float32: the first elements of all blocks, and so on."""
-    a, b, c, d = _words(block, key)
-    return _centred(a) * _SCALE, _centred(b) * _SCALE, _centred(c) * _SCALE, _centred(d) * _SCALE
-
-
-@triton.jit
-def _integers(index, key):
-    """Return the noise of elements, which need not lie side by side, before it is scaled."""
-    a, b, c, d = _words((index >> 2).to(tl.uint64), key)
-    word = index & 3
-    return _centred(tl.where(word < 2, tl.where(word == 0, a, b), tl.where(word == 2, c, d)))
+    """Return the noise of Philox blocks, likewise."""
+    a, b, c, d = _integers(block, key)
+    return a * _SCALE, b * _SCALE, c * _SCALE, d * _SCALE
 
 
 @triton.jit
@@ -333,25 +357,40 @@ def _update(owners, entries, keys, coefficients, members, MASTER: tl.constexpr, 
     _store(place, tl.load(place, mask=wanted, other=0.0).to(tl.float32) + total, wanted, MASTER)
 
 
+@triton.jit
+def _fill(owners, entries, keys, QUADS: tl.constexpr):
+    """Write a member's noise, unscaled: each behind the last."""
+    piece, member = tl.load(owners + tl.program_id(0)), tl.program_id(1)
+    entry = entries + piece * 10
+    row, column, wanted, block = _place(entry, QUADS)
+    a, b, c, d = _integers(block, tl.load(keys + piece * tl.num_programs(1) + member))
+    stride = tl.load(entry + 6)
+    out = tl.load(entry + 1).to(tl.pointer_type(tl.float16)) + (member * tl.load(entry + 9) + row) * stride
+    tl.store(out + column, _in_order(a, b, c, d, 4 * QUADS).to(tl.float16), mask=wanted)
+
+
 @triton.jit(do_not_specialize=["members", "rank"])
-def _update_low_rank(owners, entries, keys, factors, members, rank, MASTER: tl.constexpr, SIDE: tl.constexpr):
+def _update_low_rank(owners, entries, places, factors, members, rank, MASTER: tl.constexpr, SIDE: tl.constexpr):
     piece = tl.load(owners + tl.program_id(0))
     entry = entries + piece * 10
-    start, width, columns = tl.load(entry + 2), tl.load(entry + 3), tl.load(entry + 4)
+    columns, rows = tl.load(entry + 4), tl.load(entry + 9)
     per_row, program = tl.load(entry + 7), tl.program_id(0) - tl.load(entry + 8)
     row = program // per_row * SIDE + tl.arange(0, SIDE)
     column = program % per_row * SIDE + tl.arange(0, SIDE)
-    wanted = (row < tl.load(entry + 9))[:, None] & (column < columns)[None, :]
-    place = tl.load(entry).to(tl.pointer_type(MASTER)) + (row * tl.load(entry + 5))[:, None] + column[None, :]
-    b_index, a_index = (start // width + row) * rank, start % width + column
+    a = tl.load(places + 2 * piece).to(tl.pointer_type(tl.float16)) + column
+    b = tl.load(places + 2 * piece + 1).to(tl.pointer_type(tl.float16)) + row * rank
     total = tl.zeros((SIDE, SIDE), tl.float32)
     for k in range(members):
-        pair = keys + (piece * members + k) * 2
-        a_key, b_key = tl.load(pair), tl.load(pair + 1)
         product = tl.zeros((SIDE, SIDE), tl.float32)
         for q in range(rank):  # of integers: exact
-            product += _integers(b_index + q, b_key)[:, None] * _integers(a_index + q * width, a_key)[None, :]
+            left = tl.load(b + q, mask=row < rows, other=0.0).to(tl.float32)
+            right = tl.load(a + q * columns, mask=column < columns, other=0.0).to(tl.float32)
+            product += left[:, None] * right[None, :]
         total = total + tl.load(factors + k) * product
+        a += rank * columns
+        b += rank * rows
+    wanted = (row < rows)[:, None] & (column < columns)[None, :]
+    place = tl.load(entry).to(tl.pointer_type(MASTER)) + (row * tl.load(entry + 5))[:, None] + column[None, :]
     _store(place, tl.load(place, mask=wanted, other=0.0).to(tl.float32) + total, wanted, MASTER)
 
 
