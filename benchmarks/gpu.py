@@ -8,8 +8,9 @@ First random blocks of tensors are perturbed, updated and summed on the GPU and 
 for some iterations on both, with noise of full and of low rank, its master on the GPU and in the host's memory. Then
 come tables, for models of random weights in real shapes:
 
-- kernels: medians of a member's weights from a float32 master to bfloat16, next to a copy of as many bytes in the GPU's
-  memory and to tensor-by-tensor ``torch.randn``, and of updates;
+- kernels: medians of a member's weights from a float32 master to bfloat16, by the kernel alone and as a switch of all
+  tensors, next to a copy of as many bytes in the GPU's memory and to tensor-by-tensor ``torch.randn``; of updates; and
+  both with the master in the host's memory;
 - iterations: whole ones of real training, against the reference's schedule (``reference.py``), and members of low rank
   in one batch against one after the other;
 - memory: what a model takes, and how many sequences' KV cache is left room for;
@@ -53,6 +54,7 @@ from esplug.weights import MasterWeights  # noqa: E402
 DEVICE = torch.device("cuda" if GPU else "cpu")
 SIGMA, TYPES = 1e-3, (torch.float32, torch.bfloat16, torch.float16)
 PARTS = ("kernels", "iterations", "memory", "countdown")
+CACHED, SPARE = 100_000, 6  # tokens, and GB
 SMALL_MODEL = Path(__file__).parent.parent / "models" / "SmolLM2-135M-Instruct"
 
 
@@ -197,10 +199,19 @@ def randn_times(name: str, members: int, repeats: int) -> list[float]:
     return [seconds(add_and_subtract, repeats), seconds(update, 2)]
 
 
+def alone(elements: int, repeats: int) -> float:
+    """Return the seconds of the perturbing kernel by itself, on as many weights in one piece."""
+    master = torch.zeros(elements, device=DEVICE)
+    out = torch.empty(elements, dtype=torch.bfloat16, device=DEVICE)
+    return seconds(lambda: cuda.perturb(master, out, 0, 1, SIGMA), repeats)
+
+
 def measure(name: str, members: int, repeats: int) -> list[str]:
     """Return a row of the table of kernels."""
     elements = sum(torch.Size(shape).numel() for _, shape in random_model.shapes(name))
     copied = copying(3 * elements, repeats)  # as many bytes as a switch
+    kernel = alone(elements, repeats)
+    release()
     times = []
     for find in (
         functools.partial(our_times, name, members, repeats),
@@ -213,7 +224,8 @@ def measure(name: str, members: int, repeats: int) -> list[str]:
     (switch, update, checksum), (randn_switch, randn_update), (_, rank_1, _), (host_switch, host_update, _) = times
     return [
         f"{name}, {elements / 1e9:.2f}e9",
-        *(f"{1e3 * copied:.2f}", f"{1e3 * switch:.2f}", f"{switch / copied:.2f}"),
+        *(f"{1e3 * copied:.2f}", f"{1e3 * kernel:.2f}", f"{kernel / copied:.2f}"),
+        *(f"{1e3 * switch:.2f}", f"{switch / copied:.2f}"),
         *(f"{1e3 * randn_switch:.2f}", f"{randn_switch / switch:.1f}"),
         *(f"{1e3 * update:.1f}", f"{1e3 * randn_update:.1f}", f"{randn_update / update:.1f}"),
         *(f"{1e3 * each:.1f}" for each in (checksum, rank_1, host_switch, host_update)),
@@ -222,7 +234,17 @@ def measure(name: str, members: int, repeats: int) -> list[str]:
 
 def kernels(names: list[str], options: Namespace) -> Table:
     """Time perturbing and updating; the last two columns have the master in the host's memory."""
-    columns = ("model, weights", "copy", "switch", "of copy", "randn, twice", "ratio", f"update N={options.members}")
+    columns = (
+        "model, weights",
+        "copy",
+        "kernel",
+        "of copy",
+        "switch",
+        "of copy",
+        "randn, twice",
+        "ratio",
+        f"update N={options.members}",
+    )
     columns += ("torch.randn", "ratio", "checksum", "rank 1", "host: switch", "update")
     table = Table(*columns, title="kernels, ms", title_justify="left", box=None)
     for name in names:
@@ -270,20 +292,25 @@ def iterations(names: list[str], options: Namespace) -> Table:
 
 
 def memory(names: list[str], options: Namespace) -> Table:
-    """Add up what models take: from their shapes alone."""
-    columns = ("model", "weights, GB", "master", "adapters", "KV cache of 1,000 tokens, MB")
-    table = Table(*columns, title=f"memory, N={options.members}, rank 1", title_justify="left", box=None)
+    """Add up what models take, from their shapes alone, and how many GPUs an engine then needs, a power of two."""
+    columns = ["model", "weights, GB", "master", "adapters", f"KV cache, {CACHED:,} tokens"]
+    columns += [f"{size} GB GPUs, {where}" for size in (80, 141) for where in ("master there", "in the host")]
+    title = f"memory, N={options.members}, rank 1; {SPARE} GB of each GPU are left for activations"
+    table = Table(*columns, title=title, title_justify="left", box=None)
     for name in names:
         sizes = dict(random_model.shapes(name))
         elements = sum(torch.Size(shape).numel() for shape in sizes.values())
         factors = sum(sum(shape) for tensor, shape in sizes.items() if low_rank.is_perturbed(tensor, shape))
         hidden, _, layers, heads, key_heads, *_ = random_model.MODELS[name]
-        cache = 2 * 2 * layers * key_heads * hidden // heads * 1000
-        table.add_row(
-            name,
-            *(f"{each / 1e9:.2f}" for each in (2 * elements, 4 * elements, 2 * options.members * factors)),
-            f"{cache / 1e6:.1f}",
-        )
+        cache = 2 * 2 * layers * key_heads * (hidden // heads) * CACHED
+        parts = [2 * elements, 4 * elements, 2 * options.members * factors, cache]
+        served = parts[0] + parts[2] + cache
+        needs = [
+            next(n for n in (1, 2, 4, 8, 16) if wanted / n <= (size - SPARE) * 1e9)
+            for size in (80, 141)
+            for wanted in (served + parts[1], served)
+        ]
+        table.add_row(name, *(f"{part / 1e9:.1f}" for part in parts), *map(str, needs))
     return table
 
 

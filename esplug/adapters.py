@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from esplug.fast_path import Places
 
 _RANKS = (1, 8, 16, 32, 64)  # that vLLM has room for
-_MOST_SEQUENCES = 1024  # in a step of a GPU, which vLLM would keep below where memory is small
+_MOST_SEQUENCES = 512  # in a step of a GPU: as many as vLLM's largest CUDA graph takes
 
 
 def adapter_options(model: Path, rank: int, slots: int, device: str) -> dict[str, Any]:
@@ -28,10 +28,20 @@ def adapter_options(model: Path, rank: int, slots: int, device: str) -> dict[str
     options = {
         "enable_lora": True,
         "max_loras": slots,
-        "max_lora_rank": next(room for room in _RANKS if room >= rank),
+        "max_lora_rank": _room(rank),
         "lora_target_modules": sorted({name.split(".")[-2] for name in linear}),
     }
     return options | ({"max_num_seqs": _MOST_SEQUENCES} if device == "cuda" else {})
+
+
+def adapter_elements(model: Path, rank: int, slots: int) -> int:
+    """Return how many numbers so many members' adapters are, in the room that vLLM has for them."""
+    linear = [shape for name, shape in read_shapes(model).items() if is_perturbed(name, shape)]
+    return slots * _room(rank) * sum(rows + columns for rows, columns in linear)
+
+
+def _room(rank: int) -> int:
+    return next(room for room in _RANKS if room >= rank)
 
 
 class Adapters:
@@ -50,18 +60,17 @@ class Adapters:
     def __init__(self, model: Any, places: "Places", shapes: dict[str, tuple[int, ...]], rank: int) -> None:
         import torch
 
-        from esplug.cpu_layers import use_masked_adapters
         from esplug.weights import kernels_for
 
         manager = model.lora_manager
         self._rank, self._names = rank, []
         layers = _layers(manager, places, shapes)
+        manager.remove_all_adapters()
         dummy = manager.create_dummy_lora(1, rank, {})
         for slot in range(1, manager.lora_slots + 1):
             manager.add_adapter(dummy.clone(slot))
             manager.activate_adapter(slot)
-        if manager.device.type == "cpu":
-            use_masked_adapters(manager)
+        assert manager.lora_index_to_id == list(range(1, manager.lora_slots + 1)), manager.lora_index_to_id
         self._kernels = kernels_for(manager.device)
         largest = max(math.prod(tensor.shape[2:]) for layer, _ in layers for tensor in _stacks(layer))
         self._zeros = torch.zeros(largest, device=manager.device)
@@ -114,7 +123,7 @@ def _layers(manager: Any, places: "Places", shapes: dict[str, tuple[int, ...]]) 
     """Return vLLM's layers with adapters, each with the tensors that make up its weight."""
     layers, missing = [], {name for name in shapes if is_perturbed(name, shapes[name])}
     for path, layer in manager.modules.items():
-        names = places.parts[f"{path}.base_layer.weight"]
+        names = places.parts.get(f"{path}.base_layer.weight", ())
         if len(names) == len(layer.lora_a_stacked) and missing.issuperset(names):
             layers.append((layer, names))
             missing.difference_update(names)

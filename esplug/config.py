@@ -17,6 +17,7 @@ from unicodedata import category
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from esplug.errors import UserError
+from esplug.low_rank import MAX_RANK
 from esplug.plugins import brief, cause, suggest
 from esplug.recipes import RECIPES, STEPS, Recipe
 
@@ -135,7 +136,11 @@ class RunConfig(BaseModel):
         "Evolution Strategies",
     )
     rank: int | None = _setting(
-        None, "Rank of the noise with --perturbation low-rank.  [default: 1]", "Evolution Strategies", ge=1, le=64
+        None,
+        "Rank of the noise with --perturbation low-rank; members take room for 1, 8, 16, 32 or 64.  [default: 1]",
+        "Evolution Strategies",
+        ge=1,
+        le=MAX_RANK,
     )
     reward_shaping: str = _setting(
         "z-scores", "Shaping plugin that turns rewards into utilities.", "Evolution Strategies"
@@ -188,6 +193,13 @@ class RunConfig(BaseModel):
     n_gpu_per_vllm_engine: int = _count(
         1, "GPUs (on CPU: processes) that one engine spans with tensor parallelism.", "Engines", ge=1
     )
+    n_vllm_engines_per_gpu: int = _setting(
+        1,
+        "Engines that share a GPU: a small model's answers cost vLLM more than the GPU, and so several do more.",
+        "Engines",
+        ge=1,
+        le=16,
+    )
     use_gpus: str | None = _setting(
         None, "GPUs to use: indices such as 0,1, or 'none' for the CPU.  [default: all there are]", "Engines"
     )
@@ -199,7 +211,8 @@ class RunConfig(BaseModel):
     )
     gpu_memory_utilization: float | None = _number(
         None,
-        "Share of memory for the engines.  [default: 0.9 of each GPU; on CPU 0.5 of what is free]",
+        "Share of memory for the engines.  [default: 0.9 of each GPU, 0.7 where engines share it; on CPU 0.5 of what "
+        "is free]",
         "Engines",
         gt=0,
         le=1,
@@ -342,6 +355,10 @@ class RunConfig(BaseModel):
             end = getattr(self, f"{name}_end")
             if end is not None and getattr(self, f"{name}_schedule") == "constant":
                 raise ValueError(f"<{name}_end> {end:g} is for <{name}_schedule> linear or cosine; give that too")
+        if self.n_vllm_engines_per_gpu > 1 and self.n_gpu_per_vllm_engine > 1:
+            raise ValueError(
+                "<n_vllm_engines_per_gpu> and <n_gpu_per_vllm_engine> exclude each other; give one of them"
+            )
         if self.antithetic and self.population_size % 2:
             raise ValueError("--population-size must be even with --antithetic (members come in pairs)")
         if self.profile is not None and self.profile >= self.n_iterations > 0:
@@ -368,12 +385,19 @@ class RunConfig(BaseModel):
         assert self.alpha is not None
         return self.alpha
 
+    @property
+    def low_rank(self) -> int | None:
+        """Rank of the perturbations; ``None`` where they have full rank, or there are none."""
+        return self.rank if self.n_iterations else None
+
     def members_at_once(self, n_engines: int) -> int:
-        """How many members one of so many engines answers with in one batch."""
-        if self.rank is None:
+        """How many members one of so many engines answers with in one batch; batches of a population are alike."""
+        if self.low_rank is None:
             return 1
+        if self.members_per_batch:
+            return min(self.members_per_batch, self.population_size)
         share = math.ceil(self.population_size / n_engines)
-        return min(self.members_per_batch or min(share, _MOST_AT_ONCE), self.population_size)
+        return math.ceil(share / math.ceil(share / _MOST_AT_ONCE))
 
     def sigma_at(self, iteration: int) -> float:
         """Standard deviation of an iteration's perturbations."""

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
-from esplug.adapters import adapter_options
+from esplug.adapters import adapter_elements, adapter_options
+from esplug.errors import UserError, one_line
 from esplug.heartbeat import Heartbeat
 from esplug.history import CatchUp, CaughtUp
+from esplug.model import weights_size
 from esplug.placement import usable_cores
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 Method = TypeVar("Method", bound=Callable[..., Any])
 #: Cores of the driver's or an engine's machine, as given to ``sched_setaffinity``.
 Cores = list[int]
+LOW_RANK_EXTENSION = "esplug.low_rank_worker.LowRankWorkerExtension"
+_ACTIVATIONS, _LEAST_KV_CACHE = 3 * 2**30, 2**29  # bytes, of an engine that shares a GPU
 #: Shortest shared beginning of prompts, in tokens, that is worth caching: one block of the CPU backend.
 PREFIX_TOKENS = 32
 
@@ -38,6 +42,7 @@ class EngineSettings:
     memory_share: float  # cuda: of each GPU's memory; cpu: of what is free, for all engines of a machine
     low_rank: int | None = None  # of the members' perturbations; full where it is None
     members_at_once: int = 1  # with low rank
+    engines_per_gpu: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,24 +209,29 @@ class Engine:
         extra: dict[str, Any] = {}
         if settings.low_rank:
             extra = adapter_options(Path(settings.model), settings.low_rank, settings.members_at_once, settings.device)
+        if settings.engines_per_gpu > 1:
+            extra |= {"kv_cache_memory_bytes": _kv_cache_beside_others(settings)}
         if settings.device == "cpu":  # the smallest block there, so that short shared prefixes are cached too
             extra |= {"kv_cache_memory_bytes": kv_cache_bytes, "block_size": PREFIX_TOKENS, "enforce_eager": True}
-        self._llm = LLM(
+        self._llm = _made(
+            LLM,
+            settings,
             model=settings.model,
             dtype=settings.dtype,
             max_model_len=settings.max_model_len,
             tensor_parallel_size=ranks,
             distributed_executor_backend="mp" if ranks > 1 else None,  # within a placement group it would be Ray
             enable_prefix_caching=self.prefix_caching,
-            gpu_memory_utilization=settings.memory_share,
-            worker_extension_cls=self.worker_extension,
+            gpu_memory_utilization=settings.memory_share / settings.engines_per_gpu,
+            worker_extension_cls=LOW_RANK_EXTENSION if settings.low_rank else self.worker_extension,
             generation_config="vllm",
             seed=0,
             **extra,
         )
         step = self._llm.llm_engine.step
         self._llm.llm_engine.step = lambda: self._step(step)
-        master = settings.master_dtype, settings.master_device
+        room = (1 - settings.memory_share) / settings.engines_per_gpu
+        master = settings.master_dtype, settings.master_device, room
         self._load_master = (settings.model, *master, settings.low_rank, rank_cores, self._heartbeat.place)
         return self.catch_up(catch_up)
 
@@ -366,6 +376,44 @@ def _own_cores(slot: int, shares: int) -> Cores:
     cores = usable_cores()
     each = max(1, len(cores) // shares)
     return cores[slot * each : (slot + 1) * each] or cores
+
+
+def _made(kind: Callable[..., Any], settings: EngineSettings, **options: Any) -> Any:
+    """Make vLLM's engine.
+
+    Raises:
+        UserError: it has no adapters for this model.
+    """
+    try:
+        return kind(**options)
+    except ValueError as error:
+        if settings.low_rank and "lora" in str(error).lower():
+            raise UserError(
+                f"--perturbation low-rank: not for this model ({one_line(error)}); choose --perturbation full"
+            ) from error
+        raise
+
+
+def _kv_cache_beside_others(settings: EngineSettings) -> int:
+    """Size the KV cache of an engine that shares its GPU, where vLLM would take its neighbours' memory for its own.
+
+    Raises:
+        UserError: there is not enough.
+    """
+    import torch
+
+    share = settings.memory_share / settings.engines_per_gpu
+    total = torch.cuda.mem_get_info()[1]
+    taken = weights_size(Path(settings.model))[0] + _ACTIVATIONS
+    if settings.low_rank:
+        taken += 2 * adapter_elements(Path(settings.model), settings.low_rank, settings.members_at_once)
+    left = int(share * total) - taken
+    if left < _LEAST_KV_CACHE:
+        raise UserError(
+            f"--n-vllm-engines-per-gpu {settings.engines_per_gpu}: each engine may take {share * total / 1e9:.1f} GB, "
+            "which is too little for this model; choose fewer, or more --gpu-memory-utilization"
+        )
+    return left
 
 
 def _redirect_output(path: Path) -> None:

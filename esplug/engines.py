@@ -97,7 +97,7 @@ class EnginePool:
         from ray.util.placement_group import placement_group
 
         self._history = history
-        gpus, cores = self.plan.gpus_per_engine, self.plan.cores_per_engine
+        gpus, cores = self.plan.gpu_share, self.plan.cores_per_engine
         bundle = {"GPU": gpus, "CPU": 1} if gpus else {"CPU": cores}
         self._placement = placement_group([bundle] * self.plan.n_engines, strategy="PACK")
         try:
@@ -215,7 +215,7 @@ class EnginePool:
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        gpus, cores = self.plan.gpus_per_engine, self.plan.cores_per_engine
+        gpus, cores = self.plan.gpu_share, self.plan.cores_per_engine
         place = PlacementGroupSchedulingStrategy(self._placement, seat.index)
         actor = ray.remote(concurrency_groups={"pulse": 1})(self.engine)
         seat.actor = actor.options(num_gpus=gpus, num_cpus=1 if gpus else cores, scheduling_strategy=place).remote(

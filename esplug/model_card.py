@@ -49,7 +49,7 @@ def model_card(
         f"# {name}",
         f"`{base}` after {iteration} {'iteration' if iteration == 1 else 'iterations'} of fine-tuning with Evolution "
         f"Strategies, by esplug {esplug.__version__}: no backpropagation, only "
-        "random perturbations of all weights and the rewards of the answers that they give.",
+        f"random perturbations of {_perturbed(header)} and the rewards of the answers that they give.",
         _table(("", ""), _facts(header, base, settings, iteration, checksum, dtype)),
         *_evaluation(run, iteration),
         "## How to reproduce",
@@ -66,6 +66,10 @@ def model_card(
             f"```toml\n{_toml(settings)}```",
         ]
     return "\n\n".join(parts) + "\n"
+
+
+def _perturbed(header: Header) -> str:
+    return f"rank {header.low_rank} of its linear layers" if header.low_rank else "all weights"
 
 
 def _settings(header: Header, run: Path | None) -> dict[str, Any]:

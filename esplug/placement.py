@@ -1,5 +1,6 @@
 """How many engines a run gets, and on what. Pure arithmetic over what the machine or cluster has."""
 
+import math
 import os
 from dataclasses import dataclass
 from typing import Literal
@@ -55,10 +56,23 @@ class Plan:
     device: Literal["cuda", "cpu"]
     gpus_per_engine: int
     cores_per_engine: int
+    engines_per_gpu: int = 1
+
+    @property
+    def gpu_share(self) -> float:
+        """GPUs of one engine, as Ray counts them."""
+        return self.gpus_per_engine / self.engines_per_gpu
+
+    @property
+    def memory_share(self) -> float:
+        """Share of memory that vLLM takes unless the user says how much; engines on one GPU have masters there, too."""
+        return 0.5 if self.device == "cpu" else 0.9 if self.engines_per_gpu == 1 else 0.7
 
     def describe(self) -> str:
         """Say the plan in words."""
         engines = f"{self.n_engines} engine{'s' * (self.n_engines > 1)}"
+        if self.engines_per_gpu > 1:
+            return f"{engines}, {self.engines_per_gpu} to a GPU"
         if self.device == "cuda":
             return f"{engines} of {self.gpus_per_engine} GPU{'s' * (self.gpus_per_engine > 1)}"
         return f"{engines} of {self.cores_per_engine} CPU core{'s' * (self.cores_per_engine > 1)}"
@@ -87,10 +101,17 @@ def plan_engines(config: RunConfig, found: Resources, engine_bytes: int) -> Plan
             "or install esplug[gpu] on a machine with one"
         )
     if found.gpus and config.use_gpus != "none":
-        most = sum(min(node.gpus // span, node.cores) for node in found.nodes)  # each needs a core to drive it
+        sharing = config.n_vllm_engines_per_gpu
+        most = sum(
+            min(node.gpus * sharing // span, node.cores) for node in found.nodes
+        )  # each needs a core to drive it
         if (wanted or 1) > most:
             raise UserError(_too_many(config, found.gpus, "GPU", len(found.nodes)))
-        return Plan(wanted or most, "cuda", span, 1)
+        return Plan(wanted or most, "cuda", span, 1, sharing)
+    if config.n_vllm_engines_per_gpu > 1:
+        raise UserError(
+            f"--n-vllm-engines-per-gpu {config.n_vllm_engines_per_gpu}: the engines run on the CPU here; leave it out"
+        )
     if config.master_device == "gpu":
         raise UserError("--master-device gpu: the engines run on the CPU here; leave it out")
     most = sum(node.cores // span for node in found.nodes)
@@ -120,6 +141,9 @@ def cpu_kv_cache_bytes(free: int, share: float, engines_here: int, engine_bytes:
 def _too_many(config: RunConfig, there: int, unit: str, nodes: int) -> str:
     wanted, span = config.n_vllm_engines, config.n_gpu_per_vllm_engine
     asked = f"--n-vllm-engines {wanted} x " if wanted else ""
+    if unit == "GPU" and config.n_vllm_engines_per_gpu > 1:
+        need = math.ceil((wanted or 1) / config.n_vllm_engines_per_gpu)
+        return f"--n-vllm-engines {wanted} asks for {need} GPUs or a core each, but there are {there} GPUs"
     need, on = (wanted or 1) * span, f" on {nodes} nodes" if nodes > 1 else ""
     plural = "s" if there > 1 else ""
     return f"{asked}--n-gpu-per-vllm-engine {span} asks for {need} {unit}s, but there are {there} {unit}{plural}{on}"

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from esplug import plugins
+from esplug.adapters import adapter_elements
 from esplug.checkpoint import newest_first, rename_aside
 from esplug.cluster import Cluster, require_vllm
 from esplug.config import RunConfig, make_config
@@ -276,7 +277,7 @@ class EvolutionStrategiesTrainer:
 
     def launch_engines(self) -> EnginePool:
         """Make the pool of engines, which the trainer then starts."""
-        share = self.config.gpu_memory_utilization or (0.9 if self._plan.device == "cuda" else 0.5)
+        share = self.config.gpu_memory_utilization or self._plan.memory_share
         settings = EngineSettings(
             model=str(self._model),
             dtype=self.config.dtype,
@@ -286,8 +287,9 @@ class EvolutionStrategiesTrainer:
             tensor_parallel_size=self.config.n_gpu_per_vllm_engine,
             max_model_len=self.config.max_model_len,
             memory_share=share,
-            low_rank=self.config.rank,
+            low_rank=self.config.low_rank,
             members_at_once=self.config.members_at_once(self._plan.n_engines),
+            engines_per_gpu=self._plan.engines_per_gpu,
         )
         return self.pool(
             self._plan,
@@ -327,6 +329,8 @@ class EvolutionStrategiesTrainer:
         )
         stored, elements = weights_size(self._model)
         self._engine_bytes = cpu_engine_bytes(stored, 4 * elements if config.master_dtype == "float32" else stored)
+        if config.low_rank:
+            self._engine_bytes += 4 * adapter_elements(self._model, config.low_rank, config.members_at_once(1))
         longest_prompt(self._model, config.max_model_len, config.max_tokens)
         # What takes seconds, at once: transformers, Ray and the graders.
         helper = ThreadPoolExecutor(1)

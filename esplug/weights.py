@@ -7,12 +7,14 @@ The kernels are imported inside functions: they need numba, which must not be im
 engine has started.
 """
 
+import logging
 import math
 import os
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
@@ -146,6 +148,11 @@ class MasterWeights:
     def __getitem__(self, name: str) -> torch.Tensor:
         """Return the master tensor itself, not a copy, in its checkpoint shape, or its block."""
         return self._tensors[name]
+
+    @property
+    def low_rank(self) -> int | None:
+        """Rank of the noise that :meth:`update` adds; ``None`` where it is full."""
+        return self._low_rank
 
     @property
     def device(self) -> torch.device:
@@ -548,8 +555,12 @@ def _lock_pages(tensor: torch.Tensor) -> None:
     """Lock a tensor's memory, for a GPU to copy from, until it is freed. torch itself takes up to twice as much."""
     cudart: Callable[[], Any] = torch.cuda.cudart
     runtime = cudart()
-    if int(runtime.cudaHostRegister(tensor.data_ptr(), tensor.nbytes, 0)) == 0:  # else the system allows no more
+    if int(runtime.cudaHostRegister(tensor.data_ptr(), tensor.nbytes, 0)) == 0:
         weakref.finalize(tensor.untyped_storage(), runtime.cudaHostUnregister, tensor.data_ptr())
+        return
+    logging.getLogger(__name__).warning("the system locks no more memory: weights will be streamed more slowly")
+    with suppress(RuntimeError):  # which is the failure, once more, that would otherwise meet whoever comes next
+        torch.zeros(1, device="cuda")
 
 
 def _float32s(what: str, values: Sequence[float]) -> list[float]:

@@ -16,7 +16,6 @@ import torch
 from esplug.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
-    from esplug.adapters import Adapters
     from esplug.blocks import Block
     from esplug.fast_path import FastPath, Places
     from esplug.history import CatchUp, CaughtUp
@@ -38,13 +37,10 @@ class ESWorkerExtension:
     rank: int
     device: torch.device
     model_runner: Any
-    cache_config: Any
     _es_places: "Places | None"  # None also where weights enter the long way
     _es_fast_path: "FastPath | None"
     _es_in_host: bool  # whether master weights are in the host's memory though a GPU computes
     _es_master: "MasterWeights"
-    _es_adapters: "Adapters"  # where members have low rank
-    _es_alone: bool  # whether the model's weights are those of the master, as it is now
     _es_undefined: torch.Tensor
 
     def es_catch_up(
@@ -52,6 +48,7 @@ class ESWorkerExtension:
         folder: str,
         master_dtype: Literal["float32", "model"],
         master_device: Literal["auto", "gpu", "host"],
+        master_room: float,
         low_rank: int | None,
         rank_cores: list[list[int]],
         heartbeat: str,
@@ -59,9 +56,10 @@ class ESWorkerExtension:
     ) -> "CaughtUp":
         """Read the checkpoint in ``folder`` as master weights, and from there get to the run's present ones.
 
-        ``master_device`` is the setting of that name, ``low_rank`` the rank of the members' noise if it has any,
-        ``rank_cores`` are the CPU cores on which each tensor-parallel
-        rank may make noise, and ``heartbeat`` is the place of the engine's :class:`esplug.heartbeat.Heartbeat`.
+        ``master_device`` is the setting of that name, ``master_room`` the share of a GPU that the master may take,
+        ``low_rank`` the rank of the members' noise if it is not full. ``rank_cores`` are the CPU cores on which each
+        tensor-parallel rank may make noise, and ``heartbeat`` is the place of the engine's
+        :class:`esplug.heartbeat.Heartbeat`.
         """
         # numba, which the kernels need, must not be imported before vLLM's CPU engine has started.
         from esplug.ranks import Ranks
@@ -72,7 +70,8 @@ class ESWorkerExtension:
         def load(blocks: "Mapping[str, Block]", ranks: "Ranks") -> None:
             vars(self).pop("_es_master", None)  # there may be no room for two
             if starting:
-                self._es_in_host = self._es_keep_in_host(Path(folder), master_dtype, master_device, blocks, ranks)
+                needed = _master_bytes(Path(folder), master_dtype, blocks)
+                self._es_in_host = self._es_keep_in_host(needed, master_room, master_device, ranks)
             where: dict[str, Any] = {"device": self.device, "in_host": self._es_in_host, "blocks": blocks}
             how: dict[str, Any] = {"threads": len(cores), "cores": cores, "beat": beat, "low_rank": low_rank}
             self._es_master = MasterWeights.load(Path(folder), master_dtype, ranks=ranks, **how, **where)
@@ -84,8 +83,6 @@ class ESWorkerExtension:
             if places is not None:
                 load(places.blocks, ranks)
                 fast_path = self._es_find_fast_path(places, ranks)
-            if low_rank:
-                self._es_adapters = self._es_find_adapters(places if fast_path else None, low_rank)
             if fast_path is None:
                 places = None
                 load({}, Ranks())
@@ -95,26 +92,19 @@ class ESWorkerExtension:
         else:
             load({}, Ranks())
         caught_up = self._es_master.catch_up(Path(folder), catch_up)
-        self._es_alone = False
         _keep_freed_memory()
         return caught_up
 
-    def _es_keep_in_host(
-        self, folder: Path, master_dtype: str, choice: str, blocks: "Mapping[str, Block]", ranks: "Ranks"
-    ) -> bool:
-        """Choose where the master weights are kept: on the GPU if they fit on all ranks, or must."""
-        from esplug.blocks import Block
+    def _es_keep_in_host(self, needed: int, share: float, choice: str, ranks: "Ranks") -> bool:
+        """Choose where the master weights are kept: on the GPU if they fit into its share on all ranks, or must."""
         from esplug.errors import UserError
-        from esplug.shards import read_shapes, widest
 
         if self.device.type != "cuda" or choice == "host":
             return self.device.type == "cuda"
         torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info(self.device)
         # What vLLM has not taken of its share so far, it may yet want.
-        room = min(free, int((1 - self.cache_config.gpu_memory_utilization) * total)) - _GPU_SPARE
-        kept = (blocks.get(name, Block.whole(shape)).of(shape) for name, shape in read_shapes(folder).items())
-        needed = (4 if master_dtype == "float32" else widest(folder)) * sum(map(math.prod, kept))
+        room = min(free, int(share * total)) - _GPU_SPARE
         if ranks.sums([needed > room]) == [0]:
             return False
         if choice == "gpu":
@@ -156,17 +146,6 @@ class ESWorkerExtension:
             reason = str(error)
         return fast_path if _all_can(ranks, reason) else None
 
-    def _es_find_adapters(self, places: "Places | None", rank: int) -> "Adapters":
-        from esplug.adapters import Adapters
-        from esplug.errors import UserError
-
-        if places is None:
-            raise UserError(
-                "--perturbation low-rank: not for this model, as the engine's log says why its weights must go through "
-                "vLLM's reload_weights; choose --perturbation full"
-            )
-        return Adapters(self.model_runner.get_model(), places, self._es_master.shapes, rank)
-
     def es_set_weights(self, member_seed: int | None, scale: float) -> None:
         """Give the model ``master + scale * eps(member_seed)``; without a seed, the master itself."""
         if self._es_fast_path is not None:
@@ -174,13 +153,6 @@ class ESWorkerExtension:
         else:
             dtype = self.model_runner.model_config.dtype
             self._es_reload(self._es_master.perturbed(member_seed, scale, dtype))
-        self._es_alone = member_seed is None
-
-    def es_set_members(self, members: list[tuple[int, float]]) -> None:
-        """Give the model the master itself, and its adapters these members of low rank, as seeds and scales."""
-        if not self._es_alone:
-            self.es_set_weights(None, 0.0)
-        self._es_adapters.write(members)
 
     def _es_reload(self, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
         """Give the model all tensors of a checkpoint, whatever the model and however it is spread over processes."""
@@ -190,7 +162,6 @@ class ESWorkerExtension:
     def es_update(self, seeds: list[int], coefficients: list[float]) -> int:
         """Add ``sum_k coefficients[k] * eps(seeds[k])`` to the master. Returns the new checksum."""
         self._es_master.update(seeds, coefficients)
-        self._es_alone = False
         return self._es_master.checksum()
 
     def es_tensor_checksums(self) -> dict[str, int]:
@@ -226,6 +197,15 @@ class ESWorkerExtension:
                 tensor.zero_()
 
 
+def _master_bytes(folder: Path, master_dtype: str, blocks: "Mapping[str, Block]") -> int:
+    """Return the size of what this process keeps of a model's master weights."""
+    from esplug.blocks import Block
+    from esplug.shards import read_shapes, widest
+
+    kept = (blocks.get(name, Block.whole(shape)).of(shape) for name, shape in read_shapes(folder).items())
+    return (4 if master_dtype == "float32" else widest(folder)) * sum(map(math.prod, kept))
+
+
 def _ranks() -> "Ranks":
     """Return the tensor-parallel processes that this one is part of."""
     from vllm.distributed.parallel_state import get_tp_group
@@ -258,14 +238,14 @@ def _watch_logits(model: torch.nn.Module, undefined: torch.Tensor) -> None:
     """Have ``model`` count, in ``undefined``, the tokens whose logits hold NaN or plus infinity: by their adapter."""
     compute: Any = model.compute_logits
     manager: Any = getattr(model, "lora_manager", None)
-    adapters = next(iter(manager.punica_wrapper_mapping.values())) if manager else None
+    adapters = None if manager is None else next(iter(manager.punica_wrapper_mapping.values()))
 
     def watched(*arguments: Any, **named: Any) -> Any:
         logits = compute(*arguments, **named)
         if logits is not None:  # with tensor parallelism, some ranks get none
             wrong = (~torch.isfinite(logits.amax(dim=-1))).to(undefined.dtype)
             slots = torch.full_like(wrong, -1)
-            if adapters and len(adapters.sampler_indices) == len(wrong):
+            if adapters is not None and len(adapters.sampler_indices) == len(wrong):
                 slots = adapters.sampler_indices
             undefined.index_add_(0, slots + 1, wrong)
         return logits

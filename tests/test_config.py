@@ -49,7 +49,8 @@ def test_low_rank_has_settings_of_its_own() -> None:
     low = make_config({"perturbation": "low-rank", "population_size": 30})
     assert low.rank == 1
     assert [low.members_at_once(engines) for engines in (1, 2, 4, 30, 64)] == [30, 15, 8, 1, 1]
-    assert make_config({"perturbation": "low-rank", "population_size": 200}).members_at_once(1) == 64
+    assert make_config({"perturbation": "low-rank", "population_size": 200}).members_at_once(1) == 50
+    assert make_config({"perturbation": "low-rank", "n_iterations": 0}).members_at_once(1) == 1
     assert make_config({"perturbation": "low-rank", "members_per_batch": 100}).members_at_once(1) == 30
     four = make_config({"perturbation": "low-rank", "rank": 4, "members_per_batch": 5, "population_size": 30})
     assert (four.rank, four.members_at_once(2)) == (4, 5)

@@ -82,7 +82,6 @@ def test_the_kernel_adds_exact_products_to_any_block(data: st.DataObject) -> Non
     coefficients = [data.draw(st.floats(-1, 1, width=32)) for _ in seeds]
     master = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seeds[0] % 2**63))
     keys = [low_rank.factor_keys(seed, "w") for seed in seeds]
-    whole = moved(master, "w", seeds, coefficients, rank)
     row, column = data.draw(st.integers(0, rows - 1)), data.draw(st.integers(0, columns - 1))
     for dtype in TYPES:
         kept = master.to(dtype)
@@ -90,7 +89,6 @@ def test_the_kernel_adds_exact_products_to_any_block(data: st.DataObject) -> Non
         cpu.update_low_rank(cpu.array(block), row, column, columns, keys, coefficients, rank)
         expected = moved(kept.float(), "w", seeds, coefficients, rank)[row:, column:].to(dtype)
         assert torch.equal(block, expected)
-    assert torch.equal(moved(master, "w", seeds, coefficients, rank), whole)
 
 
 @pytest.fixture

@@ -26,11 +26,18 @@ CLUSTER = Resources((Node(3, 32, 64 * GIB), Node(3, 32, 64 * GIB)))
         ({"use_gpus": "none", "n_vllm_engines": 2}, CLUSTER, 1, (2, "cpu", 0, 32)),
         ({"use_gpus": "none", "n_vllm_engines": 3}, CLUSTER, 1, (3, "cpu", 0, 16)),
         ({"n_gpu_per_vllm_engine": 2}, LAPTOP, 1, (4, "cpu", 0, 2)),
+        ({"n_vllm_engines_per_gpu": 4}, SERVER, 8, (32, "cuda", 1, 1)),
+        ({"n_vllm_engines_per_gpu": 16}, CLUSTER, 8, (64, "cuda", 1, 1)),  # each has a core
+        ({"n_vllm_engines_per_gpu": 4, "n_vllm_engines": 3}, SERVER, 8, (3, "cuda", 1, 1)),
     ],
 )
 def test_plan(settings, found, engine_gib, expected) -> None:
     plan = plan_engines(make_config(settings), found, engine_gib * GIB)
     assert (plan.n_engines, plan.device, plan.gpus_per_engine, plan.cores_per_engine) == expected
+    sharing = settings.get("n_vllm_engines_per_gpu", 1)
+    assert plan.gpu_share == plan.gpus_per_engine / sharing
+    assert plan.memory_share == (0.5 if plan.device == "cpu" else 0.9 if sharing == 1 else 0.7)
+    assert (f"{sharing} to a GPU" in plan.describe()) == (sharing > 1)
 
 
 @pytest.mark.parametrize(
@@ -41,6 +48,8 @@ def test_plan(settings, found, engine_gib, expected) -> None:
         ({"n_vllm_engines": 9}, LAPTOP, ["9 CPU cores", "8 CPU cores"]),
         ({"n_vllm_engines": 3, "n_gpu_per_vllm_engine": 2}, CLUSTER, ["6 GPUs", "6 GPUs on 2 nodes"]),
         ({"use_gpus": "0"}, LAPTOP, ["--use-gpus 0", "no usable GPU"]),
+        ({"n_vllm_engines_per_gpu": 2}, LAPTOP, ["--n-vllm-engines-per-gpu 2", "on the CPU"]),
+        ({"n_vllm_engines_per_gpu": 2, "n_vllm_engines": 17}, SERVER, ["--n-vllm-engines 17", "9 GPUs", "8 GPUs"]),
     ],
 )
 def test_asking_for_more_than_there_is(settings, found, words) -> None:

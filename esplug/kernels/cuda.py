@@ -6,9 +6,10 @@ With ``TRITON_INTERPRET=1`` set when this module is imported, the kernels run on
 """
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import TypeAlias
 
 import torch
 import triton
@@ -28,10 +29,15 @@ _INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 _BITS = {4: tl.int32, 2: tl.int16}
 _KEPT_TABLES = 64
+_MOST_FACTOR_BYTES = 2**28
 _LINE = 1, 4 * _QUADS, 3  # a row may begin inside a Philox block
 _SIDE = 64  # of the square that a program updates with noise of low rank
 _SQUARE = _SIDE, _SIDE, 0
 _WARPS_OF_SQUARE = 4
+
+
+#: A block of a matrix: its weights, first row and column, the matrix's columns, and members' keys.
+_Matrix: TypeAlias = tuple[torch.Tensor, int, int, int, Sequence[tuple[int, int]]]
 
 
 def array(tensor: torch.Tensor) -> torch.Tensor:
@@ -126,43 +132,72 @@ def update_low_rank_all(
 ) -> None:
     """Update pieces, given as :func:`update_low_rank` takes them: (master, row, column, width, keys).
 
-    All members' factors are made first, as integers: two bytes each, for a job's matrices some megabytes.
+    Members' factors are made before, as integers of two bytes, for as many weights at a time as their memory allows.
     """
     factors = torch.tensor(coefficients, dtype=torch.float32) * low_rank.scale(rank)
-    members = len(coefficients)
     sorts = defaultdict(list)
     for piece in pieces:
-        sorts[piece[0].dtype].append(piece)
+        for block in _cut(*piece, per_side=2 * len(coefficients) * rank):
+            sorts[block[0].dtype].append(block)
     for kept, alike in sorts.items():
-        device = alike[0][0].device
-        made = _factors([(*master.shape, *where) for master, *where in alike], members, rank, device)
-        blocks = [(master, master, row * width + column, width) for master, row, column, width, _ in alike]
-        table = _Table.of(blocks, _SQUARE)
-        places = table.numbers([tensor.data_ptr() for pair in made for tensor in pair])
-        with torch.cuda.device_of(places):
-            _update_low_rank[(table.programs,)](
-                *(table.owners, table.entries, places, factors.to(device), members, rank),
-                MASTER=_TYPES[kept],
-                SIDE=_SIDE,
-                num_warps=_WARPS_OF_SQUARE,
-                enable_fp_fusion=False,
-            )
+        taken = 0
+        group: list[_Matrix] = []
+        for block in alike:
+            wanted = 2 * len(coefficients) * rank * sum(block[0].shape)
+            if group and taken + wanted > _MOST_FACTOR_BYTES:
+                _update_with_factors(group, kept, factors, rank)
+                taken, group = 0, []
+            group.append(block)
+            taken += wanted
+        _update_with_factors(group, kept, factors, rank)
+
+
+def _cut(
+    master: torch.Tensor, row: int, column: int, width: int, keys: Sequence[tuple[int, int]], *, per_side: int
+) -> Iterator[_Matrix]:
+    """Cut a matrix into blocks whose factors, of so many bytes a row and column, are not too large."""
+    rows, columns = master.shape
+    if per_side * (rows + columns) <= _MOST_FACTOR_BYTES or max(rows, columns) <= _SIDE:
+        yield master, row, column, width, keys
+    elif rows >= columns:
+        half = rows // 2
+        yield from _cut(master[:half], row, column, width, keys, per_side=per_side)
+        yield from _cut(master[half:], row + half, column, width, keys, per_side=per_side)
+    else:
+        half = columns // 2
+        yield from _cut(master[:, :half], row, column, width, keys, per_side=per_side)
+        yield from _cut(master[:, half:], row, column + half, width, keys, per_side=per_side)
+
+
+def _update_with_factors(pieces: Sequence[_Matrix], kept: torch.dtype, factors: torch.Tensor, rank: int) -> None:
+    device = pieces[0][0].device
+    made = _factors(pieces, len(factors), rank, device)
+    table = _Table.of(
+        [(master, master, row * width + column, width) for master, row, column, width, _ in pieces], _SQUARE
+    )
+    places = table.numbers([tensor.data_ptr() for pair in made for tensor in pair])
+    with torch.cuda.device_of(places):
+        _update_low_rank[(table.programs,)](
+            *(table.owners, table.entries, places, factors.to(device), len(factors), rank),
+            MASTER=_TYPES[kept],
+            SIDE=_SIDE,
+            num_warps=_WARPS_OF_SQUARE,
+            enable_fp_fusion=False,
+        )
 
 
 def _factors(
-    pieces: Sequence[tuple[int, int, int, int, int, Sequence[tuple[int, int]]]],
-    members: int,
-    rank: int,
-    device: torch.device,
+    pieces: Sequence[_Matrix], members: int, rank: int, device: torch.device
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Make members' factors of blocks, given as (rows, columns, row, column, width, keys).
+    """Make members' factors of blocks, given as (master, row, column, width, keys).
 
     Returns:
         Of each block ``A``, float16[members, rank, columns], and ``B``, float16[members, rows, rank].
     """
     made = []
     blocks, keys = [], []
-    for rows, columns, row, column, width, pairs in pieces:
+    for master, row, column, width, pairs in pieces:
+        rows, columns = master.shape
         a = torch.empty(members, rank, columns, dtype=torch.float16, device=device)
         b = torch.empty(members, rows, rank, dtype=torch.float16, device=device)
         made.append((a, b))
@@ -171,7 +206,9 @@ def _factors(
     table = _Table.of(blocks)
     numbers = table.numbers([key for each in keys for key in each])
     with torch.cuda.device_of(numbers):
-        _fill[(table.programs, members)](table.owners, table.entries, numbers, QUADS=_QUADS, num_warps=_WARPS)
+        _fill[(table.programs * members,)](
+            *(table.owners, table.entries, numbers, members), QUADS=_QUADS, num_warps=_WARPS
+        )
     return made
 
 
@@ -318,10 +355,10 @@ def _in_order(a, b, c, d, SIZE: tl.constexpr):
 
 
 @triton.jit
-def _place(entry, QUADS: tl.constexpr):
-    """Return this program's row, its elements' columns, which of them are wanted, and their Philox blocks."""
+def _place(entry, program, QUADS: tl.constexpr):
+    """Return a program's row, its elements' columns, which of them are wanted, and their Philox blocks."""
     first, pitch, columns = tl.load(entry + 2), tl.load(entry + 3), tl.load(entry + 4)
-    per_row, program = tl.load(entry + 7), tl.program_id(0) - tl.load(entry + 8)
+    per_row, program = tl.load(entry + 7), program - tl.load(entry + 8)
     row, quad = program // per_row, (program % per_row) * QUADS
     start = first + row * pitch
     column = quad * 4 + tl.arange(0, 4 * QUADS) - (start & 3)
@@ -332,7 +369,7 @@ def _place(entry, QUADS: tl.constexpr):
 def _perturb(owners, entries, keys, scale, MASTER: tl.constexpr, OUT: tl.constexpr, QUADS: tl.constexpr):
     piece = tl.load(owners + tl.program_id(0))
     entry = entries + piece * 10
-    row, column, wanted, block = _place(entry, QUADS)
+    row, column, wanted, block = _place(entry, tl.program_id(0), QUADS)
     master = tl.load(entry).to(tl.pointer_type(MASTER)) + row * tl.load(entry + 5)
     out = tl.load(entry + 1).to(tl.pointer_type(OUT)) + row * tl.load(entry + 6)
     weight = tl.load(master + column, mask=wanted, other=0.0).to(tl.float32)
@@ -344,7 +381,7 @@ def _perturb(owners, entries, keys, scale, MASTER: tl.constexpr, OUT: tl.constex
 def _update(owners, entries, keys, coefficients, members, MASTER: tl.constexpr, QUADS: tl.constexpr):
     piece = tl.load(owners + tl.program_id(0))
     entry = entries + piece * 10
-    row, column, wanted, block = _place(entry, QUADS)
+    row, column, wanted, block = _place(entry, tl.program_id(0), QUADS)
     zero = tl.zeros((QUADS,), tl.float32)
     total_a, total_b, total_c, total_d = zero, zero, zero, zero
     for k in range(members):
@@ -357,13 +394,14 @@ def _update(owners, entries, keys, coefficients, members, MASTER: tl.constexpr, 
     _store(place, tl.load(place, mask=wanted, other=0.0).to(tl.float32) + total, wanted, MASTER)
 
 
-@triton.jit
-def _fill(owners, entries, keys, QUADS: tl.constexpr):
-    """Write a member's noise, unscaled: each behind the last."""
-    piece, member = tl.load(owners + tl.program_id(0)), tl.program_id(1)
+@triton.jit(do_not_specialize=["members"])
+def _fill(owners, entries, keys, members, QUADS: tl.constexpr):
+    """Write members' noise, unscaled, one behind the other."""
+    program, member = tl.program_id(0) // members, (tl.program_id(0) % members).to(tl.int64)
+    piece = tl.load(owners + program)
     entry = entries + piece * 10
-    row, column, wanted, block = _place(entry, QUADS)
-    a, b, c, d = _integers(block, tl.load(keys + piece * tl.num_programs(1) + member))
+    row, column, wanted, block = _place(entry, program, QUADS)
+    a, b, c, d = _integers(block, tl.load(keys + piece * members + member))
     stride = tl.load(entry + 6)
     out = tl.load(entry + 1).to(tl.pointer_type(tl.float16)) + (member * tl.load(entry + 9) + row) * stride
     tl.store(out + column, _in_order(a, b, c, d, 4 * QUADS).to(tl.float16), mask=wanted)

@@ -36,13 +36,14 @@ def test_a_run_learns_and_is_replayed_bit_for_bit(tiny_model, tmp_path) -> None:
             output_directory=str(tmp_path),
             experiment_name=name,
             **{"dtype": "float32", "max_model_len": 128, "max_tokens": 12, "sigma": 0.05, "alpha": 0.1, "rank": 2},
-            **{"perturbation": "low-rank", "population_size": 12, "antithetic": True, "eval_freq": 0},
-            **settings,
+            **{"perturbation": "low-rank", "population_size": 12, "antithetic": True},
+            **({"eval_freq": 0} | settings),
         )
         return trainer.fit(tmp_path / name if (tmp_path / name).exists() else None)
 
-    result = run("one", num_iterations=12, n_vllm_engines=1)
-    before, after = (evaluation.mean for evaluation in result.evaluations)
+    result = run("one", num_iterations=12, n_vllm_engines=1, eval_freq=3)
+    assert len(result.evaluations) == 5
+    before, after = result.evaluations[0].mean, result.evaluations[-1].mean
     assert after > before + 0.2
     folder = export(result.run_dir, tmp_path / "exported").folder
     assert load_file(folder / "model.safetensors").keys() == load_file(tiny_model / "model.safetensors").keys()
@@ -51,6 +52,24 @@ def test_a_run_learns_and_is_replayed_bit_for_bit(tiny_model, tmp_path) -> None:
     run("two", num_iterations=5, n_vllm_engines=2, members_per_batch=5, mini_batch_size=7)
     again = run("two", num_iterations=12, n_vllm_engines=2, members_per_batch=5, mini_batch_size=7)
     assert again.checksum == result.checksum
+
+
+def test_a_model_that_vllm_has_no_adapters_for_is_one_line(tiny_models, tmp_path) -> None:
+    from esplug import EvolutionStrategiesTrainer
+    from esplug.errors import UserError
+
+    trainer = EvolutionStrategiesTrainer(
+        model_name=str(tiny_models("gpt2")),
+        reward_function=vowels,
+        train_dataloader=[(["a", "b"], ["a", "b"])],
+        output_directory=str(tmp_path),
+        **{"use_gpus": "none", "perturbation": "low-rank", "population_size": 2, "max_tokens": 4, "max_model_len": 64},
+    )
+    with pytest.raises(
+        UserError, match=r"^--perturbation low-rank: not for this model .*; choose --perturbation full$"
+    ):
+        trainer.fit()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +105,15 @@ def _probe_class():
 
         def set_members(self, members: list[tuple[int, float]]) -> None:
             self._llm.collective_rpc("es_set_members", args=(members,))
+
+        def poison(self, slot: int) -> None:
+            """Make the answers of one member NaN."""
+
+            def put(wrapper: Any) -> None:
+                (layer, *_) = getattr(wrapper, "worker", wrapper).get_model().lora_manager.modules.values()
+                layer.lora_a_stacked[0][slot - 1] = float("nan")
+
+            self._llm.collective_rpc(put)
 
         def keep_only(self, tensor: str) -> None:
             """Leave the adapters of one linear layer, and make all others zero."""
@@ -170,7 +198,27 @@ def test_every_linear_layer_of_every_member_is_as_if_dense(cluster, tiny_models,
         np.testing.assert_allclose(alone, expected, atol=2e-3, err_msg=name)
         assert np.abs(np.subtract(expected, base)).max() > 0.01, f"{name}: the change is too small to tell"
     assert ray.get(probe.logprobs.remote([0]))[0] == base
+    if architecture == "llama":
+        look_after_one_that_diverges(probe)
     ray.kill(probe)
+
+
+def look_after_one_that_diverges(probe: Any) -> None:
+    import ray
+
+    from esplug.engine import Sampling, Weights
+
+    weights = [Weights(seed, 0.05) for seed in (1, 2, 3)]
+    ask = weights, PROMPTS, [0] * 3, Sampling(8)
+    before = ray.get(probe.generate.remote(*ask))
+    assert [each.undefined for each in before] == [0, 0, 0]
+    ray.get(probe.poison.remote(2))
+    spoilt = ray.get(probe.generate.remote(*ask))
+    assert [each.undefined > 0 for each in spoilt] == [False, True, False]
+    assert [spoilt[i].completions for i in (0, 2)] == [before[i].completions for i in (0, 2)]
+    after = ray.get(probe.generate.remote(*ask))  # members are written anew, and nothing of it is left
+    assert [each.completions for each in after] == [each.completions for each in before]
+    assert [each.undefined for each in after] == [0, 0, 0]
 
 
 def test_tensor_parallel_ranks_have_their_parts_of_adapters_and_updates(cluster, tiny_model) -> None:
