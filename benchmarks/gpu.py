@@ -11,8 +11,8 @@ come tables, for models of random weights in real shapes:
 - kernels: medians of a member's weights from a float32 master to bfloat16, by the kernel alone and as a switch of all
   tensors, next to a copy of as many bytes in the GPU's memory and to tensor-by-tensor ``torch.randn``; of updates; and
   both with the master in the host's memory;
-- iterations: whole ones of real training, against the reference's schedule (``reference.py``), and members of low rank
-  in one batch against one after the other;
+- iterations: whole ones of real training, against the reference's schedule (``reference.py``), members of low rank in
+  one batch against one after the other, and four engines on the GPU against one;
 - memory: what a model takes, and how many sequences' KV cache is left room for;
 - countdown: the small real model trained for some iterations, where it is there.
 
@@ -259,13 +259,15 @@ def iterations(names: list[str], options: Namespace) -> Table:
     from reference import ReferenceTrainer
 
     os.environ["ESPLUG_BENCHMARK_SAMPLING"] = '{"ignore_eos": true, "stop": [], "stop_token_ids": []}'
-    if GPU:  # what a GPU's engine has by itself for members of low rank
-        os.environ["ESPLUG_BENCHMARK_LLM"] = '{"max_num_seqs": 1024}'
-    arms = (
-        Arm("reference", ReferenceTrainer, {"n_vllm_engines": 1, "master_dtype": "model"}),
-        Arm("esplug", Ours, {"n_vllm_engines": 1}),
-        Arm("esplug, rank 1", Ours, {"n_vllm_engines": 1, "perturbation": "low-rank"}),
-    )
+    one, four = {"n_vllm_engines": 1}, {"n_vllm_engines_per_gpu": 4, "n_vllm_engines": 4}
+    arms = [
+        Arm("reference", ReferenceTrainer, one | {"master_dtype": "model"}),
+        Arm("esplug", Ours, one),
+        Arm("esplug, rank 1", Ours, one | {"perturbation": "low-rank"}),
+    ]
+    if GPU:
+        arms.append(Arm("4 engines", Ours, four))
+        arms.append(Arm("4 engines, rank 1", Ours, four | {"perturbation": "low-rank"}))
     columns = ("model", "arm", "prompts", "iteration, s", "ratio", "answers/s", "of full rank", "tokens/s")
     columns += ("switch", "generate", "update")
     table = Table(*columns, title=f"iterations, N={options.members}, {options.tokens} tokens", box=None)

@@ -181,8 +181,7 @@ class Engine:
 
         Args:
             settings: equal for all engines.
-            share: which of how many equal shares of this machine's cores is this engine's alone, for its threads
-                (CPU) or for its noise (GPU).
+            share: which of how many equal shares of this machine's cores is this engine's alone, on a CPU.
             most_cores: take no more of them.
             kv_cache_bytes: size of the KV cache; ``None`` lets vLLM take its share of the GPU.
             catch_up: what the run has done so far.

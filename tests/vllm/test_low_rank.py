@@ -8,7 +8,7 @@ import pytest
 pytestmark = pytest.mark.vllm
 
 PROMPTS = [list(range(5, 45)), list(range(60, 80)), list(range(20, 50))]
-MODELS = [("llama", True, 1), ("qwen2", False, 3), ("gemma", True, 8)]
+MODELS = [("llama", True, 1), ("qwen2", False, 3)]
 SCALE = 0.5
 
 
@@ -41,16 +41,16 @@ def test_a_run_learns_and_is_replayed_bit_for_bit(tiny_model, tmp_path) -> None:
         )
         return trainer.fit(tmp_path / name if (tmp_path / name).exists() else None)
 
-    result = run("one", num_iterations=12, n_vllm_engines=1, eval_freq=3)
-    assert len(result.evaluations) == 5
+    result = run("one", num_iterations=8, n_vllm_engines=1, eval_freq=4)
+    assert len(result.evaluations) == 3
     before, after = result.evaluations[0].mean, result.evaluations[-1].mean
     assert after > before + 0.2
     folder = export(result.run_dir, tmp_path / "exported").folder
     assert load_file(folder / "model.safetensors").keys() == load_file(tiny_model / "model.safetensors").keys()
     assert (folder / "model.safetensors").read_bytes() == (result.model / "model.safetensors").read_bytes()
     # Interrupted, on two engines, other members together, and helping one another with mini-batches: the same.
-    run("two", num_iterations=5, n_vllm_engines=2, members_per_batch=5, mini_batch_size=7)
-    again = run("two", num_iterations=12, n_vllm_engines=2, members_per_batch=5, mini_batch_size=7)
+    run("two", num_iterations=3, n_vllm_engines=2, members_per_batch=5, mini_batch_size=7)
+    again = run("two", num_iterations=8, n_vllm_engines=2, members_per_batch=5, mini_batch_size=7)
     assert again.checksum == result.checksum
 
 
