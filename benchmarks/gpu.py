@@ -65,9 +65,9 @@ def same(left: torch.Tensor, right: torch.Tensor) -> bool:
 
 def check_blocks(cases: int) -> None:
     """Compare random blocks, whose first elements lie anywhere up to 2**43."""
-    draw = random.Random(1)
+    draw, most = random.Random(1), (40, 300) if GPU else (4, 60)  # the interpreter does each row by itself
     for case in range(cases):
-        rows, columns = draw.choice([(1, draw.randint(1, 5000)), (draw.randint(1, 40), draw.randint(1, 300))])
+        rows, columns = draw.choice([(1, draw.randint(1, 5000)), (draw.randint(1, most[0]), draw.randint(1, most[1]))])
         pitch = columns + draw.choice([0, 1, 2, 3, 2**31 + draw.randint(0, 9)])
         first = draw.choice([0, draw.randint(0, 9), draw.randint(2**31 - 9, 2**34 + 9), draw.randint(0, 2**43)])
         keys = [tensor_key(draw.getrandbits(64), "w") for _ in range(1 + case % 4)]
