@@ -361,8 +361,8 @@ def check(options: Namespace) -> None:
     started = time.perf_counter()
     check_blocks(options.cases)
     check_low_rank_blocks(options.cases // 5)
-    ways: list[dict[str, Any]] = [{}, {"low_rank": 2}, {"in_host": True}, {"in_host": True, "low_rank": 1}]
-    for how in ways:
+    ways: list[dict[str, Any]] = [{}, {"in_host": True, "low_rank": 1}, {"low_rank": 2}, {"in_host": True}]
+    for how in ways[: 4 if GPU else 2]:
         check_model(name, options.checked if not how else 1, threads, **how)
         release()
     print(

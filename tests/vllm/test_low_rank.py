@@ -44,7 +44,7 @@ def test_a_run_learns_and_is_replayed_bit_for_bit(tiny_model, tmp_path) -> None:
     result = run("one", num_iterations=8, n_vllm_engines=1, eval_freq=4)
     assert len(result.evaluations) == 3
     before, after = result.evaluations[0].mean, result.evaluations[-1].mean
-    assert after > before + 0.2
+    assert after > before + 0.05  # from nothing
     folder = export(result.run_dir, tmp_path / "exported").folder
     assert load_file(folder / "model.safetensors").keys() == load_file(tiny_model / "model.safetensors").keys()
     assert (folder / "model.safetensors").read_bytes() == (result.model / "model.safetensors").read_bytes()
