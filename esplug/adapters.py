@@ -24,20 +24,23 @@ _MOST_SEQUENCES = 512  # in a step of a GPU: as many as vLLM's largest CUDA grap
 
 def adapter_options(model: Path, rank: int, slots: int, device: str) -> dict[str, Any]:
     """Return the options of ``vllm.LLM`` for so many members of low rank in a batch."""
-    linear = (name for name, shape in read_shapes(model).items() if is_perturbed(name, shape))
     options = {
         "enable_lora": True,
         "max_loras": slots,
         "max_lora_rank": _room(rank),
-        "lora_target_modules": sorted({name.split(".")[-2] for name in linear}),
+        "lora_target_modules": sorted({name.split(".")[-2] for name in _linear(model)}),
     }
     return options | ({"max_num_seqs": _MOST_SEQUENCES} if device == "cuda" else {})
 
 
 def adapter_elements(model: Path, rank: int, slots: int) -> int:
     """Return how many numbers so many members' adapters are, in the room that vLLM has for them."""
-    linear = [shape for name, shape in read_shapes(model).items() if is_perturbed(name, shape)]
-    return slots * _room(rank) * sum(rows + columns for rows, columns in linear)
+    return slots * _room(rank) * sum(map(sum, _linear(model).values()))
+
+
+def _linear(model: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors that members perturb."""
+    return {name: shape for name, shape in read_shapes(model).items() if is_perturbed(name, shape)}
 
 
 def _room(rank: int) -> int:
@@ -72,7 +75,8 @@ class Adapters:
             manager.activate_adapter(slot)
         assert manager.lora_index_to_id == list(range(1, manager.lora_slots + 1)), manager.lora_index_to_id
         self._kernels = kernels_for(manager.device)
-        largest = max(math.prod(tensor.shape[2:]) for layer, _ in layers for tensor in _stacks(layer))
+        stacks = (stack for layer, _ in layers for stack in (*layer.lora_a_stacked, *layer.lora_b_stacked))
+        largest = max(math.prod(stack.shape[2:]) for stack in stacks)
         self._zeros = torch.zeros(largest, device=manager.device)
         # By slot, and then by tensor: where each factor is written, its first element and the length of its rows.
         self._a: list[list[_Target]] = [[] for _ in range(manager.lora_slots)]
@@ -113,10 +117,6 @@ class Adapters:
 _Target = tuple[Any, Any, int, int]
 #: The same with the key of its noise, as the kernels take it.
 _Piece = tuple[Any, Any, int, int, int]
-
-
-def _stacks(layer: Any) -> "tuple[torch.Tensor, ...]":
-    return (*layer.lora_a_stacked, *layer.lora_b_stacked)
 
 
 def _layers(manager: Any, places: "Places", shapes: dict[str, tuple[int, ...]]) -> list[tuple[Any, tuple[str, ...]]]:

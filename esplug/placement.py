@@ -102,9 +102,8 @@ def plan_engines(config: RunConfig, found: Resources, engine_bytes: int) -> Plan
         )
     if found.gpus and config.use_gpus != "none":
         sharing = config.n_vllm_engines_per_gpu
-        most = sum(
-            min(node.gpus * sharing // span, node.cores) for node in found.nodes
-        )  # each needs a core to drive it
+        # Each needs a core to drive it.
+        most = sum(min(node.gpus * sharing // span, node.cores) for node in found.nodes)
         if (wanted or 1) > most:
             raise UserError(_too_many(config, found.gpus, "GPU", len(found.nodes)))
         return Plan(wanted or most, "cuda", span, 1, sharing)

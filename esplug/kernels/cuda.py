@@ -35,7 +35,6 @@ _SIDE = 64  # of the square that a program updates with noise of low rank
 _SQUARE = _SIDE, _SIDE, 0
 _WARPS_OF_SQUARE = 4
 
-
 #: A block of a matrix: its weights, first row and column, the matrix's columns, and members' keys.
 _Matrix: TypeAlias = tuple[torch.Tensor, int, int, int, Sequence[tuple[int, int]]]
 

@@ -19,8 +19,8 @@ def cluster():
     cluster.close()
 
 
-def start_probe(model: Path, dtype: str = "float32", ranks: int = 1):
-    """Start an engine that also tells prompt log-probabilities and takes arbitrary weights."""
+def start_probe(model: Path, dtype: str = "float32", ranks: int = 1, kind: type | None = None, **settings: int):
+    """Start an engine that can also be asked and told other things: prompt log-probabilities and arbitrary weights."""
     import ray
     from ray.util.placement_group import placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -29,8 +29,8 @@ def start_probe(model: Path, dtype: str = "float32", ranks: int = 1):
     from esplug.history import CatchUp
 
     place = PlacementGroupSchedulingStrategy(placement_group([{"CPU": 0.1}]), 0)  # as the pool of engines has it
-    probe = ray.remote(_probe_class()).options(num_cpus=0.1, scheduling_strategy=place).remote(None)
-    settings = EngineSettings(str(model), dtype, "float32", "auto", "cpu", ranks, None, 0.5)
+    probe = ray.remote(kind or _probe_class()).options(num_cpus=0.1, scheduling_strategy=place).remote(None)
+    settings = EngineSettings(str(model), dtype, "float32", "auto", "cpu", ranks, None, 0.5, **settings)
     return probe, ray.get(probe.start.remote(settings, (0, 1), ranks, 2**26, CatchUp(0))).checksum
 
 
@@ -145,8 +145,8 @@ def _probe_class():
     return Probe
 
 
-def reference_logprobs(folder: Path, tensors) -> list[float]:
-    """Compute the prompt's log-probabilities with ``transformers`` for the same weights."""
+def reference_logprobs(folder: Path, tensors, prompt: list[int] = PROMPT) -> list[float]:
+    """Compute a prompt's log-probabilities with ``transformers`` for the same weights."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -154,8 +154,8 @@ def reference_logprobs(folder: Path, tensors) -> list[float]:
     model.load_state_dict(tensors, strict=False)
     model.tie_weights()
     with torch.no_grad():
-        scores = model(torch.tensor([PROMPT])).logits[0].log_softmax(-1)
-    return [float(scores[i, token]) for i, token in enumerate(PROMPT[1:])]
+        scores = model(torch.tensor([prompt])).logits[0].log_softmax(-1)
+    return [float(scores[i, token]) for i, token in enumerate(prompt[1:])]
 
 
 @pytest.mark.parametrize(("architecture", "tied"), MODELS)

@@ -1,9 +1,10 @@
 """Members of low rank in a real vLLM engine: many in one batch, each as if its weights were dense; and they learn."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.vllm.test_engine_weights import reference_logprobs, start_probe
 
 pytestmark = pytest.mark.vllm
 
@@ -130,33 +131,6 @@ def _probe_class():
     return Probe
 
 
-def start_probe(model: Path, rank: int, ranks: int = 1):
-    import ray
-    from ray.util.placement_group import placement_group
-    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-    from esplug.engine import EngineSettings
-    from esplug.history import CatchUp
-
-    place = PlacementGroupSchedulingStrategy(placement_group([{"CPU": 0.1}]), 0)  # as the pool of engines has it
-    probe = ray.remote(_probe_class()).options(num_cpus=0.1, scheduling_strategy=place).remote(None)
-    settings = EngineSettings(str(model), "float32", "float32", "auto", "cpu", ranks, None, 0.5, rank, 3)
-    return probe, ray.get(probe.start.remote(settings, (0, 1), ranks, 2**26, CatchUp(0))).checksum
-
-
-def dense_logprobs(folder: Path, tensors: Any, prompt: list[int]) -> list[float]:
-    """Compute a prompt's log-probabilities with ``transformers``, given all weights."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    model.load_state_dict(tensors, strict=False)
-    model.tie_weights()
-    with torch.no_grad():
-        scores = model(torch.tensor([prompt])).logits[0].log_softmax(-1)
-    return [float(scores[i, token]) for i, token in enumerate(prompt[1:])]
-
-
 def perturbed(tensors: Any, seed: int, scale: float, rank: int, only: str | None = None) -> Any:
     from esplug import low_rank
 
@@ -178,14 +152,14 @@ def test_every_linear_layer_of_every_member_is_as_if_dense(cluster, tiny_models,
 
     folder = tiny_models(architecture, tied)
     tensors = load_file(folder / "model.safetensors")
-    probe, _ = start_probe(folder, rank)
+    probe, _ = start_probe(folder, kind=_probe_class(), low_rank=rank, members_at_once=3)
     (base,) = ray.get(probe.logprobs.remote([0]))
     members = [(7, 0.05), (2**64 - 1, -0.05), (7, -0.05)]
     ray.get(probe.set_members.remote(members))
     together = ray.get(probe.logprobs.remote([1, 2, 3, 0, 2]))
     for i, slot in enumerate([1, 2, 3, 0, 2]):
         dense = perturbed(tensors, *members[slot - 1], rank) if slot else tensors
-        expected = dense_logprobs(folder, dense, PROMPTS[i % 3])
+        expected = reference_logprobs(folder, dense, PROMPTS[i % 3])
         np.testing.assert_allclose(together[i], expected, atol=2e-3, err_msg=f"slot {slot}")
     assert np.abs(np.subtract(together[0], base)).max() > 0.02
     linear = [name for name, tensor in tensors.items() if is_perturbed(name, tensor.shape)]
@@ -194,7 +168,7 @@ def test_every_linear_layer_of_every_member_is_as_if_dense(cluster, tiny_models,
         ray.get(probe.set_members.remote([(1, SCALE)]))
         ray.get(probe.keep_only.remote(name))
         (alone,) = ray.get(probe.logprobs.remote([1]))
-        expected = dense_logprobs(folder, perturbed(tensors, 1, SCALE, rank, only=name), PROMPTS[0])
+        expected = reference_logprobs(folder, perturbed(tensors, 1, SCALE, rank, only=name), PROMPTS[0])
         np.testing.assert_allclose(alone, expected, atol=2e-3, err_msg=name)
         assert np.abs(np.subtract(expected, base)).max() > 0.01, f"{name}: the change is too small to tell"
     assert ray.get(probe.logprobs.remote([0]))[0] == base
@@ -229,7 +203,7 @@ def test_tensor_parallel_ranks_have_their_parts_of_adapters_and_updates(cluster,
 
     folder, rank = tiny_model, 2  # its ranks share keys and values
     one = MasterWeights.load(folder, low_rank=rank)
-    probe, start = start_probe(folder, rank, ranks=2)
+    probe, start = start_probe(folder, ranks=2, kind=_probe_class(), low_rank=rank, members_at_once=3)
     assert start == one.checksum()
     for iteration in range(5):
         seeds, coefficients = [iteration, 7], [0.02, -0.01]
@@ -240,6 +214,6 @@ def test_tensor_parallel_ranks_have_their_parts_of_adapters_and_updates(cluster,
     moved = ray.get(probe.logprobs.remote([1, 2, 0]))
     tensors = dict(one.perturbed(None, 0.0))
     for i, member in enumerate([*members, (0, 0.0)]):
-        expected = dense_logprobs(folder, perturbed(tensors, *member, rank), PROMPTS[i])
+        expected = reference_logprobs(folder, perturbed(tensors, *member, rank), PROMPTS[i])
         np.testing.assert_allclose(moved[i], expected, atol=2e-3)
     ray.kill(probe)
