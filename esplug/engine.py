@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from esplug.adapters import adapter_elements, adapter_options
+from esplug.detokenizer import Detokenizer
 from esplug.errors import UserError, one_line
 from esplug.heartbeat import Heartbeat
 from esplug.history import CatchUp, CaughtUp
@@ -272,6 +273,8 @@ class Engine:
         adapters = self._adapters(weights)
         self._llm.reset_prefix_cache()
         self._cache_shared_prefix(prompts, adapters)
+        detokenizer = Detokenizer(self._llm.get_tokenizer())
+        as_it_goes = bool(sampling.stop) or not detokenizer.works
         outputs = self._llm.generate(
             [TokensPrompt(prompt_token_ids=list(ids)) for ids in prompts] * count,
             [
@@ -282,6 +285,7 @@ class Engine:
                     stop=list(sampling.stop),
                     stop_token_ids=list(sampling.stop_token_ids),
                     include_stop_str_in_output=True,
+                    detokenize=as_it_goes,
                     seed=seed if sampling.temperature > 0 else None,
                 )
                 for seed in seeds
@@ -290,10 +294,16 @@ class Engine:
             lora_request=[adapter for adapter in adapters for _ in prompts],
             use_tqdm=False,
         )
-        answers = [output.outputs[0] for output in outputs]
+        completions = [
+            Completion(
+                answer.text if as_it_goes else detokenizer.text(output.prompt_token_ids, answer.token_ids),
+                len(answer.token_ids),
+                answer.finish_reason == "stop",
+            )
+            for output, answer in ((output, output.outputs[0]) for output in outputs)
+        ]
         undefined = self._undefined(adapters)
         work = Work(-1, began, switch_seconds, time.perf_counter() - started - switch_seconds, count)
-        completions = [Completion(each.text, len(each.token_ids), each.finish_reason == "stop") for each in answers]
         return [
             Generation(completions[i * len(prompts) : (i + 1) * len(prompts)], (work,), undefined[i])
             for i in range(count)

@@ -34,6 +34,7 @@ _LINE = 1, 4 * _QUADS, 3  # a row may begin inside a Philox block
 _SIDE = 64  # of the square that a program updates with noise of low rank
 _SQUARE = _SIDE, _SIDE, 0
 _WARPS_OF_SQUARE = 4
+_DEPTH = 16  # the least that tensor cores sum up; a lower rank is filled up with zeros
 
 #: A block of a matrix: its weights, first row and column, the matrix's columns, and members' keys.
 _Matrix: TypeAlias = tuple[torch.Tensor, int, int, int, Sequence[tuple[int, int]]]
@@ -180,6 +181,7 @@ def _update_with_factors(pieces: Sequence[_Matrix], kept: torch.dtype, factors: 
             *(table.owners, table.entries, places, factors.to(device), len(factors), rank),
             MASTER=_TYPES[kept],
             SIDE=_SIDE,
+            DEPTH=1 if rank == 1 else _DEPTH,
             num_warps=_WARPS_OF_SQUARE,
             enable_fp_fusion=False,
         )
@@ -406,26 +408,45 @@ def _fill(owners, entries, keys, members, QUADS: tl.constexpr):
     tl.store(out + column, _in_order(a, b, c, d, 4 * QUADS).to(tl.float16), mask=wanted)
 
 
+@triton.jit
+def _product(a, b, row, column, rows, columns, rank, DEPTH: tl.constexpr):
+    """Return a square of ``B A``, of integers whose sums float32 holds: exact in any order."""
+    if DEPTH == 1:
+        left = tl.load(b + row, mask=row < rows, other=0.0).to(tl.float32)
+        right = tl.load(a + column, mask=column < columns, other=0.0).to(tl.float32)
+        return left[:, None] * right[None, :]
+    else:
+        product = tl.zeros((row.shape[0], column.shape[0]), tl.float32)
+        for first in range(0, rank, DEPTH):
+            q = first + tl.arange(0, DEPTH)
+            high = tl.load(
+                b + (row * rank)[:, None] + q[None, :], mask=(row < rows)[:, None] & (q < rank)[None, :], other=0.0
+            )
+            wide = tl.load(
+                a + q[:, None] * columns + column[None, :],
+                mask=(q < rank)[:, None] & (column < columns)[None, :],
+                other=0.0,
+            )
+            product = tl.dot(high, wide, product)
+        return product
+
+
 @triton.jit(do_not_specialize=["members", "rank"])
-def _update_low_rank(owners, entries, places, factors, members, rank, MASTER: tl.constexpr, SIDE: tl.constexpr):
+def _update_low_rank(
+    owners, entries, places, factors, members, rank, MASTER: tl.constexpr, SIDE: tl.constexpr, DEPTH: tl.constexpr
+):
     piece = tl.load(owners + tl.program_id(0))
     entry = entries + piece * 10
     columns, rows = tl.load(entry + 4), tl.load(entry + 9)
     per_row, program = tl.load(entry + 7), tl.program_id(0) - tl.load(entry + 8)
     row = program // per_row * SIDE + tl.arange(0, SIDE)
     column = program % per_row * SIDE + tl.arange(0, SIDE)
-    a = tl.load(places + 2 * piece).to(tl.pointer_type(tl.float16)) + column
-    b = tl.load(places + 2 * piece + 1).to(tl.pointer_type(tl.float16)) + row * rank
+    a = tl.load(places + 2 * piece).to(tl.pointer_type(tl.float16))
+    b = tl.load(places + 2 * piece + 1).to(tl.pointer_type(tl.float16))
     total = tl.zeros((SIDE, SIDE), tl.float32)
     for k in range(members):
-        product = tl.zeros((SIDE, SIDE), tl.float32)
-        for q in range(rank):  # of integers: exact
-            left = tl.load(b + q, mask=row < rows, other=0.0).to(tl.float32)
-            right = tl.load(a + q * columns, mask=column < columns, other=0.0).to(tl.float32)
-            product += left[:, None] * right[None, :]
+        product = _product(a + k * rank * columns, b + k * rank * rows, row, column, rows, columns, rank, DEPTH)
         total = total + tl.load(factors + k) * product
-        a += rank * columns
-        b += rank * rows
     wanted = (row < rows)[:, None] & (column < columns)[None, :]
     place = tl.load(entry).to(tl.pointer_type(MASTER)) + (row * tl.load(entry + 5))[:, None] + column[None, :]
     _store(place, tl.load(place, mask=wanted, other=0.0).to(tl.float32) + total, wanted, MASTER)
