@@ -1,0 +1,86 @@
+"""Is the GPU's arithmetic the CPU's, bit for bit, and does vLLM compute with what is written into it?"""
+
+import random
+import sys
+from typing import Any
+
+import random_model
+import torch
+from gpu_device import DEVICE, GPU, SIGMA
+
+from esplug import weights as weights_module
+from esplug.kernels import cpu, cuda
+from esplug.kernels.streamed import Streamed
+from esplug.noise import tensor_key
+from esplug.weights import MasterWeights
+
+TYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def same(left: torch.Tensor, right: torch.Tensor) -> bool:
+    bits = torch.int32 if left.dtype == torch.float32 else torch.int16
+    return torch.equal(left.cpu().contiguous().view(bits), right.cpu().contiguous().view(bits))
+
+
+def check_blocks(cases: int) -> None:
+    """Compare random blocks, whose first elements lie anywhere up to 2**43."""
+    draw, most = random.Random(1), (40, 300) if GPU else (4, 60)  # the interpreter does each row by itself
+    for case in range(cases):
+        rows, columns = draw.choice([(1, draw.randint(1, 5000)), (draw.randint(1, most[0]), draw.randint(1, most[1]))])
+        pitch = columns + draw.choice([0, 1, 2, 3, 2**31 + draw.randint(0, 9)])
+        first = draw.choice([0, draw.randint(0, 9), draw.randint(2**31 - 9, 2**34 + 9), draw.randint(0, 2**43)])
+        keys = [tensor_key(draw.getrandbits(64), "w") for _ in range(1 + case % 4)]
+        factors = [draw.uniform(-1, 1) for _ in keys]
+        master = torch.randn(rows, columns, generator=torch.Generator().manual_seed(case)).to(draw.choice(TYPES))
+        out, there = torch.empty_like(master, dtype=draw.choice(TYPES)), master.to(DEVICE, copy=True)
+        out_there = torch.empty_like(there, dtype=out.dtype)
+        here, target = (cpu.flat(tensor).reshape(rows, columns) for tensor in (master, out))
+        cpu.perturb(here, target, first, keys[0], factors[0], pitch)
+        cuda.perturb(there, out_there, first, keys[0], factors[0], pitch)
+        cpu.update(here, first, keys, factors, pitch)
+        cuda.update(there, first, keys, factors, pitch)
+        sums = cpu.checksum(here, first, "w", pitch), cuda.checksum(there, first, "w", pitch)
+        if not (same(out, out_there) and same(master, there) and sums[0] == sums[1]):
+            sys.exit(
+                f"case {case}: {rows} x {columns} from {first} by {pitch}, {master.dtype} to {out.dtype}: not the same"
+            )
+
+
+def check_low_rank_blocks(cases: int) -> None:
+    """Compare updates of random blocks of matrices with noise of random ranks."""
+    draw = random.Random(2)
+    for case in range(cases):
+        rows, columns = draw.randint(1, 150), draw.randint(1, 150)
+        row, column, rank = draw.randint(0, 2**20), draw.randint(0, 2**20), draw.choice([1, 1, 2, 5, 16])
+        width = column + columns + draw.randint(0, 999)
+        keys = [(draw.getrandbits(64), draw.getrandbits(64)) for _ in range(1 + case % 4)]
+        factors = [draw.uniform(-1, 1) for _ in keys]
+        here = torch.randn(rows, columns, generator=torch.Generator().manual_seed(case)).to(draw.choice(TYPES))
+        there = here.to(DEVICE, copy=True)
+        cpu.update_low_rank(cpu.array(here), row, column, width, keys, factors, rank)
+        cuda.update_low_rank(there, row, column, width, keys, factors, rank)
+        if not same(here, there):
+            sys.exit(f"case {case}: {rows} x {columns} from {row}, {column} of {width}, rank {rank}: not the same")
+
+
+def check_model(name: str, iterations: int, threads: int, **how: Any) -> None:
+    """Move a whole model on both, and compare checksums and a member's weights after every iteration."""
+    made = list(random_model.tensors(name, torch.device("cpu")))
+    rank = how.get("low_rank")
+    here = MasterWeights(made, threads=threads, low_rank=rank)
+    chosen = weights_module.kernels_for
+    if not GPU:
+        weights_module.kernels_for = lambda device, *, in_host: Streamed(device) if in_host else cuda
+    try:
+        there = MasterWeights(made, device=DEVICE, **how)
+    finally:
+        weights_module.kernels_for = chosen
+    for iteration in range(iterations):
+        seeds = [100 * iteration + member for member in range(8 if GPU else 2)]
+        for master in (here, there):
+            master.update(seeds, [1e-4 * (member - 3) for member in range(len(seeds))])
+        if here.checksum() != there.checksum():
+            sys.exit(f"{name}, {how}: other checksums after {iteration + 1} updates")
+        ours, theirs = (dict(master.perturbed(iteration, SIGMA, torch.bfloat16)) for master in (here, there))
+        if not all(same(ours[tensor], theirs[tensor]) for tensor, _ in made):
+            sys.exit(f"{name}, {how}: other weights of a member after {iteration + 1} updates")

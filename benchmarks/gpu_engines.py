@@ -1,0 +1,207 @@
+"""Does vLLM compute with the weights that are written into it, and how long does a switch take?"""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from gpu_device import GPU, SIGMA, Row
+
+Result = TypeVar("Result")
+PROMPT, ANSWER = list(range(1000, 1040)), 24
+MEMBERS = 30 if GPU else 3
+#: A changed tensor must move log-probabilities as in ``transformers``, up to a share of what it moves them by.
+_FAR = 0.1
+
+
+def apart(work: Callable[..., Result], *arguments: Any) -> Result:
+    """Do something in a process of its own, which gives the GPU's memory back."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
+
+
+class LocalEngine:
+    """An engine in this process. ``share`` is vLLM's of the GPU's memory; the master has the rest."""
+
+    def __init__(self, model: Path, dtype: str, share: float) -> None:
+        os.environ.pop("TRITON_INTERPRET", None)
+        from reference import BenchmarkEngine
+
+        from esplug.engine import EngineSettings
+        from esplug.history import CatchUp
+
+        device = "cuda" if GPU else "cpu"
+        settings = EngineSettings(str(model), dtype, "float32", "auto", device, 1, 1024, share)
+        self.engine = BenchmarkEngine(None)
+        self.checksum = self.engine.start(settings, (0, 1), None, None if GPU else 2**26, CatchUp(0)).checksum
+        self.llm = self.engine._llm
+
+    def ask(self, work: Callable[[Any], Result]) -> Result:
+        """Do something in vLLM's worker."""
+        found: list[Result] = self.llm.collective_rpc(lambda wrapper: work(getattr(wrapper, "worker", wrapper)))
+        return found[0]
+
+    def write(self, seed: int | None, scale: float = SIGMA) -> None:
+        self.llm.reset_prefix_cache()
+        self.llm.collective_rpc("es_set_weights", args=(seed, scale if seed is not None else 0.0))
+
+    def fingerprint(self) -> dict[str, object]:
+        """Return a checksum of every parameter of vLLM's model."""
+        from esplug.fast_path import _checksum
+
+        return self.ask(
+            lambda worker: {
+                name: _checksum(parameter.data)
+                for name, parameter in worker.get_model().named_parameters()
+                if parameter.numel()
+            }
+        )
+
+    def graphs(self) -> str:
+        """Say which CUDA graphs vLLM uses."""
+        config = self.llm.llm_engine.vllm_config
+        return "none" if config.model_config.enforce_eager else str(config.compilation_config.cudagraph_mode)
+
+    def prompt_logprobs(self, tokens: list[int]) -> torch.Tensor:
+        from vllm import SamplingParams, TokensPrompt
+
+        self.llm.reset_prefix_cache()
+        sampling = SamplingParams(max_tokens=1, prompt_logprobs=0, temperature=0)
+        (output,) = self.llm.generate([TokensPrompt(prompt_token_ids=tokens)], sampling, use_tqdm=False)
+        pairs = zip(tokens[1:], output.prompt_logprobs[1:], strict=True)
+        return torch.tensor([entry[token].logprob for token, entry in pairs])
+
+    def answer(self) -> tuple[list[int], torch.Tensor]:
+        """Return a greedy answer and its log-probabilities."""
+        from vllm import SamplingParams, TokensPrompt
+
+        sampling = SamplingParams(max_tokens=ANSWER, logprobs=0, temperature=0, ignore_eos=True)
+        (output,) = self.llm.generate([TokensPrompt(prompt_token_ids=PROMPT)], sampling, use_tqdm=False)
+        (found,) = output.outputs
+        pairs = zip(found.token_ids, found.logprobs, strict=True)
+        return list(found.token_ids), torch.tensor([entry[token].logprob for token, entry in pairs])
+
+
+def check(model: Path, tensors: int | None) -> str:
+    """Compare an engine with ``transformers`` and with the CPU's kernels; end if anything differs.
+
+    Args:
+        model: a real one.
+        tensors: change so many of the checkpoint's; ``None`` for all.
+    """
+    from transformers import AutoModelForCausalLM
+
+    from esplug.weights import MasterWeights
+
+    there = LocalEngine(model, "float32", 0.3)
+    here = MasterWeights.load(model, "float32")
+    device = "cuda" if GPU else "cpu"
+    dense: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).to(device).eval()
+    parameters = dict(dense.named_parameters())
+    base = {name: here[name].clone() for name in here.names if name in parameters}
+    state = there.fingerprint()
+    _insist(there.checksum == here.checksum(), "the base model's checksum")
+
+    def expected(tokens: list[int], first: int) -> torch.Tensor:
+        with torch.no_grad():
+            logits = dense(torch.tensor([tokens], device=device)).logits[0, first - 1 : -1]
+        chosen = torch.tensor(tokens[first:], device=device)[:, None]
+        return logits.log_softmax(-1).gather(1, chosen)[:, 0].cpu()
+
+    def put(name: str, value: torch.Tensor) -> None:
+        parameters[name].data.copy_(value)
+        there.ask(lambda worker: worker._es_master[name].copy_(value))
+
+    before = there.prompt_logprobs(PROMPT)
+    offset = float((before - expected(PROMPT, 1)).abs().max())
+    worst = (0.0, "none")
+    chosen = list(base)[:: max(1, len(base) // tensors)] if tensors else list(base)
+    for number, name in enumerate(chosen):
+        generator = torch.Generator().manual_seed(number)
+        put(name, base[name] + base[name].std() * torch.randn(base[name].shape, generator=generator))
+        there.write(None)
+        found, wanted = there.prompt_logprobs(PROMPT), expected(PROMPT, 1)
+        far, moved = float((found - wanted).abs().max()), float((found - before).abs().max())
+        _insist(moved > 10 * offset, f"{name} does not arrive (moves by {moved:.2g})")
+        worst = max(worst, (far / moved, name))
+        _insist(far < _FAR * moved, f"{name}: log-probabilities move by {moved:.3f} but are off by {far:.3f}")
+        put(name, base[name])
+    there.write(None)
+    _insist(there.fingerprint() == state, "the model's weights after going back")
+
+    decoded = 0.0
+    for seed in range(MEMBERS):
+        there.write(seed)
+        if seed % 10 == 0:
+            for name, value in here.perturbed(seed, SIGMA, torch.float32):
+                if name in parameters:
+                    parameters[name].data.copy_(value)
+            there.llm.reset_prefix_cache()
+            tokens, logprobs = there.answer()
+            off = float((logprobs - expected(PROMPT + tokens, len(PROMPT))).abs().max())
+            decoded = max(decoded, off)
+            _insist(off < 3 * offset + 0.01, f"member {seed}: decoded log-probabilities are off by {off:.3f}")
+    there.write(None)
+    _insist(there.fingerprint() == state, f"the model's weights after {MEMBERS} members")
+    sums = there.ask(lambda worker: worker._es_master.checksum())
+    _insist(sums == there.checksum, f"the master's checksum after {MEMBERS} members")
+    seeds, steps = list(range(8)), [1e-4 * (member - 3) for member in range(8)]
+    here.update(seeds, steps)
+    _insist(there.engine.update(seeds, steps) == here.checksum(), "the checksum after an update")
+    return (
+        f"{len(chosen)} tensors of {model.name} changed one by one: vLLM's log-probabilities are transformers' up to "
+        f"{100 * worst[0]:.2g}% of the change ({offset:.2g} unchanged); after {MEMBERS} members the same weights "
+        f"bit for bit, members' decoded log-probabilities off by {decoded:.2g}; CUDA graphs: {there.graphs()}"
+    )
+
+
+def _insist(holds: bool, what: str) -> None:
+    if not holds:
+        sys.exit(f"vLLM on the GPU: {what}: not the same")
+
+
+def switches(name: str, model: Path, repeats: int) -> Row:
+    """Time switches to other members through vLLM, by both ways, and updates."""
+    there = LocalEngine(model, "bfloat16" if GPU else "float32", 0.5)
+
+    def median(work: Callable[[int], object]) -> float:
+        times = []
+        for seed in range(repeats + 1):
+            started = time.perf_counter()
+            work(seed)
+            times.append(time.perf_counter() - started)
+        return sorted(times[1:])[repeats // 2]
+
+    def reload(seed: int) -> None:
+        def work(worker: Any) -> None:
+            dtype = worker.model_runner.model_config.dtype
+            worker._es_reload(worker._es_master.perturbed(seed, SIGMA, dtype))
+            if GPU:
+                torch.cuda.synchronize()
+
+        there.ask(work)
+
+    fast = there.ask(lambda worker: worker._es_fast_path is not None)
+    quick = median(there.write)
+    there.write(1)
+    state = there.fingerprint()
+    slow = median(reload)
+    reload(1)
+    alike = state == there.fingerprint()
+    seeds, steps = list(range(MEMBERS)), [1e-6] * MEMBERS
+    update = median(lambda _: there.engine.update(seeds, steps))
+    return {
+        "model": name,
+        "fast path": "yes" if fast else "no",
+        "switch, ms": 1e3 * quick,
+        "reload_weights, ms": 1e3 * slow,
+        "ratio": slow / quick,
+        "the same weights": "yes" if alike else "NO",
+        f"update N={MEMBERS} and checksum, ms": 1e3 * update,
+        "CUDA graphs": there.graphs(),
+    }
