@@ -2,7 +2,7 @@
 
 A weight's updates depend on its tensor's name and its place in the tensor alone. So tensors are read, replayed
 and written by stretches of a million elements, one to a thread, and take some twenty megabytes of memory a
-thread however large the model is. The result is, byte for byte, what :meth:`esplug.weights.MasterWeights.save`
+thread however large the model is. The result is, byte for byte, what ``MasterWeights.save``
 writes after the same updates.
 """
 

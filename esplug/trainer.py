@@ -70,7 +70,7 @@ class EvolutionStrategiesTrainer:
     Arguments not listed are the fields of :class:`esplug.config.RunConfig` of the same name.
 
     Args:
-        reward_function: ``(model_output, target)`` to a float, ``(label, float)`` or :class:`esplug.Reward`.
+        reward_function: ``(model_output, target)`` to a float, ``(label, float)`` or :class:`esplug.hookspecs.Reward`.
             May be a ``functools.partial``. Runs in processes that are killed at ``reward_function_timeout``.
         train_dataloader: any iterable of ``(prompts, targets)`` batches: a list, a torch ``DataLoader``. It
             is started over when it ends, and its batches are taken as they are, whatever ``batch_size`` says.

@@ -66,12 +66,12 @@ def test_plugins_json_names_both_tasks(monkeypatch, capfd) -> None:
 
 
 @pytest.mark.parametrize("field", list(RunConfig.model_fields))
-def test_every_flag_is_in_the_help_and_the_readme(field, monkeypatch, capfd) -> None:
+def test_every_flag_is_in_the_help_and_the_table_of_settings(field, monkeypatch, capfd) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     _, out, _ = run_cli(monkeypatch, capfd, "train", "--help")
     assert flag_of(field) in out
-    with open("README.md", encoding="utf-8") as readme:
-        assert f"`{flag_of(field)}" in readme.read()
+    with open("docs/settings.md", encoding="utf-8") as page:
+        assert f"`{flag_of(field)}`" in page.read()
 
 
 BAD_FLAGS = [

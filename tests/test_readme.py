@@ -1,49 +1,16 @@
-"""The README tells the truth: its task works as printed, its hooks are the real ones, its flags up to date."""
+"""The task that the README prints, installed and used as printed; ``test_docs.py`` checks what else it says."""
 
-import inspect
 import os
 import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
 
-from esplug import hookspecs
-from esplug.config import make_config
-from scripts.readme_flags import table
+from tests.test_docs import blocks
 
-README = Path("README.md").read_text(encoding="utf-8")
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
-
-
-@pytest.mark.parametrize(
-    "spec", [hookspecs.TaskSpec, hookspecs.DatasetSpec, hookspecs.ShapingSpec, hookspecs.LoggerSpec]
-)
-def test_every_hook_stands_in_the_table_with_its_arguments(spec) -> None:
-    hooks = {name: hook for name, hook in vars(spec).items() if inspect.isfunction(hook)}
-    assert hooks
-    for name, hook in hooks.items():
-        arguments = [argument for argument in inspect.signature(hook).parameters if argument != "self"]
-        assert f"`{name}({', '.join(arguments)})" in README
-
-
-def test_the_table_of_flags_is_the_configurations_own() -> None:
-    assert table() in README, "run scripts/readme_flags.py"
-
-
-def test_the_configuration_file_is_valid() -> None:
-    (example,) = [text for text in blocks("toml") if "task_options" in text]
-    assert make_config(tomllib.loads(example)).task_options == {"shots": 1}
-
-
-def test_the_python_example_is_python() -> None:
-    for text in blocks("python"):
-        compile(text, "README.md", "exec")
+README = Path("README.md")
 
 
 @pytest.mark.install
@@ -51,8 +18,8 @@ def test_the_task_in_the_readme_installs_and_works(tmp_path) -> None:
     project, site = tmp_path / "project", tmp_path / "site"
     package = project / "esplug_tasks_reverse"
     package.mkdir(parents=True)
-    (package / "__init__.py").write_text(next(text for text in blocks("python") if "hookimpl" in text))
-    (project / "pyproject.toml").write_text(next(text for text in blocks("toml") if "build-system" in text))
+    (package / "__init__.py").write_text(next(text for text in blocks(README, "python") if "hookimpl" in text))
+    (project / "pyproject.toml").write_text(next(text for text in blocks(README, "toml") if "build-system" in text))
     pip = [
         sys.executable,
         "-m",
