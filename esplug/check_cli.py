@@ -1,5 +1,6 @@
 """``esplug check``: the conformance kit on an installed plugin."""
 
+import logging
 from enum import StrEnum
 from typing import Annotated
 
@@ -31,7 +32,7 @@ def check(
     eval_dataset: Annotated[
         str | None, typer.Option("--eval-dataset", help="Evaluation rows, as for `esplug train`.")
     ] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks, of checks that fail too.")] = False,
 ) -> None:
     """Check that a task, reward shaping or logger does what a run asks of it. Exit status: 0 it does, 1 it does not."""
     from rich.table import Column, Table
@@ -41,6 +42,9 @@ def check(
     from esplug.config import make_config
     from esplug.console import get_console
 
+    if debug:
+        logging.basicConfig()
+        logging.getLogger("esplug").setLevel(logging.DEBUG)
     kind = kind or _kind_of(name)
     plugin = find(kind.value, name)
     if kind is Kind.task:

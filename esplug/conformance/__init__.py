@@ -1,6 +1,7 @@
 """What a plugin must do to be used in a run, checked without a model: :mod:`esplug.testing` is its front."""
 
 import inspect
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -56,22 +57,14 @@ class Checklist:
         """
         try:
             value, detail = probe()
-        except Fault as fault:
-            self._add(name, False, str(fault))
-        except UserError as error:
-            if self._users and not isinstance(error, PluginError):
-                raise
-            self._add(name, False, str(error))
         except (Exception, SystemExit) as error:  # a plugin must not end the program
-            self._add(name, False, f"raised {cause(error)}")
-        else:
-            self._add(name, True, detail)
-            return value
-        return None
-
-    def note(self, name: str, detail: str) -> None:
-        """Report what can be neither right nor wrong."""
+            if self._users and isinstance(error, UserError) and not isinstance(error, PluginError):
+                raise
+            self._add(name, False, str(error) if isinstance(error, UserError | Fault) else f"raised {cause(error)}")
+            logging.getLogger("esplug").debug("%s", name, exc_info=error)
+            return None
         self._add(name, True, detail)
+        return value
 
     def _add(self, name: str, ok: bool, detail: str) -> None:
         line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in brief(detail, _LONGEST_DETAIL))
@@ -90,10 +83,9 @@ def resolved(kind: Kind, plugin: object) -> tuple[PluginInfo, Callable[[], plugg
     """
     if isinstance(plugin, str):
         return plugins.find(kind, plugin), lambda: plugins.load(kind, plugin)
-    implementation = plugin() if inspect.isclass(plugin) else plugin
-    name = getattr(implementation, "__name__", type(implementation).__name__)
+    name = getattr(plugin, "__name__", type(plugin).__name__)
     info = PluginInfo(kind, name, "uninstalled", "plugin", name)
-    return info, lambda: plugins.relay(implementation, info)
+    return info, lambda: plugins.relay(plugin() if inspect.isclass(plugin) else plugin, info)
 
 
 def loads(load: Callable[[], pluggy.HookRelay]) -> tuple[pluggy.HookRelay, str]:

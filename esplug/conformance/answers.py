@@ -94,8 +94,10 @@ def _grade_twice(
 def _all_graded(grades: list[Graded]) -> tuple[bool, str]:
     for grade in grades:
         if grade.failed:
-            *_, why = ["", *(grade.traceback or "").splitlines()]
-            raise Fault(f"{grade.reward.label} [{why}]; a run would count it 0.0 and go on")
+            trace = grade.traceback or ""
+            *_, why = ["", *trace.splitlines()]
+            fault = f"{grade.reward.label} [{why}]; a run would count it 0.0 and go on"
+            raise Fault(fault) from RuntimeError(trace)
     return True, f"{_span([grade.reward for grade in grades])}; {max(grade.seconds for grade in grades):.2g} s at most"
 
 

@@ -28,7 +28,8 @@ def shaping_checks(plugin: object) -> list[Check]:
         return checks.results
     drawn = [np.random.default_rng(shape).normal(size=shape) for shape in _SHAPES]
     for rewards in drawn:
-        checks.run(f"{rewards.shape[0]} members, {rewards.shape[1]} prompts", partial(_plain, hooks, rewards))
+        members, prompts = rewards.shape
+        checks.run(f"{members} members, {prompts} prompt{'s' * (prompts > 1)}", partial(_plain, hooks, rewards))
     few_values = np.random.default_rng(0).integers(2, size=(16, 8)).astype(np.float64)
     checks.run("rewards of 0 and 1", partial(_plain, hooks, few_values))
     checks.run("small and large rewards", partial(_plain, hooks, drawn[3] * np.logspace(-9, 9, 16)[:, None]))
