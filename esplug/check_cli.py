@@ -1,21 +1,16 @@
 """``esplug check``: the conformance kit on an installed plugin."""
 
 import logging
-from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from esplug.errors import UserError
-from esplug.plugins import brief, find, list_plugins, suggest
+from esplug.init_cli import Kind
+from esplug.plugins import PluginInfo, brief, find, list_plugins, suggest
 
-
-class Kind(StrEnum):
-    """What can be checked."""
-
-    task = "task"
-    shaping = "shaping"
-    logger = "logger"
+if TYPE_CHECKING:
+    from esplug.conformance import Check
 
 
 def check(
@@ -35,12 +30,8 @@ def check(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks, of checks that fail too.")] = False,
 ) -> None:
     """Check that a task, reward shaping or logger does what a run asks of it. Exit status: 0 it does, 1 it does not."""
-    from rich.table import Column, Table
-    from rich.text import Text
-
     from esplug import testing
     from esplug.config import make_config
-    from esplug.console import get_console
 
     if debug:
         logging.basicConfig()
@@ -59,6 +50,15 @@ def check(
             if value:
                 raise UserError(f"{flag} is for tasks, and {name!r} is a {kind}; leave it out")
         checks = testing.shaping_checks(name) if kind is Kind.shaping else testing.logger_checks(name)
+    _show(plugin, checks)
+    raise typer.Exit(0 if all(each.ok for each in checks) else 1)
+
+
+def _show(plugin: PluginInfo, checks: list["Check"]) -> None:
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    from esplug.console import get_console
 
     table = Table("check", "", Column("what was found", overflow="fold"), title=Text(str(plugin)), title_justify="left")
     for each in checks:
@@ -67,7 +67,6 @@ def check(
     failed = sum(not each.ok for each in checks)
     get_console().print(table)
     get_console().print(f"{failed} of {len(checks)} checks fail" if failed else f"all {len(checks)} checks pass")
-    raise typer.Exit(1 if failed else 0)
 
 
 def _kind_of(name: str) -> Kind:

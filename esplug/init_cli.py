@@ -9,7 +9,7 @@ import typer
 
 
 class Kind(StrEnum):
-    """What a plugin can be."""
+    """What ``esplug init`` writes and ``esplug check`` checks."""
 
     task = "task"
     shaping = "shaping"

@@ -11,6 +11,7 @@ import pytest
 
 from esplug import Reward, hookimpl
 from esplug.errors import PluginError, UserError
+from esplug.plugins import PluginInfo
 from esplug.testing import (
     Check,
     check_logger,
@@ -333,6 +334,13 @@ def test_check_prints_a_table_and_its_status_says_whether_all_pass(monkeypatch, 
     assert (code, out.splitlines()[-1]) == (1, "1 of 1 checks fail")
     assert "FAIL" in out
     assert "[bold]no \\[" in out
+
+
+def test_a_name_of_two_kinds_needs_its_kind(monkeypatch, capfd) -> None:
+    both = [PluginInfo(kind, "twin", "twins", "1", "twins") for kind in ("task", "dataset", "logger")]
+    monkeypatch.setattr("esplug.check_cli.list_plugins", lambda: both)
+    code, _, err = run_cli(monkeypatch, capfd, "check", "twin")
+    assert (code, errors_of(err)) == (2, ["error: 'twin' is a logger and a task; say which: --kind logger"])
 
 
 @pytest.mark.parametrize(
