@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union, get
 
 import typer
 
+from esplug.check_cli import check
 from esplug.config import Command, RunConfig, flag_of, make_config, panel_of, read_toml
 from esplug.data_cli import app as data_app
 from esplug.errors import RunError, UserError
 from esplug.export_cli import export
+from esplug.init_cli import init
 from esplug.plugins import brief
 
 if TYPE_CHECKING:
@@ -190,6 +192,8 @@ def _no_command(
 
 
 app.command()(export)
+app.command()(init)
+app.command()(check)
 app.add_typer(data_app, name="data")
 
 

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from esplug.config import RunConfig
 
 
-#: Version of the hooks below. It grows when a hook changes in a way that plugins can notice.
+#: Version of the hooks below. It grows when a hook changes in a way that plugins can notice, which first retires what
+#: goes: ``docs/plugins/hooks.md`` has the policy.
 API_VERSION = 1
 
 PROJECT = "esplug"

@@ -10,6 +10,7 @@ import importlib
 import inspect
 import logging
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -152,8 +153,14 @@ def relay(implementation: object, plugin: PluginInfo) -> pluggy.HookRelay:
             f"{plugin} lacks the required hook {' and '.join(missing)}; "
             f"add it with @hookimpl, or update the plugin: pip install -U {plugin.distribution}"
         )
-    manager.register(implementation, name=plugin.name)
+    with warnings.catch_warnings(record=True) as retiring:  # pluggy's, of the specification's warn_on_impl_args
+        warnings.simplefilter("always")
+        manager.register(implementation, name=plugin.name)
     manager.check_pending()
+    for warning in retiring:
+        _warn_once(
+            f"{plugin}: {brief(str(warning.message))}; or update the plugin: pip install -U {plugin.distribution}"
+        )
     return manager.hook
 
 

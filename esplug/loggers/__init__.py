@@ -29,7 +29,16 @@ class LoggerSet:
     """
 
     def __init__(self, names: Iterable[str]) -> None:
-        relays = {name: load("logger", name) for name in dict.fromkeys(names)}
+        self._hold({name: load("logger", name) for name in dict.fromkeys(names)})
+
+    @classmethod
+    def of(cls, relays: Mapping[str, pluggy.HookRelay]) -> "LoggerSet":
+        """Make a set of loggers that are already loaded: name to hooks."""
+        loggers = cls(())
+        loggers._hold(relays)
+        return loggers
+
+    def _hold(self, relays: Mapping[str, pluggy.HookRelay]) -> None:
         self._synchronous = [_SynchronousLogger(name, relay) for name, relay in relays.items() if _declared(relay)]
         self._background = [BackgroundLogger(name, relay) for name, relay in relays.items() if not _declared(relay)]
         self._started: list[_SynchronousLogger | BackgroundLogger] = []

@@ -1,0 +1,45 @@
+"""``esplug init``: write a new plugin package."""
+
+import shlex
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Kind(StrEnum):
+    """What ``esplug init`` writes and ``esplug check`` checks."""
+
+    task = "task"
+    shaping = "shaping"
+    logger = "logger"
+
+
+def init(
+    name: Annotated[str, typer.Argument(help="What users will type, such as answer-length.")],
+    kind: Annotated[Kind, typer.Option("--kind", help="What the plugin is.")],
+    directory: Annotated[
+        Path | None,
+        typer.Option("--directory", metavar="DIR", help="Folder to make.  \\[default: ./ and the package's name]"),
+    ] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Write a new plugin package that works as it is: hooks, tests, README, CI that publishes."""
+    from esplug.scaffold import NewPlugin
+
+    plugin = NewPlugin.named(kind.value, name)
+    folder = Path(plugin.distribution) if directory is None else directory.expanduser()
+    plugin.write(folder)
+    typer.echo(f"{plugin.distribution}, with the {plugin.kind} {plugin.name!r}, is in {folder}:")
+    for path in plugin.files:
+        typer.echo(f"  {path}")
+    typer.echo("Next:")
+    for command in (
+        f"cd {shlex.quote(str(folder))}",
+        'python -m pip install -e ".[test]"',
+        "pytest",
+        f"esplug check {plugin.name}",
+        plugin.training,
+    ):
+        typer.echo(f"  {command}")
