@@ -59,6 +59,12 @@ def train(
     allow_change: Annotated[
         bool, typer.Option("--allow-change", help="With --resume: go on even if what is computed changes.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print settings, prompts, memory and cost of the run; do not make it.")
+    ] = False,
+    no_probe: Annotated[
+        bool, typer.Option("--no-probe", help="With --dry-run: start no engine to measure how long it would take.")
+    ] = False,
     config: ConfigFile = None,
     debug: Debug = False,
 ) -> None:
@@ -67,8 +73,16 @@ def train(
 
     if allow_change and not resume:
         raise UserError("--allow-change is for --resume RUN, which is missing")
-    require_installation()
+    if no_probe and not dry_run:
+        raise UserError("--no-probe is for --dry-run, which is missing")
+    if not no_probe:
+        require_installation()
     settings, task = _resolve(flags, config, "train", resume)
+    if dry_run:
+        from esplug.dry_run import dry_run as print_dry_run
+
+        print_dry_run(settings, task, resume, probe=not no_probe)
+        return
     print_summary(_trainer(settings, task, "train").fit(resume, allow_change=allow_change))
 
 

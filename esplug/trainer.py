@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -131,7 +131,7 @@ class EvolutionStrategiesTrainer:
         template_function: Callable[[Any], Prompt] | None,
         train_dataloader: Iterable[Batch] | None,
         eval_dataloader_dict: Mapping[str, Iterable[Batch]] | None,
-    ) -> "EvolutionStrategiesTrainer":
+    ) -> Self:
         """Make a trainer from a validated configuration."""
         trainer = cls.__new__(cls)
         trainer._setup(config, reward_function, template_function, train_dataloader, eval_dataloader_dict)
