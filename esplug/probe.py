@@ -1,6 +1,5 @@
 """A short probe of the engines: what answering, writing weights, updating and evaluating take here and now."""
 
-import itertools
 import math
 import time
 from contextlib import ExitStack
@@ -88,14 +87,15 @@ class Probe(EvolutionStrategiesTrainer):
         """
         questions, targets = next(self._batches)
         most = min(len(questions), self.config.mini_batch_size)
-        prompts = min(_FIRST, most)
-        for number in itertools.count():  # other members each time, whose weights no engine holds yet
+        prompts, number = min(_FIRST, most), 0
+        while True:
+            # Other members each time, whose weights no engine holds yet.
             members = population(self.config.seed, number, size, antithetic=False)
             result = self.evaluate_population_on_batch(members, questions[:prompts], targets[:prompts])
             if prompts == most or result.generate_seconds > _LONG:
                 return result, prompts
             prompts = min(most, prompts * (4 if result.generate_seconds < _LONG / 4 else 2))
-        raise AssertionError("unreachable")
+            number += 1
 
     def _updated(self) -> tuple[float, float]:
         """Return the seconds of an update, and those of each member's noise in it."""

@@ -93,7 +93,7 @@ def _fitting(config: RunConfig, memory: MemoryPlan) -> Iterator[Finding]:
     if memory.gpu:
         yield _gpu_fitting(config, memory)
     tokens, longest = memory.kv_tokens, memory.longest
-    if tokens is None or not longest:
+    if not tokens or not longest:
         return
     found = (
         f"{size(memory.kv_cache)} an engine: {tokens:,} tokens, {tokens // longest:,} answers of full length at a time"
