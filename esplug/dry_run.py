@@ -16,7 +16,7 @@ from esplug.doctor.machine import nearest_folder
 from esplug.doctor.model import described_by, fit
 from esplug.doctor.stack import Stack, look
 from esplug.hookspecs import Prompt
-from esplug.model import PromptEncoder, kept_folder, model_folder
+from esplug.model import PromptEncoder, kept_folder, may_be_on_hub, model_folder
 from esplug.plugins import brief
 from esplug.questions import Questions
 from esplug.run_directory import RunDirectory
@@ -65,7 +65,8 @@ def dry_run(config: RunConfig, task: Task, resume: Path | None, *, probe: bool) 
     _say(config.to_toml())
     name, flag = described_by(config)
     folder = kept_folder(name, flag)
-    folder = model_folder(name, flag) if folder or probe else None
+    if folder or probe or not may_be_on_hub(name):
+        folder = model_folder(name, flag)
     _show_data(config, task, data, folder)
     if folder:
         _show_memory(config, folder)

@@ -46,8 +46,13 @@ def local_folder(name: str, flag: str) -> Path | None:
         raise UserError(f"{flag} {name}: no such folder ({error})") from error
 
 
+def may_be_on_hub(name: str) -> bool:
+    """Say whether a name can be a Hugging Face id, ``owner/name`` or an old one without owner, rather than a path."""
+    return not name.startswith((".", "/", "~")) and name.count("/") <= 1
+
+
 def _fetch(name: str, flag: str) -> Path:
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+    if not may_be_on_hub(name):
         raise UserError(f"{flag} {name}: no such folder")
     from huggingface_hub import snapshot_download
 
@@ -78,7 +83,7 @@ def kept_folder(name: str, flag: str = "--model-name") -> Path | None:
     """
     if folder := local_folder(name, flag):
         return folder.resolve()
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+    if not may_be_on_hub(name):
         return None
     from huggingface_hub import snapshot_download
 

@@ -12,7 +12,7 @@ from esplug.doctor.stack import Stack
 from esplug.errors import UserError
 from esplug.hub import hub_revision
 from esplug.memory import MemoryPlan, cpu_items, plan_memory
-from esplug.model import kept_folder, longest_prompt, model_folder, weights_size
+from esplug.model import kept_folder, longest_prompt, may_be_on_hub, model_folder, weights_size
 from esplug.placement import plan_engines
 from esplug.seed_log import FILE_NAME, read
 from esplug.starting_model import kind_of
@@ -45,10 +45,9 @@ def model(config: RunConfig, stack: Stack) -> tuple[Path | None, list[Finding]]:
     """Look for the model. Returns its folder if it is on this machine and whole."""
     try:
         name, flag = described_by(config)
-        if kept_folder(name, flag) is None:
-            return None, [_to_be_fetched(name, flag)]
         folder = kept_folder(name, flag)
-        assert folder is not None
+        if folder is None:
+            return None, [_to_be_fetched(name, flag)]
         if Path(name).expanduser().is_dir():
             folder = model_folder(name, flag)
         longest_prompt(folder, config.max_model_len, config.max_tokens)
@@ -127,7 +126,7 @@ def _gpu_fitting(config: RunConfig, memory: MemoryPlan) -> Finding:
 
 
 def _to_be_fetched(name: str, flag: str) -> Finding:
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+    if not may_be_on_hub(name):
         return Finding("model", "fail", f"{flag} {name}: no such folder", "name a folder, or a Hugging Face id")
     repo, _, revision = name.partition("@")
     remedy = f"where the Hub is in reach: hf download {repo} --local-dir DIR, then {flag} DIR"
