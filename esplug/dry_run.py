@@ -1,6 +1,5 @@
 """``esplug train --dry-run``: what a run would be, without making one."""
 
-import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from esplug.console import get_console
 from esplug.cost import Speed, Times, Work, times_of, work_of
 from esplug.data import Batch, Batches, load_batch_source, load_eval_splits
 from esplug.doctor.cli import memory_table
+from esplug.doctor.installation import version_of
 from esplug.doctor.machine import nearest_folder
 from esplug.doctor.model import described_by, fit
 from esplug.doctor.stack import Stack, look
@@ -121,7 +121,7 @@ def _printable(text: str) -> str:
 
 
 def _show_memory(config: RunConfig, folder: Path) -> None:
-    on_cpu = config.use_gpus == "none" or importlib.metadata.version("torch").endswith("+cpu")
+    on_cpu = config.use_gpus == "none" or (version_of("torch") or "").endswith("+cpu")
     memory, findings = fit(config, folder, Stack() if on_cpu else look(config.use_gpus))
     where = " if all were on this machine" if config.ray_address else ""
     if memory:

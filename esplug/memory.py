@@ -156,8 +156,8 @@ def _kv_bytes(described: dict[str, Any], config: RunConfig) -> int | None:
     if described.get("layer_types") or described.get("sliding_window"):
         return None
     layers, heads = described.get("num_hidden_layers"), described.get("num_attention_heads")
-    if not layers or not heads:
+    kept, hidden = described.get("num_key_value_heads") or heads, described.get("hidden_size")
+    if not all(isinstance(each, int) and each > 0 for each in (layers, heads, kept, hidden)):
         return None
-    width = described.get("head_dim") or described.get("hidden_size", 0) // heads
-    kept = described.get("num_key_value_heads") or heads
-    return int(2 * layers * kept * width * (4 if config.dtype == "float32" else 2)) or None
+    width = described.get("head_dim") or hidden // heads
+    return int(2 * layers * kept * width * (4 if config.dtype == "float32" else 2))

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def installed(monkeypatch):
     """Return a function that makes these distributions the installed ones, and no module importable without one."""
 
     def install(versions: dict[str, str]) -> None:
-        monkeypatch.setattr(quick, "_of", versions.get)
+        monkeypatch.setattr(quick, "version_of", versions.get)
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
         quick._warn_once.cache_clear()
 
@@ -269,6 +270,16 @@ def test_a_plugin_that_raises_while_its_rows_are_read_is_a_failed_check(quick_ch
     assert "ZeroDivisionError" in out
     assert "[/zero]" in out
     assert "Traceback" not in out
+
+
+def test_a_model_of_an_odd_kind_is_a_failed_check(quick_checkup, tiny_model, tmp_path, monkeypatch, capfd) -> None:
+    odd = tmp_path / "odd"
+    shutil.copytree(tiny_model, odd)
+    described = json.loads((odd / "config.json").read_text())
+    (odd / "config.json").write_text(json.dumps(described | {"max_position_embeddings": "long"}))
+    code, out, err = run_cli(monkeypatch, capfd, "doctor", "--json", "--model-name", str(odd), "--max-tokens", "8")
+    failed = [check for check in json.loads(out)["checks"] if check["state"] == "fail"]
+    assert (code, err, [check["check"] for check in failed]) == (1, "", ["model"])
 
 
 def test_a_python_of_another_version_is_noticed(monkeypatch) -> None:

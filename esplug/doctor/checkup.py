@@ -1,9 +1,8 @@
 """All checks together, for the settings of one run."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from esplug.config import RunConfig, make_config, read_toml
@@ -50,13 +49,35 @@ def checkup(flags: Mapping[str, Any], config_file: str | None) -> Checkup:
         looking = pool.submit(look, config.use_gpus)
         health = pool.submit(plugin_health, _used(config))
         stack = looking.result()
-        findings += [*installation(), *_imports(stack), *machine(config, stack)]
-        folder, about_model = model(config, stack)
-        findings += about_model
-        memory, fitting = _fit(config, folder, stack)
-        findings += fitting
-        findings += [*([_data(config, task)] if task else []), *health.result()]
-    return Checkup(findings, memory)
+        findings += [*_tried("installation", installation), *_imports(stack)]
+        findings += _tried("machine", lambda: machine(config, stack))
+        place = _Place()
+        findings += _tried("model", lambda: place.find(config, stack))
+        if task is not None:
+            findings.append(_data(config, task))
+        findings += health.result()
+    return Checkup(findings, place.memory)
+
+
+class _Place:
+    """The model and its place on the machine, as far as they could be found."""
+
+    memory: MemoryPlan | None = None
+
+    def find(self, config: RunConfig, stack: Stack) -> list[Finding]:
+        folder, findings = model(config, stack)
+        if folder is None:
+            return [*findings, disk(config, 0, 0)]
+        self.memory, fitting = fit(config, folder, stack)
+        return findings + fitting
+
+
+def _tried(check: str, look: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    """Make a check whose own failure is a finding, as odd files and machines may raise anything."""
+    try:
+        return list(look())
+    except Exception as error:
+        return [Finding(check, "fail", f"could not be checked [{cause(error)}]")]
 
 
 def _valid(flags: Mapping[str, Any], config_file: str | None) -> RunConfig:
@@ -77,12 +98,6 @@ def _imports(stack: Stack) -> list[Finding]:
         return [Finding("imports", "ok", "torch, transformers, vLLM and Ray")]
     remedy = "reinstall what the error names, as the README says"
     return [Finding("imports", "fail", f"{name}: {error}", remedy) for name, error in stack.broken.items()]
-
-
-def _fit(config: RunConfig, folder: Path | None, stack: Stack) -> tuple[MemoryPlan | None, list[Finding]]:
-    if folder is None:
-        return None, [disk(config, 0, 0)]
-    return fit(config, folder, stack)
 
 
 def _data(config: RunConfig, task: Task) -> Finding:

@@ -34,7 +34,9 @@ def require_installation() -> None:
 def installation() -> list[Finding]:
     """Check Python, vLLM, torch and Ray against what this esplug was made for."""
     installed = {
-        name: version for name in (*_VLLM, "torch", *_BESIDE_TORCH, "torchcodec", "ray") if (version := _of(name))
+        name: version
+        for name in (*_VLLM, "torch", *_BESIDE_TORCH, "torchcodec", "ray")
+        if (version := version_of(name))
     }
     ranges = _ranges()
     return [_python(), _vllm(installed, ranges), *_torch(installed, ranges), _ray(installed, ranges)]
@@ -110,7 +112,8 @@ def _ray(installed: Mapping[str, str], ranges: Mapping[str, str]) -> Finding:
     return Finding("Ray", "ok", version)
 
 
-def _of(distribution: str) -> str | None:
+def version_of(distribution: str) -> str | None:
+    """Return a distribution's version; ``None`` where there is none."""
     try:
         return str(importlib.metadata.version(distribution))
     except Exception:  # damaged metadata raise whatever the parser meets first

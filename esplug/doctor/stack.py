@@ -9,9 +9,12 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from esplug.cluster import visible_devices
+from esplug.errors import UserError
 from esplug.memory import Gpu
 
 _MODULES = ("torch", "transformers", "ray", "vllm")
@@ -44,8 +47,11 @@ def look(use_gpus: str | None = None) -> Stack:
         use_gpus: the setting of that name.
     """
     environment = dict(os.environ)
-    if use_gpus is not None and (use_gpus == "none" or "CUDA_VISIBLE_DEVICES" not in environment):
-        environment["CUDA_VISIBLE_DEVICES"] = "" if use_gpus == "none" else use_gpus
+    if use_gpus is not None:
+        visible = environment.get("CUDA_VISIBLE_DEVICES")
+        chosen = "" if use_gpus == "none" else use_gpus
+        with suppress(UserError):  # more than there are, which placing the engines refuses
+            environment["CUDA_VISIBLE_DEVICES"] = visible_devices(use_gpus, visible) if chosen and visible else chosen
     command = [sys.executable, "-m", __name__]
     try:
         done = subprocess.run(
