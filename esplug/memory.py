@@ -155,9 +155,10 @@ def _kv_bytes(described: dict[str, Any], config: RunConfig) -> int | None:
     """Return the bytes that one token's keys and values take in all layers; ``None`` where layers differ in that."""
     if described.get("layer_types") or described.get("sliding_window"):
         return None
-    layers, heads = described.get("num_hidden_layers"), described.get("num_attention_heads")
-    kept, hidden = described.get("num_key_value_heads") or heads, described.get("hidden_size")
-    if not all(isinstance(each, int) and each > 0 for each in (layers, heads, kept, hidden)):
+    names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads")
+    sizes: list[Any] = [described.get(name) for name in names]
+    layers, hidden, heads, kept = *sizes[:3], sizes[3] or sizes[2]
+    if not all(isinstance(each, int) and each > 0 for each in (layers, hidden, heads, kept)):
         return None
-    width = described.get("head_dim") or hidden // heads
+    width: int = described.get("head_dim") or hidden // heads
     return int(2 * layers * kept * width * (4 if config.dtype == "float32" else 2))
