@@ -10,12 +10,12 @@ from esplug.config import RunConfig
 from esplug.console import get_console
 from esplug.cost import Speed, Times, Work, times_of, work_of
 from esplug.data import Batch, Batches, load_batch_source, load_eval_splits
-from esplug.doctor.cli import memory_table
 from esplug.doctor.installation import version_of
 from esplug.doctor.machine import nearest_folder
 from esplug.doctor.model import described_by, fit
 from esplug.doctor.stack import Stack, look
 from esplug.hookspecs import Prompt
+from esplug.memory_table import memory_table
 from esplug.model import PromptEncoder, kept_folder, may_be_on_hub, model_folder
 from esplug.plugins import brief
 from esplug.questions import Questions

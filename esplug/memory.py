@@ -117,6 +117,11 @@ def plan_memory(model: Path, config: RunConfig, plan: Plan, free: int, gpus: lis
     return MemoryPlan(plan, items, free, gpu, _kv_bytes(described, config), config.max_model_len or own)
 
 
+def size(nbytes: int) -> str:
+    """Write a number of bytes in GB, as disks and GPUs are sold."""
+    return f"{nbytes / 1e9:.2f} GB" if nbytes < 10e9 else f"{nbytes / 1e9:.1f} GB"
+
+
 def _gpu_items(model: Path, config: RunConfig, plan: Plan, share: float, gpu: Gpu) -> tuple[Item, ...]:
     """Return what an engine keeps on each of its GPUs, and where its master goes, as a worker decides it."""
     stored, elements = weights_size(model)

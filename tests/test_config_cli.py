@@ -1,7 +1,9 @@
 """`esplug config`: every setting with where it comes from, and a schema that editors take."""
 
 import json
+import re
 import tomllib
+from pathlib import Path
 
 import jsonschema
 import pytest
@@ -85,6 +87,14 @@ def test_the_schema_takes_what_the_program_takes(schema) -> None:
     validator.validate({"$schema": "x", "logging": "console,jsonl", "pass_k": 4, "use_gpus": [0, 1]})
     for wrong in ({"populaton_size": 4}, {"recipe": "fst"}, {"sigma": 0}, {"n_iterations": 1.5}, {"stop": "x"}):
         assert not validator.is_valid(wrong), wrong
+
+
+def test_the_file_in_the_docs_is_valid(schema) -> None:
+    page = Path("docs/configuration.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    settings = tomllib.loads(text)
+    assert make_config(settings).recipe == "fast"
+    jsonschema.validate(settings, schema("--task", "countdown"))
 
 
 def test_the_schema_of_a_task_has_its_options(schema) -> None:

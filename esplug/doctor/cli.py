@@ -10,10 +10,7 @@ import typer
 from esplug.flags import ConfigFile, Debug, with_settings
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from esplug.doctor.checkup import Checkup
-    from esplug.memory import MemoryPlan, Place
 
 _STYLES = {"ok": "green", "warning": "yellow", "fail": "bold red"}
 
@@ -41,24 +38,6 @@ def doctor(
         raise typer.Exit(1)
 
 
-def memory_table(memory: "MemoryPlan") -> "Table":
-    """Return what engines take, as a table."""
-    from rich.table import Table
-
-    from esplug.doctor.machine import size
-
-    plan = memory.plan
-    table = Table("", "where", "each engine", f"all {plan.n_engines}", title="memory", title_justify="left", box=None)
-    for item in memory.items:
-        engines = plan.n_engines
-        table.add_row(item.what, item.place, size(item.nbytes), size(engines * item.nbytes))
-    places: list[Place] = ["memory", "GPU"] if memory.gpu else ["memory"]
-    for place in places:
-        what = "sum" if place == "memory" else "sum on each GPU"
-        table.add_row(what, place, "", f"{size(memory.taken(place))} of {size(memory.available(place))} free")
-    return table
-
-
 def _record(found: "Checkup") -> dict[str, Any]:
     return {
         "ok": not found.failed,
@@ -72,6 +51,7 @@ def _print(found: "Checkup") -> None:
     from rich.text import Text
 
     from esplug.console import get_console
+    from esplug.memory_table import memory_table
 
     console = get_console()
     found_column, remedy_column = Column("found", overflow="fold"), Column("remedy", overflow="fold")

@@ -11,6 +11,7 @@ from pathlib import Path
 from esplug.config import RunConfig
 from esplug.doctor.finding import Finding
 from esplug.doctor.stack import Stack
+from esplug.memory import size
 from esplug.placement import GIB, Node, Resources, usable_cores
 
 _OBJECT_STORE = GIB // 2  # of shared memory, which a run's own Ray asks for
@@ -70,11 +71,6 @@ def disk(config: RunConfig, model_bytes: int, master_bytes: int) -> Finding:
     if free < final:
         return Finding("disk", "fail", found, remedy)
     return Finding("disk", "warning", found, remedy) if free < wanted + GIB else Finding("disk", "ok", found)
-
-
-def size(nbytes: int) -> str:
-    """Write a number of bytes in GB, as disks and GPUs are sold."""
-    return f"{nbytes / 1e9:.2f} GB" if nbytes < 10e9 else f"{nbytes / 1e9:.1f} GB"
 
 
 def _gpus(config: RunConfig, stack: Stack) -> Iterator[Finding]:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from esplug.config import RunConfig
 from esplug.doctor.finding import Finding
-from esplug.doctor.machine import disk, free_memory, local_resources, size
+from esplug.doctor.machine import disk, free_memory, local_resources
 from esplug.doctor.stack import Stack
 from esplug.errors import UserError
 from esplug.hub import hub_revision
-from esplug.memory import MemoryPlan, cpu_items, plan_memory
+from esplug.memory import MemoryPlan, cpu_items, plan_memory, size
 from esplug.model import kept_folder, longest_prompt, may_be_on_hub, model_folder, weights_size
 from esplug.placement import plan_engines
 from esplug.seed_log import FILE_NAME, read
