@@ -94,9 +94,8 @@ def _fitting(config: RunConfig, memory: MemoryPlan) -> Iterator[Finding]:
     tokens, longest = memory.kv_tokens, memory.longest
     if not tokens or not longest:
         return
-    found = (
-        f"{size(memory.kv_cache)} an engine: {tokens:,} tokens, {tokens // longest:,} answers of full length at a time"
-    )
+    cache = size(max(1, memory.plan.gpus_per_engine) * memory.kv_cache)
+    found = f"{cache} an engine: {tokens:,} tokens, {tokens // longest:,} answers of full length at a time"
     if tokens < longest:
         remedy = f"give --max-model-len {max(8, tokens // 32 * 32)} or less; the model's own is {longest}"
         yield Finding("KV cache", "fail", found, remedy)
