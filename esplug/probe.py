@@ -16,7 +16,7 @@ from esplug.trainer import EvolutionStrategiesTrainer
 _LONG = 8.0  # seconds of answering, behind which no larger batch is tried
 _FIRST = 8  # prompts of the first batch
 _MEMBERS = 8  # whose noise the measured update adds
-_NOTHING = 1e-30  # a coefficient that leaves weights as they are
+_NOTHING = 0.0  # a coefficient that costs as much as any and leaves weights as they are
 
 
 class Probe(EvolutionStrategiesTrainer):
