@@ -4,14 +4,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from esplug.config import RunConfig
     from esplug.hookspecs import Reward, hookimpl
     from esplug.trainer import EvolutionStrategiesTrainer
 
-__all__ = ["EvolutionStrategiesTrainer", "Reward", "__version__", "hookimpl"]
+    __version__: str
+
+__all__ = ["EvolutionStrategiesTrainer", "Reward", "RunConfig", "__version__", "hookimpl"]
 
 _HOMES = {
     "EvolutionStrategiesTrainer": "esplug.trainer",
     "Reward": "esplug.hookspecs",
+    "RunConfig": "esplug.config",
     "hookimpl": "esplug.hookspecs",
 }
 

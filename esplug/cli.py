@@ -1,24 +1,26 @@
 """The command line. It parses before it imports: help and plugin listing load no heavy library."""
 
-import inspect
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from esplug.check_cli import check
-from esplug.config import Command, RunConfig, flag_of, make_config, panel_of, read_toml
+from esplug.config import Command, RunConfig, flag_of, panel_of
+from esplug.config_cli import app as config_app
 from esplug.data_cli import app as data_app
+from esplug.doctor.cli import doctor
+from esplug.doctor.installation import require_installation
 from esplug.errors import RunError, UserError
 from esplug.export_cli import export
+from esplug.flags import ConfigFile, Debug, with_settings
 from esplug.init_cli import init
-from esplug.plugins import brief
+from esplug.plugins import brief, suggest
 
 if TYPE_CHECKING:
     from esplug.task import Task
@@ -44,77 +46,12 @@ _NOT_FOR_EVAL = frozenset(
     "keep_checkpoints",
     "profile",
 }
-_NUMBERS = {int: "INTEGER", float: "FLOAT"}
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 _received: list[int] = []
-Function: TypeAlias = Callable[..., None]
-
-
-def _with_settings(for_command: Command, leave_out: frozenset[str] = frozenset()) -> Callable[[Function], Function]:
-    """Give a command one option for every field of :class:`RunConfig`, made from the field itself.
-
-    The command gets what the user typed, and nothing else, as ``flags``.
-    """
-
-    def decorate(command: Function) -> Function:
-        fields = [field for field in RunConfig.model_fields if field not in leave_out]
-
-        def run(**values: Any) -> None:
-            flags = {field: values.pop(field) for field in fields}
-            given = {field: value for field, value in flags.items() if value not in (None, [])}
-            command(flags=given, **values)
-
-        own = [p for p in inspect.signature(command).parameters.values() if p.name != "flags"]
-        run.__name__, run.__doc__ = command.__name__, command.__doc__
-        parameters = [*own, *(_option(field, for_command) for field in fields)]
-        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        vars(run)["__signature__"] = inspect.Signature(parameters)
-        return run
-
-    return decorate
-
-
-def _option(name: str, command: Command) -> inspect.Parameter:
-    """Make a typer option from a configuration field."""
-    field = RunConfig.model_fields[name]
-    flag, metavar = flag_of(name, command), None
-    kind: Any = _plain_type(field.annotation)
-    if get_origin(kind) is Literal:
-        kind, metavar = str, "|".join(get_args(kind))
-    elif kind in _NUMBERS:  # RunConfig reads them, and says what they may be
-        kind, metavar = str, _NUMBERS[kind]
-    if kind is bool:
-        flag = f"{flag}/--no-{flag.removeprefix('--')}"
-    default = field.default
-    if name in ("task_options", "stop"):
-        kind, metavar = list[str], "KEY=VALUE" if name == "task_options" else "TEXT"
-    elif get_origin(kind) is list:
-        kind, metavar, default = str, "A,B", ",".join(map(str, default))
-    shown = f"  [default: {default}]" if default not in (None, {}, [], "") and kind is not bool else ""
-    option = typer.Option(
-        flag,
-        help=f"{field.description}{shown}".replace("[default", r"\[default"),
-        rich_help_panel=panel_of(name),
-        metavar=metavar,
-        show_default=False,
-    )
-    annotation = Annotated[kind | None, option]
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-
-
-def _plain_type(annotation: Any) -> Any:
-    """Take the ``None`` out of ``X | None``."""
-    if get_origin(annotation) in (Union, UnionType):
-        return next(part for part in get_args(annotation) if part is not type(None))
-    return annotation
-
-
-ConfigFile = Annotated[str | None, typer.Option("--config", help="TOML file of settings; flags override it.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
 @app.command()
-@_with_settings("train")
+@with_settings("train")
 def train(
     flags: Mapping[str, Any],
     resume: Annotated[
@@ -124,6 +61,12 @@ def train(
     allow_change: Annotated[
         bool, typer.Option("--allow-change", help="With --resume: go on even if what is computed changes.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print settings, prompts, memory and cost of the run; do not make it.")
+    ] = False,
+    no_probe: Annotated[
+        bool, typer.Option("--no-probe", help="With --dry-run: start no engine to measure how long it would take.")
+    ] = False,
     config: ConfigFile = None,
     debug: Debug = False,
 ) -> None:
@@ -132,12 +75,21 @@ def train(
 
     if allow_change and not resume:
         raise UserError("--allow-change is for --resume RUN, which is missing")
+    if no_probe and not dry_run:
+        raise UserError("--no-probe is for --dry-run, which is missing")
+    if not no_probe:
+        require_installation()
     settings, task = _resolve(flags, config, "train", resume)
+    if dry_run:
+        from esplug.dry_run import dry_run as print_dry_run
+
+        print_dry_run(settings, task, resume, probe=not no_probe)
+        return
     print_summary(_trainer(settings, task, "train").fit(resume, allow_change=allow_change))
 
 
 @app.command(name="eval")
-@_with_settings("eval", leave_out=_NOT_FOR_EVAL)
+@with_settings("eval", leave_out=_NOT_FOR_EVAL)
 def evaluate(
     flags: Mapping[str, Any],
     compare: Annotated[
@@ -150,6 +102,7 @@ def evaluate(
     """Evaluate a model on a task, or compare two, without training."""
     from esplug.summary import print_model_comparison, print_summary
 
+    require_installation()
     settings, task = _resolve({**flags, "n_iterations": 0}, config, "eval")
     if compare is None:
         print_summary(_trainer(settings, task, "eval").fit())
@@ -194,27 +147,19 @@ def _no_command(
 app.command()(export)
 app.command()(init)
 app.command()(check)
+app.command()(doctor)
 app.add_typer(data_app, name="data")
+app.add_typer(config_app, name="config")
 
 
 def _resolve(
     flags: Mapping[str, Any], config_file: str | None, command: Command, resume: Path | None = None
 ) -> tuple[RunConfig, "Task"]:
     """Resolve the configuration, of a run to be resumed if there is one, and load the task."""
-    from esplug.task import Task
+    from esplug.resolution import resolve
 
-    file = read_toml(config_file) if config_file else {}
-    before: Mapping[str, Any] = {}
-    if resume:
-        from esplug.resume import inherited
-
-        before = inherited(resume, {**file, **flags})
-    layers = [before, file, flags]
-    choice = [{k: v for k, v in layer.items() if k in ("task", "task_options")} for layer in layers]
-    first = make_config(*choice)
-    task = Task.load(first.task, first.task_options)
-    config = make_config(*layers, defaults=task.defaults(), command=command)
-    return config.model_copy(update={"task_options": dict(task.options)}), task
+    resolved = resolve(flags, config_file, command, resume)
+    return resolved.config, resolved.task
 
 
 def _trainer(config: RunConfig, task: "Task", command: Command) -> "EvolutionStrategiesTrainer":
@@ -245,7 +190,7 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except _UsageError as error:
-        code = _complain(brief(error.format_message(), 2000), 2)
+        code = _complain(brief(_described(error), 2000), 2)
     except (UserError, RunError, OSError) as error:
         if debug:
             traceback.print_exc()
@@ -255,6 +200,12 @@ def main() -> None:
     for number in _STOPPING:  # nothing is left to be unwound
         signal.signal(number, _stop_at_once)
     sys.exit(128 + _received[0] if _received else code or 0)
+
+
+def _described(error: Any) -> str:
+    """Say what is wrong with a command line, and for a flag that there is not, which is nearest."""
+    nearest = suggest(error.option_name, error.possibilities) if getattr(error, "possibilities", None) else ""
+    return f"{error.message}; {nearest}" if nearest else str(error.format_message())
 
 
 def _interrupt(number: int, _: object) -> None:

@@ -1,7 +1,5 @@
 """The connection to Ray: a cluster that is there, or a local one of our own; and what can run on it."""
 
-import importlib.metadata
-import importlib.util
 import os
 import secrets
 import signal
@@ -15,22 +13,7 @@ from typing import Any
 from esplug.errors import RunError, UserError, one_line
 from esplug.placement import Node, Resources, usable_cores
 
-_TORCH = ("torch", "torchvision", "torchaudio")
 _LOCAL_STARTS = 3
-
-
-def require_vllm() -> None:
-    """See early whether the engines can be imported at all.
-
-    Raises:
-        UserError: vLLM is not installed, or beside a CPU torch stand CUDA builds that break it.
-    """
-    if importlib.util.find_spec("vllm") is None:
-        raise UserError("vLLM is not installed: pip install 'esplug[gpu]', or 'esplug[cpu]' on a machine without a GPU")
-    installed = {dist.name: dist.version for dist in importlib.metadata.distributions() if dist.name in _TORCH}
-    clashing = [name for name, version in installed.items() if not version.endswith("+cpu")]
-    if installed.get("torch", "").endswith("+cpu") and clashing:
-        raise UserError(f"CUDA builds that break this CPU torch are installed: pip uninstall -y {' '.join(clashing)}")
 
 
 class Cluster:

@@ -17,9 +17,10 @@ from unicodedata import category
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from esplug.errors import UserError
+from esplug.layers import merge, read_options
 from esplug.low_rank import MAX_RANK
 from esplug.plugins import brief, cause, suggest
-from esplug.recipes import RECIPES, STEPS, Recipe
+from esplug.recipes import STEPS, Recipe
 
 MAX_SEED = 2**64 - 1
 _MOST = 1_000_000_000  # of anything that is counted: beyond all use, and within what every library takes
@@ -280,7 +281,7 @@ class RunConfig(BaseModel):
     @field_validator("task_options", mode="before")
     @classmethod
     def _key_value(cls, value: Any) -> Any:
-        return _options(value)
+        return read_options(value)
 
     @field_validator(
         "task",
@@ -447,39 +448,18 @@ class RunConfig(BaseModel):
         return tomli_w.dumps(self.model_dump(exclude_none=True))
 
 
-def _options(value: Any) -> dict[str, Any]:
-    """Read task options given as a mapping or as texts ``key=value``."""
-    if isinstance(value, Mapping):
-        return dict(value)
-    if not isinstance(value, list | tuple):
-        raise ValueError("write task options as key=value, or as a table in the file")
-    pairs = [str(item).partition("=") for item in value]
-    for key, equals, _ in pairs:
-        if not equals or not key.strip():
-            raise ValueError("write it as key=value")
-    return {key.strip(): text for key, _, text in pairs}
-
-
-def _joined(earlier: Any, later: Any) -> Any:
-    """Let later task options win one by one; what cannot be read is left for validation to refuse."""
-    try:
-        return _options(earlier) | _options(later)
-    except ValueError:
-        return later
-
-
 def flag_of(field: str, command: Command = "train") -> str:
     """Name of a field's command-line flag: ``n_iterations`` -> ``--n-iterations``."""
     own = (command == "eval" and _declared(field, "eval_flag")) or _declared(field, "flag")
     return own or "--" + field.replace("_", "-")
 
 
-def _wanted(field: str) -> str:
+def _wanted(field: str, given: object) -> str:
     """Say what a setting may be: ``must be an integer, at least 1 and at most 10``."""
     info = RunConfig.model_fields[field]
     kinds = get_args(info.annotation) or (info.annotation,)
     if get_origin(info.annotation) is Literal:
-        return f"must be one of {', '.join(kinds)}"
+        return f"must be one of {', '.join(kinds)}; {suggest(str(given), kinds)}".removesuffix("; ")
     words = {"gt": "greater than", "ge": "at least", "le": "at most"}
     limits = [
         f"{word} {getattr(part, key)}" for part in info.metadata for key, word in words.items() if hasattr(part, key)
@@ -501,10 +481,7 @@ def _declared(field: str, what: str) -> str:
 def make_config(
     *layers: Mapping[str, Any], defaults: Mapping[str, Any] | None = None, command: Command = "train"
 ) -> RunConfig:
-    """Merge settings, later layers win, and validate them.
-
-    Where a layer names a recipe, that decides alpha and its schedule, whatever earlier layers say; where it makes a
-    schedule constant, or perturbations full, what was only for others is dropped.
+    """Merge settings, later layers win, as :func:`esplug.layers.merge` says, and validate them.
 
     Args:
         layers: settings by field name.
@@ -514,26 +491,12 @@ def make_config(
     Raises:
         UserError: one line naming the first setting at fault, its value and the range.
     """
-    merged: dict[str, Any] = {}
-    for layer in (defaults or {}, *layers):
-        recipe = RECIPES.get(str(layer.get("recipe")), {})
-        said = {**recipe, **layer}
-        if recipe:
-            merged.pop("alpha", None)  # a multiple of sigma
-        for name in ("sigma", "alpha"):
-            if said.get(f"{name}_schedule") == "constant":
-                merged.pop(f"{name}_end", None)
-        if said.get("perturbation") == "full":
-            merged.pop("rank", None)
-            merged.pop("members_per_batch", None)
-        for key, value in said.items():
-            if key not in RunConfig.model_fields:
-                unknown = f"unknown setting {brief(repr(key))}"
-                raise UserError(f"{unknown}; {suggest(key, RunConfig.model_fields)}".rstrip("; "))
-            if key == "task_options" and key in merged:
-                value = _joined(merged[key], value)
-            merged[key] = value
-    _complete()
+    merged = merge({str(number): layer for number, layer in enumerate((defaults or {}, *layers))}).settings
+    for key in merged:
+        if key not in RunConfig.model_fields:
+            unknown = f"unknown setting {brief(repr(key))}"
+            raise UserError(f"{unknown}; {suggest(key, RunConfig.model_fields)}".rstrip("; "))
+    complete()
     try:
         return RunConfig(**merged)
     except ValidationError as error:
@@ -542,13 +505,13 @@ def make_config(
         if not first["loc"]:
             raise UserError(re.sub(r"<(\w+)>", lambda field: flag_of(field[1], command), message)) from None
         field = str(first["loc"][0])
-        message = message if first["type"] == "value_error" else _wanted(field)
+        message = message if first["type"] == "value_error" else _wanted(field, first["input"])
         given = str(first["input"]) if first["type"] in _OUT_OF_RANGE else repr(first["input"])
         raise UserError(f"{flag_of(field, command)} {brief(given)}: {message}") from None
 
 
 @cache
-def _complete() -> None:
+def complete() -> None:
     """Build the model, for which pydantic reads the metadata of every installed package.
 
     Raises:
@@ -564,7 +527,7 @@ def _complete() -> None:
 
 
 def read_toml(path: str) -> dict[str, Any]:
-    """Read a configuration file; dashes and underscores in keys are the same.
+    """Read a configuration file; dashes and underscores in keys are the same, and ``$schema`` is for editors.
 
     Raises:
         UserError: the file is missing or is not TOML.
@@ -573,7 +536,8 @@ def read_toml(path: str) -> dict[str, Any]:
         if not Path(path).is_file():  # reading a pipe or device might never end
             raise UserError(f"--config {brief(path)}: {'not a file' if Path(path).exists() else 'No such file'}")
         with open(path, "rb") as file:
-            return {key.replace("-", "_"): value for key, value in tomllib.load(file).items()}
+            read = tomllib.load(file)
+        return {key.replace("-", "_"): value for key, value in read.items() if key != "$schema"}
     except OSError as error:
         raise UserError(f"--config {brief(path)}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

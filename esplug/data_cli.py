@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from esplug.completion import plugin_names
 from esplug.plugins import brief
 
 if TYPE_CHECKING:
@@ -55,7 +56,10 @@ def list_datasets(out: Out = Path("datasets")) -> None:
 
 @app.command(name="build")
 def build_dataset(
-    name: Annotated[str, typer.Argument(help="Data set, as `esplug data list` names it.")],
+    name: Annotated[
+        str,
+        typer.Argument(help="Data set, as `esplug data list` names it.", autocompletion=plugin_names("dataset")),
+    ],
     out: Out = Path("datasets"),
     source: Annotated[
         Path | None,

@@ -15,7 +15,7 @@ from esplug.errors import UserError, one_line
 from esplug.heartbeat import Heartbeat
 from esplug.history import CatchUp, CaughtUp
 from esplug.model import weights_size
-from esplug.placement import usable_cores
+from esplug.placement import GPU_ACTIVATIONS, usable_cores
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
@@ -24,7 +24,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 #: Cores of the driver's or an engine's machine, as given to ``sched_setaffinity``.
 Cores = list[int]
 LOW_RANK_EXTENSION = "esplug.low_rank_worker.LowRankWorkerExtension"
-_ACTIVATIONS, _LEAST_KV_CACHE = 3 * 2**30, 2**29  # bytes, of an engine that shares a GPU
+_LEAST_KV_CACHE = 2**29  # bytes, of an engine that shares a GPU
 #: Shortest shared beginning of prompts, in tokens, that is worth caching: one block of the CPU backend.
 PREFIX_TOKENS = 32
 
@@ -413,7 +413,7 @@ def _kv_cache_beside_others(settings: EngineSettings) -> int:
 
     share = settings.memory_share / settings.engines_per_gpu
     total = torch.cuda.mem_get_info()[1]
-    taken = weights_size(Path(settings.model))[0] + _ACTIVATIONS
+    taken = weights_size(Path(settings.model))[0] + GPU_ACTIVATIONS
     if settings.low_rank:
         taken += 2 * adapter_elements(Path(settings.model), settings.low_rank, settings.members_at_once)
     left = int(share * total) - taken

@@ -46,8 +46,13 @@ def local_folder(name: str, flag: str) -> Path | None:
         raise UserError(f"{flag} {name}: no such folder ({error})") from error
 
 
+def may_be_on_hub(name: str) -> bool:
+    """Say whether a name can be a Hugging Face id, ``owner/name`` or an old one without owner, rather than a path."""
+    return not name.startswith((".", "/", "~")) and name.count("/") <= 1
+
+
 def _fetch(name: str, flag: str) -> Path:
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+    if not may_be_on_hub(name):
         raise UserError(f"{flag} {name}: no such folder")
     from huggingface_hub import snapshot_download
 
@@ -68,6 +73,28 @@ def _fetch(name: str, flag: str) -> Path:
                 f"`hf download {repo} --local-dir DIR`, then give DIR"
             ) from error
         raise UserError(f"{flag} {name}: not readable from the Hub ({one_line(error)})") from error
+
+
+def kept_folder(name: str, flag: str = "--model-name") -> Path | None:
+    """Return the folder of a model that is on this machine, here or in the Hub's cache; ``None`` if it is not.
+
+    Raises:
+        UserError: it can be no name of a folder.
+    """
+    if folder := local_folder(name, flag):
+        return folder.resolve()
+    if not may_be_on_hub(name):
+        return None
+    from huggingface_hub import snapshot_download
+
+    repo, _, revision = name.partition("@")
+    patterns = [f"*{suffix}" for suffix in MODEL_FILES]
+    try:
+        cached = snapshot_download(repo, revision=revision or None, allow_patterns=patterns, local_files_only=True)
+    except Exception:  # not there, or no such name
+        return None
+    whole = (Path(cached) / "config.json").is_file() and any(Path(cached).glob("*.safetensors"))
+    return Path(cached) if whole else None
 
 
 def revision_of(folder: Path) -> str | None:

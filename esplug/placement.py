@@ -13,6 +13,8 @@ GIB = 2**30
 CPU_ENGINE_OVERHEAD = 2 * GIB
 #: A KV cache on the CPU never needs to be larger than this, nor useful if smaller than the other.
 CPU_KV_CACHE_MAX, CPU_KV_CACHE_MIN = 4 * GIB, GIB // 4
+#: What vLLM takes of a GPU besides weights and KV cache, and what is left for what comes and goes, such as saving.
+GPU_ACTIVATIONS, GPU_SPARE = 3 * GIB, 2 * GIB
 
 
 def usable_cores() -> list[int]:
@@ -78,18 +80,13 @@ class Plan:
         return f"{engines} of {self.cores_per_engine} CPU core{'s' * (self.cores_per_engine > 1)}"
 
 
-def cpu_engine_bytes(weights_bytes: int, master_bytes: int) -> int:
-    """Estimate the memory of one CPU engine without its KV cache: weights, their packed copy, master."""
-    return 2 * weights_bytes + master_bytes + CPU_ENGINE_OVERHEAD
-
-
 def plan_engines(config: RunConfig, found: Resources, engine_bytes: int) -> Plan:
     """Decide number and size of the engines.
 
     Args:
         config: asks for engines and GPUs; ``None`` means all there are.
         found: what there is.
-        engine_bytes: memory of one CPU engine, from :func:`cpu_engine_bytes`.
+        engine_bytes: memory of one CPU engine, from :func:`esplug.memory.cpu_items`.
 
     Raises:
         UserError: more is asked for than there is.

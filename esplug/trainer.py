@@ -7,17 +7,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from esplug import plugins
-from esplug.adapters import adapter_elements
 from esplug.checkpoint import newest_first, rename_aside
-from esplug.cluster import Cluster, require_vllm
+from esplug.cluster import Cluster
 from esplug.config import RunConfig, make_config
 from esplug.console import get_console
 from esplug.data import Batches
+from esplug.doctor.installation import require_installation
 from esplug.engine import EngineSettings, Generation, Sampling, Weights
 from esplug.engines import EnginePool, Job
 from esplug.errors import RunError, UserError
@@ -27,9 +27,10 @@ from esplug.evaluator import Evaluator
 from esplug.history import History
 from esplug.hookspecs import Prompt
 from esplug.loggers import LoggerSet
+from esplug.memory import cpu_items
 from esplug.metrics import PopulationResult, iteration_record, train_metrics
-from esplug.model import PromptEncoder, longest_prompt, revision_of, weights_size
-from esplug.placement import Plan, cpu_engine_bytes, plan_engines
+from esplug.model import PromptEncoder, longest_prompt, revision_of
+from esplug.placement import Plan, plan_engines
 from esplug.profile import trace
 from esplug.progress import LiveProgress
 from esplug.questions import Batch, Questions
@@ -130,7 +131,7 @@ class EvolutionStrategiesTrainer:
         template_function: Callable[[Any], Prompt] | None,
         train_dataloader: Iterable[Batch] | None,
         eval_dataloader_dict: Mapping[str, Iterable[Batch]] | None,
-    ) -> "EvolutionStrategiesTrainer":
+    ) -> Self:
         """Make a trainer from a validated configuration."""
         trainer = cls.__new__(cls)
         trainer._setup(config, reward_function, template_function, train_dataloader, eval_dataloader_dict)
@@ -308,7 +309,7 @@ class EvolutionStrategiesTrainer:
 
     def _open(self, stack: ExitStack, resume: Path | None, allow_change: bool) -> None:
         """Check what can be checked cheaply, start Ray, check the prompts, and start the engines."""
-        require_vllm()
+        require_installation()
         log: SeedLog | None = None
         self._resumed = resume is not None
         asked, runs = self.config, Path(self.config.output_directory).expanduser()
@@ -327,10 +328,7 @@ class EvolutionStrategiesTrainer:
             runs.absolute(),  # where engines on other machines see it too
             stack,
         )
-        stored, elements = weights_size(self._model)
-        self._engine_bytes = cpu_engine_bytes(stored, 4 * elements if config.master_dtype == "float32" else stored)
-        if config.low_rank:
-            self._engine_bytes += 4 * adapter_elements(self._model, config.low_rank, config.members_at_once(1))
+        self._engine_bytes = sum(item.nbytes for item in cpu_items(self._model, config))
         longest_prompt(self._model, config.max_model_len, config.max_tokens)
         # What takes seconds, at once: transformers, Ray and the graders.
         helper = ThreadPoolExecutor(1)

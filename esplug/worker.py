@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from esplug.heartbeat import Heartbeat
+from esplug.placement import GPU_SPARE
 
 if TYPE_CHECKING:
     from esplug.blocks import Block
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from esplug.ranks import Ranks
     from esplug.weights import MasterWeights
 
-_GPU_SPARE = 2**31  # bytes of a GPU that are left for what comes and goes, when a model is saved for instance
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's mallopt
 
 
@@ -104,7 +104,7 @@ class ESWorkerExtension:
         torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info(self.device)
         # What vLLM has not taken of its share so far, it may yet want.
-        room = min(free, int(share * total)) - _GPU_SPARE
+        room = min(free, int(share * total)) - GPU_SPARE
         if ranks.sums([needed > room]) == [0]:
             return False
         if choice == "gpu":

