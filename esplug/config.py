@@ -229,7 +229,9 @@ class RunConfig(BaseModel):
     max_restarts: int = _count(10, "Engines to replace in a run before it is given up.", "Engines", ge=0)
 
     eval_freq: int = _count(5, "Evaluate every so many iterations; 0 only before and after.", "Output", ge=0)
-    logging: list[str] = _setting(["console", "jsonl"], "Logger plugins, as a comma list.", "Output")
+    logging: list[str] = _setting(
+        ["console", "jsonl"], "Logger plugins, as a comma list; jsonl always counts among them.", "Output"
+    )
     output_directory: str = _setting("./experiments/", "Where run directories go.", "Output")
     experiment_name: str | None = _setting(None, "Run directory's name.  [default: made from the settings]", "Output")
     save_best_models: bool = _setting(False, "Save the model at every new best evaluation mean.", "Output")
@@ -243,7 +245,7 @@ class RunConfig(BaseModel):
     profile: int | None = _count(
         None, "Write a trace of this iteration, counted from 0, for ui.perfetto.dev.", "Output", ge=0
     )
-    wandb_project: str = _setting("es-finetuning", "Project for the wandb logger.", "Output")
+    wandb_project: str = _setting("es-finetuning", "Project for the loggers wandb and trackio.", "Output")
 
     @field_validator("logging", "eval_splits", "pass_k", mode="before")
     @classmethod
@@ -255,8 +257,9 @@ class RunConfig(BaseModel):
 
     @field_validator("logging")
     @classmethod
-    def _some_logger(cls, value: list[str]) -> list[str]:
-        return value or ["none"]
+    def _with_jsonl(cls, value: list[str]) -> list[str]:
+        """Have the file that a run is judged by, and that other files are made from."""
+        return value if "jsonl" in value else [*value, "jsonl"]
 
     @field_validator("pass_k")
     @classmethod

@@ -240,7 +240,9 @@ class LoggerSpec:
 
         Args:
             step: updates made so far.
-            rows: with ``split``, ``prompt``, ``target``, ``output``, ``reward``, ``label``, ``correct``, ``tokens``.
+            rows: of one split, with ``split``, ``index`` (of the prompt), ``sample`` (which answer to it, from 0),
+                ``prompt``, ``target``, ``output``, ``reward``, ``label``, ``correct``, ``passed``, ``tokens``,
+                ``finished``, and ``metrics`` where the task measures something.
         """
 
     @hookspec

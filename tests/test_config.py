@@ -134,9 +134,16 @@ def test_use_gpus_takes_text_and_lists(text, parsed) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "parsed"), [("a, b", ["a", "b"]), (["a", "b,c"], ["a", "b", "c"]), (None, ["none"]), (False, ["none"])]
+    ("given", "parsed"),
+    [
+        ("a, b", ["a", "b", "jsonl"]),
+        (["a", "jsonl,c"], ["a", "jsonl", "c"]),
+        ("none", ["none", "jsonl"]),
+        (None, ["jsonl"]),
+        (False, ["jsonl"]),
+    ],
 )
-def test_logging_takes_text_and_lists(given, parsed) -> None:
+def test_logging_takes_text_and_lists_and_never_lacks_jsonl(given, parsed) -> None:
     assert make_config({"logging": given}).logging == parsed
 
 
@@ -166,7 +173,7 @@ def test_splits_take_text_and_lists(given, parsed) -> None:
 @pytest.mark.parametrize("name", ["logging", "eval_splits"])
 def test_an_odd_value_in_a_list_s_place_is_one_item(name, value) -> None:
     """TOML has numbers and dates too; whoever reads the list says that there is no such thing."""
-    assert getattr(make_config({name: value}), name) == [str(value)]
+    assert getattr(make_config({name: value}), name)[0] == str(value)
 
 
 def test_mistakes_in_eval_name_its_own_flags() -> None:

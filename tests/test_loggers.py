@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-import re
+import struct
 import subprocess
 import sys
 import textwrap
@@ -134,10 +134,10 @@ def test_each_logger_has_one_thread_and_a_synchronous_one_has_the_main_one(use: 
     assert all(thread.daemon for thread in one.threads | two.threads)
 
 
-def test_the_built_in_loggers_of_this_machine_are_synchronous() -> None:
-    loggers = LoggerSet(["console", "jsonl", "none", "wandb"])
+def test_only_built_in_loggers_that_cannot_hang_are_synchronous() -> None:
+    loggers = LoggerSet(["console", "csv", "jsonl", "none", "tensorboard", "wandb"])
     assert [logger.name for logger in loggers._synchronous] == ["console", "jsonl", "none"]
-    assert [logger.name for logger in loggers._background] == ["wandb"]
+    assert [logger.name for logger in loggers._background] == ["csv", "tensorboard", "wandb"]
 
 
 ERRORS = pytest.mark.parametrize("error", [RuntimeError("no space\nleft"), SystemExit(2)])
@@ -440,10 +440,31 @@ def test_console_prints_a_line_a_split(capsys: pytest.CaptureFixture[str]) -> No
     assert console(capsys, 5, easy | average) == [easy_line]
 
 
-def test_wandb_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(PluginError, match=r"pip install 'esplug\[wandb\]'"):
-        LoggerSet(["wandb"]).start(CONFIG, tmp_path)
+def test_console_prints_a_few_answers_that_cannot_act_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"split": "easy", "sample": 0, "target": "4", "reward": 0.5, "label": "format"}
+    rows = [
+        row | {"index": index, "sample": sample, "prompt": f"[b]{index}", "output": f"{sample}\n\x1b[2J{'x' * 900}"}
+        for index in range(40)
+        for sample in range(2)
+    ]
+    rows[2] |= {"prompt": [{"role": "user", "content": "hi"}], "label": ""}
+    loggers = LoggerSet(["console"])
+    loggers.start(CONFIG, Path())
+    loggers.samples(5, rows)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("evaluation 5  easy  reward 0.5000 format  '[b]0' -> '0 \\x1b[2Jxxx")
+    assert """easy  reward 0.5000  '[{"role": "user", "content": "hi"}]' -> '0 """ in second
+    assert len(first) < 250
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "trackio", "wandb"])
+def test_a_missing_package_is_named_with_its_extra_when_the_logger_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(PluginError) as caught:
+        LoggerSet([name])
+    assert str(caught.value) == f'logger {name!r} needs the package {name}: pip install "esplug[{name}]"'
 
 
 def wandb_process(code: str, tmp_path: Path, **env: str) -> "subprocess.CompletedProcess[str]":
@@ -474,23 +495,64 @@ def wandb_process(code: str, tmp_path: Path, **env: str) -> "subprocess.Complete
     )
 
 
+SAMPLE = """
+        row = {"split": "easy", "index": 0, "sample": 0, "prompt": [{"role": "user"}], "target": {1, 2},
+               "output": "x", "reward": 1.0, "label": "right"}
+"""
+
+
 def test_wandb_offline(tmp_path: Path) -> None:
     code = """
         loggers.start(config, run_dir)
         assert (wandb.run.project, wandb.run.name) == ("tests", "run-7")
-        assert wandb.run.config["sigma"] == 0.001
-        loggers.log(0, {"train/reward/mean": 0.5})
-        row = {"split": "easy", "prompt": [{"role": "user"}], "target": {1, 2}, "output": "x", "reward": 1.0,
-               "label": "", "tokens": 3}
         loggers.samples(0, [row, row | {"prompt": "text", "target": "2"}])
-        loggers.finish("finished")
+        loggers.samples(0, [row | {"split": "hard"}])
+        loggers.log(0, {"train/reward/mean": 0.5})
+        loggers.log(1, {"train/reward/mean": 0.75})
+        loggers.finish("interrupted")
         assert wandb.run is None
     """
-    run = wandb_process(code, tmp_path, WANDB_MODE="offline")
-    assert re.search("train/reward/mean +0.5", run.stderr)
+    run = wandb_process(SAMPLE + code, tmp_path, WANDB_MODE="offline")
     assert "failed [" not in run.stderr
-    assert list((tmp_path / "run-7" / "wandb").glob("offline-run-*/files/media/table/samples*.json"))
-    assert list((tmp_path / "run-7" / "wandb").glob("offline-run-*/*.wandb"))
+    (kept,) = (tmp_path / "run-7" / "wandb").glob("offline-run-*")
+    records = list(wandb_records(next(kept.glob("*.wandb"))))
+    (opened,) = [record.run for record in records if record.HasField("run")]
+    assert (opened.project, opened.display_name) == ("tests", "run-7")
+    assert {item.key: json.loads(item.value_json) for item in opened.config.update}["sigma"] == 0.001
+    logged = [
+        {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+        for record in records
+        if record.HasField("history")
+    ]
+    assert [(row["_step"], row["train/reward/mean"]) for row in logged] == [(0, 0.5), (1, 0.75)]
+    tables = {
+        split: json.loads((kept / "files" / logged[0][f"samples/{split}.path"]).read_text())
+        for split in ("easy", "hard")
+    }
+    assert tables["easy"]["columns"] == ["prompt", "target", "answer", "reward", "label"]
+    assert tables["easy"]["data"] == [
+        ['[{"role": "user"}]', '"{1, 2}"', "x", 1.0, "right"],
+        ["text", "2", "x", 1.0, "right"],
+    ]
+    assert len(tables["hard"]["data"]) == 1
+    assert [record.exit.exit_code for record in records if record.HasField("exit")] == [1]
+
+
+def wandb_records(path: Path) -> Iterator[Any]:
+    """Read an offline run's file: blocks of 32 KiB of pieces, each with checksum, length and what piece it is."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, at, whole = path.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:  # no room for a header
+            at += 32768 - at % 32768
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, at)
+        whole += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # all of it, or its last piece
+            yield Record.FromString(whole)
+            whole = b""
 
 
 def test_wandb_goes_on_with_its_run_and_leaves_the_users_alone(tmp_path: Path) -> None:

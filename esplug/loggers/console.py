@@ -1,18 +1,37 @@
-"""Logger ``console``: a line for each iteration, and a line for each evaluated split."""
+"""Logger ``console``: a line for each iteration and each evaluated split, and two of the split's answers."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from esplug.console import get_console
 from esplug.hookspecs import hookimpl
+from esplug.loggers.sample_table import as_text
+from esplug.plugins import brief
 
 synchronous = True
+_SHOWN = 2  # prompts of each split, the same ones every time
+_LONGEST = 100  # characters of each text
 
 
 @hookimpl
 def log(step: int, metrics: Mapping[str, float]) -> None:
     """Print the metrics that people watch; those not among ``metrics`` are left out."""
     for line in [*_train(step, metrics), *_evaluation(step, metrics)]:
+        get_console().print(line, markup=False, soft_wrap=True)
+
+
+@hookimpl
+def samples(step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print the first prompts' first answers, a line each, written so that nothing in them acts on the terminal."""
+    shown: dict[tuple[str, int], Mapping[str, Any]] = {}
+    for row in rows:
+        if row["index"] < _SHOWN:
+            shown.setdefault((row["split"], row["index"]), row)
+    for row in shown.values():
+        prompt, answer = (repr(brief(as_text(row[name]), _LONGEST)) for name in ("prompt", "output"))
+        graded = f"reward {row['reward']:.4f} {brief(row['label'])}".rstrip()
+        line = f"evaluation {step}  {row['split']}  {graded}  {prompt} -> {answer}"
         get_console().print(line, markup=False, soft_wrap=True)
 
 

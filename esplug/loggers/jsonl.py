@@ -14,10 +14,11 @@ import os
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from esplug import durable
 from esplug.hookspecs import hookimpl
+from esplug.loggers.resumed import is_logged_again, read_row
 from esplug.run_directory import strict_json
 
 if TYPE_CHECKING:
@@ -67,16 +68,8 @@ class JsonlLogger:
 
 def _is_replaced(line: bytes, config: "RunConfig", iteration: int) -> bool:
     """Whether a run that goes on at ``iteration`` writes this row again, or nobody can read it."""
-    try:
-        row: Any = json.loads(line)
-    except ValueError:
-        return True
-    step = row.get("step") if isinstance(row, dict) else None
-    if not isinstance(step, int):
-        return True
-    trained = any(name.startswith("train/") for name in row)
-    evaluated = any(name.startswith("eval/") for name in row)
-    return (trained and step >= iteration) or (evaluated and step >= iteration + (not config.evaluates_at(iteration)))
+    row = read_row(line)
+    return row is None or is_logged_again(row["step"], row, config, iteration)
 
 
 def _text(lines: Iterable[bytes]) -> bytes:

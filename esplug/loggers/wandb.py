@@ -8,7 +8,6 @@ second folder, of the same id.
 What is printed, source code and git's remotes, any of which may hold a password, are not sent.
 """
 
-import json
 import os
 import secrets
 import urllib.error
@@ -22,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 from esplug.errors import PluginError
 from esplug.hookspecs import hookimpl
 from esplug.loggers.background import PATIENCE, warn
+from esplug.loggers.extras import require
+from esplug.loggers.sample_table import COLUMNS, sample_tables
 from esplug.plugins import cause
 
 if TYPE_CHECKING:
@@ -37,15 +38,14 @@ class WandbLogger:
     """One run of Weights & Biases."""
 
     def __init__(self) -> None:
+        require("wandb")
         self._run: Any = None
 
     @hookimpl
     def start(self, config: "RunConfig", run_dir: Path) -> None:
         """Open a run named after the experiment, with the whole configuration."""
-        try:
-            import wandb
-        except ImportError as error:
-            raise PluginError("logger 'wandb' needs the package wandb: pip install 'esplug[wandb]'") from error
+        import wandb
+
         # Its reports of its own errors hold the interpreter's end up where the server is gone.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         found = wandb.setup().settings  # in the environment and the user's files
@@ -85,13 +85,12 @@ class WandbLogger:
 
     @hookimpl
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Record the samples as a table named ``samples``."""
+        """Record a table for each split."""
         import wandb
 
         if step >= self._run.step:
-            columns = list(dict.fromkeys(name for row in rows for name in row))
-            cells = [[_cell(row.get(name)) for name in columns] for row in rows]
-            self._run.log({"samples": wandb.Table(columns=columns, data=cells)}, step=step)
+            tables = {table.name: [list(row) for row in table.rows] for table in sample_tables(rows)}
+            self._run.log({name: wandb.Table(list(COLUMNS), data) for name, data in tables.items()}, step=step)
 
     @hookimpl
     def finish(self, status: str) -> None:
@@ -131,10 +130,3 @@ def _run_id(run_dir: Path) -> str:
     if not path.exists():
         path.write_text(secrets.token_hex(4) + "\n")
     return path.read_text().strip()
-
-
-def _cell(value: Any) -> Any:
-    """A table's column holds one type, so messages and targets become text."""
-    if value is None or isinstance(value, str | int | float):
-        return value
-    return json.dumps(value, default=str, ensure_ascii=False)

@@ -60,7 +60,10 @@ SETUP = """
         for child in psutil.Process().children():
             child.kill()
 
-    held, bad = 0.0, {}
+    sample = {
+        "split": "s", "index": 0, "sample": 0, "prompt": "x", "target": "y", "output": "z", "reward": 0.5, "label": ""
+    }
+    held, logging_took, bad = 0.0, 0.0, {}
     real = esplug.loggers.load
     esplug.loggers.load = lambda kind, name: (
         relay(bad[name], PluginInfo("logger", name, "tests", "1", "tests")) if name in bad else real(kind, name)
@@ -70,10 +73,13 @@ SETUP = """
     )
 
     def timed(call, *arguments):
-        global held
+        global held, logging_took
         began = time.monotonic()
         call(*arguments)
-        held += time.monotonic() - began
+        took = time.monotonic() - began
+        held += took
+        if call.__name__ in ("log", "samples"):
+            logging_took += took
 
     def ready():
         wait([logger.started for logger in loggers._background], 40)
@@ -85,18 +91,19 @@ SETUP = """
         for step in range(6):
             timed(loggers.log, step, {"train/reward/mean": 0.5})
             if samples:
-                timed(loggers.samples, step, [{"prompt": "x", "reward": 0.5}])
+                timed(loggers.samples, step, [sample])
             between(step)
         timed(loggers.finish, "finished")
-        Path("held").write_text(f"{held} {time.time()}")
+        Path("held").write_text(f"{held} {logging_took} {time.time()}")
 """
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run in a process of its own: what it cost, seconds, and what it left."""
+    """One run in a process of its own: what it cost, seconds, of that while training, and what it left."""
 
     held: float
+    training: float
     exit: float
     returncode: int
     warnings: list[str]
@@ -117,10 +124,10 @@ def one(folder: Path, code: str, env: dict[str, str]) -> Outcome:
     )
     ended = time.time()
     assert (folder / "held").exists(), done.stderr
-    held, finished = map(float, (folder / "held").read_text().split())
+    held, training, finished = map(float, (folder / "held").read_text().split())
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     warnings = [line for line in done.stderr.splitlines() if line.startswith("logger ")]
-    return Outcome(held, ended - finished, done.returncode, warnings, [row["step"] for row in rows])
+    return Outcome(held, training, ended - finished, done.returncode, warnings, [row["step"] for row in rows])
 
 
 def five(tmp_path: Path, code: str, margin: float = 2.0, **env: str) -> list[Outcome]:
@@ -210,6 +217,7 @@ def test_wandb_without_its_server_keeps_the_run_here(
         run(["wandb"], lambda step: ready())
     """  # as it is in any run of more than a few seconds
     for i, outcome in enumerate(five(tmp_path, code, IMPORT, WANDB_BASE_URL=url)):
+        assert outcome.training < 0.1 * STEPS  # waiting for the disk, which has each row then
         (kept,) = (tmp_path / str(i) / "wandb").glob("offline-run-*")
         assert list(kept.glob("*.wandb"))
         (line,) = [line for line in outcome.warnings if f"does not reach {url} [" in line]

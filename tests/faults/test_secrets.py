@@ -97,7 +97,7 @@ WRITE = """
     plan = Plan(2, "cpu", 0, 1)
     config = make_config({
         "model_name": "tiny", "output_directory": sys.argv[1], "experiment_name": "run", "n_iterations": 1,
-        "logging": "console,jsonl,wandb",
+        "logging": "console,csv,jsonl,tensorboard,wandb",
     })
     run = RunDirectory.create(config, environment() | {"engines": asdict(plan)})
     loggers = LoggerSet(config.logging)
@@ -143,7 +143,15 @@ def test_nothing_that_a_run_writes_holds_a_secret(tmp_path: Path, mode: str) -> 
     (tmp_path / "runs" / "printed").write_text(done.stdout + done.stderr)
     run = tmp_path / "runs" / "run"
     names = {path.name for path in run.rglob("*") if path.is_file()}
-    expected = {"config.toml", "environment.json", "metrics.jsonl", "results.json", "seeds.log", "README.md"}
+    expected = {
+        "config.toml",
+        "environment.json",
+        "metrics.csv",
+        "metrics.jsonl",
+        "results.json",
+        "seeds.log",
+        "README.md",
+    }
     assert names >= expected | {
         "iteration0.json",
         "model_eval_tasks_iteration0.json",
@@ -151,4 +159,5 @@ def test_nothing_that_a_run_writes_holds_a_secret(tmp_path: Path, mode: str) -> 
         "debug-internal.log",
     }
     assert list(run.glob("wandb/offline-run-*/*.wandb"))
+    assert list(run.glob("tensorboard/events.*"))
     assert secrets_in(tmp_path, [*SECRETS.values(), PROXY_PASSWORD]) == []

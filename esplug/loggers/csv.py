@@ -1,0 +1,65 @@
+"""Logger ``csv``: a table for spreadsheets, ``metrics.csv`` in the run's folder.
+
+A row for each iteration and one for each evaluation, the column ``step`` first. A metric that turns up later gets a
+column at the right, for which the file is written anew; a row's cell is empty where it has no such metric, or one that
+is no finite number. A resumed run begins with the rows of before, from ``metrics.jsonl``.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from esplug import durable
+from esplug.hookspecs import hookimpl
+from esplug.loggers.resumed import rows_before
+
+if TYPE_CHECKING:
+    from esplug.config import RunConfig
+
+
+class CsvLogger:
+    """One run's ``metrics.csv``."""
+
+    def __init__(self) -> None:
+        self._path = Path("metrics.csv")
+        self._columns: list[str] = []
+
+    @hookimpl
+    def start(self, config: "RunConfig", run_dir: Path, iteration: int) -> None:
+        """Write what there is of the run, which shows whether the file can be written."""
+        self._path = run_dir / "metrics.csv"
+        rows = [{name: row[name] for name in row if name != "time"} for row in rows_before(run_dir, config, iteration)]
+        self._columns = list(dict.fromkeys(["step", *(name for row in rows for name in row)]))
+        self._write(rows)
+
+    @hookimpl
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append a row."""
+        row: dict[str, Any] = {"step": step, **metrics}
+        if new := [name for name in row if name not in self._columns]:
+            with self._path.open(encoding="utf-8", newline="") as file:
+                rows = [*csv.DictReader(file), row]
+            self._columns += new
+            self._write(rows)
+        else:
+            with self._path.open("a", encoding="utf-8", newline="") as file:
+                file.write(_text([self._cells(row)]))
+
+    def _write(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        durable.write(self._path, _text([self._columns, *map(self._cells, rows)]).encode())
+
+    def _cells(self, row: Mapping[str, Any]) -> list[str]:
+        return [_cell(row.get(name)) for name in self._columns]
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None or (isinstance(value, float) and not math.isfinite(value)) else str(value)
+
+
+def _text(rows: Iterable[Sequence[str]]) -> str:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(rows)
+    return out.getvalue()

@@ -1,0 +1,71 @@
+"""Logger ``tensorboard``: event files in ``tensorboard/`` in the run's folder.
+
+Metrics are scalars under their own names. The settings and the samples of every evaluation are under Text; model output
+is escaped, so that nothing in it acts as Markdown or HTML. A resumed run tells TensorBoard to hide what it logs again.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from esplug.hookspecs import hookimpl
+from esplug.loggers.extras import require
+from esplug.loggers.resumed import first_evaluation
+from esplug.loggers.sample_table import COLUMNS, sample_tables
+
+if TYPE_CHECKING:
+    from esplug.config import RunConfig
+
+_MARKUP = re.compile(r"[^\w\s]|_", re.ASCII)
+
+
+class TensorboardLogger:
+    """The event files of one run, written by torch, which is there wherever vLLM is."""
+
+    def __init__(self) -> None:
+        require("tensorboard")
+        self._writer: Any = None
+
+    @hookimpl
+    def start(self, config: "RunConfig", run_dir: Path, iteration: int) -> None:
+        """Open an event file, and write the settings to a new run's."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        again = first_evaluation(config, iteration)
+        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=again if iteration else None)
+        if not iteration:
+            indented = "".join(f"    {line}\n" for line in config.to_toml().splitlines())
+            self._writer.add_text("config", indented, 0)
+        self._writer.flush()
+
+    @hookimpl
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write a scalar for each metric."""
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()  # what a kill would take otherwise is two minutes of them
+
+    @hookimpl
+    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write a Markdown table for each split."""
+        for table in sample_tables(rows):
+            lines = [_line(COLUMNS), _line(["---"] * len(COLUMNS)), *(_line(map(escape, row)) for row in table.rows)]
+            self._writer.add_text(table.name, "\n".join(lines), step)
+        self._writer.flush()
+
+    @hookimpl
+    def finish(self) -> None:
+        """Close the file."""
+        self._writer.close()
+
+
+def escape(value: object) -> str:
+    """Write a value so that neither Markdown nor HTML sees more in it than text; lines end with ``<br>``."""
+    text = "" if value is None else str(value).encode(errors="replace").decode()
+    inert = _MARKUP.sub(lambda character: f"&#{ord(character[0])};", text)
+    return "<br>".join(inert.splitlines())
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
