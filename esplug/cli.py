@@ -17,6 +17,8 @@ from esplug.data_cli import app as data_app
 from esplug.errors import RunError, UserError
 from esplug.export_cli import export
 from esplug.plugins import brief
+from esplug.report_cli import report
+from esplug.runs_cli import runs
 
 if TYPE_CHECKING:
     from esplug.task import Task
@@ -190,6 +192,8 @@ def _no_command(
 
 
 app.command()(export)
+app.command()(report)
+app.command()(runs)
 app.add_typer(data_app, name="data")
 
 

@@ -1,0 +1,36 @@
+"""A report's figures as pictures, for papers."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from esplug.errors import UserError, one_line
+from esplug.report.plots import Panel, template
+
+#: Pixels of a picture before scaling; scaled threefold it prints 3 inches wide at 600 dots an inch.
+_WIDTH, _HEIGHT, _SCALE = 640, 400, 3
+
+
+def write_pngs(panels: Sequence[Panel], page: Path) -> list[Path]:
+    """Write ``<page's name>-<panel's name>.png`` beside the page, on white. Returns the files.
+
+    Raises:
+        UserError: kaleido or a browser for it is missing, or a file cannot be written.
+    """
+    try:
+        import kaleido  # noqa: F401
+    except ImportError as error:
+        raise UserError(f'--png: needs kaleido: pip install "esplug[png]"; the page is written: {page}') from error
+    import plotly.graph_objects as go
+    from plotly.io import write_images
+
+    paths = [page.with_name(f"{page.stem}-{panel.name}.png") for panel in panels]
+    white = {"template": template(False), "paper_bgcolor": "white", "plot_bgcolor": "white"}
+    figures = [go.Figure(panel.figure).update_layout(white) for panel in panels]
+    try:
+        write_images(figures, paths, width=_WIDTH, height=_HEIGHT, scale=_SCALE)
+    except Exception as error:  # kaleido's and the browser's are of many kinds
+        raise UserError(
+            f"--png: no pictures ({type(error).__name__}: {one_line(error)}); kaleido needs Chrome or Chromium: "
+            f"`apt install chromium`, or `plotly_get_chrome`; the page is written: {page}"
+        ) from error
+    return paths
