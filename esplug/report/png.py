@@ -17,17 +17,20 @@ def write_pngs(panels: Sequence[Panel], page: Path) -> list[Path]:
         UserError: kaleido or a browser for it is missing, or a file cannot be written.
     """
     try:
-        import kaleido  # noqa: F401
+        import kaleido
     except ImportError as error:
         raise UserError(f'--png: needs kaleido: pip install "esplug[png]"; the page is written: {page}') from error
     import plotly.graph_objects as go
-    from plotly.io import write_images
 
     paths = [page.with_name(f"{page.stem}-{panel.name}.png") for panel in panels]
     white = {"template": template(False), "paper_bgcolor": "white", "plot_bgcolor": "white"}
-    figures = [go.Figure(panel.figure).update_layout(white) for panel in panels]
-    try:
-        write_images(figures, paths, width=_WIDTH, height=_HEIGHT, scale=_SCALE)
+    size = {"format": "png", "width": _WIDTH, "height": _HEIGHT, "scale": _SCALE}
+    pictures = [
+        {"fig": go.Figure(panel.figure).update_layout(white), "path": path, "opts": size}
+        for panel, path in zip(panels, paths, strict=True)
+    ]
+    try:  # without MathJax, which would be fetched
+        kaleido.write_fig_from_object_sync(pictures, cancel_on_error=True, kopts={"mathjax": False})
     except Exception as error:  # kaleido's and the browser's are of many kinds
         raise UserError(
             f"--png: no pictures ({type(error).__name__}: {one_line(error)}); kaleido needs Chrome or Chromium: "
