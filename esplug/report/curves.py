@@ -46,8 +46,13 @@ def curve(rows: Sequence[Row], metric: str, bounds: tuple[str, str] | None = Non
         high = [max(row.values.get(bounds[1], row.values[metric]) for row in known[part]) for part in cut]
     return Curve(
         x=[known[part.start].step for part in cut],
-        y=[fmean(row.values[metric] for row in known[part]) for part in cut],
-        low=low,
-        high=high,
+        y=[rounded(fmean(row.values[metric] for row in known[part])) for part in cut],
+        low=[rounded(bound) for bound in low],
+        high=[rounded(bound) for bound in high],
         per_block=cut[0].stop - cut[0].start if cut else 1,
     )
+
+
+def rounded(value: float) -> float:
+    """Keep six digits, more than a screen shows: the page need not hold more."""
+    return float(f"{value:.6g}")

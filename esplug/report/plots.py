@@ -7,7 +7,7 @@ from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 from esplug.metrics_file import Row
-from esplug.report.curves import Curve, blocks, curve
+from esplug.report.curves import Curve, blocks, curve, rounded
 from esplug.report.run_data import RunData
 from esplug.report.text import visible
 
@@ -175,7 +175,7 @@ def template(dark: bool) -> dict[str, Any]:
 def _mean(values: Sequence[float | None]) -> float | None:
     """Average a block; what was not measured took no part, as evaluations in most iterations."""
     known = [value for value in values if value is not None]
-    return sum(known) / len(values) if known else None
+    return rounded(sum(known) / len(values)) if known else None
 
 
 def _blocked(per_block: int) -> str:
