@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from esplug.errors import UserError
-from esplug.run_summary import find_runs, is_run
 
 
 def report(
@@ -19,6 +18,8 @@ def report(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Write one self-contained HTML page: curves, times, samples before and after, settings."""
+    from esplug.run_summary import is_run
+
     for run in runs:
         if not is_run(run):
             raise UserError(f"{run}: {_not_a_run(run)}")
@@ -44,6 +45,8 @@ def report(
 def _not_a_run(path: Path) -> str:
     """Say what is wrong with a path, and name the nearest run."""
     from difflib import get_close_matches
+
+    from esplug.run_summary import find_runs
 
     fault = "not a run's directory" if path.is_dir() else "not a directory" if path.exists() else "no such directory"
     known: dict[str, Path] = {}

@@ -152,6 +152,16 @@ def scores_of(rows: tuple[Row, ...], figure: str, split: str = "average") -> lis
     return found
 
 
+def duration(seconds: float) -> str:
+    """Write a time as people say it: ``48 s``, ``4 min 40 s``, ``2 h 05 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
 def _state(run: RunDirectory, planned: int | None, results: Mapping[str, Any], status: Mapping[str, Any]) -> State:
     """Tell what became of a run. One that left no word, as after ``kill -9``, is judged by what it left."""
     said = next((state for state in _ENDED if status.get("status") == state), None)

@@ -4,13 +4,15 @@ import json
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from esplug.errors import UserError
 from esplug.plugins import brief
-from esplug.run_summary import RunSummary, find_runs, is_run, summarise
+
+if TYPE_CHECKING:
+    from esplug.run_summary import RunSummary
 
 _COLUMNS = ("run", "state", "iterations", "task", "model", "first", "best [95% interval]", "time", "last change")
 
@@ -20,6 +22,8 @@ def runs(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
     """List the runs in an output directory: state, iterations, first and best evaluation, time."""
+    from esplug.run_summary import find_runs, is_run, summarise
+
     try:
         paths = [directory] if is_run(directory) else find_runs(directory)
     except OSError as error:
@@ -36,24 +40,16 @@ def runs(
         print(f"no runs in {directory}; make one with `esplug train`, or name another directory")
 
 
-def duration(seconds: float) -> str:
-    """Write a time as people say it: ``48 s``, ``4 min 40 s``, ``2 h 05 min``."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
-def _table(found: list[RunSummary], directory: Path) -> str:
+def _table(found: list["RunSummary"], directory: Path) -> str:
     """Align the runs, a line each, which is never cut: a narrow terminal wraps it."""
     rows = [_COLUMNS, *(_row(run, directory) for run in found)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
-def _row(run: RunSummary, directory: Path) -> tuple[str, ...]:
+def _row(run: "RunSummary", directory: Path) -> tuple[str, ...]:
+    from esplug.run_summary import duration
+
     planned = "?" if run.planned is None else run.planned
     return (
         brief(run.name if run.path == directory else str(run.path.relative_to(directory))),

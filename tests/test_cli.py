@@ -11,7 +11,7 @@ import pytest
 from esplug import cli
 from esplug.config import RunConfig, flag_of
 
-HEAVY = ("torch", "vllm", "ray", "numba", "wandb", "transformers", "datasets")
+HEAVY = ("torch", "vllm", "ray", "numba", "wandb", "transformers", "datasets", "plotly", "jinja2")
 
 
 def run_cli(monkeypatch, capfd, *arguments: str) -> tuple[int, str, str]:

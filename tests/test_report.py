@@ -19,7 +19,7 @@ from esplug.report.run_data import read_run, read_runs
 from esplug.report.samples import groups
 from esplug.report.text import visible
 from tests.runs import evaluation, make_run, metrics, sample
-from tests.test_cli import run_cli
+from tests.test_cli import errors_of, run_cli
 
 BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), "")
 
@@ -105,7 +105,7 @@ def test_the_figures_show_what_was_measured(report, tmp_path) -> None:
     use = {name: trace["y"][0] for name, trace in lines_of(page, "run-engines").items()}
     assert use == {"answering": 60, "changing weights": 10, "updating": 15, "waiting": 15}
     labels = {name: trace["y"][0] for name, trace in lines_of(page, "run-labels").items()}
-    assert labels == {"correct": 25, "wrong": 75}
+    assert labels == {"correct": 10, "wrong": 30}, "of 40 answers: 100 tokens/s for 8 s, 20 tokens each"
     assert set(lines_of(page, "run-length")) == {"training", "evaluation"}
     assert set(lines_of(page, "run-steps")) == {"alpha", "sigma"}
     assert "run-correlation" not in page.figures  # members were not mirrored
@@ -318,6 +318,21 @@ def test_mistakes_are_one_line(arguments, words, monkeypatch, capfd, tmp_path) -
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine"]
 
 
+def test_labels_are_counted_or_else_shares_and_the_rare_ones_are_drawn_together(tmp_path) -> None:
+    run = make_run(tmp_path, done=1, evaluations=[], n_iterations=3)
+    many = {f"train/labels/error:{number}": 0.01 * number for number in range(1, 9)}
+    row = {"step": 1, **metrics(1, **many)}
+    (run.path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    traces = {panel.name: panel.figure.data for panel in of_run(read_run(run.path))}["labels"]
+    assert [trace.name for trace in traces] == [
+        *("correct", "wrong", "error:8", "error:7", "error:6", "error:5", "others"),
+    ]
+    assert traces[-1].y == (4.0,)
+    (run.path / "metrics.jsonl").write_text(json.dumps(row | {"train/tokens_per_second": None}) + "\n")
+    traces = {panel.name: panel.figure.data for panel in of_run(read_run(run.path))}["labels"]
+    assert (traces[0].y, traces[-1].y) == ((25.0,), (10.0,))
+
+
 def test_pictures_without_kaleido_are_one_line_and_the_page_is_written(monkeypatch, capfd, tmp_path) -> None:
     run = make_run(tmp_path)
     monkeypatch.setitem(sys.modules, "kaleido", None)
@@ -326,6 +341,16 @@ def test_pictures_without_kaleido_are_one_line_and_the_page_is_written(monkeypat
     assert 'pip install "esplug[png]"' in err
     assert out == f"{run.path / 'report.html'}\n"
     assert (run.path / "report.html").exists()
+
+
+def test_pictures_without_a_browser_are_one_line_and_the_page_is_written(monkeypatch, capfd, tmp_path) -> None:
+    pytest.importorskip("kaleido", reason='no kaleido: pip install "esplug[png]"')
+    run = make_run(tmp_path)
+    monkeypatch.setenv("BROWSER_PATH", str(tmp_path / "no-browser"))
+    code, out, err = run_cli(monkeypatch, capfd, "report", str(run.path), "--png")
+    assert (code, out, len(errors_of(err))) == (2, f"{run.path / 'report.html'}\n", 1)
+    assert "apt install chromium" in err
+    assert "Traceback" not in err
 
 
 @pytest.mark.skipif(not BROWSER, reason="no chromium: apt-get install chromium")

@@ -2,16 +2,17 @@
 
 import json
 import os
+import subprocess
+import sys
 from contextlib import ExitStack
 
 import pytest
 
 from esplug.errors import RunError
 from esplug.run_lock import locked
-from esplug.run_summary import summarise
-from esplug.runs_cli import duration
+from esplug.run_summary import duration, summarise
 from tests.runs import make_run
-from tests.test_cli import run_cli
+from tests.test_cli import HEAVY, run_cli
 
 
 @pytest.fixture
@@ -122,6 +123,18 @@ def test_what_is_no_run_is_left_out_and_comparisons_are_looked_into(listed, tmp_
     for place in "AB":
         make_run(tmp_path / "compare-sums", place, done=0)
     assert set(listed()) == {"A", "B"}
+
+
+def test_listing_imports_nothing_heavy(tmp_path) -> None:
+    make_run(tmp_path)
+    code = (
+        f"import sys; sys.argv = ['esplug', 'runs', {str(tmp_path)!r}]\n"
+        "from esplug.cli import main\n"
+        "try: main()\n"
+        f"finally: print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "[]\n")
 
 
 def test_an_empty_folder_gets_a_helpful_line(monkeypatch, capfd, tmp_path) -> None:

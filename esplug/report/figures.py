@@ -100,15 +100,7 @@ def of_run(run: RunData) -> list[Panel]:
             "% of the time",
             "%",
         ),
-        bars(
-            [row.step for row in run.iterations],
-            _labels(run),
-            "labels",
-            "Reward labels",
-            "What the reward function said of the members' answers.",
-            "% of answers",
-            "%",
-        ),
+        _labels(run),
     ]
     return [panel for panel in panels if panel.figure.data]
 
@@ -149,8 +141,11 @@ def _single(metric: str, run: RunData) -> list[Series]:
     return [("", run.iterations, metric, None)]
 
 
-def _labels(run: RunData) -> dict[str, list[float | None]]:
-    """Return the shares of the commonest labels in percent, ``correct`` first, and of all others together."""
+def _labels(run: RunData) -> Panel:
+    """Draw the counts of the commonest labels, ``correct`` first, and of all others together.
+
+    Metrics have shares; where the number of answers does not follow from them, these are drawn.
+    """
     prefix = "train/labels/"
     totals: dict[str, float] = {}
     for row in run.iterations:
@@ -158,13 +153,30 @@ def _labels(run: RunData) -> dict[str, list[float | None]]:
             if name.startswith(prefix):
                 totals[name] = totals.get(name, 0.0) + value
     ranked = sorted(totals, key=lambda name: (name != f"{prefix}correct", -totals[name]))
-    parts: dict[str, list[float | None]] = {
-        name.removeprefix(prefix): [100 * row.values.get(name, 0.0) for row in run.iterations]
-        for name in ranked[:_LABELS]
-    }
+    counts = [_answers(row) for row in run.iterations]
+    known = None not in counts
+    wholes = [count if known and count else 100 for count in counts]
+    groups = {name.removeprefix(prefix): [name] for name in ranked[:_LABELS]}
     if ranked[_LABELS:]:
-        parts["other"] = [100 * sum(row.values.get(name, 0.0) for name in ranked[_LABELS:]) for row in run.iterations]
-    return parts
+        groups["others"] = ranked[_LABELS:]
+    parts: dict[str, list[float | None]] = {
+        label: [
+            whole * sum(row.values.get(name, 0.0) for name in names)
+            for row, whole in zip(run.iterations, wholes, strict=True)
+        ]
+        for label, names in groups.items()
+    }
+    steps = [row.step for row in run.iterations]
+    unit, short = ("answers", "") if known else ("% of answers", "%")
+    caption = "What the reward function said of the members' answers."
+    return bars(steps, parts, "labels", "Reward labels", caption, unit, short)
+
+
+def _answers(row: Row) -> int | None:
+    """Return how many answers an iteration had: all their tokens over the mean of one."""
+    speed, seconds = row.get("train/tokens_per_second"), row.get("time/generate")
+    mean = row.get("train/tokens/mean")
+    return round(speed * seconds / mean) if speed and seconds and mean else None
 
 
 def _share(row: Row, name: str) -> float | None:

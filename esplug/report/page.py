@@ -17,8 +17,7 @@ from esplug.report.plots import Panel, template
 from esplug.report.run_data import RunData
 from esplug.report.samples import groups
 from esplug.report.text import shown, visible
-from esplug.run_summary import Score, scores_of
-from esplug.runs_cli import duration
+from esplug.run_summary import Score, duration, scores_of
 
 #: Settings that only say where a run is.
 _PLACES = ("output_directory", "experiment_name")

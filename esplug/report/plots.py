@@ -125,8 +125,8 @@ def bars(
                 x=[steps[part.start] for part in cut],
                 y=means,
                 name=html.escape(visible(label, 40)),
-                marker={"color": _REST if label in ("waiting", "other") else colour, "line": {"width": 0}},
-                hovertemplate="%{y:.3g} " + short,
+                marker={"color": _REST if label in ("waiting", "others") else colour, "line": {"width": 0}},
+                hovertemplate=f"%{{y:.4g}} {short}",
             )
         )
     figure.update_layout(barmode="stack", bargap=0.15 if len(cut) < 60 else 0)

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from esplug.errors import UserError, one_line
+from esplug.errors import UserError
+from esplug.plugins import brief
 from esplug.report.plots import Panel, template
 
 #: Pixels of a picture before scaling; scaled threefold it prints 3 inches wide at 600 dots an inch.
@@ -33,7 +34,7 @@ def write_pngs(panels: Sequence[Panel], page: Path) -> list[Path]:
         kaleido.write_fig_from_object_sync(pictures, cancel_on_error=True, kopts={"mathjax": False})
     except Exception as error:  # kaleido's and the browser's are of many kinds
         raise UserError(
-            f"--png: no pictures ({type(error).__name__}: {one_line(error)}); kaleido needs Chrome or Chromium: "
+            f"--png: no pictures ({type(error).__name__}: {brief(str(error), 120)}); kaleido needs Chrome or Chromium: "
             f"`apt install chromium`, or `plotly_get_chrome`; the page is written: {page}"
         ) from error
     return paths
