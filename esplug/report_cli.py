@@ -24,22 +24,22 @@ def report(
         if not is_run(run):
             raise UserError(f"{run}: {_not_a_run(run)}")
     from esplug import durable
-    from esplug.report.figures import compared, of_run
+    from esplug.report.figures import compared, of_one
     from esplug.report.page import render
     from esplug.report.run_data import read_runs
 
     page = output or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
     found = read_runs(runs)
-    panels = compared(found)
+    panels = compared(found) if len(found) > 1 else of_one(found[0])
     try:
-        durable.write(page, render(found, panels).encode())
+        durable.write(page, render(found, panels).encode(errors="backslashreplace"))
     except OSError as error:
         raise UserError(f"{page}: cannot be written ({error.strerror or error}); name a file with --output") from error
     print(page)
     if png:
         from esplug.report.png import write_pngs
 
-        print(*write_pngs([*panels, *(of_run(found[0]) if len(found) == 1 else [])], page), sep="\n")
+        print(*write_pngs(panels, page), sep="\n")
 
 
 def _not_a_run(path: Path) -> str:

@@ -14,7 +14,7 @@ import pytest
 from esplug.estimates import compare
 from esplug.metrics_file import Row
 from esplug.report.curves import LIMIT, curve
-from esplug.report.figures import compared, of_run
+from esplug.report.figures import of_one, of_run
 from esplug.report.run_data import read_run, read_runs
 from esplug.report.samples import groups
 from esplug.report.text import visible
@@ -226,6 +226,12 @@ def test_a_run_that_goes_on_can_be_read(report, tmp_path) -> None:
     assert "Answer reward 1" in page.text
 
 
+def test_a_resumed_run_says_from_where_on_it_was_another(report, tmp_path) -> None:
+    run = make_run(tmp_path)
+    (run.path / "config-from-iteration1.toml").touch()
+    assert "resumed with another config at iteration 1: see config-from-iteration1.toml" in report(run.path).text
+
+
 @pytest.mark.parametrize("evaluations", [[], None])
 def test_an_evaluation_alone_or_none_at_all_makes_a_page(evaluations, report, tmp_path) -> None:
     run = make_run(tmp_path, done=0 if evaluations is None else 2, evaluations=evaluations)
@@ -274,7 +280,7 @@ def test_long_runs_stay_small_and_keep_their_extremes(tmp_path) -> None:
             peak = {"train/reward/max": 999.0} if iteration == 3333 else {}
             file.write(json.dumps({"step": iteration, **metrics(iteration, **peak)}) + "\n")
     data = read_run(run.path)
-    panels = [*compared([data]), *of_run(data)]
+    panels = of_one(data)
     assert sum(len(panel.figure.to_json()) for panel in panels) < 1_000_000
     assert all("stands for 13 iterations" in panel.caption for panel in panels)
     line = curve(data.iterations, "train/reward/mean", ("train/reward/min", "train/reward/max"))

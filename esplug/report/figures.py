@@ -70,6 +70,13 @@ def compared(runs: Sequence[RunData]) -> list[Panel]:
     return [panel for panel in panels if panel.figure.data]
 
 
+def of_one(run: RunData) -> list[Panel]:
+    """Draw all of a run that is alone in its report."""
+    panels = compared([run])
+    first = [panel for panel in panels if panel.name in ("evaluation", "reward", "length")]
+    return [*first, *of_run(run), *(panel for panel in panels if panel not in first)]
+
+
 def of_run(run: RunData) -> list[Panel]:
     """Draw what a run's iterations are made of, as stacked bars."""
     evaluated = {row.step: row.values.get("time/evaluate") for row in run.evaluations}
@@ -90,6 +97,7 @@ def of_run(run: RunData) -> list[Panel]:
     }
     use["waiting"] = [_rest(each) for each in zip(*use.values(), strict=True)]
     panels = [
+        _labels(run),
         bars(steps, phases, "phases", "Time of an iteration", "Where each iteration's seconds go.", "seconds", "s"),
         bars(
             [row.step for row in run.iterations],
@@ -100,7 +108,6 @@ def of_run(run: RunData) -> list[Panel]:
             "% of the time",
             "%",
         ),
-        _labels(run),
     ]
     return [panel for panel in panels if panel.figure.data]
 

@@ -36,7 +36,7 @@ def render(runs: Sequence[RunData], panels: Sequence[Panel]) -> str:
 
     Args:
         runs: one or several.
-        panels: what :func:`esplug.report.figures.compared` made of them.
+        panels: what :func:`esplug.report.figures.compared` or, of one run, ``of_one`` made of them.
     """
     from jinja2 import Environment, StrictUndefined
     from jinja2.utils import htmlsafe_json_dumps
@@ -51,7 +51,7 @@ def render(runs: Sequence[RunData], panels: Sequence[Panel]) -> str:
     return page.render(
         title=" · ".join(run.label for run in runs) if len(runs) < 4 else f"{len(runs)} runs",
         made=time.strftime("%Y-%m-%d %H:%M"),
-        runs=[_run_view(run) for run in runs],
+        runs=[_run_view(run, of_run(run) if len(runs) > 1 else []) for run in runs],
         comparison=_comparison(runs) if len(runs) > 1 else None,
         panels=panels,
         style=style,
@@ -64,7 +64,7 @@ def render(runs: Sequence[RunData], panels: Sequence[Panel]) -> str:
     )
 
 
-def _run_view(run: RunData) -> dict[str, Any]:
+def _run_view(run: RunData, panels: Sequence[Panel]) -> dict[str, Any]:
     """Gather what the template shows of a run."""
     summary = run.summary
     return {
@@ -75,7 +75,7 @@ def _run_view(run: RunData) -> dict[str, Any]:
         "model": summary.model,
         "notes": [visible(note, 500) for note in run.notes],
         "tiles": _tiles(run),
-        "panels": of_run(run),
+        "panels": panels,
         "splits": _split_table(run),
         "groups": groups(run.before, run.after),
         "settings": _settings(run.settings),

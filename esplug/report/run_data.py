@@ -100,6 +100,9 @@ def read_run(path: Path) -> RunData:
     failed = sum(row.values.get("train/rewards_failed", 0.0) for row in iterations)
     if failed:
         notes.append(f"{failed:,.0f} training answers could not be graded and count 0; the labels say why")
+    for file in sorted(path.glob("*-from-iteration*")):  # settings or environment of a resumed run
+        kind, _, iteration = file.stem.partition("-from-iteration")
+        notes.append(f"resumed with another {kind} at iteration {iteration}: see {file.name}")
     samples = _Samples(run)
     notes += samples.notes
     settings, fault = read_settings(path)
