@@ -359,26 +359,36 @@ def test_pictures_without_a_browser_are_one_line_and_the_page_is_written(monkeyp
     assert "Traceback" not in err
 
 
+def browse(page: Path) -> tuple[str, str, list[str]]:
+    """Open a page beside which a picture of it is written; return its elements, the messages, and what it fetched."""
+    log = page.with_suffix(".net.json")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    options += [f"--user-data-dir={page.parent / 'profile'}", "--window-size=1280,1600", "--virtual-time-budget=5000"]
+    options += [f"--log-net-log={log}", "--enable-logging=stderr", f"--screenshot={page.with_suffix('.png')}"]
+    done = subprocess.run([BROWSER, *options, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120)
+    messages = "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
+    # What the browser fetches for itself has no origin.
+    fetched = re.findall(r'"initiator":"null".*?"url":"(https?:[^"]+)"', log.read_text(encoding="utf-8"))
+    return done.stdout, messages, fetched
+
+
 @pytest.mark.skipif(not BROWSER, reason="no chromium: apt-get install chromium")
 def test_a_browser_draws_the_page_without_a_word_and_without_the_network(report, tmp_path) -> None:
     from PIL import Image
 
     hostile = [evaluation(k, [sample(i, float(i != k), output=HOSTILE[i]) for i in range(4)]) for k in (0, 2)]
     page = report(make_run(tmp_path, evaluations=hostile).path, make_run(tmp_path, "other", antithetic=True).path)
-    picture, log = tmp_path / "page.png", tmp_path / "net.json"
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-    options += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1280,1600", "--virtual-time-budget=5000"]
-    options += [f"--log-net-log={log}", "--enable-logging=stderr", "--dump-dom", f"--screenshot={picture}"]
-    done = subprocess.run(
-        [BROWSER, *options, (tmp_path / "page.html").as_uri()], capture_output=True, text=True, timeout=120
-    )
-    assert "CONSOLE" not in done.stderr, "an error, or something the page's policy refused"
-    drawn = re.findall(r'class="main-svg"', done.stdout)
-    assert len(drawn) >= len(page.figures) - 1 > 10
-    assert re.findall(r'"url":"(https?://[^"]+)"', log.read_text(encoding="utf-8")) == []
-    colours = Image.open(picture).convert("RGB").getcolors(1 << 24)
+    elements, messages, fetched = browse(tmp_path / "page.html")
+    assert (messages, fetched) == ("", []), "an error, or something that the page's policy refused"
+    assert elements.count('class="main-svg"') >= len(page.figures) - 1 > 10
+    colours = Image.open(tmp_path / "page.png").convert("RGB").getcolors(1 << 24)
     assert colours is not None
     assert len(colours) > 100
+    other = tmp_path / "other.html"
+    other.write_text("<img src=http://esplug.invalid/x><script>undefined.x</script>")
+    _, messages, fetched = browse(other)
+    assert "TypeError" in messages, "or this test notices nothing"
+    assert fetched == ["http://esplug.invalid/x"]
 
 
 @pytest.mark.skipif(not BROWSER, reason="no chromium: apt-get install chromium")
