@@ -31,7 +31,7 @@ $(VENV)/.done: pyproject.toml $(wildcard esplug_tasks_*/*.py esplug_tasks_*/pypr
 	$(BIN)/python -m pip install --quiet $(CPU_STACK)
 # These come along as CUDA builds that break transformers on a CPU, and nothing here needs them.
 	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	$(BIN)/python -m pip install --quiet gguf accelerate --editable ".[dev,docs,tensorboard,trackio,wandb]"
+	$(BIN)/python -m pip install --quiet gguf accelerate --editable ".[dev,docs,png,tensorboard,trackio,wandb]"
 # The task packages as their users get them: built to wheels, installed as distributions of their own.
 	for task in $(TASKS); do $(BIN)/python -m build --no-isolation --wheel --outdir $(VENV)/wheels $$task >/dev/null || exit 1; done
 	$(BIN)/python -m pip install --quiet $(VENV)/wheels/*.whl

@@ -21,6 +21,8 @@ from esplug.export_cli import export
 from esplug.flags import ConfigFile, Debug, with_settings
 from esplug.init_cli import init
 from esplug.plugins import brief, suggest
+from esplug.report_cli import report
+from esplug.runs_cli import runs
 
 if TYPE_CHECKING:
     from esplug.task import Task
@@ -148,6 +150,8 @@ app.command()(export)
 app.command()(init)
 app.command()(check)
 app.command()(doctor)
+app.command()(report)
+app.command()(runs)
 app.add_typer(data_app, name="data")
 app.add_typer(config_app, name="config")
 

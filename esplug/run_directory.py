@@ -7,8 +7,9 @@ import os
 import platform
 import shutil
 import sys
+import time
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any, Self
 
 from esplug import durable
 from esplug.config import RunConfig
-from esplug.errors import UserError
+from esplug.errors import RunError, UserError, one_line
 from esplug.placement import usable_cores
 from esplug.run_lock import holder, locked
 
@@ -102,6 +103,11 @@ class RunDirectory:
         """The run's updates, from which :mod:`esplug.export` makes the model of any iteration."""
         return self.path / "seeds.log"
 
+    @property
+    def status(self) -> Path:
+        """What became of the run."""
+        return self.path / "status.json"
+
     def evaluation(self, split: str, iteration: int) -> Path:
         """Where one split's samples and figures go."""
         safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in split)
@@ -120,6 +126,20 @@ class RunDirectory:
     def write_iteration(self, iteration: int, record: Mapping[str, Any]) -> None:
         """Write what an iteration did: seeds, rewards, coefficients, times."""
         write_json(self.iterations / f"iteration{iteration}.json", record)
+
+    def write_status(self, status: str, error: BaseException | None = None) -> None:
+        """Say what the run is about, or what became of it; without effect where the disk is full.
+
+        Args:
+            status: ``running``, ``finished``, ``interrupted`` or ``failed``.
+            error: why it failed. Of errors that are not esplug's own the type alone is kept: texts may hold secrets.
+        """
+        record: dict[str, Any] = {"status": status, "time": time.time()}
+        if error is not None and not isinstance(error, KeyboardInterrupt):
+            known = isinstance(error, UserError | RunError)
+            record["reason"] = one_line(error) if known else type(error).__name__
+        with suppress(OSError):
+            write_json(self.status, record)
 
     def write_results(self, record: Mapping[str, Any]) -> None:
         """Write the figures of the last evaluation and what they depend on."""

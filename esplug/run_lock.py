@@ -52,6 +52,11 @@ def is_abandoned(folder: Path) -> bool:
     return _owner(folder / FILE_NAME).get("host") == socket.gethostname() and not _is_taken(folder)
 
 
+def is_held(folder: Path) -> bool:
+    """Whether a process holds a folder now, as far as can be seen; never waits."""
+    return (folder / FILE_NAME).exists() and _is_taken(folder)
+
+
 def _take(descriptor: int, kind: int) -> bool:
     """Lock a file if nobody else has; where the file system has no locks, nobody has."""
     try:

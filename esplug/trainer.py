@@ -359,6 +359,7 @@ class EvolutionStrategiesTrainer:
         else:
             self.run_dir = RunDirectory.create(config, surroundings, stack)
         stack.push(self._finish)
+        self.run_dir.write_status("running")
         self.loggers.start(config, self.run_dir.path, first)
         get_console().print(f"{self._plan.describe()}; loading {self._model.name}", markup=False)
         self.engines = self.launch_engines()
@@ -415,6 +416,7 @@ class EvolutionStrategiesTrainer:
         """Close the loggers; remove the directory of a run that could not start."""
         status = "finished" if kind is None else "interrupted" if issubclass(kind, KeyboardInterrupt) else "failed"
         self.loggers.finish(status)
+        self.run_dir.write_status(status, error)
         if isinstance(error, UserError) and not self._under_way and not self._resumed:
             shutil.rmtree(self.run_dir.path, ignore_errors=True)
         elif error is not None:

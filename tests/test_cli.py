@@ -11,7 +11,19 @@ import pytest
 from esplug import cli
 from esplug.config import RunConfig, flag_of
 
-HEAVY = ("torch", "vllm", "ray", "numba", "wandb", "transformers", "datasets", "tensorboard", "trackio")
+HEAVY = (
+    "torch",
+    "vllm",
+    "ray",
+    "numba",
+    "wandb",
+    "transformers",
+    "datasets",
+    "plotly",
+    "jinja2",
+    "tensorboard",
+    "trackio",
+)
 
 
 def run_cli(monkeypatch, capfd, *arguments: str) -> tuple[int, str, str]:

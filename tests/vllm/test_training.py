@@ -28,6 +28,10 @@ from esplug.errors import RunError, UserError
 from esplug.history import CaughtUp, History
 from esplug.placement import Plan
 from esplug.probe import Probe
+from esplug.report.figures import of_one
+from esplug.report.page import render
+from esplug.report.run_data import read_run
+from esplug.run_summary import summarise
 from esplug.trainer import EvolutionStrategiesTrainer, RunResult
 
 pytestmark = pytest.mark.vllm
@@ -269,12 +273,24 @@ def test_its_run_directory_says_what_was_run(run, desk) -> None:
     assert environment["packages"]["ray"]
     assert environment["cores"] == len(os.sched_getaffinity(0))
     assert {path.name for path in run.iterdir()} == {
-        *("config.toml", "environment.json", "metrics.jsonl", "results.json", "seeds.log", "run.lock"),
+        *("config.toml", "environment.json", "metrics.jsonl", "results.json", "seeds.log", "run.lock", "status.json"),
         "profile-iteration1.json",
         *("train-output", "eval-output", "logs", "checkpoints"),
     }
     assert (run / "logs" / "engine-0.log").stat().st_size > 0
     assert not list(run.rglob("*.part"))
+
+
+def test_it_is_listed_and_reported(run) -> None:
+    summary, data = summarise(run), read_run(run)
+    assert (summary.state, summary.iterations, summary.planned) == ("finished", 2, 2)
+    assert summary.last is not None
+    assert summary.last.mean == pytest.approx(read_metrics(run)[-1]["eval/average/reward/mean"])
+    assert (data.splits, data.notes) == (["high", "low"], ())
+    assert data.checksum == read_iteration(run, 1)["checksum"]
+    tokens = sum(sum(member["tokens"]) for k in range(2) for member in read_iteration(run, k)["members"])
+    assert data.tokens == pytest.approx(tokens)
+    assert "Improved" in render([data], of_one(data))
 
 
 def test_its_metrics_are_one_strict_json_line_an_iteration_and_evaluation(run) -> None:

@@ -1,0 +1,90 @@
+"""Reading ``metrics.jsonl``, also while a run writes it, and where lines are damaged."""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FILE_NAME = "metrics.jsonl"
+_SECONDS = re.compile(rb'"time/(?:iteration|evaluate)": ([0-9.eE+-]+)')
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line: what an iteration or an evaluation measured.
+
+    Attributes:
+        step: updates made before.
+        values: metrics by name; those that are undefined, null in the file, are not there.
+    """
+
+    step: int
+    values: Mapping[str, float]
+
+    def get(self, name: str) -> float | None:
+        """Return a metric; ``None`` if it is undefined or was not measured."""
+        return self.values.get(name)
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return a file's content; nothing where it is not there or cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def rows_of(data: bytes, containing: bytes = b"") -> tuple[list[Row], int]:
+    """Read the lines of a metrics file.
+
+    Args:
+        data: the file's content. What follows the last line's end is still being written, and is left out.
+        containing: pass over lines without this text, before they are parsed.
+
+    Returns:
+        The rows, and how many lines could not be read.
+    """
+    lines = data.split(b"\n")[:-1]
+    wanted = [line for line in lines if line.strip() and containing in line]
+    rows = [row for line in wanted if (row := _row(line))]
+    return rows, len(wanted) - len(rows)
+
+
+def by_step(rows: Iterable[Row], prefix: str) -> tuple[Row, ...]:
+    """Return the rows that have a metric named so, in order of steps; of several of one step the last."""
+    found = {row.step: row for row in rows if any(name.startswith(prefix) for name in row.values)}
+    return tuple(found[step] for step in sorted(found))
+
+
+def numbers(metrics: Mapping[Any, Any]) -> dict[str, float]:
+    """Keep what is a finite number."""
+    return {
+        str(name): float(value)
+        for name, value in metrics.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    }
+
+
+def seconds_of(data: bytes) -> float:
+    """Add up what iterations and evaluations took, without parsing the lines."""
+    total = 0.0
+    for text in _SECONDS.findall(data):
+        try:
+            total += float(text)
+        except ValueError:  # a damaged line
+            continue
+    return total
+
+
+def _row(line: bytes) -> Row | None:
+    try:
+        content: Any = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    step = content.get("step") if isinstance(content, dict) else None
+    if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+        return None
+    return Row(step, numbers({name: value for name, value in content.items() if name not in ("step", "time")}))

@@ -1,0 +1,1 @@
+"""``esplug report``: one page of figures, samples and settings of one run or several."""

@@ -1,0 +1,58 @@
+"""Curves of a metric over iterations, thinned to what a screen can show."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from esplug.metrics_file import Row
+
+#: Points of a curve; of a longer run, each stands for a block of iterations.
+LIMIT = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A line and its band.
+
+    Attributes:
+        x: updates made before; the first of each block.
+        y: means of the blocks.
+        low, high: least and greatest bound within each block; both empty where there is no band.
+        per_block: measurements behind each point.
+    """
+
+    x: list[int]
+    y: list[float]
+    low: list[float]
+    high: list[float]
+    per_block: int
+
+
+def blocks(count: int, limit: int = LIMIT) -> list[slice]:
+    """Cut ``count`` measurements into at most ``limit`` blocks, the last perhaps smaller."""
+    size = max(1, -(-count // limit))
+    return [slice(first, min(first + size, count)) for first in range(0, count, size)]
+
+
+def curve(rows: Sequence[Row], metric: str, bounds: tuple[str, str] | None = None) -> Curve:
+    """Return a metric's curve. Rows without it are left out; without bounds, the line itself bounds it."""
+    known = [row for row in rows if row.get(metric) is not None]
+    cut = blocks(len(known))
+    banded = bounds is not None and any(name in row.values for row in known for name in bounds)
+    low: list[float] = []
+    high: list[float] = []
+    if bounds is not None and banded:
+        low = [min(row.values.get(bounds[0], row.values[metric]) for row in known[part]) for part in cut]
+        high = [max(row.values.get(bounds[1], row.values[metric]) for row in known[part]) for part in cut]
+    return Curve(
+        x=[known[part.start].step for part in cut],
+        y=[rounded(fmean(row.values[metric] for row in known[part])) for part in cut],
+        low=[rounded(bound) for bound in low],
+        high=[rounded(bound) for bound in high],
+        per_block=cut[0].stop - cut[0].start if cut else 1,
+    )
+
+
+def rounded(value: float) -> float:
+    """Keep six digits, more than a screen shows: the page need not hold more."""
+    return float(f"{value:.6g}")

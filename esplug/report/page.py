@@ -1,0 +1,188 @@
+"""The page: one HTML file that holds all it needs and asks nobody for anything."""
+
+import json
+import time
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.resources import files
+from typing import Any
+
+from esplug.config import RunConfig, panel_of
+from esplug.estimates import Estimate
+from esplug.evaluation import SplitEvaluation
+from esplug.report.figures import of_run
+from esplug.report.plots import Panel, template
+from esplug.report.run_data import RunData
+from esplug.report.samples import groups
+from esplug.report.text import shown, visible
+from esplug.run_summary import Score, duration, scores_of
+
+#: Settings that only say where a run is.
+_PLACES = ("output_directory", "experiment_name")
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Columns, and rows of texts; the first of each row names it."""
+
+    columns: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+
+
+def render(runs: Sequence[RunData], panels: Sequence[Panel]) -> str:
+    """Return the page.
+
+    Args:
+        runs: one or several.
+        panels: what :func:`esplug.report.figures.compared` or, of one run, ``of_one`` made of them.
+    """
+    from jinja2 import Environment, StrictUndefined
+    from jinja2.utils import htmlsafe_json_dumps
+    from plotly.offline import get_plotlyjs
+
+    here = files("esplug.report")
+    style, script = (here.joinpath(f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    library = get_plotlyjs()
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"visible": visible, "figure": lambda panel: htmlsafe_json_dumps(_plain(panel))}
+    page = environment.from_string(here.joinpath("page.html").read_text(encoding="utf-8"))
+    return page.render(
+        title=" · ".join(run.label for run in runs) if len(runs) < 4 else f"{len(runs)} runs",
+        made=time.strftime("%Y-%m-%d %H:%M"),
+        runs=[_run_view(run, of_run(run) if len(runs) > 1 else []) for run in runs],
+        comparison=_comparison(runs) if len(runs) > 1 else None,
+        panels=panels,
+        style=style,
+        library=library,
+        script=script,
+        templates=htmlsafe_json_dumps({"light": template(False), "dark": template(True)}),
+        # Whatever a model wrote: no script but these two is run, and nothing is fetched.
+        policy=f"default-src 'none'; script-src {_hash(library)} {_hash(script)}; "
+        "style-src 'unsafe-inline'; img-src data: blob:",
+    )
+
+
+def _run_view(run: RunData, panels: Sequence[Panel]) -> dict[str, Any]:
+    """Gather what the template shows of a run."""
+    summary = run.summary
+    return {
+        "label": run.label,
+        "state": summary.state,
+        "reason": visible(summary.reason, 500),
+        "task": summary.task,
+        "model": summary.model,
+        "notes": [visible(note, 500) for note in run.notes],
+        "tiles": _tiles(run),
+        "panels": panels,
+        "splits": _split_table(run),
+        "groups": groups(run.before, run.after),
+        "settings": _settings(run.settings),
+        "environment": [(name, shown(value)) for name, value in run.environment.items()],
+    }
+
+
+def _tiles(run: RunData) -> list[tuple[str, str, str]]:
+    """Return the headline figures: what, how much, and a word more."""
+    summary, figure = run.summary, run.figure
+    first, last, best = summary.first, summary.last, summary.best
+    tiles = []
+    if first and last and best:
+        if first == last:
+            tiles.append((figure, f"{last.mean:.3f}", f"95% interval {_interval(last)}"))
+        else:
+            change = f"change {_signed(run.change)}" if run.change else f"{_interval(first)} → {_interval(last)}"
+            tiles.append((f"{figure} before → after", f"{first.mean:.3f} → {last.mean:.3f}", change))
+            tiles.append((f"best {figure}", f"{best.mean:.3f}", f"{_interval(best)} at iteration {best.iteration}"))
+    if run.iterations or summary.planned:
+        planned = f" of {summary.planned:,}" if summary.planned is not None else ""
+        tiles.append(("iterations", f"{summary.iterations:,}{planned}", _population(run.settings)))
+    tokens = f"{run.tokens:,.0f} training tokens" if run.tokens else ""
+    tiles.append(("time", duration(summary.seconds), tokens))
+    if run.checksum:
+        tiles.append(("weights", run.checksum, "64-bit checksum"))
+    return tiles
+
+
+def _population(settings: Mapping[str, Any]) -> str:
+    sizes = settings.get("population_size"), settings.get("batch_size")
+    return f"{sizes[0]} members, batches of {sizes[1]}" if all(isinstance(size, int) for size in sizes) else ""
+
+
+def _split_table(run: RunData) -> Table | None:
+    """Set each split's scores before and after side by side, with the paired change."""
+    rows = []
+    for split in [*run.splits, *(["average"] if len(run.splits) > 1 else [])]:
+        scores = scores_of(run.evaluations, run.figure, split)
+        change = run.change if split == "average" else run.changes.get(split)
+        if scores:
+            before = str(scores[0]) if len(scores) > 1 else ""
+            n = _prompts(run.after.get(split))
+            rows.append((visible(split, 80), n, before, str(scores[-1]), _signed(change) if change else ""))
+    return (
+        Table(("split", "prompts", f"{run.figure} before", "after", "change on the same prompts"), rows)
+        if rows
+        else None
+    )
+
+
+def _comparison(runs: Sequence[RunData]) -> Table:
+    """Set runs side by side: what came out, and the settings that differ; a column for each."""
+
+    def row(name: str, values: Sequence[str]) -> tuple[str, ...]:
+        return (name, *(visible(value, 200) for value in values))
+
+    summaries = [run.summary for run in runs]
+    rows = [
+        row("state", [each.state for each in summaries]),
+        row("figure", [run.figure for run in runs]),
+        row("before", [str(each.first) if each.first else "" for each in summaries]),
+        row("after", [str(each.last) if each.last else "" for each in summaries]),
+        row("change on the same prompts", [_signed(run.change) if run.change else "" for run in runs]),
+        row("best", [f"{each.best} at {each.best.iteration}" if each.best else "" for each in summaries]),
+        row(
+            "iterations",
+            [f"{each.iterations} of {'?' if each.planned is None else each.planned}" for each in summaries],
+        ),
+        row("time", [duration(each.seconds) for each in summaries]),
+        row("training tokens", [f"{run.tokens:,.0f}" for run in runs]),
+    ]
+    names = dict.fromkeys(name for run in runs for name in run.settings if name not in _PLACES)
+    for name in names:
+        values = [shown(run.settings[name]) if name in run.settings else "" for run in runs]
+        if len(set(values)) > 1:
+            rows.append(row(name, values))
+    return Table(("", *(run.label for run in runs)), rows)
+
+
+def _settings(settings: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str, bool]]]]:
+    """Group settings as ``esplug train --help`` does: name, value, and whether it is the default."""
+    grouped: dict[str, list[tuple[str, str, bool]]] = {}
+    for name, value in settings.items():
+        field = RunConfig.model_fields.get(name)
+        default = field is not None and value == field.get_default(call_default_factory=True)
+        grouped.setdefault(panel_of(name) if field else "Others", []).append((name, shown(value), default))
+    return list(grouped.items())
+
+
+def _plain(panel: Panel) -> dict[str, Any]:
+    """Return a figure as JSON has it."""
+    content: dict[str, Any] = json.loads(panel.figure.to_json())
+    return content
+
+
+def _interval(score: Score) -> str:
+    return f"[{score.low:.3f}, {score.high:.3f}]"
+
+
+def _signed(change: Estimate) -> str:
+    return f"{change.mean:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
+
+
+def _prompts(evaluation: SplitEvaluation | None) -> str:
+    return f"{len(evaluation.rows):,}" if evaluation else ""
+
+
+def _hash(script: str) -> str:
+    return f"'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'"

@@ -1,0 +1,235 @@
+"""Everything a report says of a run, read from its directory, whatever state that is in."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from esplug.errors import UserError
+from esplug.estimates import Estimate, average, compare
+from esplug.evaluation import Sample, SplitEvaluation
+from esplug.metrics_file import FILE_NAME, Row, by_step, numbers, read_bytes, rows_of
+from esplug.run_directory import RunDirectory
+from esplug.run_summary import RunSummary, Score, main_figure, read_json, read_settings, scores_of, summarise
+from esplug.seed_log import read
+
+_ITERATION = re.compile(r"iteration(\d+)\.json")
+_EVALUATION = re.compile(r"model_eval_task(.*)_iteration(\d+)\.json", re.DOTALL)
+_TEXTS, _NUMBERS = ("split", "prompt", "output", "label"), ("index", "sample", "reward", "tokens")
+
+
+@dataclass(frozen=True)
+class RunData:
+    """A run as its report shows it.
+
+    Attributes:
+        summary: state, scores and time.
+        label: the run's name, told apart from those of the others in the report.
+        figure: the one it is judged by, ``pass@1`` or ``reward``.
+        settings: of ``config.toml``, as they are.
+        environment: machine and software.
+        checksum: of the weights at the end, 16 hex digits; empty if unknown.
+        iterations: what each training iteration measured, in order.
+        evaluations: what each evaluation measured, in order.
+        before, after: the samples of the first and last evaluation by split; one alone is in both.
+        notes: what a reader should know, such as damage that was passed over.
+    """
+
+    summary: RunSummary
+    label: str
+    figure: str
+    settings: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    checksum: str
+    iterations: tuple[Row, ...]
+    evaluations: tuple[Row, ...]
+    before: Mapping[str, SplitEvaluation]
+    after: Mapping[str, SplitEvaluation]
+    notes: tuple[str, ...]
+
+    @cached_property
+    def scores(self) -> list[Score]:
+        """The main figure, averaged over the splits, evaluation after evaluation."""
+        return scores_of(self.evaluations, self.figure)
+
+    @cached_property
+    def splits(self) -> list[str]:
+        """Names of the evaluation's splits."""
+        end = f"/{self.figure}/mean"
+        names = {name for row in self.evaluations for name in row.values if name.endswith(end)}
+        return sorted({name.removeprefix("eval/").removesuffix(end) for name in names} - {"average"})
+
+    @cached_property
+    def changes(self) -> dict[str, Estimate]:
+        """How much each split's main figure changed on the same prompts; splits asked otherwise are left out."""
+        found = {}
+        for name, one in self.before.items():
+            two = self.after.get(name)
+            if two is not None and two is not one and _asked(one) == _asked(two):
+                pairs = (one.passes(), two.passes()) if self.figure == "pass@1" else (one.rewards, two.rewards)
+                found[name] = compare(*pairs).difference
+        return found
+
+    @cached_property
+    def change(self) -> Estimate | None:
+        """How much the main figure changed, averaged over the splits; ``None`` if it is not known of all."""
+        complete = bool(self.changes) and len(self.changes) == len(self.splits)
+        return average(list(self.changes.values())) if complete else None
+
+    @property
+    def tokens(self) -> float:
+        """Tokens that the members answered with in training."""
+        pairs = ((row.get("train/tokens_per_second"), row.get("time/generate")) for row in self.iterations)
+        return sum(speed * seconds for speed, seconds in pairs if speed is not None and seconds is not None)
+
+
+def read_run(path: Path) -> RunData:
+    """Read a run's directory, also while the run goes on. What is damaged is passed over, and noted."""
+    run, results, notes = RunDirectory(path), read_json(path / "results.json"), []
+    rows, unreadable = rows_of(read_bytes(path / FILE_NAME))
+    if unreadable:
+        notes.append(f"{unreadable} of {len(rows) + unreadable} lines of {FILE_NAME} cannot be read and are left out")
+    if not rows:
+        rows = list(_rows_of_records(run))
+        if rows:
+            notes.append(f"{FILE_NAME} has no rows, so figures are read from train-output and eval-output")
+    iterations = by_step(rows, "train/")
+    failed = sum(row.values.get("train/rewards_failed", 0.0) for row in iterations)
+    if failed:
+        notes.append(f"{failed:,.0f} training answers could not be graded and count 0; the labels say why")
+    for file in sorted(path.glob("*-from-iteration*")):  # settings or environment of a resumed run
+        kind, _, iteration = file.stem.partition("-from-iteration")
+        notes.append(f"resumed with another {kind} at iteration {iteration}: see {file.name}")
+    samples = _Samples(run)
+    notes += samples.notes
+    settings, fault = read_settings(path)
+    notes += [fault] if fault else []
+    checksum, torn = _checksum(run, results)
+    notes += [torn] if torn else []
+    summary = summarise(path)
+    return RunData(
+        summary=summary,
+        label=summary.name,
+        figure=main_figure(results),
+        settings=settings,
+        environment=read_json(path / "environment.json"),
+        checksum=checksum,
+        iterations=iterations,
+        evaluations=by_step(rows, "eval/"),
+        before=samples.before,
+        after=samples.after,
+        notes=tuple(notes),
+    )
+
+
+def read_runs(paths: list[Path]) -> list[RunData]:
+    """Read several runs; those of one name are told apart by the folders they are in."""
+    runs = [read_run(path) for path in paths]
+    names = [run.label for run in runs]
+    return [
+        replace(run, label="/".join(run.summary.path.resolve().parts[-2:])) if names.count(run.label) > 1 else run
+        for run in runs
+    ]
+
+
+class _Samples:
+    """The samples of a run's first and last evaluation."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        self.notes: list[str] = []
+        self.before: dict[str, SplitEvaluation] = {}
+        self.after: dict[str, SplitEvaluation] = {}
+        files: dict[str, list[tuple[int, Path]]] = {}
+        for path in _listed(run.evaluations):
+            if named := _EVALUATION.fullmatch(path.name):
+                files.setdefault(named[1], []).append((int(named[2]), path))
+        for found in files.values():
+            found.sort()
+            iteration, first = next(self._readable(found), (0, None))
+            if first is None:
+                continue
+            later = [each for each in reversed(found) if each[0] > iteration]
+            _, last = next(self._readable(later), (0, first))
+            self.before[first.split], self.after[first.split] = first, last
+
+    def _readable(self, files: list[tuple[int, Path]]) -> Iterator[tuple[int, SplitEvaluation]]:
+        for iteration, path in files:
+            record = read_json(path)
+            found = record.get("samples")
+            rows = found if isinstance(found, list) else []
+            samples = [sample for row in rows if (sample := _sample(row))]
+            if not samples or len(samples) < len(rows):
+                self.notes.append(f"{path.name}: samples that cannot be read are left out")
+            if samples:
+                by_task = any(sample.correct is not None for sample in samples)
+                yield iteration, SplitEvaluation(str(record.get("split", "")), samples, by_task=by_task)
+
+
+def _sample(row: Any) -> Sample | None:
+    """Read a sample; ``None`` if it is damaged."""
+    if not isinstance(row, Mapping):
+        return None
+    texts = all(isinstance(row.get(name), str) for name in _TEXTS)
+    figures = numbers({name: row.get(name) for name in _NUMBERS})
+    if not texts or len(figures) < len(_NUMBERS):
+        return None
+    try:
+        return Sample(**{name: row[name] for name in Sample.__slots__ if name in row})
+    except TypeError:
+        return None
+
+
+def _asked(evaluation: SplitEvaluation) -> list[tuple[int, int, str]]:
+    return [(sample.index, sample.sample, sample.prompt) for sample in evaluation.samples]
+
+
+def _rows_of_records(run: RunDirectory) -> Iterator[Row]:
+    """Make the rows of a run that logged none from what it wrote besides."""
+    for path in _listed(run.iterations):
+        if named := _ITERATION.fullmatch(path.name):
+            yield Row(int(named[1]), numbers(_mapping(read_json(path).get("metrics"))))
+    evaluated: dict[int, dict[str, float]] = {}
+    for path in _listed(run.evaluations):
+        if named := _EVALUATION.fullmatch(path.name):
+            values = numbers(_mapping(read_json(path).get("metrics")))
+            evaluated.setdefault(int(named[2]), {}).update(values)
+    for step, values in evaluated.items():
+        yield Row(step, values | _averages(values))
+
+
+def _averages(values: Mapping[str, float]) -> dict[str, float]:
+    """Average the splits' scores, without intervals unless there is one split."""
+    out = {}
+    for figure in ("pass@1", "reward"):
+        for bound in ("mean", "ci95_low", "ci95_high"):
+            found = [value for name, value in values.items() if name.endswith(f"/{figure}/{bound}")]
+            if len(found) == 1 or (found and bound == "mean"):
+                out[f"eval/average/{figure}/{bound}"] = fmean(found)
+    return out
+
+
+def _checksum(run: RunDirectory, results: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the checksum of the last weights, and what is wrong with the seed log, or nothing."""
+    model = _mapping(results.get("model"))
+    known = str(model.get("weights_checksum", ""))
+    if not run.seed_log.exists():
+        return known, ""
+    try:
+        recorded = read(run.seed_log)
+    except UserError as error:
+        return known, str(error)
+    return f"{recorded.steps[-1].checksum:016x}" if recorded.steps else known, ""
+
+
+def _mapping(value: Any) -> Mapping[Any, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []

@@ -1,0 +1,66 @@
+"""The samples worth reading: the same prompt answered before and after, those that changed most first."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from esplug.evaluation import Sample, SplitEvaluation
+
+#: How many of each kind are shown.
+SHOWN = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One prompt's answer before training and after; of a single evaluation ``before`` is ``None``."""
+
+    before: Sample | None
+    after: Sample
+
+    @property
+    def gain(self) -> float:
+        """How much the reward rose."""
+        return self.after.reward - self.before.reward if self.before else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Samples of one kind.
+
+    Attributes:
+        title: what they have in common.
+        count: how many there are.
+        total: out of how many.
+        pairs: the first few of them.
+    """
+
+    title: str
+    count: int
+    total: int
+    pairs: tuple[Pair, ...]
+
+
+def groups(before: Mapping[str, SplitEvaluation], after: Mapping[str, SplitEvaluation]) -> list[Group]:
+    """Choose samples of all splits: the most improved and the most worsened; where none changed, best and worst."""
+    pairs = [pair for name in after for pair in _pairs(before.get(name), after[name])]
+    better = sorted((pair for pair in pairs if pair.gain > 0), key=lambda pair: -pair.gain)
+    worse = sorted((pair for pair in pairs if pair.gain < 0), key=lambda pair: pair.gain)
+    chosen = [("Improved", better), ("Got worse", worse)]
+    if not better and not worse:
+        ranked = sorted(pairs, key=lambda pair: -pair.after.reward)
+        if pairs and ranked[0].after.reward == ranked[-1].after.reward:
+            chosen = [("All earned the same", ranked)]
+        else:
+            top, bottom = (ranked[end].after.reward for end in (0, -1)) if ranked else (0.0, 0.0)
+            chosen = [
+                ("Best", [pair for pair in ranked if pair.after.reward == top]),
+                ("Worst", [pair for pair in ranked if pair.after.reward == bottom]),
+            ]
+    return [Group(title, len(found), len(pairs), tuple(found[:SHOWN])) for title, found in chosen if found]
+
+
+def _pairs(before: SplitEvaluation | None, after: SplitEvaluation) -> Iterable[Pair]:
+    if before is None or before is after:
+        return [Pair(None, sample) for sample in after.samples]
+    earlier = {(sample.index, sample.sample): sample for sample in before.samples}
+    found = ((earlier.get((sample.index, sample.sample)), sample) for sample in after.samples)
+    return [Pair(one, two) for one, two in found if one is not None and one.prompt == two.prompt]
