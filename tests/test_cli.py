@@ -11,7 +11,7 @@ import pytest
 from esplug import cli
 from esplug.config import RunConfig, flag_of
 
-HEAVY = (
+HEAVY = ("torch", "vllm", "ray", "numba", "transformers", "datasets", "plotly", "jinja2", "tensorboard", "trackio", "wandb")
     "torch",
     "vllm",
     "ray",
