@@ -11,18 +11,9 @@ import pytest
 from esplug import cli
 from esplug.config import RunConfig, flag_of
 
-HEAVY = ("torch", "vllm", "ray", "numba", "transformers", "datasets", "plotly", "jinja2", "tensorboard", "trackio", "wandb")
-    "torch",
-    "vllm",
-    "ray",
-    "numba",
-    "wandb",
-    "transformers",
-    "datasets",
-    "plotly",
-    "jinja2",
-    "tensorboard",
-    "trackio",
+HEAVY = (
+    *("torch", "vllm", "ray", "numba", "transformers", "datasets"),
+    *("plotly", "jinja2", "tensorboard", "trackio", "wandb"),
 )
 
 
