@@ -104,12 +104,13 @@ def _row(answers: int, tokens_a_second: float, times: dict[str, float] | None = 
 
 def plain(model: Path, prompts: int, tokens: int) -> float:
     """Return the tokens a second that vLLM generates from the same prompts without esplug."""
-    from vllm import LLM, SamplingParams
-
     from esplug.data import load_batch_source
     from esplug.task import Task
 
     os.environ.pop("TRITON_INTERPRET", None)
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # this process may have used the GPU
+    from vllm import LLM, SamplingParams
+
     cpu = {} if GPU else {"enforce_eager": True, "kv_cache_memory_bytes": 2**26}
     told_too = json.loads(os.environ.get("ESPLUG_BENCHMARK_LLM", "{}")) if GPU else {}
     llm = LLM(model=str(model), max_model_len=1024, seed=0, **cpu, **told_too)

@@ -93,11 +93,11 @@ class Adapters:
         """Fill slots from the first on with members, given as seed and scale, ``sign * sigma``."""
         a: list[_Piece] = []
         b: dict[float, list[_Piece]] = {}
-        for slot, (seed, scale) in enumerate(members):
-            keys = [factor_keys(seed, name) for name in self._names]
-            a += [(*target[:3], key, target[3]) for target, (key, _) in zip(self._a[slot], keys, strict=True)]
+        keys = [factor_keys([seed for seed, _ in members], name) for name in self._names]
+        for slot, (_, scale) in enumerate(members):
+            a += [(*each[:3], pairs[slot][0], each[3]) for each, pairs in zip(self._a[slot], keys, strict=True)]
             pieces = b.setdefault(scale / math.sqrt(self._rank), [])
-            pieces += [(*target[:3], key, target[3]) for target, (_, key) in zip(self._b[slot], keys, strict=True)]
+            pieces += [(*each[:3], pairs[slot][1], each[3]) for each, pairs in zip(self._b[slot], keys, strict=True)]
         self._kernels.perturb_all(a, 1.0)
         for scale, pieces in b.items():
             self._kernels.perturb_all(pieces, scale)

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+_CONTEXT = 16  # tokens of the prompt that may decide how an answer begins, such as with a space
+
 
 class Detokenizer:
     """Makes the texts that vLLM would have made.
@@ -24,7 +26,7 @@ class Detokenizer:
         from tokenizers.decoders import DecodeStream
 
         def stream() -> Any:
-            return DecodeStream(ids=list(prompt), skip_special_tokens=True)
+            return DecodeStream(ids=list(prompt[-_CONTEXT:]), skip_special_tokens=True)
 
         try:
             text: str | None = stream().step(self._backend, list(answer)) if answer else ""

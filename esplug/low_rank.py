@@ -44,13 +44,14 @@ def scale(rank: int) -> float:
     return noise.float32(noise.SCALE**2 / math.sqrt(rank))
 
 
-def factor_keys(member_seed: int, name: str) -> tuple[int, int]:
-    """Return the Philox keys of a tensor's factors ``A`` and ``B``.
+def factor_keys(member_seeds: Sequence[int], name: str) -> list[tuple[int, int]]:
+    """Return the Philox keys of a tensor's factors ``A`` and ``B``, for each member.
 
     Raises:
-        ValueError: the seed does not fit in 64 bits.
+        ValueError: a seed does not fit in 64 bits.
     """
-    return noise.tensor_key(member_seed, f"{name}.lora_A"), noise.tensor_key(member_seed, f"{name}.lora_B")
+    keys = (noise.tensor_keys(member_seeds, f"{name}.lora_{factor}") for factor in "AB")
+    return list(zip(*keys, strict=True))
 
 
 def factors(member_seed: int, name: str, shape: Sequence[int], rank: int) -> "tuple[Tensor, Tensor]":

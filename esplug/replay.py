@@ -145,9 +145,9 @@ def _noise(tensor: StoredTensor, seeds: Sequence[Sequence[int]]) -> _Add:
     import numpy as np
 
     from esplug.kernels import cpu
-    from esplug.noise import tensor_key
+    from esplug.noise import tensor_keys
 
-    keys = [np.array([tensor_key(seed, tensor.name) for seed in members], dtype=np.uint64) for members in seeds]
+    keys = [np.array(tensor_keys(members, tensor.name), dtype=np.uint64) for members in seeds]
 
     def add(elements: Any, start: int, iterations: Sequence[int], coefficients: Any) -> None:
         cpu.update(elements, start, np.concatenate([keys[each] for each in iterations]), coefficients)
@@ -162,7 +162,7 @@ def _low_rank_noise(tensor: StoredTensor, seeds: Sequence[Sequence[int]], rank: 
     from esplug.low_rank import factor_keys
 
     width = tensor.shape[1]
-    keys = [np.array([factor_keys(seed, tensor.name) for seed in members], dtype=np.uint64) for members in seeds]
+    keys = [np.array(factor_keys(members, tensor.name), dtype=np.uint64) for members in seeds]
 
     def add(elements: Any, start: int, iterations: Sequence[int], coefficients: Any) -> None:
         pairs = np.concatenate([keys[each] for each in iterations])

@@ -25,7 +25,7 @@ from esplug.blocks import Block, Job, Kept, Layout, Stretch, plan
 from esplug.errors import UserError
 from esplug.history import CatchUp, CaughtUp
 from esplug.low_rank import factor_keys, is_perturbed
-from esplug.noise import tensor_key
+from esplug.noise import tensor_key, tensor_keys
 from esplug.ranks import Ranks
 from esplug.seed_log import movement
 from esplug.shards import plan_shards, read_tensors, write_index, write_tensors
@@ -261,7 +261,7 @@ class MasterWeights:
         if self._low_rank:
             self._update_low_rank(seeds, factors, self._low_rank)
             return
-        keys = {name: [tensor_key(seed, name) for seed in seeds] for name in self._kept}
+        keys = {name: tensor_keys(seeds, name) for name in self._kept}
 
         def accumulate(job: Job) -> list[None]:
             pieces = []
@@ -276,7 +276,7 @@ class MasterWeights:
 
     def _update_low_rank(self, seeds: Sequence[int], factors: list[float], rank: int) -> None:
         matrices = {name: self._tensors[name] for name in self._kept if is_perturbed(name, self._shapes[name])}
-        keys = {name: [factor_keys(seed, name) for seed in seeds] for name in matrices}
+        keys = {name: factor_keys(seeds, name) for name in matrices}
 
         def accumulate(job: Job) -> list[None]:
             pieces = []

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from esplug.noise import SCALE, eps, member_seed, philox, tensor_key
+from esplug.noise import SCALE, eps, member_seed, philox, tensor_key, tensor_keys
 
 SEED = member_seed(7, 3, 1)
 
@@ -35,6 +35,7 @@ def test_seeds_and_keys_are_the_documented_hashes() -> None:
     assert member_seed(1, 2, 3) == int.from_bytes(digest, "little")
     digest = hashlib.blake2b(struct.pack("<Q", 5) + b"w\xc3\xa9", digest_size=8).digest()
     assert tensor_key(5, "wé") == int.from_bytes(digest, "little")
+    assert tensor_keys([5, 2**64 - 1], "wé") == [tensor_key(5, "wé"), tensor_key(2**64 - 1, "wé")]
 
 
 def test_an_element_is_its_word_s_byte_sum() -> None:
@@ -57,6 +58,8 @@ def test_what_does_not_fit_in_64_bits_is_refused(bad: int) -> None:
             member_seed(*arguments)
     with pytest.raises(ValueError, match="member seed"):
         tensor_key(bad, "w")
+    with pytest.raises(ValueError, match="must be between 0 and"):
+        tensor_keys([1, bad], "w")
     with pytest.raises(ValueError, match="member seed"):
         eps(bad, "w", 0, 1)
 

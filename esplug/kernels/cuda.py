@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TypeAlias
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -33,7 +34,7 @@ _MOST_FACTOR_BYTES = 2**28
 _LINE = 1, 4 * _QUADS, 3  # a row may begin inside a Philox block
 _SIDE = 64  # of the square that a program updates with noise of low rank
 _SQUARE = _SIDE, _SIDE, 0
-_WARPS_OF_SQUARE = 4
+_WARPS_OF_SQUARE = {1: 2, 16: 4}  # by depth
 _DEPTH = 16  # the least that tensor cores sum up; a lower rank is filled up with zeros
 
 #: A block of a matrix: its weights, first row and column, the matrix's columns, and members' keys.
@@ -100,6 +101,7 @@ def perturb_all(pieces: Iterable[tuple[torch.Tensor, torch.Tensor, int, int, int
                 MASTER=_TYPES[kept],
                 OUT=_TYPES[written],
                 QUADS=_QUADS,
+                ALIGNED=table.aligned,
                 num_warps=_WARPS,
                 enable_fp_fusion=False,
             )
@@ -120,6 +122,7 @@ def update_all(pieces: Iterable[tuple[torch.Tensor, int, Sequence[int], int]], c
                 len(coefficients),
                 MASTER=_TYPES[kept],
                 QUADS=_QUADS,
+                ALIGNED=table.aligned,
                 num_warps=_WARPS,
                 enable_fp_fusion=False,
             )
@@ -176,13 +179,15 @@ def _update_with_factors(pieces: Sequence[_Matrix], kept: torch.dtype, factors: 
         [(master, master, row * width + column, width) for master, row, column, width, _ in pieces], _SQUARE
     )
     places = table.numbers([tensor.data_ptr() for pair in made for tensor in pair])
+    depth = 1 if rank == 1 else _DEPTH
     with torch.cuda.device_of(places):
         _update_low_rank[(table.programs,)](
             *(table.owners, table.entries, places, factors.to(device), len(factors), rank),
             MASTER=_TYPES[kept],
             SIDE=_SIDE,
-            DEPTH=1 if rank == 1 else _DEPTH,
-            num_warps=_WARPS_OF_SQUARE,
+            DEPTH=depth,
+            ALIGNED=table.aligned,
+            num_warps=_WARPS_OF_SQUARE[depth],
             enable_fp_fusion=False,
         )
 
@@ -208,7 +213,7 @@ def _factors(
     numbers = table.numbers([key for each in keys for key in each])
     with torch.cuda.device_of(numbers):
         _fill[(table.programs * members,)](
-            *(table.owners, table.entries, numbers, members), QUADS=_QUADS, num_warps=_WARPS
+            *(table.owners, table.entries, numbers, members), QUADS=_QUADS, ALIGNED=table.aligned, num_warps=_WARPS
         )
     return made
 
@@ -245,10 +250,13 @@ class _Table:
         owners: int32[programs], the piece of each.
         entries: int64[pieces, 10]: addresses of master and target, first element, pitch, columns, elements between the
             rows of both, programs in a row, the first program, and rows.
+        aligned: whether every Philox block's elements lie in four columns of a row, at addresses that allow to read
+            and write them at once.
     """
 
     owners: torch.Tensor
     entries: torch.Tensor
+    aligned: bool
 
     @property
     def programs(self) -> int:
@@ -277,13 +285,13 @@ class _Table:
             numbers = torch.arange(len(counts), dtype=torch.int32).repeat_interleave(torch.tensor(counts))
             if len(_tables) >= _KEPT_TABLES:
                 _tables.pop(next(iter(_tables)))
-            _tables[known] = cls(numbers.to(device), torch.tensor(entries, dtype=torch.int64).to(device))
+            aligned = all(_aligned(*piece) for piece in pieces)
+            _tables[known] = cls(numbers.to(device), torch.tensor(entries, dtype=torch.int64).to(device), aligned)
         return _tables[known]
 
     def numbers(self, words: Sequence[int]) -> torch.Tensor:
         """Return 64-bit words beside the table, as int64, which the kernels take without their sign."""
-        signed = [word - 2**64 if word >= 2**63 else word for word in words]
-        return torch.tensor(signed, dtype=torch.int64).to(self.owners.device)
+        return torch.from_numpy(np.array(words, dtype=np.uint64).view(np.int64)).to(self.owners.device)
 
 
 _tables: dict[Hashable, _Table] = {}
@@ -291,6 +299,14 @@ _tables: dict[Hashable, _Table] = {}
 
 def _place_of(master: torch.Tensor, out: torch.Tensor, start: int, pitch: int) -> Hashable:
     return master.data_ptr(), out.data_ptr(), master.shape, master.stride(), out.stride(), start, pitch
+
+
+def _aligned(master: torch.Tensor, out: torch.Tensor, start: int, pitch: int) -> bool:
+    in_fours = start % 4 == 0 and master.shape[-1] % 4 == 0 and (master.ndim == 1 or pitch % 4 == 0)
+    return in_fours and all(
+        tensor.data_ptr() % (4 * tensor.itemsize) == 0 and (tensor.ndim == 1 or tensor.stride(0) % 4 == 0)
+        for tensor in (master, out)
+    )
 
 
 def _hash(name: str) -> int:
@@ -356,33 +372,54 @@ def _in_order(a, b, c, d, SIZE: tl.constexpr):
 
 
 @triton.jit
-def _place(entry, program, QUADS: tl.constexpr):
-    """Return a program's row, its elements' columns, which of them are wanted, and their Philox blocks."""
+def _place(entry, program, QUADS: tl.constexpr, ALIGNED: tl.constexpr):
+    """Return a program's row, the column of its first lane, which lanes are wanted, and their Philox blocks.
+
+    What is the same for all lanes stays out of them: 64-bit arithmetic would take longer there than the noise.
+    """
     first, pitch, columns = tl.load(entry + 2), tl.load(entry + 3), tl.load(entry + 4)
-    per_row, program = tl.load(entry + 7), program - tl.load(entry + 8)
-    row, quad = program // per_row, (program % per_row) * QUADS
+    per_row, program = tl.load(entry + 7).to(tl.int32), program - tl.load(entry + 8).to(tl.int32)
+    row, quad = (program // per_row).to(tl.int64), (program % per_row).to(tl.int64) * QUADS
     start = first + row * pitch
-    column = quad * 4 + tl.arange(0, 4 * QUADS) - (start & 3)
-    return row, column, (column >= 0) & (column < columns), ((start >> 2) + quad + tl.arange(0, QUADS)).to(tl.uint64)
+    lane, column = tl.arange(0, 4 * QUADS), quad * 4
+    if ALIGNED:
+        wanted = lane < tl.multiple_of(tl.minimum(columns - column, 4 * QUADS).to(tl.int32), 4)
+    else:
+        column -= start & 3
+        end = tl.minimum(columns - column, 4 * QUADS).to(tl.int32)
+        wanted = (lane >= tl.maximum(-column, 0).to(tl.int32)) & (lane < end)
+    return row, column, wanted, ((start >> 2) + quad + tl.arange(0, QUADS)).to(tl.uint64)
 
 
 @triton.jit
-def _perturb(owners, entries, keys, scale, MASTER: tl.constexpr, OUT: tl.constexpr, QUADS: tl.constexpr):
+def _lanes(entry, which, stride, row, column, TYPE: tl.constexpr, QUADS: tl.constexpr, ALIGNED: tl.constexpr):
+    """Return the addresses of a program's elements."""
+    first = tl.load(entry + which).to(tl.pointer_type(TYPE)) + (row * tl.load(entry + stride) + column)
+    if ALIGNED:  # four at a time
+        first = tl.multiple_of(first, 4 * (TYPE.primitive_bitwidth // 8))
+    return first + tl.arange(0, 4 * QUADS)
+
+
+@triton.jit
+def _perturb(
+    owners, entries, keys, scale, MASTER: tl.constexpr, OUT: tl.constexpr, QUADS: tl.constexpr, ALIGNED: tl.constexpr
+):
     piece = tl.load(owners + tl.program_id(0))
     entry = entries + piece * 10
-    row, column, wanted, block = _place(entry, tl.program_id(0), QUADS)
-    master = tl.load(entry).to(tl.pointer_type(MASTER)) + row * tl.load(entry + 5)
-    out = tl.load(entry + 1).to(tl.pointer_type(OUT)) + row * tl.load(entry + 6)
-    weight = tl.load(master + column, mask=wanted, other=0.0).to(tl.float32)
+    row, column, wanted, block = _place(entry, tl.program_id(0), QUADS, ALIGNED)
+    weight = tl.load(_lanes(entry, 0, 5, row, column, MASTER, QUADS, ALIGNED), mask=wanted, other=0.0).to(tl.float32)
     a, b, c, d = _eps(block, tl.load(keys + piece))
-    _store(out + column, weight + scale * _in_order(a, b, c, d, 4 * QUADS), wanted, OUT)
+    out = _lanes(entry, 1, 6, row, column, OUT, QUADS, ALIGNED)
+    _store(out, weight + scale * _in_order(a, b, c, d, 4 * QUADS), wanted, OUT)
 
 
 @triton.jit(do_not_specialize=["members"])
-def _update(owners, entries, keys, coefficients, members, MASTER: tl.constexpr, QUADS: tl.constexpr):
+def _update(
+    owners, entries, keys, coefficients, members, MASTER: tl.constexpr, QUADS: tl.constexpr, ALIGNED: tl.constexpr
+):
     piece = tl.load(owners + tl.program_id(0))
     entry = entries + piece * 10
-    row, column, wanted, block = _place(entry, tl.program_id(0), QUADS)
+    row, column, wanted, block = _place(entry, tl.program_id(0), QUADS, ALIGNED)
     zero = tl.zeros((QUADS,), tl.float32)
     total_a, total_b, total_c, total_d = zero, zero, zero, zero
     for k in range(members):
@@ -391,21 +428,20 @@ def _update(owners, entries, keys, coefficients, members, MASTER: tl.constexpr, 
         total_a, total_b = total_a + coefficient * a, total_b + coefficient * b
         total_c, total_d = total_c + coefficient * c, total_d + coefficient * d
     total = _in_order(total_a, total_b, total_c, total_d, 4 * QUADS)
-    place = tl.load(entry).to(tl.pointer_type(MASTER)) + row * tl.load(entry + 5) + column
+    place = _lanes(entry, 0, 5, row, column, MASTER, QUADS, ALIGNED)
     _store(place, tl.load(place, mask=wanted, other=0.0).to(tl.float32) + total, wanted, MASTER)
 
 
 @triton.jit(do_not_specialize=["members"])
-def _fill(owners, entries, keys, members, QUADS: tl.constexpr):
+def _fill(owners, entries, keys, members, QUADS: tl.constexpr, ALIGNED: tl.constexpr):
     """Write members' noise, unscaled, one behind the other."""
     program, member = tl.program_id(0) // members, (tl.program_id(0) % members).to(tl.int64)
     piece = tl.load(owners + program)
     entry = entries + piece * 10
-    row, column, wanted, block = _place(entry, program, QUADS)
+    row, column, wanted, block = _place(entry, program, QUADS, ALIGNED)
     a, b, c, d = _integers(block, tl.load(keys + piece * members + member))
-    stride = tl.load(entry + 6)
-    out = tl.load(entry + 1).to(tl.pointer_type(tl.float16)) + (member * tl.load(entry + 9) + row) * stride
-    tl.store(out + column, _in_order(a, b, c, d, 4 * QUADS).to(tl.float16), mask=wanted)
+    out = _lanes(entry, 1, 6, member * tl.load(entry + 9) + row, column, tl.float16, QUADS, ALIGNED)
+    tl.store(out, _in_order(a, b, c, d, 4 * QUADS).to(tl.float16), mask=wanted)
 
 
 @triton.jit
@@ -433,22 +469,37 @@ def _product(a, b, row, column, rows, columns, rank, DEPTH: tl.constexpr):
 
 @triton.jit(do_not_specialize=["members", "rank"])
 def _update_low_rank(
-    owners, entries, places, factors, members, rank, MASTER: tl.constexpr, SIDE: tl.constexpr, DEPTH: tl.constexpr
+    owners,
+    entries,
+    places,
+    factors,
+    members,
+    rank,
+    MASTER: tl.constexpr,
+    SIDE: tl.constexpr,
+    DEPTH: tl.constexpr,
+    ALIGNED: tl.constexpr,
 ):
     piece = tl.load(owners + tl.program_id(0))
     entry = entries + piece * 10
-    columns, rows = tl.load(entry + 4), tl.load(entry + 9)
-    per_row, program = tl.load(entry + 7), tl.program_id(0) - tl.load(entry + 8)
+    master, columns, stride = tl.load(entry).to(tl.pointer_type(MASTER)), tl.load(entry + 4), tl.load(entry + 5)
+    columns, rows = columns.to(tl.int32), tl.load(entry + 9).to(tl.int32)
+    if ALIGNED:
+        master = tl.multiple_of(master, 4 * (MASTER.primitive_bitwidth // 8))
+        columns, stride = tl.multiple_of(columns, 4), tl.multiple_of(stride, 4)
+    per_row, program = tl.load(entry + 7).to(tl.int32), tl.program_id(0) - tl.load(entry + 8).to(tl.int32)
     row = program // per_row * SIDE + tl.arange(0, SIDE)
     column = program % per_row * SIDE + tl.arange(0, SIDE)
     a = tl.load(places + 2 * piece).to(tl.pointer_type(tl.float16))
     b = tl.load(places + 2 * piece + 1).to(tl.pointer_type(tl.float16))
     total = tl.zeros((SIDE, SIDE), tl.float32)
     for k in range(members):
-        product = _product(a + k * rank * columns, b + k * rank * rows, row, column, rows, columns, rank, DEPTH)
+        product = _product(a, b, row, column, rows, columns, rank, DEPTH)
         total = total + tl.load(factors + k) * product
+        a += rank * columns
+        b += rank * rows
     wanted = (row < rows)[:, None] & (column < columns)[None, :]
-    place = tl.load(entry).to(tl.pointer_type(MASTER)) + (row * tl.load(entry + 5))[:, None] + column[None, :]
+    place = master + (row.to(tl.int64) * stride)[:, None] + column[None, :]
     _store(place, tl.load(place, mask=wanted, other=0.0).to(tl.float32) + total, wanted, MASTER)
 
 
