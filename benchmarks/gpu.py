@@ -178,7 +178,7 @@ def main() -> None:
     }
     for part, title in titles.items():
         if part.__name__ in options.only:
-            show(title, list(part(options.models, options)), options.results)
+            show(title, part(options.models, options), options.results)
     if "countdown" in options.only:
         countdown(options)
 

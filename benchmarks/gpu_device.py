@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -60,15 +60,20 @@ def release() -> None:
         torch.cuda.empty_cache()
 
 
-def show(title: str, rows: Sequence[Row], kept: Path | None) -> None:
-    """Print a table, whose columns are the keys of its rows, and keep it as JSON in a folder if there is one."""
-    console = Console(width=200)
-    table = Table(*rows[0], title=title, title_justify="left", box=None)
+def show(title: str, rows: Iterable[Row], kept: Path | None) -> None:
+    """Print a table, whose columns are the keys of its rows, and keep it as JSON in a folder if there is one.
+
+    What is measured before an interruption is kept, too.
+    """
+    done: list[Row] = []
     for row in rows:
+        done.append(row)
+        if kept:
+            kept.mkdir(parents=True, exist_ok=True)
+            name = title.partition(",")[0].replace(" ", "-")
+            record = {"title": title, "machine": machine(), "rows": done}
+            (kept / f"gpu-{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    table = Table(*done[0], title=title, title_justify="left", box=None)
+    for row in done:
         table.add_row(*(value if isinstance(value, str) else f"{value:.4g}" for value in row.values()))
-    console.print(table, "")
-    if kept:
-        kept.mkdir(parents=True, exist_ok=True)
-        name = title.partition(",")[0].replace(" ", "-")
-        record = {"title": title, "machine": machine(), "rows": rows}
-        (kept / f"gpu-{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    Console(width=200).print(table, "")
