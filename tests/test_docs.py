@@ -1,6 +1,7 @@
 """The documentation is true: its commands, settings and code are real, its links lead somewhere, and it builds."""
 
 import inspect
+import itertools
 import os
 import re
 import shlex
@@ -75,7 +76,7 @@ def commands(text: str) -> Iterator[list[str]]:
     for line in text.replace("\\\n", " ").splitlines():
         words = shlex.split(line.removeprefix("$ "), comments=True) if re.match(r"(\$ )?(\S*/)?esplug ", line) else []
         if words:
-            yield words[1:]
+            yield list(itertools.takewhile(lambda word: word not in (">", "|"), words[1:]))
 
 
 def parse(words: list[str]) -> tuple[str, dict[str, Any]]:
@@ -86,6 +87,9 @@ def parse(words: list[str]) -> tuple[str, dict[str, Any]]:
         assert words[0] in command.commands, f"no such command: {name} {words[0]}"
         name = f"{name} {words[0]}"
         command, words = command.commands[words[0]], words[1:]
+    for option in command.params:  # those that act at once: only whether they exist
+        if option.is_eager and set(words) == set(option.opts):
+            return name, {}
     return name, command.make_context(name, list(words)).params
 
 

@@ -56,6 +56,9 @@ class Hanging:
     def reset_prefix_cache(self) -> None:
         pass
 
+    def get_tokenizer(self) -> None:
+        pass
+
     def generate(self, prompts: Any, parameters: Any, **named: Any) -> list[Any]:
         return []
 

@@ -34,7 +34,7 @@ _MOST_FACTOR_BYTES = 2**28
 _LINE = 1, 4 * _QUADS, 3  # a row may begin inside a Philox block
 _SIDE = 64  # of the square that a program updates with noise of low rank
 _SQUARE = _SIDE, _SIDE, 0
-_WARPS_OF_SQUARE = {1: 2, 16: 4}  # by depth
+_WARPS_OF_SQUARE = 2
 _DEPTH = 16  # the least that tensor cores sum up; a lower rank is filled up with zeros
 
 #: A block of a matrix: its weights, first row and column, the matrix's columns, and members' keys.
@@ -187,7 +187,7 @@ def _update_with_factors(pieces: Sequence[_Matrix], kept: torch.dtype, factors: 
             SIDE=_SIDE,
             DEPTH=depth,
             ALIGNED=table.aligned,
-            num_warps=_WARPS_OF_SQUARE[depth],
+            num_warps=_WARPS_OF_SQUARE,
             enable_fp_fusion=False,
         )
 
