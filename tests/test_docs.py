@@ -87,9 +87,8 @@ def parse(words: list[str]) -> tuple[str, dict[str, Any]]:
         assert words[0] in command.commands, f"no such command: {name} {words[0]}"
         name = f"{name} {words[0]}"
         command, words = command.commands[words[0]], words[1:]
-    for option in command.params:  # those that act at once: only whether they exist
-        if option.is_eager and set(words) == set(option.opts):
-            return name, {}
+    if any(option.opts == words for option in command.params):  # alone, such as --version, it acts at once
+        return name, {}
     return name, command.make_context(name, list(words)).params
 
 
