@@ -87,7 +87,7 @@ def parse(words: list[str]) -> tuple[str, dict[str, Any]]:
         assert words[0] in command.commands, f"no such command: {name} {words[0]}"
         name = f"{name} {words[0]}"
         command, words = command.commands[words[0]], words[1:]
-    if any(option.opts == words for option in command.params):  # alone, such as --version, it acts at once
+    if name == "esplug" and any(option.opts == words for option in command.params):  # these act at once
         return name, {}
     return name, command.make_context(name, list(words)).params
 
