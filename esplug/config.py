@@ -484,7 +484,7 @@ def _declared(field: str, what: str) -> str:
 def make_config(
     *layers: Mapping[str, Any], defaults: Mapping[str, Any] | None = None, command: Command = "train"
 ) -> RunConfig:
-    """Merge settings, later layers win, as :func:`esplug.layers.merge` says, and validate them.
+    """Merge settings, later layers win, as ``esplug.layers.merge`` says, and validate them.
 
     Args:
         layers: settings by field name.

@@ -68,14 +68,14 @@ def test_distributions_hold_the_package_and_nothing_else(dist: Path) -> None:
     subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *map(str, dist.iterdir())], check=True)
     for name, folder in FOLDERS.items():
         package = ROOT / name
-        modules = {str(path.relative_to(package)) for path in package.rglob("*.py")}
-        modules = {module for module in modules if not module.startswith("build/")} | {"py.typed"}
+        ours = (path for kind in ("*.py", "*.tmpl", "page.*", "py.typed") for path in package.rglob(kind))
+        files = {file for path in ours if not (file := str(path.relative_to(package))).startswith("build/")}
         stem = f"{name}-{VERSIONS[name]}"
         with zipfile.ZipFile(dist / f"{stem}-py3-none-any.whl") as wheel:
             names = set(wheel.namelist())
             metadata = email.message_from_bytes(wheel.read(f"{stem}.dist-info/METADATA"))
         info = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "top_level.txt", "licenses/LICENSE"}
-        assert names == {f"{name}/{module}" for module in modules} | {f"{stem}.dist-info/{file}" for file in info}
+        assert names == {f"{name}/{file}" for file in files} | {f"{stem}.dist-info/{file}" for file in info}
         assert metadata["License-Expression"] == "Apache-2.0"
         assert "Typing :: Typed" in metadata.get_all("Classifier", [])
         with tarfile.open(dist / f"{stem}.tar.gz") as archive:
@@ -83,7 +83,7 @@ def test_distributions_hold_the_package_and_nothing_else(dist: Path) -> None:
         inside = {file for file in inside if ".egg-info/" not in file}
         place = "" if package == folder else "esplug/"
         extra = {"LICENSE", "MANIFEST.in", "PKG-INFO", "README.md", "pyproject.toml", "setup.cfg"}
-        assert inside == {place + module for module in modules} | extra
+        assert inside == {place + file for file in files} | extra
 
 
 @pytest.mark.install

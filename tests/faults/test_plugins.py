@@ -187,7 +187,7 @@ def site(tmp_path_factory) -> Site:
         for owner in ("first", "second"):
             site.package(f"acme-{owner}-{kind}", kind, f"twice-{kind}", source)
         site.package(f"acme-unicode-{kind}", kind, f"prüfung-{kind}", source)
-    for kind, name in (("task", "countdown"), ("shaping", "z-scores"), ("logger", "jsonl")):
+    for kind, name in (("task", "countdown"), ("shaping", "z-scores"), ("logger", "csv")):
         site.package(f"zebra-{name}", kind, name, GOOD[kind])
     site.package("acme-defaults", "task", "defaults", GOOD["task"] + "@hookimpl\ndef defaults(): return {'sigmma': 1}")
     site.package("acme-ranges", "task", "ranges", GOOD["task"] + "@hookimpl\ndef defaults(): return {'sigma': -1}")
@@ -206,7 +206,7 @@ def test_everything_is_listed_at_once(site) -> None:
     listed = {(each["kind"], each["name"], each["distribution"]) for each in json.loads(done.stdout)["plugins"]}
     listed = {(kind, name, distribution.replace("_", "-")) for kind, name, distribution in listed}
     assert {(kind, name, distribution) for distribution, (kind, name, _) in site.packages.items()} <= listed
-    assert {("task", "countdown", "esplug-tasks-countdown"), ("logger", "jsonl", "esplug")} <= listed
+    assert {("task", "countdown", "esplug-tasks-countdown"), ("logger", "csv", "esplug")} <= listed
     assert "hello" not in done.stdout
 
 
@@ -214,7 +214,7 @@ def test_the_table_lists_them_too(site) -> None:
     done = site.esplug("plugins", PYTHONIOENCODING="utf-8")
     assert (done.returncode, done.stderr) == (0, "")
     names = [line.split()[1] for line in done.stdout.splitlines()[1:]]
-    assert names.count("twice-task") == names.count("jsonl") == 2
+    assert names.count("twice-task") == names.count("csv") == 2
     assert {"good-task", "slow-shaping", "kills-logger", "exit0-task", "malformed-task", "prüfung-task"} <= set(names)
     assert done.stdout.count("duplicate: also in zebra-") == 3
 
@@ -296,9 +296,9 @@ def test_who_takes_the_name_of_a_built_in_is_to_go(site) -> None:
     shadows = [
         ["--task=countdown"],
         ["--task=good-task", "--reward-shaping=z-scores"],
-        ["--task=good-task", "--reward-shaping=good-shaping", "--logging=jsonl"],
+        ["--task=good-task", "--reward-shaping=good-shaping", "--logging=csv"],
     ]
-    for (code, _, err), name in zip(site.resolve(*shadows), ("countdown", "z-scores", "jsonl"), strict=True):
+    for (code, _, err), name in zip(site.resolve(*shadows), ("countdown", "z-scores", "csv"), strict=True):
         assert (code, f"zebra-{name} 0.3" in err) == (2, True), err
         if name != "countdown":
             assert f"pip uninstall zebra-{name}" in err, err
