@@ -19,8 +19,6 @@ from reference import ReferenceTrainer
 #: Every answer is as long as it may be.
 _FULL_LENGTH = {"ignore_eos": True, "stop": [], "stop_token_ids": []}
 _ONE = {"n_vllm_engines": 1}
-#: vLLM keeps CUDA graphs for up to 512 sequences, and computes larger batches without.
-_GRAPHED = {"max_num_seqs": 512}
 #: A start of an engine in half the time; batches are filled up to the next of these.
 FEW_GRAPHS = {"compilation_config": {"cudagraph_capture_sizes": [1, 8, *range(32, 513, 32)]}}
 
@@ -78,8 +76,7 @@ def iterations(name: str, options: Namespace) -> Iterator[Row]:
                         rate = apart(plain, model, prompts, tokens)
                     yield {"model": name, "arm": "vLLM alone", "prompts": prompts, "tokens": tokens} | _row(0, rate)
                 for arm in (ARMS[each] for each in options.arms if each in ARMS):
-                    graphs = FEW_GRAPHS | (_GRAPHED if "rank" in arm.name else {})
-                    with told(SAMPLING=_FULL_LENGTH, LLM=graphs):
+                    with told(SAMPLING=_FULL_LENGTH, LLM=FEW_GRAPHS):
                         times = run(Case(0, ()), arm, how)
                     row = {"model": name, "arm": arm.name, "prompts": prompts, "tokens": tokens}
                     yield row | _row(options.members * prompts, times["train/tokens_per_second"], times)
@@ -135,7 +132,7 @@ def batches(name: str, options: Namespace) -> Iterator[Row]:
         for members in (0, *options.batches):
             low = {"perturbation": "low-rank", "members_per_batch": members}
             arm = Arm("rank 1", Ours, _ONE | low) if members else ARMS["esplug"]
-            with told(SAMPLING=_FULL_LENGTH, LLM=FEW_GRAPHS | (_GRAPHED if members else {})):
+            with told(SAMPLING=_FULL_LENGTH, LLM=FEW_GRAPHS):
                 times = run(Case(0, ()), arm, _how(model, options, prompts, tokens))
             rate = options.members * prompts / times["time/iteration"]
             alone = alone or rate
