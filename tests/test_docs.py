@@ -166,10 +166,14 @@ def test_every_hook_stands_in_the_table_with_its_arguments(spec: type) -> None:
         assert f"`{name}`" in readme
 
 
-def test_the_architecture_page_names_modules_that_exist() -> None:
+def test_the_architecture_page_names_every_module_and_none_that_is_not_there() -> None:
     named = re.findall(r"`((?:\w+/)*\w+\.py|\w+/)`", Path("docs/architecture.md").read_text(encoding="utf-8"))
     assert len(named) > 60
     assert [name for name in named if not (Path("esplug") / name).exists() and not Path(name).exists()] == []
+    modules = [
+        path.relative_to("esplug") for path in Path("esplug").rglob("*.py") if path != Path("esplug/__init__.py")
+    ]
+    assert {str(path) for path in modules if not {str(path), f"{path.parts[0]}/"} & set(named)} == set()
 
 
 def test_the_shaping_in_contributing_works() -> None:
