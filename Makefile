@@ -17,7 +17,7 @@ test: setup $(MODEL)/config.json  ## Lint, type-check, and run all tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/mypy --strict $(TASKS)
-	$(BIN)/python -m pytest -m "not vllm and not install"
+	$(BIN)/python -m pytest --numprocesses 2 -m "not vllm and not install"
 	$(BIN)/python -m pytest -m "vllm or install"
 
 docs: setup  ## Build the documentation in docs/_build/html; warnings are errors
