@@ -617,6 +617,19 @@ def test_wandb_without_login_fails_at_once(tmp_path: Path, answering_server: str
     assert "[no API key]; run 'wandb login', set WANDB_API_KEY, or set WANDB_MODE=offline" in last
 
 
+@pytest.mark.parametrize("answering_server", ["https"], indirect=True)
+def test_wandb_stays_offline_where_it_does_not_trust_the_server_either(tmp_path: Path, answering_server: str) -> None:
+    code = """
+        loggers.start(config, run_dir)
+        loggers.log(0, {"train/reward/mean": 0.5})
+        loggers.finish("finished")
+    """
+    run = wandb_process(code, tmp_path, WANDB_BASE_URL=answering_server, WANDB_API_KEY="0" * 40)
+    assert f"logger 'wandb' does not reach {answering_server} [CommError: " in run.stderr
+    (kept,) = (tmp_path / "run-7" / "wandb").glob("offline-run-*")
+    assert f"wandb sync {kept.relative_to(tmp_path)}" in run.stderr
+
+
 @pytest.fixture
 def answering_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """A server that answers every question in the same way, over HTTPS with a certificate of its own."""

@@ -59,7 +59,7 @@ class WandbLogger:
             "reinit": "create_new" if wandb.run else "default",
             "settings": wandb.Settings(finish_timeout=PATIENCE - 2, finish_timeout_raises=True, **_PRIVATE),
         }
-        identity: str | None = remembered(run_dir / "wandb-run-id", secrets.token_hex(4))
+        identity = remembered(run_dir / "wandb-run-id", secrets.token_hex(4))
         if found.mode != "online":
             self._run = wandb.init(id=identity, **options)
             return
@@ -73,7 +73,7 @@ class WandbLogger:
             except wandb.errors.AuthenticationError as error:
                 raise PluginError(f"logger 'wandb' cannot start [{error}]; {_LOGIN}") from error
             except wandb.errors.CommError as error:
-                problem, identity = cause(error), None  # the attempt may still hold the id
+                problem, identity = cause(error), secrets.token_hex(4)  # the attempt may still hold the other
         if problem:
             self._run = wandb.init(mode="offline", id=identity, **options)
             warn("wandb", f"does not reach {found.base_url} [{problem}]; to send the run later: {self._sync()}")
