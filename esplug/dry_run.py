@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unicodedata import category
 
 from esplug.config import RunConfig
-from esplug.console import get_console
+from esplug.console import get_console, printable
 from esplug.cost import Speed, Times, Work, times_of, work_of
 from esplug.data import Batch, Batches, load_batch_source, load_eval_splits
 from esplug.doctor.installation import version_of
@@ -99,8 +98,8 @@ def _show_data(config: RunConfig, task: Task, data: Data, folder: Path | None) -
     for number, (question, target) in enumerate(zip(questions[:_SHOWN], targets[:_SHOWN], strict=True), 1):
         prompt = task.template(question)
         text = encoder.render(prompt) if encoder else _plain(prompt)
-        _say(f"\n--- prompt {number} of {len(questions):,}; its target: {_printable(brief(repr(target), 200))}")
-        _say(_printable(text if len(text) <= _HEAD + _TAIL else f"{text[:_HEAD]}\n[...]\n{text[-_TAIL:]}"))
+        _say(f"\n--- prompt {number} of {len(questions):,}; its target: {printable(brief(repr(target), 200))}")
+        _say(printable(text if len(text) <= _HEAD + _TAIL else f"{text[:_HEAD]}\n[...]\n{text[-_TAIL:]}"))
     _say("---\n")
 
 
@@ -113,11 +112,6 @@ def _lengths(encoder: PromptEncoder | None, task: Task, questions: Sequence[Any]
 
 def _plain(prompt: Prompt) -> str:
     return prompt if isinstance(prompt, str) else "\n".join(f"{each['role']}: {each['content']}" for each in prompt)
-
-
-def _printable(text: str) -> str:
-    """Write control characters of somebody's data as escapes, which a terminal does not obey."""
-    return "".join(c if c in "\n\t" or category(c) not in ("Cc", "Cs") else repr(c)[1:-1] for c in text)
 
 
 def _show_memory(config: RunConfig, folder: Path) -> None:

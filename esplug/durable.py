@@ -1,5 +1,6 @@
 """Writing so that neither a crash nor a full disk leaves half of something behind."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,23 @@ def write(path: Path, data: bytes) -> None:
             part.unlink(missing_ok=True)
             raise
         sync(path.parent)
+
+
+def append(path: Path, data: bytes) -> None:
+    """Append to a file, and wait until it is on the disk.
+
+    Raises:
+        OSError: it could not be written whole, and names the file; nothing of it stays.
+    """
+    with named(path), path.open("ab", buffering=0) as file:
+        end = file.tell()
+        try:
+            if file.write(data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(end)  # what is appended next must not continue half a line
+            raise
 
 
 def sync(path: Path) -> None:

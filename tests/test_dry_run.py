@@ -5,8 +5,8 @@ import tomllib
 import pytest
 
 from esplug.config import make_config
+from esplug.console import printable
 from esplug.cost import Speed, times_of, work_of
-from esplug.dry_run import _printable
 from tests.test_cli import errors_of, run_cli
 
 
@@ -72,7 +72,7 @@ def test_a_mistake_is_one_line(arguments, words, no_engines, monkeypatch, capfd,
 
 
 def test_somebodys_data_do_not_command_the_terminal() -> None:
-    assert _printable("a\x1b[31m\tb\nc\udcff") == "a\\x1b[31m\tb\nc\\udcff"
+    assert printable("a\x1b[31m\tb\nc\udcff") == "a\\x1b[31m\tb\nc\\udcff"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import ssl
 import struct
 import subprocess
 import sys
@@ -378,25 +379,33 @@ def test_two_jsonl_loggers_of_one_process_share_nothing(tmp_path: Path) -> None:
     assert [rows(tmp_path / name / "metrics.jsonl")[0]["step"] for name in ("one", "two")] == [1, 2]
 
 
-def test_a_row_that_did_not_fit_on_the_disk_spoils_no_other(tmp_path: Path) -> None:
-    code = """
+@pytest.mark.parametrize("large", [{"a": 10**90}, {"a" * 90: 1.0}], ids=["value", "name"])
+@pytest.mark.parametrize("name", ["jsonl", "csv"])
+def test_a_row_that_did_not_fit_on_the_disk_spoils_no_other(
+    tmp_path: Path, name: str, large: Mapping[str, float]
+) -> None:
+    code = f"""
         import resource
         from pathlib import Path
-        from esplug.loggers.jsonl import JsonlLogger
-        logger = JsonlLogger()
+        from esplug.loggers.{name} import {name.title()}Logger
+        logger = {name.title()}Logger()
         logger.start(None, Path(), 0)
-        logger.log(0, {"a": 1.0})
+        logger.log(0, {{"a": 1.0}})
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, -1))
         try:
-            logger.log(1, {"a" * 80: 1.0})
+            logger.log(1, {large})
         except OSError:
             print("full")
         resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))
-        logger.log(2, {"a": 1.0})
+        logger.log(2, {{"a": 1.0}})
     """
     command = [sys.executable, "-c", textwrap.dedent(code)]
     assert subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout == "full\n"
-    assert [row["step"] for row in rows(tmp_path / "metrics.jsonl")] == [0, 2]
+    path = tmp_path / f"metrics.{name}"
+    if name == "csv":
+        assert path.read_text() == "step,a\n0,1.0\n2,1.0\n"
+    else:
+        assert [row["step"] for row in rows(path)] == [0, 2]
 
 
 def test_none_writes_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -438,6 +447,7 @@ def test_console_prints_a_line_a_split(capsys: pytest.CaptureFixture[str]) -> No
         "evaluation 5  average  pass@1 0.3125",
     ]
     assert console(capsys, 5, easy | average) == [easy_line]
+    assert console(capsys, 5, {"eval/\x1b[2J/reward/mean": 0.5}) == ["evaluation 5  \\x1b[2J  reward 0.5000"]
 
 
 def test_console_prints_a_few_answers_that_cannot_act_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -448,10 +458,12 @@ def test_console_prints_a_few_answers_that_cannot_act_on_the_terminal(capsys: py
         for sample in range(2)
     ]
     rows[2] |= {"prompt": [{"role": "user", "content": "hi"}], "label": ""}
+    rows.append(row | {"split": "\x1b]0;", "label": "\x1b[8m\x9b", "index": 0, "prompt": "\x1b", "output": ""})
     loggers = LoggerSet(["console"])
     loggers.start(CONFIG, Path())
     loggers.samples(5, rows)
-    first, second = capsys.readouterr().out.splitlines()
+    first, second, third = capsys.readouterr().out.splitlines()
+    assert third == r"evaluation 5  \x1b]0;  reward 0.5000 \x1b[8m\x9b  '\x1b' -> ''"
     assert first.startswith("evaluation 5  easy  reward 0.5000 format  '[b]0' -> '0 \\x1b[2Jxxx")
     assert """easy  reward 0.5000  '[{"role": "user", "content": "hi"}]' -> '0 """ in second
     assert len(first) < 250
@@ -590,7 +602,9 @@ def test_wandb_does_not_repeat_steps_that_its_run_has() -> None:
     assert run.logged == [-1, 4, 4, 5]
 
 
+@pytest.mark.parametrize("answering_server", ["http", "https"], indirect=True)
 def test_wandb_without_login_fails_at_once(tmp_path: Path, answering_server: str) -> None:
+    """Also where the server's certificate is of an authority that urllib does not know: it is in reach."""
     code = """
         from esplug.errors import PluginError
         try:
@@ -603,9 +617,22 @@ def test_wandb_without_login_fails_at_once(tmp_path: Path, answering_server: str
     assert "[no API key]; run 'wandb login', set WANDB_API_KEY, or set WANDB_MODE=offline" in last
 
 
+@pytest.mark.parametrize("answering_server", ["https"], indirect=True)
+def test_wandb_stays_offline_where_it_does_not_trust_the_server_either(tmp_path: Path, answering_server: str) -> None:
+    code = """
+        loggers.start(config, run_dir)
+        loggers.log(0, {"train/reward/mean": 0.5})
+        loggers.finish("finished")
+    """
+    run = wandb_process(code, tmp_path, WANDB_BASE_URL=answering_server, WANDB_API_KEY="0" * 40)
+    assert f"logger 'wandb' does not reach {answering_server} [CommError: " in run.stderr
+    (kept,) = (tmp_path / "run-7" / "wandb").glob("offline-run-*")
+    assert f"wandb sync {kept.relative_to(tmp_path)}" in run.stderr
+
+
 @pytest.fixture
-def answering_server() -> Iterator[str]:
-    """A server that answers every question in the same way."""
+def answering_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A server that answers every question in the same way, over HTTPS with a certificate of its own."""
 
     class Answer(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -618,6 +645,15 @@ def answering_server() -> Iterator[str]:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        if request.param == "https":
+            key, certificate = str(tmp_path / "key.pem"), str(tmp_path / "certificate.pem")
+            command = (
+                "openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1"
+            )
+            subprocess.run([*command.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate, key)
+            server.socket = context.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield f"{request.param}://127.0.0.1:{server.server_port}"
         server.shutdown()

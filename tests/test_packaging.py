@@ -3,6 +3,7 @@
 import email
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,13 +11,17 @@ import sysconfig
 import tarfile
 import tomllib
 import zipfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from packaging.requirements import Requirement
 
 import esplug
+from esplug.cli import app
 
 ROOT = Path(__file__).parent.parent
 TASKS = ("esplug_tasks_countdown", "esplug_tasks_math")
@@ -37,6 +42,19 @@ def test_one_version_of_all_is_in_the_changelog_and_fits_the_tasks() -> None:
         assert esplug.__version__ in core.specifier
         major, minor, *_ = esplug.__version__.split(".")
         assert f"{major}.{int(minor) + 1}.0" not in core.specifier
+
+
+def test_the_changelog_names_every_command() -> None:
+    def names(command: Any, name: str) -> Iterator[str]:
+        commands = getattr(command, "commands", {})
+        for word in commands:
+            yield from names(commands[word], f"{name} {word}")
+        if not commands:
+            yield name
+
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    commands = set(names(typer.main.get_command(app), "esplug"))
+    assert {name for name in commands if not re.search(rf"`{name}[` ]", changelog)} == set()
 
 
 def test_each_distribution_has_the_licence() -> None:
@@ -70,6 +88,7 @@ def test_distributions_hold_the_package_and_nothing_else(dist: Path) -> None:
         package = ROOT / name
         ours = (path for kind in ("*.py", "*.tmpl", "page.*", "py.typed") for path in package.rglob(kind))
         files = {file for path in ours if not (file := str(path.relative_to(package))).startswith("build/")}
+        assert "py.typed" in files
         stem = f"{name}-{VERSIONS[name]}"
         with zipfile.ZipFile(dist / f"{stem}-py3-none-any.whl") as wheel:
             names = set(wheel.namelist())

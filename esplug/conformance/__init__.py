@@ -9,6 +9,7 @@ from typing import TypeVar
 import pluggy
 
 from esplug import plugins
+from esplug.console import printable
 from esplug.errors import PluginError, UserError
 from esplug.plugins import Kind, PluginInfo, brief, cause
 
@@ -67,8 +68,7 @@ class Checklist:
         return value
 
     def _add(self, name: str, ok: bool, detail: str) -> None:
-        line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in brief(detail, _LONGEST_DETAIL))
-        self.results.append(Check(name, ok, line))
+        self.results.append(Check(name, ok, printable(brief(detail, _LONGEST_DETAIL))))
 
 
 def resolved(kind: Kind, plugin: object) -> tuple[PluginInfo, Callable[[], pluggy.HookRelay]]:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from esplug.console import get_console
+from esplug.console import get_console, printable
 from esplug.hookspecs import hookimpl
 from esplug.loggers.sample_table import as_text
 from esplug.plugins import brief
@@ -18,7 +18,7 @@ _LONGEST = 100  # characters of each text
 def log(step: int, metrics: Mapping[str, float]) -> None:
     """Print the metrics that people watch; those not among ``metrics`` are left out."""
     for line in [*_train(step, metrics), *_evaluation(step, metrics)]:
-        get_console().print(line, markup=False, soft_wrap=True)
+        _print(line)
 
 
 @hookimpl
@@ -31,8 +31,12 @@ def samples(step: int, rows: Sequence[Mapping[str, Any]]) -> None:
     for row in shown.values():
         prompt, answer = (repr(brief(as_text(row[name]), _LONGEST)) for name in ("prompt", "output"))
         graded = f"reward {row['reward']:.4f} {brief(row['label'])}".rstrip()
-        line = f"evaluation {step}  {row['split']}  {graded}  {prompt} -> {answer}"
-        get_console().print(line, markup=False, soft_wrap=True)
+        _print(f"evaluation {step}  {row['split']}  {graded}  {prompt} -> {answer}")
+
+
+def _print(line: str) -> None:
+    """Print a line whose names of splits and labels, which are somebody's, do nothing to the terminal."""
+    get_console().print(printable(line), markup=False, soft_wrap=True)
 
 
 def _train(step: int, metrics: Mapping[str, float]) -> Iterator[str]:

@@ -32,8 +32,7 @@ class CsvLogger:
         """Write what there is of the run, which shows whether the file can be written."""
         self._path = run_dir / "metrics.csv"
         rows = [{name: row[name] for name in row if name != "time"} for row in rows_before(run_dir, config, iteration)]
-        self._columns = list(dict.fromkeys(["step", *(name for row in rows for name in row)]))
-        self._write(rows)
+        self._write(list(dict.fromkeys(["step", *(name for row in rows for name in row)])), rows)
 
     @hookimpl
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -42,24 +41,24 @@ class CsvLogger:
         if new := [name for name in row if name not in self._columns]:
             with self._path.open(encoding="utf-8", newline="") as file:
                 rows = [*csv.DictReader(file), row]
-            self._columns += new
-            self._write(rows)
+            self._write([*self._columns, *new], rows)
         else:
-            with self._path.open("a", encoding="utf-8", newline="") as file:
-                file.write(_text([self._cells(row)]))
+            durable.append(self._path, _text([_cells(self._columns, row)]))
 
-    def _write(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        durable.write(self._path, _text([self._columns, *map(self._cells, rows)]).encode())
+    def _write(self, columns: list[str], rows: Iterable[Mapping[str, Any]]) -> None:
+        durable.write(self._path, _text([columns, *(_cells(columns, row) for row in rows)]))
+        self._columns = columns
 
-    def _cells(self, row: Mapping[str, Any]) -> list[str]:
-        return [_cell(row.get(name)) for name in self._columns]
+
+def _cells(columns: Iterable[str], row: Mapping[str, Any]) -> list[str]:
+    return [_cell(row.get(name)) for name in columns]
 
 
 def _cell(value: Any) -> str:
     return "" if value is None or (isinstance(value, float) and not math.isfinite(value)) else str(value)
 
 
-def _text(rows: Iterable[Sequence[str]]) -> str:
+def _text(rows: Iterable[Sequence[str]]) -> bytes:
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows(rows)
-    return out.getvalue()
+    return out.getvalue().encode()

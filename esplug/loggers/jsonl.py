@@ -8,9 +8,7 @@ going to write again, and what a kill left of a line, are moved to ``metrics.rep
 ``metrics.jsonl`` has each step once.
 """
 
-import errno
 import json
-import os
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -39,9 +37,9 @@ class JsonlLogger:
         self._path = run_dir / "metrics.jsonl"
         self._path.open("ab").close()
         data = self._path.read_bytes()
-        lines = data.splitlines()
-        replaced = [line for line in lines if _is_replaced(line, config, iteration)]
-        kept = [line for line in lines if not _is_replaced(line, config, iteration)]
+        kept, replaced = list[bytes](), list[bytes]()
+        for line in data.splitlines():
+            (replaced if _is_replaced(line, config, iteration) else kept).append(line)
         if replaced:  # put aside first, so that a kill in between loses nothing
             aside = self._path.with_name("metrics.replaced.jsonl")
             before = aside.read_bytes().splitlines() if aside.exists() else []
@@ -54,16 +52,7 @@ class JsonlLogger:
         """Append a row."""
         values = {name: value if isinstance(value, int) else float(value) for name, value in metrics.items()}  # NumPy's
         row = {"step": step, "time": time.time(), **strict_json(values)}
-        line = json.dumps(row, allow_nan=False).encode() + b"\n"
-        with self._path.open("ab", buffering=0) as file:
-            end = file.tell()
-            try:
-                if file.write(line) < len(line):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
-                os.fsync(file.fileno())
-            except OSError:
-                file.truncate(end)  # the next row must not continue half a line
-                raise
+        durable.append(self._path, json.dumps(row, allow_nan=False).encode() + b"\n")
 
 
 def _is_replaced(line: bytes, config: "RunConfig", iteration: int) -> bool:

@@ -1,4 +1,4 @@
-"""What a resumed run is going to log again, and what ``metrics.jsonl`` keeps of before."""
+"""What a resumed run is going to log again, and what is kept of before."""
 
 import json
 from collections.abc import Iterable
@@ -7,6 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from esplug.config import RunConfig
+
+
+def remembered(path: Path, fresh: str) -> str:
+    """Return what the file holds, such as the name that a service knows the run by; a new run's gets ``fresh``."""
+    if not path.exists():
+        path.write_text(f"{fresh}\n")
+    return path.read_text().strip()
 
 
 def first_evaluation(config: "RunConfig", iteration: int) -> int:

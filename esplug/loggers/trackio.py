@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from esplug.hookspecs import hookimpl
 from esplug.loggers.extras import require
+from esplug.loggers.resumed import remembered
 from esplug.loggers.sample_table import COLUMNS, sample_tables
 
 if TYPE_CHECKING:
     from esplug.config import RunConfig
-
-_NAME_FILE = "trackio-run-name"
 
 
 class TrackioLogger:
@@ -34,7 +33,9 @@ class TrackioLogger:
         import trackio
         from trackio.sqlite_storage import SQLiteStorage
 
-        project, name = config.wandb_project, _run_name(run_dir)
+        # In trackio its name is what tells a run from others.
+        name = remembered(run_dir / "trackio-run-name", f"{run_dir.name}-{secrets.token_hex(2)}")
+        project = config.wandb_project
         last = SQLiteStorage.get_max_step_for_run(project, name)
         self._last = -1 if last is None else last
         self._run = trackio.init(project, name, config=config.model_dump(), resume="allow", embed=False)
@@ -51,18 +52,10 @@ class TrackioLogger:
         import trackio
 
         if step >= self._last:
-            tables = {table.name: [list(row) for row in table.rows] for table in sample_tables(rows)}
-            self._run.log({name: trackio.Table(list(COLUMNS), data) for name, data in tables.items()}, step=step)
+            tables = {table.name: trackio.Table(list(COLUMNS), table.rows) for table in sample_tables(rows)}
+            self._run.log(tables, step=step)
 
     @hookimpl
     def finish(self) -> None:
         """Write what is not written yet."""
         self._run.finish()
-
-
-def _run_name(run_dir: Path) -> str:
-    """Return the name of this directory's trackio run, which in trackio is what tells runs apart."""
-    path = run_dir / _NAME_FILE
-    if not path.exists():
-        path.write_text(f"{run_dir.name}-{secrets.token_hex(2)}\n")
-    return path.read_text().strip()

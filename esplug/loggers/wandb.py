@@ -10,6 +10,7 @@ What is printed, source code and git's remotes, any of which may hold a password
 
 import os
 import secrets
+import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from esplug.errors import PluginError
 from esplug.hookspecs import hookimpl
 from esplug.loggers.background import PATIENCE, warn
 from esplug.loggers.extras import require
+from esplug.loggers.resumed import remembered
 from esplug.loggers.sample_table import COLUMNS, sample_tables
 from esplug.plugins import cause
 
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
     from esplug.config import RunConfig
 
 _TIMEOUT = 2.0  # seconds that the server has for its first sign of life
-_ID_FILE = "wandb-run-id"
 _PRIVATE = {"console": "off", "disable_git": True, "save_code": False}
 _LOGIN = "run 'wandb login', set WANDB_API_KEY, or set WANDB_MODE=offline"
 
@@ -58,7 +59,7 @@ class WandbLogger:
             "reinit": "create_new" if wandb.run else "default",
             "settings": wandb.Settings(finish_timeout=PATIENCE - 2, finish_timeout_raises=True, **_PRIVATE),
         }
-        identity: str | None = _run_id(run_dir)
+        identity = remembered(run_dir / "wandb-run-id", secrets.token_hex(4))
         if found.mode != "online":
             self._run = wandb.init(id=identity, **options)
             return
@@ -72,7 +73,7 @@ class WandbLogger:
             except wandb.errors.AuthenticationError as error:
                 raise PluginError(f"logger 'wandb' cannot start [{error}]; {_LOGIN}") from error
             except wandb.errors.CommError as error:
-                problem, identity = cause(error), None  # the attempt may still hold the id
+                problem, identity = cause(error), secrets.token_hex(4)  # the attempt may still hold the other
         if problem:
             self._run = wandb.init(mode="offline", id=identity, **options)
             warn("wandb", f"does not reach {found.base_url} [{problem}]; to send the run later: {self._sync()}")
@@ -89,8 +90,8 @@ class WandbLogger:
         import wandb
 
         if step >= self._run.step:
-            tables = {table.name: [list(row) for row in table.rows] for table in sample_tables(rows)}
-            self._run.log({name: wandb.Table(list(COLUMNS), data) for name, data in tables.items()}, step=step)
+            tables = {table.name: wandb.Table(list(COLUMNS), table.rows) for table in sample_tables(rows)}
+            self._run.log(tables, step=step)
 
     @hookimpl
     def finish(self, status: str) -> None:
@@ -120,13 +121,7 @@ def _problem(server: str) -> str:
     except urllib.error.HTTPError as error:
         return "" if error.code in (400, 401, 403) else cause(error)  # it only wants to know who asks
     except (OSError, ValueError, HTTPException) as error:
-        return cause(error)
+        # It is there; wandb may know a company's certificates, in places where urllib does not look.
+        unknown = isinstance(getattr(error, "reason", None), ssl.SSLCertVerificationError)
+        return "" if unknown else cause(error)
     return ""
-
-
-def _run_id(run_dir: Path) -> str:
-    """Return the id of this directory's W&B run, the same for a run that is resumed."""
-    path = run_dir / _ID_FILE
-    if not path.exists():
-        path.write_text(secrets.token_hex(4) + "\n")
-    return path.read_text().strip()
