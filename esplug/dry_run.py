@@ -19,6 +19,7 @@ from esplug.model import PromptEncoder, kept_folder, may_be_on_hub, model_folder
 from esplug.plugins import brief
 from esplug.questions import Questions
 from esplug.run_directory import RunDirectory
+from esplug.run_summary import duration
 from esplug.seed_log import read
 from esplug.task import Task
 
@@ -142,12 +143,12 @@ def _show_cost(work: Work, times: Times | None) -> None:
         ),
     ]
     for what, answers, seconds in rows:
-        shown = [_duration(seconds)] if times else []
+        shown = [duration(seconds)] if times else []
         table.add_row(what, f"{answers:,}", f"{answers * work.max_tokens:,}", *shown)
     get_console().print(table)
     if times and work.iterations:
         phases = {"generate": times.generate, "switch": times.switch, "grade": times.grade, "update": times.update}
-        _say("an iteration: " + ", ".join(f"{name} {_duration(seconds)}" for name, seconds in phases.items()))
+        _say("an iteration: " + ", ".join(f"{name} {duration(seconds)}" for name, seconds in phases.items()))
 
 
 def _show_basis(speed: Speed) -> None:
@@ -156,16 +157,9 @@ def _show_basis(speed: Speed) -> None:
     _say(
         f"This rests on a probe: {engines}, each with {members} on {speed.prompts:,} prompts, gave "
         f"{speed.tokens_per_second:,.0f} tokens/s, {speed.tokens:.0f} tokens an answer. Starting took "
-        f"{_duration(speed.start)}, which is counted; saving models is not. Times grow with the answers, which may get "
+        f"{duration(speed.start)}, which is counted; saving models is not. Times grow with the answers, which may get "
         "longer as the model learns."
     )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:,.1f} h"
 
 
 def _say(text: str) -> None:

@@ -61,11 +61,7 @@ def by_step(rows: Iterable[Row], prefix: str) -> tuple[Row, ...]:
 
 def numbers(metrics: Mapping[Any, Any]) -> dict[str, float]:
     """Keep what is a finite number."""
-    return {
-        str(name): float(value)
-        for name, value in metrics.items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    }
+    return {str(name): number for name, value in metrics.items() if (number := _finite(value)) is not None}
 
 
 def seconds_of(data: bytes) -> float:
@@ -73,10 +69,21 @@ def seconds_of(data: bytes) -> float:
     total = 0.0
     for text in _SECONDS.findall(data):
         try:
-            total += float(text)
+            later = total + float(text)
         except ValueError:  # a damaged line
             continue
+        total = later if math.isfinite(later) else total
     return total
+
+
+def _finite(value: Any) -> float | None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # JSON's whole numbers have no end
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _row(line: bytes) -> Row | None:
@@ -85,6 +92,6 @@ def _row(line: bytes) -> Row | None:
     except (ValueError, RecursionError):
         return None
     step = content.get("step") if isinstance(content, dict) else None
-    if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+    if not isinstance(step, int) or _finite(step) is None or step < 0:
         return None
     return Row(step, numbers({name: value for name, value in content.items() if name not in ("step", "time")}))

@@ -27,6 +27,7 @@ def report(
     from esplug.report.figures import compared, of_one
     from esplug.report.page import render
     from esplug.report.run_data import read_runs
+    from esplug.report.text import visible
 
     page = output or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
     found = read_runs(runs)
@@ -35,11 +36,11 @@ def report(
         durable.write(page, render(found, panels).encode(errors="backslashreplace"))
     except OSError as error:
         raise UserError(f"{page}: cannot be written ({error.strerror or error}); name a file with --output") from error
-    print(page)
+    print(visible(str(page)))
     if png:
         from esplug.report.png import write_pngs
 
-        print(*write_pngs(panels, page), sep="\n")
+        print(*(visible(str(picture)) for picture in write_pngs(panels, page)), sep="\n")
 
 
 def _not_a_run(path: Path) -> str:

@@ -52,9 +52,17 @@ def is_abandoned(folder: Path) -> bool:
     return _owner(folder / FILE_NAME).get("host") == socket.gethostname() and not _is_taken(folder)
 
 
-def is_held(folder: Path) -> bool:
-    """Whether a process holds a folder now, as far as can be seen; never waits."""
-    return (folder / FILE_NAME).exists() and _is_taken(folder)
+def is_held(folder: Path) -> bool | None:
+    """Whether a process holds a folder now, ``None`` if that cannot be told; never waits."""
+    try:
+        _ask(folder)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    except OSError:  # the file cannot be read, or its file system has no locks
+        return None
+    return False
 
 
 def _take(descriptor: int, kind: int) -> bool:
@@ -71,11 +79,16 @@ def _take(descriptor: int, kind: int) -> bool:
 def _is_taken(folder: Path) -> bool:
     """Whether a folder, which has a lock file, is held; unknown is taken."""
     try:
-        with (folder / FILE_NAME).open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        _ask(folder)
     except OSError:
         return True
     return False
+
+
+def _ask(folder: Path) -> None:
+    """Share the lock for a moment; raises ``BlockingIOError`` where a process holds it."""
+    with (folder / FILE_NAME).open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
 def _owner(path: Path) -> Mapping[str, Any]:

@@ -3,6 +3,7 @@
 import json
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -66,24 +67,29 @@ class RunSummary:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a directory is a run's."""
+    """Whether a directory is a run's; one that cannot be entered is not."""
     run = RunDirectory(path)
-    return any(file.is_file() for file in (run.config, run.seed_log, path / FILE_NAME))
+    try:
+        return any(file.is_file() for file in (run.config, run.seed_log, path / FILE_NAME))
+    except OSError:
+        return False
 
 
 def find_runs(folder: Path) -> list[Path]:
     """Return the runs in a folder, and those of ``esplug eval --compare``, which lie one level deeper.
 
+    Hidden folders, such as a dry run's, are passed over.
+
     Raises:
         OSError: the folder cannot be read.
     """
     found = []
-    for child in sorted(path for path in folder.iterdir() if path.is_dir()):
-        try:
-            inner = [] if is_run(child) else sorted(path for path in child.iterdir() if path.is_dir())
-        except OSError:  # somebody else's
+    for child in _folders(folder):
+        if is_run(child):
+            found.append(child)
             continue
-        found += [child] if is_run(child) else [path for path in inner if is_run(path)]
+        with suppress(OSError):  # somebody else's
+            found += filter(is_run, _folders(child))
     return found
 
 
@@ -153,7 +159,9 @@ def scores_of(rows: tuple[Row, ...], figure: str, split: str = "average") -> lis
 
 
 def duration(seconds: float) -> str:
-    """Write a time as people say it: ``48 s``, ``4 min 40 s``, ``2 h 05 min``."""
+    """Write a time as people say it: ``4.8 s``, ``48 s``, ``4 min 40 s``, ``2 h 05 min``."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -162,12 +170,17 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
 def _state(run: RunDirectory, planned: int | None, results: Mapping[str, Any], status: Mapping[str, Any]) -> State:
     """Tell what became of a run. One that left no word, as after ``kill -9``, is judged by what it left."""
     said = next((state for state in _ENDED if status.get("status") == state), None)
+    held = is_held(run.path)
+    if held or (held is None and said is None):  # a run that is resumed has its last word still
+        return "running"
     if said is None:
-        if is_held(run.path):
-            return "running"
         said = "finished" if planned is not None and results.get("iteration") == planned else "interrupted"
     return "evaluated" if said == "finished" and planned == 0 else said
 

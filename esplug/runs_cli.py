@@ -10,6 +10,7 @@ import typer
 
 from esplug.errors import UserError
 from esplug.plugins import brief
+from esplug.report.text import visible
 
 if TYPE_CHECKING:
     from esplug.run_summary import RunSummary
@@ -37,7 +38,7 @@ def runs(
     elif found:
         print(_table(found, directory))
     else:
-        print(f"no runs in {directory}; make one with `esplug train`, or name another directory")
+        print(visible(f"no runs in {directory}; make one with `esplug train`, or name another directory"))
 
 
 def _table(found: list["RunSummary"], directory: Path) -> str:
@@ -52,13 +53,18 @@ def _row(run: "RunSummary", directory: Path) -> tuple[str, ...]:
 
     planned = "?" if run.planned is None else run.planned
     return (
-        brief(run.name if run.path == directory else str(run.path.relative_to(directory))),
+        _cell(run.name if run.path == directory else str(run.path.relative_to(directory))),
         run.state,
         f"{run.iterations}/{planned}" if run.planned != 0 else "",
-        brief(run.task),
-        brief(Path(run.model).name),
+        _cell(run.task),
+        _cell(Path(run.model).name),
         f"{run.first.mean:.3f}" if run.first else "",
         f"{run.best} {run.best.figure}" if run.best else "",
         duration(run.seconds),
         time.strftime("%Y-%m-%d %H:%M", time.localtime(run.changed)),
     )
+
+
+def _cell(text: str) -> str:
+    """Put a name that anybody may have given into one line, of characters that a terminal shows and does not obey."""
+    return brief(visible(text))

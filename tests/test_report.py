@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 
+from esplug.errors import RunError
 from esplug.estimates import compare
 from esplug.metrics_file import Row
 from esplug.report.curves import LIMIT, curve
@@ -125,8 +127,10 @@ def test_runs_are_laid_over_each_other(report, tmp_path) -> None:
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path) -> None:
-    paths = [make_run(tmp_path / folder, "run", done=0).path for folder in ("a", "b")]
-    assert [run.label for run in read_runs(paths)] == ["a/run", "b/run"]
+    paths = [make_run(tmp_path / folder, "run", done=0).path for folder in ("a/x", "b/x", "c")]
+    assert [run.label for run in read_runs(paths)] == ["a/x/run", "b/x/run", "c/run"]
+    assert [run.label for run in read_runs(paths[1:])] == ["x/run", "c/run"]
+    assert [run.label for run in read_runs(paths[:1])] == ["run"]
 
 
 HOSTILE = [
@@ -143,7 +147,8 @@ HOSTILE = [
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_nothing_that_a_model_or_a_task_says_becomes_part_of_the_page(text, report, tmp_path) -> None:
-    harmless = report(make_run(tmp_path, "harmless").path)
+    other = make_run(tmp_path, "other").path
+    harmless = report(make_run(tmp_path, "harmless").path, other)
     details = {
         "prompt": text,
         "target": text,
@@ -153,17 +158,26 @@ def test_nothing_that_a_model_or_a_task_says_becomes_part_of_the_page(text, repo
         "metrics": {text: 1.0},
     }
     before, after = ([sample(i, float(i != k), **details) for i in range(4)] for k in (0, 1))
-    run = make_run(tmp_path, "hostile", evaluations=[evaluation(0, before), evaluation(2, after)])
+    run = make_run(tmp_path, evaluations=[evaluation(0, before), evaluation(2, after)])
+    run.write_status("failed", RunError(text))
+    in_toml = text.replace("\ud83d", "")
+    settings = {"task": in_toml, "model_name": in_toml, in_toml: in_toml, "task_options": {in_toml: in_toml}}
+    run.config.write_text(tomli_w.dumps(settings), encoding="utf-8")
+    (run.path / "environment.json").write_text(json.dumps({text: text, "packages": {text: [text]}}))
     with (run.path / "metrics.jsonl").open("a") as file:
         named = {f"train/labels/{text}": 0.5, f"train/metrics/{text}/mean": 0.5}
         file.write(json.dumps({"step": 2, **metrics(2, **named)}) + "\n")
-    page = report(run.path)
+    named_so = tmp_path / text.translate({ord("/"): "\u2215", 0: None, 0xD83D: "\udcff"})  # as a folder's can be
+    run.path.rename(named_so)
+    page = report(named_so, other)
     kinds = {tag for tag, _ in harmless.elements}
     assert {tag for tag, _ in page.elements} <= kinds
     assert sum(tag == "script" for tag, _ in page.elements) == len(page.figures) + 2
     assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
     assert not [attributes for _, attributes in page.elements if attributes.keys() & {"src", "href"}]
-    assert visible(text) in "".join(page.texts)
+    shown = "".join(page.texts)
+    assert [each for each in (text, in_toml, named_so.name) if visible(each) not in shown] == []
+    assert visible(shown, len(shown)) == shown
     names = [trace["name"] for figure in page.figures.values() for trace in figure.get("data", []) if "name" in trace]
     assert not [name for name in names if "<" in name], "plotly reads names as markup"
 
@@ -191,7 +205,7 @@ def nulls(path: Path) -> None:
     ("damage", "note"),
     [
         (not_json, "3 of 7 lines of metrics.jsonl cannot be read and are left out"),
-        (nulls, ""),
+        (nulls, None),
         (Path.unlink, "metrics.jsonl has no rows, so figures are read from train-output and eval-output"),
     ],
 )
@@ -199,7 +213,8 @@ def test_damaged_metrics_cost_what_is_damaged(damage, note, report, tmp_path) ->
     run = make_run(tmp_path)
     damage(run.path / "metrics.jsonl")
     page = report(run.path)
-    assert note in page.text
+    assert [text for text in [note] if text and text not in page.text] == []
+    assert sum(attributes.get("class") == "note" for _, attributes in page.elements) == (note is not None)
     (scores,) = lines_of(page, "run-evaluation").values()
     assert scores["y"] == [0.25, 0.75]
     assert ("run-reward" in page.figures) == (damage is not nulls)
@@ -207,7 +222,8 @@ def test_damaged_metrics_cost_what_is_damaged(damage, note, report, tmp_path) ->
 
 def test_damaged_samples_and_settings_are_noted(report, tmp_path) -> None:
     run = make_run(tmp_path, done=4, evaluations=[evaluation(k, [sample(0, k / 4)]) for k in (0, 2, 4)])
-    for iteration, content in ((0, "{"), (4, '{"split": "held_out", "samples": [1, {"reward": null}]}')):
+    undecided = json.dumps({"split": "held_out", "samples": [1, {"reward": None}, sample(0, 1.0, passed=None).row()]})
+    for iteration, content in ((0, "{"), (4, undecided)):
         run.evaluation("held_out", iteration).write_text(content)
     run.config.write_text("=")
     page = report(run.path)
@@ -216,6 +232,43 @@ def test_damaged_samples_and_settings_are_noted(report, tmp_path) -> None:
     for iteration in (0, 4):
         assert f"model_eval_taskheld_out_iteration{iteration}.json: samples that cannot be read" in page.text
     assert "All earned the same 1 of 1 answers" in page.text
+
+
+def test_a_damaged_log_is_noted_without_a_remedy_that_is_another_command_s(report, tmp_path) -> None:
+    run = make_run(tmp_path, done=3)
+    data = bytearray(run.seed_log.read_bytes())
+    data[data.index(b"\n") + 20] ^= 255
+    run.seed_log.write_bytes(data)
+    (note,) = read_run(run.path).notes
+    assert note.startswith("seeds.log cannot be read to its end: the record of iteration 0")
+    assert note.endswith("is damaged")
+    assert note in report(run.path).text
+
+
+def test_numbers_beyond_all_bounds_cost_their_lines(report, tmp_path) -> None:
+    run = make_run(tmp_path)
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write(f'{{"step": {"9" * 400}, "train/reward/mean": 1}}\n')
+        file.write(f'{{"step": 2, "train/reward/mean": {"9" * 400}, "time/iteration": 1e999}}\n')
+    page = report(run.path)
+    assert "1 of 6 lines of metrics.jsonl cannot be read" in page.text
+    assert "time 24 s" in page.text
+    (rewards,) = lines_of(page, "run-reward").values()
+    assert rewards["y"] == [0.2, 0.21]
+
+
+@pytest.mark.parametrize("damage", [None, Path.unlink])
+def test_a_task_s_metric_or_label_that_is_named_like_the_figure_is_no_split(damage, report, tmp_path) -> None:
+    details = {"correct": None, "metrics": {"reward": 7.0, "x/reward": 7.0}, "label": "reward"}
+    both = [[sample(i, i + k, **details) for i in range(3)] for k in (0.0, 2.0)]
+    runs = [evaluation(2 * k, samples, by_task=False) for k, samples in enumerate(both)]
+    run = make_run(tmp_path, evaluations=runs)
+    if damage:
+        damage(run.path / "metrics.jsonl")
+    assert read_run(run.path).splits == ["held_out"]
+    assert [score.mean for score in read_run(run.path).scores] == [1.0, 3.0]
+    if not damage:
+        assert "reward before → after 1.000 → 3.000 change +2.000" in report(run.path).text
 
 
 def test_a_run_that_goes_on_can_be_read(report, tmp_path) -> None:

@@ -1,10 +1,13 @@
 """`esplug runs`: every run with its state, whatever state that is, and without reading what is large."""
 
+import errno
+import fcntl
 import json
 import os
 import subprocess
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -74,11 +77,35 @@ def test_a_run_that_goes_on_is_running(listed, tmp_path) -> None:
     assert listed()["run"]["state"] == "interrupted"
 
 
+def test_a_run_that_is_resumed_is_running_though_its_last_word_stands(listed, tmp_path) -> None:
+    run = make_run(tmp_path, status="interrupted", done=1, n_iterations=4)
+    with locked(run.path):
+        assert listed()["run"]["state"] == "running"
+    assert listed()["run"]["state"] == "interrupted"
+
+
+@pytest.mark.parametrize(("status", "state"), [("finished", "finished"), ("running", "running")])
+def test_where_locks_cannot_be_asked_the_last_word_counts(status, state, listed, monkeypatch, tmp_path) -> None:
+    run = make_run(tmp_path, status=status)
+    with locked(run.path):
+        pass
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    assert listed()["run"]["state"] == state
+
+
 def test_why_a_run_failed_is_kept_but_no_text_that_may_hold_secrets(listed, tmp_path) -> None:
     make_run(tmp_path, "known").write_status("failed", RunError("11 engines died\nthe last of them here"))
     make_run(tmp_path, "unknown").write_status("failed", ValueError("https://me:secret@host"))
     assert listed()["known"]["reason"] == "11 engines died"
     assert listed()["unknown"]["reason"] == "ValueError"
+
+
+#: A whole number that no float can hold.
+HUGE = b"9" * 400
 
 
 def damage_settings(run) -> None:
@@ -91,7 +118,9 @@ def damage_log(run) -> None:
 
 def damage_metrics(run) -> None:
     path = run.path / "metrics.jsonl"
-    path.write_bytes(b'\xff\xfe\n{"time/iteration": 1.2.3\n[]\n{"step": "x"}\n' + path.read_bytes())
+    bad = [b"\xff\xfe", b'{"time/iteration": 1.2.3', b"[]", b'{"step": "x"}', b'{"step": %s}' % HUGE]
+    bad += [b'{"step": 1, "time/iteration": 1e999}', b'{"step": 1, "eval/average/pass@1/mean": %s}' % HUGE]
+    path.write_bytes(b"\n".join([*bad, path.read_bytes()]))
 
 
 @pytest.mark.parametrize(
@@ -125,6 +154,41 @@ def test_what_is_no_run_is_left_out_and_comparisons_are_looked_into(listed, tmp_
     assert set(listed()) == {"A", "B"}
 
 
+def test_a_folder_that_cannot_be_entered_costs_nothing_but_itself(listed, monkeypatch, tmp_path) -> None:
+    make_run(tmp_path / "compare-sums", "A")
+    theirs = make_run(tmp_path / "compare-sums", "B").path
+    make_run(tmp_path, "mine")
+    is_file = Path.is_file
+
+    def refuse(path: Path) -> bool:  # root, who may be testing, can enter everything
+        if path.parent == theirs:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    assert set(listed()) == {"A", "mine"}
+
+
+def test_hidden_folders_are_passed_over(listed, tmp_path) -> None:
+    make_run(tmp_path / ".dry-run-x1", "probe")
+    make_run(tmp_path, "mine")
+    assert set(listed()) == {"mine"}
+
+
+def test_names_cannot_command_a_terminal(monkeypatch, capfd, tmp_path) -> None:
+    odd = tmp_path / os.fsdecode(b"red\x1b[31m\xff")
+    make_run(tmp_path).path.rename(odd)
+    (odd / "config.toml").write_text('task = "\\u001b]0;x\\u0007"\nmodel_name = "m\\u202e"\nn_iterations = 2\n')
+    code, out, _ = run_cli(monkeypatch, capfd, "runs", str(tmp_path))
+    assert code == 0
+    assert out.splitlines()[1].split()[:5] == ["red␛[31m\\udcff", "finished", "2/2", "␛]0;x␇", "m\\u202e"]
+    assert run_cli(monkeypatch, capfd, "report", str(odd))[:2] == (0, f"{tmp_path}/red␛[31m\\udcff/report.html\n")
+    assert (odd / "report.html").exists()
+    odd.rename(tmp_path / "kept")
+    (tmp_path / "\x1b").mkdir()
+    assert "\x1b" not in run_cli(monkeypatch, capfd, "runs", str(tmp_path / "\x1b"))[1]
+
+
 def test_listing_imports_nothing_heavy(tmp_path) -> None:
     make_run(tmp_path)
     code = (
@@ -150,7 +214,8 @@ def test_a_folder_that_is_not_there_is_one_line(monkeypatch, capfd, tmp_path) ->
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 00 s"), (280, "4 min 40 s"), (7500, "2 h 05 min")]
+    ("seconds", "text"),
+    [(0.4, "0.4 s"), (9.96, "10 s"), (59.6, "1 min 00 s"), (280, "4 min 40 s"), (7500, "2 h 05 min")],
 )
 def test_times_are_written_as_people_say_them(seconds, text) -> None:
     assert duration(seconds) == text

@@ -156,13 +156,12 @@ def _comparison(runs: Sequence[RunData]) -> Table:
     return Table(("", *(run.label for run in runs)), rows)
 
 
-def _settings(settings: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str, bool]]]]:
-    """Group settings as ``esplug train --help`` does: name, value, and whether it is the default."""
-    grouped: dict[str, list[tuple[str, str, bool]]] = {}
+def _settings(settings: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Group settings, names and values, as ``esplug train --help`` does."""
+    grouped: dict[str, list[tuple[str, str]]] = {}
     for name, value in settings.items():
-        field = RunConfig.model_fields.get(name)
-        default = field is not None and value == field.get_default(call_default_factory=True)
-        grouped.setdefault(panel_of(name) if field else "Others", []).append((name, shown(value), default))
+        panel = panel_of(name) if name in RunConfig.model_fields else "Others"
+        grouped.setdefault(panel, []).append((name, shown(value)))
     return list(grouped.items())
 
 

@@ -18,6 +18,8 @@ from esplug.seed_log import read
 
 _ITERATION = re.compile(r"iteration(\d+)\.json")
 _EVALUATION = re.compile(r"model_eval_task(.*)_iteration(\d+)\.json", re.DOTALL)
+#: Figures of a split that anybody names, perhaps like the main one: ``eval/SPLIT/metrics/NAME/mean``.
+_NAMED = re.compile("/(metrics|labels)/")
 _TEXTS, _NUMBERS = ("split", "prompt", "output", "label"), ("index", "sample", "reward", "tokens")
 
 
@@ -58,9 +60,8 @@ class RunData:
     @cached_property
     def splits(self) -> list[str]:
         """Names of the evaluation's splits."""
-        end = f"/{self.figure}/mean"
-        names = {name for row in self.evaluations for name in row.values if name.endswith(end)}
-        return sorted({name.removeprefix("eval/").removesuffix(end) for name in names} - {"average"})
+        names = (_split(name, f"/{self.figure}/mean") for row in self.evaluations for name in row.values)
+        return sorted({name for name in names if name} - {"average"})
 
     @cached_property
     def changes(self) -> dict[str, Estimate]:
@@ -127,12 +128,15 @@ def read_run(path: Path) -> RunData:
 
 def read_runs(paths: list[Path]) -> list[RunData]:
     """Read several runs; those of one name are told apart by the folders they are in."""
-    runs = [read_run(path) for path in paths]
-    names = [run.label for run in runs]
-    return [
-        replace(run, label="/".join(run.summary.path.resolve().parts[-2:])) if names.count(run.label) > 1 else run
-        for run in runs
-    ]
+    places = {path.resolve() for path in paths}
+    return [replace(read_run(path), label=_label(path.resolve(), places)) for path in paths]
+
+
+def _label(place: Path, places: set[Path]) -> str:
+    """Return the shortest end of a path that no other has."""
+    ends = (place.parts[-length:] for length in range(1, len(place.parts) + 1))
+    own = (end for end in ends if sum(other.parts[-len(end) :] == end for other in places) == 1)
+    return str(Path(*next(own, place.parts)))
 
 
 class _Samples:
@@ -174,7 +178,8 @@ def _sample(row: Any) -> Sample | None:
         return None
     texts = all(isinstance(row.get(name), str) for name in _TEXTS)
     figures = numbers({name: row.get(name) for name in _NUMBERS})
-    if not texts or len(figures) < len(_NUMBERS):
+    booleans = all(isinstance(row.get(name), bool) for name in ("passed", "finished"))
+    if not texts or not booleans or len(figures) < len(_NUMBERS):
         return None
     try:
         return Sample(**{name: row[name] for name in Sample.__slots__ if name in row})
@@ -200,12 +205,18 @@ def _rows_of_records(run: RunDirectory) -> Iterator[Row]:
         yield Row(step, values | _averages(values))
 
 
+def _split(name: str, end: str) -> str:
+    """Return the split whose metric has this end of its name; nothing where it is another's or a figure of the task."""
+    split = name.removeprefix("eval/").removesuffix(end)
+    return "" if not name.endswith(end) or _NAMED.search(f"{split}/") else split
+
+
 def _averages(values: Mapping[str, float]) -> dict[str, float]:
     """Average the splits' scores, without intervals unless there is one split."""
     out = {}
     for figure in ("pass@1", "reward"):
         for bound in ("mean", "ci95_low", "ci95_high"):
-            found = [value for name, value in values.items() if name.endswith(f"/{figure}/{bound}")]
+            found = [value for name, value in values.items() if _split(name, f"/{figure}/{bound}")]
             if len(found) == 1 or (found and bound == "mean"):
                 out[f"eval/average/{figure}/{bound}"] = fmean(found)
     return out
@@ -220,7 +231,8 @@ def _checksum(run: RunDirectory, results: Mapping[str, Any]) -> tuple[str, str]:
     try:
         recorded = read(run.seed_log)
     except UserError as error:
-        return known, str(error)
+        fault = str(error).removeprefix(f"{run.seed_log}: ").partition("; ")[0]
+        return known, f"{run.seed_log.name} cannot be read to its end: {fault}"
     return f"{recorded.steps[-1].checksum:016x}" if recorded.steps else known, ""
 
 

@@ -19,7 +19,7 @@ def visible(text: str, longest: int = 3000) -> str:
 def shown(value: Any) -> str:
     """Write a setting or a figure of the environment as people read it."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {shown(item)}" for key, item in value.items())
+        return ", ".join(f"{visible(str(key), 200)} {shown(item)}" for key, item in value.items())
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ", ".join(map(shown, value)) or "none"
     if isinstance(value, bool):
