@@ -29,9 +29,11 @@ def annotated_toml(resolved: Resolved) -> str:
     """
     merged, values = resolved.merged, resolved.config.model_dump()
     options = values.pop("task_options")
+    # Unless somebody says what alpha is, it is the recipe's multiple of sigma.
+    origins = ({"alpha": f"recipe {resolved.config.recipe}"} if "recipe" in merged.origins else {}) | merged.origins
     lines = []
     for name, value in values.items():
-        origin = merged.origins.get(name, "default")
+        origin = origins.get(name, "default")
         if value is None:
             shown = _UNSET.search(RunConfig.model_fields[name].description or "")
             origin, line = f"not set: {shown[1]}" if shown else "not set", f"# {name} ="

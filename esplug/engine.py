@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 from esplug.adapters import adapter_elements, adapter_options
 from esplug.detokenizer import Detokenizer
 from esplug.errors import UserError, one_line
+from esplug.free_memory import free_memory
 from esplug.heartbeat import Heartbeat
 from esplug.history import CatchUp, CaughtUp
 from esplug.model import weights_size
-from esplug.placement import GPU_ACTIVATIONS, usable_cores
+from esplug.placement import GPU_KV_CACHE_MIN, element_bytes, gpu_kv_cache_bytes, usable_cores
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
@@ -24,7 +25,6 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 #: Cores of the driver's or an engine's machine, as given to ``sched_setaffinity``.
 Cores = list[int]
 LOW_RANK_EXTENSION = "esplug.low_rank_worker.LowRankWorkerExtension"
-_LEAST_KV_CACHE = 2**29  # bytes, of an engine that shares a GPU
 #: Shortest shared beginning of prompts, in tokens, that is worth caching: one block of the CPU backend.
 PREFIX_TOKENS = 32
 
@@ -161,10 +161,9 @@ class Engine:
 
     def location(self) -> tuple[str, int]:
         """Return this node's id and its free memory in bytes."""
-        import psutil
         import ray
 
-        return ray.get_runtime_context().get_node_id(), psutil.virtual_memory().available
+        return ray.get_runtime_context().get_node_id(), free_memory()
 
     def pulse(self) -> float:
         """Return the seconds since work last made progress; 0 without work, and while the model is being loaded."""
@@ -413,11 +412,11 @@ def _kv_cache_beside_others(settings: EngineSettings) -> int:
 
     share = settings.memory_share / settings.engines_per_gpu
     total = torch.cuda.mem_get_info()[1]
-    taken = weights_size(Path(settings.model))[0] + GPU_ACTIVATIONS
+    model, width, adapters = Path(settings.model), element_bytes(settings.dtype), 0
     if settings.low_rank:
-        taken += 2 * adapter_elements(Path(settings.model), settings.low_rank, settings.members_at_once)
-    left = int(share * total) - taken
-    if left < _LEAST_KV_CACHE:
+        adapters = width * adapter_elements(model, settings.low_rank, settings.members_at_once)
+    left = gpu_kv_cache_bytes(total, share, width * weights_size(model)[1], adapters)
+    if left < GPU_KV_CACHE_MIN:
         raise UserError(
             f"--n-vllm-engines-per-gpu {settings.engines_per_gpu}: each engine may take {share * total / 1e9:.1f} GB, "
             "which is too little for this model; choose fewer, or more --gpu-memory-utilization"

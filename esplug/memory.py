@@ -1,14 +1,26 @@
 """What an engine takes of the memory of a machine or GPU, by the arithmetic with which a run places its engines."""
 
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from esplug.adapters import adapter_elements
+from esplug.blocks import Block
 from esplug.config import RunConfig
 from esplug.model import weights_size
-from esplug.placement import CPU_ENGINE_OVERHEAD, GPU_ACTIVATIONS, GPU_SPARE, Plan, cpu_kv_cache_bytes
+from esplug.placement import (
+    CPU_ENGINE_OVERHEAD,
+    GPU_ACTIVATIONS,
+    Plan,
+    cpu_kv_cache_bytes,
+    element_bytes,
+    gpu_kv_cache_bytes,
+    gpu_master_room,
+)
+from esplug.shards import read_shapes, widest
 
 Place: TypeAlias = Literal["memory", "GPU"]
 
@@ -39,7 +51,8 @@ class MemoryPlan:
         plan: how many engines, on what.
         items: of one engine.
         free: memory of the machine, in bytes.
-        gpu: the one with the least free memory; ``None`` on a CPU.
+        gpu: of the emptiest ones that suffice, the one with the least free memory; ``None`` on a CPU.
+        master_room: of that GPU, beside vLLM, for one engine's master weights, in bytes; ``None`` on a CPU.
         kv_bytes_per_token: what the KV cache takes for a token; ``None`` where the model's configuration does not say.
         longest: prompt and answer together, in tokens.
     """
@@ -48,6 +61,7 @@ class MemoryPlan:
     items: tuple[Item, ...]
     free: int
     gpu: Gpu | None
+    master_room: int | None
     kv_bytes_per_token: int | None
     longest: int | None
 
@@ -78,11 +92,11 @@ def cpu_items(model: Path, config: RunConfig) -> tuple[Item, ...]:
     Raises:
         UserError: the weights are damaged.
     """
-    stored, elements = weights_size(model)
+    weights = element_bytes(config.dtype) * weights_size(model)[1]
     items = [
-        Item("weights", "memory", stored),
-        Item("weights, packed", "memory", stored),
-        Item("master", "memory", _master_bytes(config, stored, elements)),
+        Item("weights", "memory", weights),
+        Item("weights, packed", "memory", weights),
+        Item("master", "memory", master_bytes(model, config.master_dtype)),
         Item("Python, torch, vLLM", "memory", CPU_ENGINE_OVERHEAD),
     ]
     if config.low_rank:
@@ -105,16 +119,32 @@ def plan_memory(model: Path, config: RunConfig, plan: Plan, free: int, gpus: lis
         UserError: the model is damaged.
     """
     share = config.gpu_memory_utilization or plan.memory_share
-    gpu = min(gpus, key=lambda each: each.free) if plan.device == "cuda" else None
-    if gpu is None:
+    gpu, room = None, None
+    if plan.device == "cpu":
         items = cpu_items(model, config)
         needed = sum(item.nbytes for item in items)
         items += (Item("KV cache", "memory", cpu_kv_cache_bytes(free, share, plan.n_engines, needed)),)
     else:
-        items = _gpu_items(model, config, plan, share, gpu)
+        gpu = sorted(gpus, key=lambda each: each.free, reverse=True)[: plan.n_gpus][-1]
+        free_each = (gpu.free - int(share * gpu.total)) // plan.engines_per_gpu
+        room = gpu_master_room(free_each, gpu.total, (1 - share) / plan.engines_per_gpu)
+        items = _gpu_items(model, config, plan, share, gpu, room)
     described = _description(model)
     own = described.get("max_position_embeddings")
-    return MemoryPlan(plan, items, free, gpu, _kv_bytes(described, config), config.max_model_len or own)
+    return MemoryPlan(plan, items, free, gpu, room, _kv_bytes(described, config), config.max_model_len or own)
+
+
+def master_bytes(model: Path, master_dtype: str, blocks: Mapping[str, Block] | None = None) -> int:
+    """Return the size of a model's master weights.
+
+    Args:
+        model: folder.
+        master_dtype: the setting of that name.
+        blocks: what is kept of tensors of which only a part is.
+    """
+    parts = blocks or {}
+    kept = (parts.get(name, Block.whole(shape)).of(shape) for name, shape in read_shapes(model).items())
+    return (4 if master_dtype == "float32" else widest(model)) * sum(map(math.prod, kept))
 
 
 def size(nbytes: int) -> str:
@@ -122,31 +152,24 @@ def size(nbytes: int) -> str:
     return f"{nbytes / 1e9:.2f} GB" if nbytes < 10e9 else f"{nbytes / 1e9:.1f} GB"
 
 
-def _gpu_items(model: Path, config: RunConfig, plan: Plan, share: float, gpu: Gpu) -> tuple[Item, ...]:
+def _gpu_items(model: Path, config: RunConfig, plan: Plan, share: float, gpu: Gpu, room: int) -> tuple[Item, ...]:
     """Return what an engine keeps on each of its GPUs, and where its master goes, as a worker decides it."""
-    stored, elements = weights_size(model)
-    ranks = plan.gpus_per_engine
-    weights = (4 if config.dtype == "float32" else 2) * elements // ranks
-    adapters = 0
+    ranks, width = plan.gpus_per_engine, element_bytes(config.dtype)
+    weights, adapters = width * weights_size(model)[1] // ranks, 0
     if config.low_rank:
-        adapters = 2 * adapter_elements(model, config.low_rank, config.members_at_once(plan.n_engines))
-    vllm = int(share * gpu.total) // plan.engines_per_gpu
-    master = _master_bytes(config, stored, elements)
-    room = min((gpu.free - int(share * gpu.total)), int((1 - share) * gpu.total)) // plan.engines_per_gpu - GPU_SPARE
+        adapters = width * adapter_elements(model, config.low_rank, config.members_at_once(plan.n_engines))
+    left = gpu_kv_cache_bytes(gpu.total, share / plan.engines_per_gpu, weights, adapters)
+    master = master_bytes(model, config.master_dtype)
     on_gpu = config.master_device == "gpu" or (config.master_device == "auto" and master // ranks <= room)
     items = [
         Item("weights", "GPU", weights),
         Item("activations", "GPU", GPU_ACTIVATIONS),
         *([Item("adapters", "GPU", adapters)] if adapters else []),
-        Item("KV cache", "GPU", max(0, vllm - weights - adapters - GPU_ACTIVATIONS)),
+        Item("KV cache", "GPU", max(0, left)),
         Item("master", "GPU", master // ranks) if on_gpu else Item("master", "memory", master),
         Item("Python, torch, vLLM", "memory", CPU_ENGINE_OVERHEAD),
     ]
     return tuple(items)
-
-
-def _master_bytes(config: RunConfig, stored: int, elements: int) -> int:
-    return 4 * elements if config.master_dtype == "float32" else stored
 
 
 def _description(model: Path) -> dict[str, Any]:
@@ -158,7 +181,9 @@ def _description(model: Path) -> dict[str, Any]:
 
 def _kv_bytes(described: dict[str, Any], config: RunConfig) -> int | None:
     """Return the bytes that one token's keys and values take in all layers; ``None`` where layers differ in that."""
-    if described.get("layer_types") or described.get("sliding_window"):
+    kinds = described.get("layer_types")
+    slides = described.get("sliding_window") and described.get("use_sliding_window", True)
+    if set(kinds) != {"full_attention"} if kinds else slides:
         return None
     names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads")
     sizes: list[Any] = [described.get(name) for name in names]
@@ -166,4 +191,4 @@ def _kv_bytes(described: dict[str, Any], config: RunConfig) -> int | None:
     if not all(isinstance(each, int) and each > 0 for each in (layers, hidden, heads, kept)):
         return None
     width: int = described.get("head_dim") or hidden // heads
-    return int(2 * layers * kept * width * (4 if config.dtype == "float32" else 2))
+    return int(2 * layers * kept * width * element_bytes(config.dtype))

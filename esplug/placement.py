@@ -15,6 +15,8 @@ CPU_ENGINE_OVERHEAD = 2 * GIB
 CPU_KV_CACHE_MAX, CPU_KV_CACHE_MIN = 4 * GIB, GIB // 4
 #: What vLLM takes of a GPU besides weights and KV cache, and what is left for what comes and goes, such as saving.
 GPU_ACTIVATIONS, GPU_SPARE = 3 * GIB, 2 * GIB
+#: The smallest KV cache of an engine that shares a GPU.
+GPU_KV_CACHE_MIN = GIB // 2
 
 
 def usable_cores() -> list[int]:
@@ -64,6 +66,11 @@ class Plan:
     def gpu_share(self) -> float:
         """GPUs of one engine, as Ray counts them."""
         return self.gpus_per_engine / self.engines_per_gpu
+
+    @property
+    def n_gpus(self) -> int:
+        """GPUs of all engines."""
+        return math.ceil(self.n_engines * self.gpu_share)
 
     @property
     def memory_share(self) -> float:
@@ -132,6 +139,34 @@ def cpu_kv_cache_bytes(free: int, share: float, engines_here: int, engine_bytes:
     """Size the KV cache of one CPU engine from the node's free memory in bytes."""
     left = int(free * share) // engines_here - engine_bytes
     return max(CPU_KV_CACHE_MIN, min(CPU_KV_CACHE_MAX, left))
+
+
+def gpu_kv_cache_bytes(total: int, share: float, weights: int, adapters: int) -> int:
+    """Return what vLLM has left for the KV cache on a GPU of ``total`` bytes; negative where that is too small.
+
+    Args:
+        total: memory of the GPU, in bytes.
+        share: of it, for this engine's vLLM.
+        weights: bytes of the model on this GPU, in the type that the engine computes in.
+        adapters: likewise, of members of low rank.
+    """
+    return int(share * total) - weights - adapters - GPU_ACTIVATIONS
+
+
+def gpu_master_room(free: int, total: int, share: float) -> int:
+    """Return the bytes that a GPU has for an engine's master weights; negative where there is no room.
+
+    Args:
+        free: memory of the GPU, in bytes, once vLLM has taken its own.
+        total: all of it.
+        share: of that, which is left to this engine for other things than vLLM, which may yet want all of its own.
+    """
+    return min(free, int(share * total)) - GPU_SPARE
+
+
+def element_bytes(dtype: str) -> int:
+    """Return the bytes of a number in the engines' ``dtype``; vLLM's own choice, ``auto``, has 16 bits."""
+    return 4 if dtype == "float32" else 2
 
 
 def _too_many(config: RunConfig, there: int, unit: str, nodes: int) -> str:

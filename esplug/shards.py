@@ -64,7 +64,7 @@ def tensor_files(folder: Path) -> dict[Path, list[str]]:
     content: dict[Path, list[str]] = {}
     seen: dict[str, Path] = {}
     for path in _unindexed(folder):
-        with opened(path) as tensors:
+        with opened(path, "numpy") as tensors:
             content[path] = list(tensors.keys())
         for name in content[path]:
             if name in seen:
@@ -77,8 +77,8 @@ def tensor_files(folder: Path) -> dict[Path, list[str]]:
 
 
 @contextmanager
-def opened(file: Path) -> Iterator[Any]:
-    """Open a safetensors file of a model for reading, as ``safe_open`` does.
+def opened(file: Path, framework: str = "pt") -> Iterator[Any]:
+    """Open a safetensors file of a model for reading, as ``safe_open`` does; its header needs no torch.
 
     Raises:
         UserError: it is missing or damaged, or a tensor read from it is.
@@ -86,7 +86,7 @@ def opened(file: Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(file, framework="pt") as content:
+        with safe_open(file, framework=framework) as content:
             yield content
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file}: missing or damaged ({error}); fetch the model again") from error
@@ -118,7 +118,7 @@ def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Return the shapes of a model folder's tensors, without reading these."""
     shapes: dict[str, tuple[int, ...]] = {}
     for file, names in tensor_files(folder).items():
-        with opened(file) as content:
+        with opened(file, "numpy") as content:
             shapes |= {name: tuple(content.get_slice(name).get_shape()) for name in names}
     return shapes
 
@@ -127,7 +127,7 @@ def widest(folder: Path) -> int:
     """Return the bytes of an element in the tensors of a model folder that have most: 2 or 4, as a rule."""
     types = set()
     for file, names in tensor_files(folder).items():
-        with opened(file) as content:
+        with opened(file, "numpy") as content:
             types |= {content.get_slice(name).get_dtype() for name in names}
     return max(int("".join(filter(str.isdigit, kind)) or 8) // 8 for kind in types)
 

@@ -5,7 +5,6 @@ Only ``es_*`` methods, called through ``LLM.collective_rpc``. Arguments and resu
 
 import ctypes
 import logging
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from esplug.heartbeat import Heartbeat
-from esplug.placement import GPU_SPARE
+from esplug.memory import master_bytes
+from esplug.placement import gpu_master_room
 
 if TYPE_CHECKING:
     from esplug.blocks import Block
@@ -70,7 +70,7 @@ class ESWorkerExtension:
         def load(blocks: "Mapping[str, Block]", ranks: "Ranks") -> None:
             vars(self).pop("_es_master", None)  # there may be no room for two
             if starting:
-                needed = _master_bytes(Path(folder), master_dtype, blocks)
+                needed = master_bytes(Path(folder), master_dtype, blocks)
                 self._es_in_host = self._es_keep_in_host(needed, master_room, master_device, ranks)
             where: dict[str, Any] = {"device": self.device, "in_host": self._es_in_host, "blocks": blocks}
             how: dict[str, Any] = {"threads": len(cores), "cores": cores, "beat": beat, "low_rank": low_rank}
@@ -103,8 +103,7 @@ class ESWorkerExtension:
             return self.device.type == "cuda"
         torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info(self.device)
-        # What vLLM has not taken of its share so far, it may yet want.
-        room = min(free, int(share * total)) - GPU_SPARE
+        room = gpu_master_room(free, total, share)
         if ranks.sums([needed > room]) == [0]:
             return False
         if choice == "gpu":
@@ -195,15 +194,6 @@ class ESWorkerExtension:
         for cache in self.model_runner.kv_caches:
             for tensor in cache if isinstance(cache, list | tuple) else (cache,):
                 tensor.zero_()
-
-
-def _master_bytes(folder: Path, master_dtype: str, blocks: "Mapping[str, Block]") -> int:
-    """Return the size of what this process keeps of a model's master weights."""
-    from esplug.blocks import Block
-    from esplug.shards import read_shapes, widest
-
-    kept = (blocks.get(name, Block.whole(shape)).of(shape) for name, shape in read_shapes(folder).items())
-    return (4 if master_dtype == "float32" else widest(folder)) * sum(map(math.prod, kept))
 
 
 def _ranks() -> "Ranks":

@@ -34,6 +34,7 @@ def test_each_setting_says_where_it_comes_from(monkeypatch, capfd, tmp_path) -> 
         "stop": "flag",
         "recipe": "file",
         "alpha_schedule": "recipe fast",
+        "alpha": "recipe fast",
         "sigma": "default",
         "shots": "file",
         "level": "flag",

@@ -15,9 +15,10 @@ from esplug.doctor.machine import disk
 from esplug.doctor.model import fit, model
 from esplug.doctor.plugin_health import plugin_health
 from esplug.doctor.stack import Stack, look
+from esplug.engine import EngineSettings, _kv_cache_beside_others
 from esplug.errors import UserError
-from esplug.memory import Gpu, plan_memory
-from esplug.placement import GIB, Plan
+from esplug.memory import Gpu, master_bytes, plan_memory
+from esplug.placement import GIB, GPU_SPARE, Plan
 from esplug.plugins import list_plugins
 from tests.test_cli import errors_of, run_cli
 
@@ -124,16 +125,26 @@ def test_every_plugin_is_loaded_by_itself_and_a_broken_one_harms_only_who_uses_i
     assert all("pip install -U broken" in text for text in by_name.values())
 
 
+@pytest.fixture
+def host(monkeypatch) -> None:
+    """Give the machine 64 GiB of memory and four cores."""
+    for module in ("machine", "model"):
+        monkeypatch.setattr(f"esplug.doctor.{module}.free_memory", lambda: 64 * GIB)
+    monkeypatch.setattr("esplug.doctor.machine.usable_cores", lambda: [0, 1, 2, 3])
+
+
 def memory_of(folder: Path, settings: dict, plan: Plan, free: int = 64 * GIB, gpus: list[Gpu] | None = None):
     return plan_memory(folder, make_config(settings), plan, free, gpus or [])
 
 
 def test_the_memory_of_a_cpu_engine_is_what_its_placement_counts(tiny_model) -> None:
-    stored = (tiny_model / "model.safetensors").stat().st_size
+    stored = (tiny_model / "model.safetensors").stat().st_size  # in float32
     memory = memory_of(tiny_model, {}, Plan(2, "cpu", 0, 1))
     sizes = {item.what: item.nbytes for item in memory.items}
-    assert sizes["weights"] == sizes["weights, packed"] == stored
-    assert abs(sizes["master"] - stored) < 10_000  # float32 as stored, but for the file's header
+    assert stored - 10_000 < sizes["master"] < stored  # but for the file's header
+    assert sizes["weights"] == sizes["weights, packed"] == sizes["master"] // 2
+    exact = memory_of(tiny_model, {"dtype": "float32"}, Plan(2, "cpu", 0, 1))
+    assert {item.nbytes for item in exact.items if "weights" in item.what} == {sizes["master"]}
     assert sizes["KV cache"] == 4 * GIB
     assert memory.taken("memory") == 2 * sum(sizes.values())
     assert memory.kv_tokens == 4 * GIB // (2 * 2 * 1 * 32 * 2)  # keys and values, layers, heads, width, bytes
@@ -146,7 +157,7 @@ def test_on_a_gpu_the_master_goes_where_a_worker_puts_it(tiny_model) -> None:
     one = Plan(1, "cuda", 1, 1)
 
     def place(settings: dict, gpu: Gpu) -> str:
-        memory = memory_of(tiny_model, settings, one, gpus=[roomy, gpu])
+        memory = memory_of(tiny_model, settings, one, gpus=[gpu])
         return next(item.place for item in memory.items if item.what == "master")
 
     assert place({}, roomy) == "GPU"
@@ -161,16 +172,143 @@ def test_on_a_gpu_the_master_goes_where_a_worker_puts_it(tiny_model) -> None:
     ("settings", "gpus", "check", "remedy"),
     [
         ({}, [Gpu("A", 80 * GIB, 20 * GIB)], "GPU memory", "--gpu-memory-utilization 0.24"),
+        ({}, [Gpu("A", 80 * GIB, 79 * GIB), Gpu("B", 80 * GIB, GIB)], "GPU memory", "give --use-gpus 0"),
+        (
+            {"use_gpus": "3,5", "n_vllm_engines": 2},
+            [Gpu("A", 80 * GIB, GIB), Gpu("B", 80 * GIB, 79 * GIB)],
+            "GPU memory",
+            "give --use-gpus 5 with fewer --n-vllm-engines",
+        ),
+        ({"master_device": "gpu"}, [Gpu("A", 8 * GIB, 8 * GIB)], "GPU memory", "choose --master-device host"),
         ({"gpu_memory_utilization": 0.03}, [Gpu("A", 80 * GIB, 79 * GIB)], "GPU memory", "--n-gpu-per-vllm-engine 2"),
         ({"n_vllm_engines": 3}, [Gpu("A", 80 * GIB, 79 * GIB)], "engines", ""),
         ({"master_device": "gpu"}, [], "engines", ""),
     ],
 )
-def test_what_does_not_fit_is_a_failure_with_a_remedy(settings, gpus, check, remedy, tiny_model) -> None:
+def test_what_does_not_fit_is_a_failure_with_a_remedy(settings, gpus, check, remedy, host, tiny_model) -> None:
     _, findings = fit(make_config(settings), tiny_model, Stack(gpus=gpus, cuda="12.9"))
     failures = [finding for finding in findings if finding.state == "fail"]
     assert [finding.check for finding in failures] == [check], findings
     assert remedy in failures[0].remedy
+
+
+def test_a_share_of_a_gpu_that_is_of_no_use_is_not_advised(host, tiny_model) -> None:
+    _, findings = fit(make_config(), tiny_model, Stack(gpus=[Gpu("A", 80 * GIB, GIB)], cuda="12.9"))
+    (remedy,) = (finding.remedy for finding in findings if finding.state == "fail")
+    assert remedy == "end what uses the GPU"
+
+
+def test_a_full_gpu_that_the_run_can_do_without_is_a_warning(host, tiny_model) -> None:
+    gpus = [Gpu("A", 80 * GIB, GIB), Gpu("B", 80 * GIB, 79 * GIB)]
+    memory, findings = fit(make_config({"n_vllm_engines": 1}), tiny_model, Stack(gpus=gpus, cuda="12.9"))
+    (found,) = (finding for finding in findings if finding.check == "GPU memory")
+    assert (memory.gpu.name, found.state) == ("B", "warning")
+    assert "--use-gpus 1" in found.remedy
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpus"),
+    [
+        ({"n_vllm_engines": 3}, [Gpu("A", 80 * GIB, 79 * GIB)]),
+        ({}, [Gpu("A", 80 * GIB, 20 * GIB)]),
+        ({"use_gpus": "none", "n_vllm_engines": 10_000}, []),
+    ],
+)
+def test_what_a_cluster_may_have_is_no_failure_here(settings, gpus, host, tiny_model) -> None:
+    for address, state in ((None, "fail"), ("auto", "warning")):
+        config = make_config(settings | {"ray_address": address} if address else settings)
+        _, findings = fit(config, tiny_model, Stack(gpus=gpus, cuda="12.9"))
+        (found,) = (finding for finding in findings if finding.state == state)
+        assert ("counted on this machine only" in found.found) == bool(address)
+        assert not address or all(finding.state != "fail" for finding in findings)
+
+
+def fake_gpu(monkeypatch, free: int, total: int) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (free, total))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+
+
+@pytest.mark.parametrize("choice", ["auto", "gpu", "host"])
+@pytest.mark.parametrize("sharing", [1, 2])
+@pytest.mark.parametrize("missing", [0, 1])
+def test_the_master_goes_where_the_worker_says(choice, sharing, missing, host, tiny_model, monkeypatch) -> None:
+    import torch
+
+    from esplug.ranks import Ranks
+    from esplug.worker import ESWorkerExtension
+
+    total, needed = 80 * GIB, master_bytes(tiny_model, "float32")
+    share = 0.9 if sharing == 1 else 0.7
+    left = needed + GPU_SPARE - missing  # to each engine, once vLLM has its share
+    gpu = Gpu("A", total, int(share * total) + sharing * left)
+    settings = {"master_device": choice, "n_vllm_engines_per_gpu": sharing, "n_vllm_engines": sharing}
+    memory, findings = fit(make_config(settings), tiny_model, Stack(gpus=[gpu], cuda="12.9"))
+    failed = [finding for finding in findings if finding.state == "fail"]
+
+    fake_gpu(monkeypatch, left, total)
+    worker = ESWorkerExtension()
+    worker.device = torch.device("cuda")
+    try:
+        in_host = worker._es_keep_in_host(needed, (1 - share) / sharing, choice, Ranks())
+    except UserError:
+        assert [finding.check for finding in failed] == ["GPU memory"]
+    else:
+        assert not failed
+        assert {item.place for item in memory.items if item.what == "master"} == {"memory" if in_host else "GPU"}
+
+
+@pytest.mark.parametrize("dtype", ["auto", "float32"])
+@pytest.mark.parametrize("rank", [None, 1])
+@pytest.mark.parametrize("missing", [0, 1])
+def test_the_kv_cache_of_engines_that_share_a_gpu_is_what_they_take(
+    dtype, rank, missing, host, tiny_model, monkeypatch
+) -> None:
+    from esplug.adapters import adapter_elements
+    from esplug.model import weights_size
+
+    width, config = (4 if dtype == "float32" else 2), {"dtype": dtype, "n_vllm_engines_per_gpu": 2}
+    config |= {"gpu_memory_utilization": 0.5, "n_vllm_engines": 2}
+    config |= {"perturbation": "low-rank", "rank": rank} if rank else {}
+    members = make_config(config).members_at_once(2)
+    numbers = weights_size(tiny_model)[1] + (adapter_elements(tiny_model, rank, members) if rank else 0)
+    total = 4 * (width * numbers + 7 * GIB // 2 - missing)  # 3 GiB for activations, half a GiB for the cache
+    memory, findings = fit(make_config(config), tiny_model, Stack(gpus=[Gpu("A", total, total)], cuda="12.9"))
+    failed = [finding.found for finding in findings if finding.state == "fail"]
+
+    fake_gpu(monkeypatch, total, total)
+    engine = EngineSettings(
+        str(tiny_model), dtype, "float32", "auto", "cuda", 1, None, 0.5, rank, members, engines_per_gpu=2
+    )
+    if missing:
+        with pytest.raises(UserError, match="too little for this model"):
+            _kv_cache_beside_others(engine)
+        assert len(failed) == 1
+        assert "no room for a KV cache" in failed[0]
+    else:
+        assert _kv_cache_beside_others(engine) == memory.kv_cache == GIB // 2
+        assert not failed
+
+
+@pytest.mark.parametrize(
+    ("described", "known"),
+    [
+        ({}, True),
+        ({"sliding_window": 32768, "use_sliding_window": False}, True),
+        ({"sliding_window": 32768}, False),
+        ({"layer_types": ["full_attention", "full_attention"]}, True),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, False),
+    ],
+)
+def test_whether_the_kv_cache_can_be_counted_in_tokens(described, known, host, tiny_model, tmp_path) -> None:
+    shutil.copytree(tiny_model, tmp_path, dirs_exist_ok=True)
+    own = json.loads((tiny_model / "config.json").read_text())
+    own = {key: value for key, value in own.items() if key not in ("layer_types", "sliding_window")}
+    (tmp_path / "config.json").write_text(json.dumps(own | described))
+    _, findings = fit(make_config({"n_vllm_engines": 1}), tmp_path, Stack())
+    (found,) = (finding.found for finding in findings if finding.check == "KV cache")
+    assert ("tokens, " in found, "unknown" in found) == (known, not known)
 
 
 def test_a_model_that_is_missing_damaged_or_out_of_reach(tiny_model, tmp_path, monkeypatch) -> None:
@@ -189,6 +327,12 @@ def test_a_model_that_is_missing_damaged_or_out_of_reach(tiny_model, tmp_path, m
         folder, (found,) = model(make_config({"model_name": name}), Stack())
         assert (folder, found.state) == (None, "fail")
         assert words in found.found
+    monkeypatch.setattr("esplug.doctor.model.hub_revision", lambda *_: "c0ffee")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    _, (found,) = model(make_config({"model_name": "somebody/some"}), Stack())
+    assert found.state == "ok"
+    assert f"into {tmp_path}, where" in found.found
+    assert "GB are free" in found.found
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     _, (found,) = model(make_config({"model_name": "nobody/no-such"}), Stack())
     assert "HF_HUB_OFFLINE is set" in found.found

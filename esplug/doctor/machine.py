@@ -11,6 +11,7 @@ from pathlib import Path
 from esplug.config import RunConfig
 from esplug.doctor.finding import Finding
 from esplug.doctor.stack import Stack
+from esplug.free_memory import free_memory
 from esplug.memory import size
 from esplug.placement import GIB, Node, Resources, usable_cores
 
@@ -26,21 +27,6 @@ def machine(config: RunConfig, stack: Stack) -> list[Finding]:
 def local_resources(gpus: int) -> Resources:
     """Return what a Ray of our own would find on this machine."""
     return Resources((Node(gpus, len(usable_cores()), max(0, free_memory() - _OBJECT_STORE)),))
-
-
-def free_memory() -> int:
-    """Return the bytes of memory that are free, within the limit of the container if there is one."""
-    import psutil
-
-    free = int(psutil.virtual_memory().available)
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        with suppress(OSError, ValueError):  # there is none, or it says "max"
-            there = Path("/sys/fs/cgroup")
-            return min(free, int((there / limit).read_text()) - int((there / used).read_text()))
-    return free
 
 
 def nearest_folder(path: str) -> Path:

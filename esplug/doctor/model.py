@@ -2,18 +2,21 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from esplug.config import RunConfig
 from esplug.doctor.finding import Finding
-from esplug.doctor.machine import disk, free_memory, local_resources
+from esplug.doctor.machine import disk, local_resources, nearest_folder
 from esplug.doctor.stack import Stack
 from esplug.errors import UserError
+from esplug.free_memory import free_memory
 from esplug.hub import hub_revision
-from esplug.memory import MemoryPlan, cpu_items, plan_memory, size
+from esplug.memory import Gpu, MemoryPlan, cpu_items, master_bytes, plan_memory, size
 from esplug.model import kept_folder, longest_prompt, may_be_on_hub, model_folder, weights_size
-from esplug.placement import plan_engines
+from esplug.placement import GPU_KV_CACHE_MIN, plan_engines
 from esplug.seed_log import FILE_NAME, read
 from esplug.starting_model import kind_of
 
@@ -68,7 +71,10 @@ def model(config: RunConfig, stack: Stack) -> tuple[Path | None, list[Finding]]:
 
 
 def fit(config: RunConfig, folder: Path, stack: Stack) -> tuple[MemoryPlan | None, list[Finding]]:
-    """Place the run's engines on this machine, and compare what they take with what there is."""
+    """Place the run's engines on this machine, and compare what they take with what there is.
+
+    A cluster may have more, so that with ``ray_address`` nothing that is missing here is a failure.
+    """
     free = free_memory()
     gpus = [] if config.use_gpus == "none" else stack.gpus
     try:
@@ -76,25 +82,34 @@ def fit(config: RunConfig, folder: Path, stack: Stack) -> tuple[MemoryPlan | Non
         plan = plan_engines(config, local_resources(len(gpus)), sum(item.nbytes for item in items))
         memory = plan_memory(folder, config, plan, free, gpus)
     except UserError as error:
-        return None, [Finding("engines", "fail", str(error))]
-    stored, elements = weights_size(folder)
-    master = 4 * elements if config.master_dtype == "float32" else stored
-    findings = [Finding("engines", "ok", plan.describe()), *_fitting(config, memory), disk(config, stored, master)]
-    return memory, findings
+        return None, [_here(config, Finding("engines", "fail", str(error)))]
+    placed = [Finding("engines", "ok", plan.describe()), *_fitting(config, memory, gpus)]
+    saved = disk(config, weights_size(folder)[0], master_bytes(folder, config.master_dtype))
+    return memory, [*(_here(config, finding) for finding in placed), saved]
 
 
-def _fitting(config: RunConfig, memory: MemoryPlan) -> Iterator[Finding]:
+def _here(config: RunConfig, finding: Finding) -> Finding:
+    """Say of a failure that it need not be one on a cluster."""
+    if not config.ray_address or finding.state != "fail":
+        return finding
+    return replace(finding, state="warning", found=f"{finding.found} (counted on this machine only)")
+
+
+def _fitting(config: RunConfig, memory: MemoryPlan, gpus: list[Gpu]) -> Iterator[Finding]:
     taken, free = memory.taken("memory"), memory.free
     found = f"{memory.plan.n_engines} x {size(taken // memory.plan.n_engines)} = {size(taken)} of {size(free)} free"
     remedy = "choose fewer --n-vllm-engines, --master-dtype model, or a smaller model"
     state = "fail" if taken > free else "warning" if taken > 0.9 * free else "ok"
     yield Finding("memory", state, found, "" if state == "ok" else remedy)  # type: ignore[arg-type]
     if memory.gpu:
-        yield _gpu_fitting(config, memory)
+        yield _gpu_fitting(config, memory, gpus)
     tokens, longest = memory.kv_tokens, memory.longest
-    if not tokens or not longest:
-        return
     cache = size(max(1, memory.plan.gpus_per_engine) * memory.kv_cache)
+    if not memory.kv_cache:
+        return
+    if tokens is None or not longest:
+        yield Finding("KV cache", "ok", f"{cache} an engine; how many answers that holds is unknown for this model")
+        return
     found = f"{cache} an engine: {tokens:,} tokens, {tokens // longest:,} answers of full length at a time"
     if tokens < longest:
         remedy = f"give --max-model-len {max(8, tokens // 32 * 32)} or less; the model's own is {longest}"
@@ -103,25 +118,47 @@ def _fitting(config: RunConfig, memory: MemoryPlan) -> Iterator[Finding]:
         yield Finding("KV cache", "ok", found)
 
 
-def _gpu_fitting(config: RunConfig, memory: MemoryPlan) -> Finding:
-    gpu, plan = memory.gpu, memory.plan
+def _gpu_fitting(config: RunConfig, memory: MemoryPlan, gpus: list[Gpu]) -> Finding:
+    gpu, plan, room = memory.gpu, memory.plan, memory.master_room
     assert gpu is not None
+    assert room is not None
     share = config.gpu_memory_utilization or plan.memory_share
     found = (
         f"vLLM takes {share:g} of {size(gpu.total)}, and {size(gpu.free)} are free; all: {size(memory.taken('GPU'))}"
     )
-    if memory.kv_cache == 0:
+    if memory.kv_cache < (GPU_KV_CACHE_MIN if plan.engines_per_gpu > 1 else 1):
         remedy = f"span more GPUs: --n-gpu-per-vllm-engine {2 * plan.gpus_per_engine}"
         if plan.engines_per_gpu > 1:
             remedy = "choose fewer --n-vllm-engines-per-gpu"
         return Finding("GPU memory", "fail", f"{found}: the model leaves no room for a KV cache", remedy)
+    named = config.use_gpus.split(",") if config.use_gpus else []
+    names = named if len(named) == len(gpus) else map(str, range(len(gpus)))
+    roomy = [name for name, each in zip(names, gpus, strict=True) if each.free >= share * each.total]
     if gpu.free < share * gpu.total:
-        remedy = f"end what uses the GPU, or give --gpu-memory-utilization {max(0.05, 0.95 * gpu.free / gpu.total):.2f}"
+        return Finding("GPU memory", "fail", found, _less_of_gpus(config, memory, roomy))
+    master = next(item for item in memory.items if item.what == "master")
+    if config.master_device == "gpu" and master.nbytes > room:
+        found += f"; the master takes {size(master.nbytes)}, and there is room for {size(max(0, room))} beside vLLM"
+        remedy = "lower --gpu-memory-utilization, or choose --master-device host"
         return Finding("GPU memory", "fail", found, remedy)
     if memory.taken("GPU") > gpu.free:
         remedy = "lower --gpu-memory-utilization, or choose --master-device host"
         return Finding("GPU memory", "fail", found, remedy)
+    if len(roomy) < len(gpus):
+        found += f"; {len(gpus) - len(roomy)} of the {len(gpus)} GPUs, which Ray may choose, have less"
+        return Finding("GPU memory", "warning", found, _less_of_gpus(config, memory, roomy))
     return Finding("GPU memory", "ok", found)
+
+
+def _less_of_gpus(config: RunConfig, memory: MemoryPlan, roomy: list[str]) -> str:
+    """Say how to do with what is free: on the GPUs of these indices, or with a smaller share of each."""
+    gpu, remedy = memory.gpu, "end what uses the GPU"
+    assert gpu is not None
+    if len(roomy) >= memory.plan.gpus_per_engine:
+        fewer = " with fewer --n-vllm-engines" if config.n_vllm_engines and len(roomy) < memory.plan.n_gpus else ""
+        return f"{remedy}, or give --use-gpus {','.join(roomy)}{fewer}"
+    share = 0.95 * gpu.free / gpu.total
+    return f"{remedy}, or give --gpu-memory-utilization {share:.2f}" if share >= 0.05 else remedy
 
 
 def _to_be_fetched(name: str, flag: str) -> Finding:
@@ -138,7 +175,10 @@ def _to_be_fetched(name: str, flag: str) -> Finding:
         return Finding("model", "fail", f"the Hub does not give {name} out: {error}", "hf auth login, or mend the name")
     if commit is None:
         return Finding("model", "fail", f"{name} is not on this machine, and the Hub is out of reach", remedy)
-    from huggingface_hub import get_token
+    from huggingface_hub import constants, get_token
 
-    found = f"{name} will be fetched from the Hub, {'with' if get_token() else 'without'} a token; whether it fits is"
-    return Finding("model", "ok", f"{found} known then")
+    cache = nearest_folder(constants.HF_HUB_CACHE)
+    found = f"{name} will be fetched from the Hub, {'with' if get_token() else 'without'} a token, into {cache}, where "
+    return Finding(
+        "model", "ok", f"{found}{size(shutil.disk_usage(cache).free)} are free; whether it fits is known then"
+    )

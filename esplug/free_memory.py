@@ -1,0 +1,41 @@
+"""The memory that is free for a run on this machine."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+
+
+def free_memory(root: Path = Path("/")) -> int:
+    """Return the bytes of memory that are free, within the limits of the container or job if there are any.
+
+    Args:
+        root: where ``proc`` and ``sys`` are.
+    """
+    import psutil
+
+    return min([int(psutil.virtual_memory().available), *_free_in_groups(root)])
+
+
+def _free_in_groups(root: Path) -> Iterator[int]:
+    """Yield what is free within each control group with a limit that this process is in, of either version."""
+    with suppress(OSError):  # not Linux
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if not controllers:
+                mount, names = root / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
+            elif "memory" in controllers.split(","):
+                mount = root / "sys/fs/cgroup/memory"
+                names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            else:
+                continue
+            group = PurePosixPath(path.lstrip("/"))
+            for each in (group, *group.parents):  # a container sees its own as the topmost
+                with suppress(OSError, ValueError):  # there is none, or no limit
+                    yield _free_in(mount / each, *names)
+
+
+def _free_in(group: Path, limit: str, used: str, cached: str) -> int:
+    """Return what is free in a group; files that were read, and nobody needs any more, give way."""
+    most, taken = int((group / limit).read_text()), int((group / used).read_text())
+    counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    return max(0, most - taken + int(counts.get(cached, 0)))
