@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from esplug.console import get_console
 from tests.tiny import make_tiny_model
 
 # Triton asks once, when it is imported, whether to run kernels by its interpreter: on the CPU.
@@ -16,6 +17,12 @@ with suppress(ImportError):
 os.environ["TRITON_INTERPRET"] = _before
 
 ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def new_console() -> None:
+    """Forget the console of the test before, which has kept the width that the terminal had then."""
+    get_console.cache_clear()
 
 
 @pytest.fixture(scope="session")
