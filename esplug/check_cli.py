@@ -1,16 +1,20 @@
 """``esplug check``: the conformance kit on an installed plugin."""
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from esplug.console import get_console
 from esplug.errors import UserError
 from esplug.init_cli import Kind
-from esplug.plugins import PluginInfo, brief, find, list_plugins, suggest
+from esplug.plugins import brief, find, list_plugins, suggest
 
 if TYPE_CHECKING:
     from esplug.conformance import Check
+
+_NAME = 31  # columns for the name of a check
 
 
 def check(
@@ -36,11 +40,13 @@ def check(
     if debug:
         logging.basicConfig()
         logging.getLogger("esplug").setLevel(logging.DEBUG)
-    kind = kind or _kind_of(name)
+    kind, name = _named(kind, name)
     plugin = find(kind.value, name)
     if kind is Kind.task:
         options = make_config({"task_options": task_option or []}).task_options
-        checks = testing.task_checks(name, options, train_dataset=train_dataset, eval_dataset=eval_dataset)
+        make_checks = partial(
+            testing.task_checks, name, options, train_dataset=train_dataset, eval_dataset=eval_dataset
+        )
     else:
         for flag, value in (
             ("--task-option", task_option),
@@ -49,24 +55,40 @@ def check(
         ):
             if value:
                 raise UserError(f"{flag} is for tasks, and {name!r} is a {kind}; leave it out")
-        checks = testing.shaping_checks(name) if kind is Kind.shaping else testing.logger_checks(name)
-    _show(plugin, checks)
-    raise typer.Exit(0 if all(each.ok for each in checks) else 1)
+        make_checks = partial(testing.shaping_checks if kind is Kind.shaping else testing.logger_checks, name)
+    get_console().print(str(plugin), markup=False, soft_wrap=True)
+    checks = make_checks(report=_show)
+    failed = sum(not each.ok for each in checks)
+    get_console().print(f"{failed} of {len(checks)} checks fail" if failed else f"all {len(checks)} checks pass")
+    raise typer.Exit(1 if failed else 0)
 
 
-def _show(plugin: PluginInfo, checks: list["Check"]) -> None:
-    from rich.table import Column, Table
+def _show(name: str, made: "Check | None") -> None:
+    """Print a check's name before it is made, so that the last line names one that hangs; then how it went."""
     from rich.text import Text
 
-    from esplug.console import get_console
+    console = get_console()
+    if made is None:
+        console.print(f"{name:{_NAME}}", end="", markup=False, soft_wrap=True)
+        return
+    result = Text("pass  ", style="green") if made.ok else Text("FAIL  ", style="bold red")
+    found = Text(made.detail).wrap(console, max(console.width - _NAME - len(result), 20))
+    indented = Text("\n" + " " * (_NAME + len(result))).join(found)
+    console.print(result.append_text(indented), soft_wrap=True)
 
-    table = Table("check", "", Column("what was found", overflow="fold"), title=Text(str(plugin)), title_justify="left")
-    for each in checks:
-        result = Text("pass", style="green") if each.ok else Text("FAIL", style="bold red")
-        table.add_row(each.name, result, Text(each.detail))
-    failed = sum(not each.ok for each in checks)
-    get_console().print(table)
-    get_console().print(f"{failed} of {len(checks)} checks fail" if failed else f"all {len(checks)} checks pass")
+
+def _named(kind: Kind | None, name: str) -> tuple[Kind, str]:
+    """Return the kind and the name of a plugin that may be called by its distribution's name.
+
+    Raises:
+        UserError: the kind is not told.
+    """
+    from esplug.scaffold import without_prefix
+
+    told, short = without_prefix(name)
+    if told is None or any(plugin.name == name for plugin in list_plugins()):
+        return kind or _kind_of(name), name
+    return kind or Kind(told), short
 
 
 def _kind_of(name: str) -> Kind:

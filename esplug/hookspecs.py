@@ -84,7 +84,8 @@ class TaskSpec:
     def collate(self, batch: Sequence[Row], options: Mapping[str, Any]) -> tuple[list[Any], list[Any]]:
         """Turn rows into questions and targets. Required.
 
-        Called once a batch, in the driver. A ``KeyError`` for a missing column becomes an error that lists
+        Called in the driver with all rows of a split at once, and with the first of them again where it refuses
+        them, to find the one at fault. A ``KeyError`` for a missing column becomes an error that lists
         the columns found.
 
         Args:

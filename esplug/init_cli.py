@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from esplug.errors import UserError
+from esplug.plugins import brief
+
 
 class Kind(StrEnum):
     """What ``esplug init`` writes and ``esplug check`` checks."""
@@ -21,7 +24,11 @@ def init(
     kind: Annotated[Kind, typer.Option("--kind", help="What the plugin is.")],
     directory: Annotated[
         Path | None,
-        typer.Option("--directory", metavar="DIR", help="Folder to make.  \\[default: ./ and the package's name]"),
+        typer.Option(
+            "--directory",
+            metavar="DIR",
+            help="Folder to make, or an empty one.  \\[default: ./ and the package's name]",
+        ),
     ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
@@ -29,7 +36,10 @@ def init(
     from esplug.scaffold import NewPlugin
 
     plugin = NewPlugin.named(kind.value, name)
-    folder = Path(plugin.distribution) if directory is None else directory.expanduser()
+    try:
+        folder = Path(plugin.distribution) if directory is None else directory.expanduser()
+    except RuntimeError as error:
+        raise UserError(f"--directory {brief(str(directory))}: {error}; name another folder") from error
     plugin.write(folder)
     typer.echo(f"{plugin.distribution}, with the {plugin.kind} {plugin.name!r}, is in {folder}:")
     for path in plugin.files:
@@ -38,6 +48,7 @@ def init(
     for command in (
         f"cd {shlex.quote(str(folder))}",
         'python -m pip install -e ".[test]"',
+        "ruff check . && ruff format .",
         "pytest",
         f"esplug check {plugin.name}",
         plugin.training,

@@ -41,6 +41,8 @@ _REQUIRED: Mapping[Kind, tuple[str, ...]] = {
     "logger": ("log",),
 }
 _UNKNOWN = "unknown"
+UNINSTALLED = "uninstalled"
+"""Stands for the distribution of a plugin that no entry point names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,18 +152,26 @@ def relay(implementation: object, plugin: PluginInfo) -> pluggy.HookRelay:
     missing = [hook for hook in _REQUIRED[plugin.kind] if hook not in implemented]
     if missing:
         raise PluginError(
-            f"{plugin} lacks the required hook {' and '.join(missing)}; "
-            f"add it with @hookimpl, or update the plugin: pip install -U {plugin.distribution}"
+            f"{plugin} lacks the required hook {' and '.join(missing)}; add it with @hookimpl{_or_update(plugin, ',')}"
         )
-    with warnings.catch_warnings(record=True) as retiring:  # pluggy's, of the specification's warn_on_impl_args
-        warnings.simplefilter("always")
+    with warnings.catch_warnings():  # pluggy's, which name files of esplug's
+        warnings.simplefilter("ignore")
         manager.register(implementation, name=plugin.name)
     manager.check_pending()
-    for warning in retiring:
-        _warn_once(
-            f"{plugin}: {brief(str(warning.message))}; or update the plugin: pip install -U {plugin.distribution}"
-        )
+    for warning in retiring(manager.hook):
+        _warn_once(f"{plugin}: {warning}{_or_update(plugin, ';')}")
     return manager.hook
+
+
+def retiring(hooks: pluggy.HookRelay) -> list[str]:
+    """Return what is to be said of retiring hooks and arguments that a plugin uses."""
+    found: list[Warning | type[Warning]] = []
+    for hook in vars(hooks).values():
+        for implementation in hook.get_hookimpls():
+            arguments = hook.spec.warn_on_impl_args or {}
+            found += [hook.spec.warn_on_impl] if hook.spec.warn_on_impl else []
+            found += [warning for name, warning in arguments.items() if name in implementation.argnames]
+    return [brief(str(warning)) for warning in found]
 
 
 def cause(error: BaseException) -> str:
@@ -267,6 +277,12 @@ def _import(plugin: PluginInfo) -> object:
 
 def _reinstall(plugin: PluginInfo) -> str:
     return f"reinstall or update it: pip install -U {plugin.distribution} (--debug shows the traceback)"
+
+
+def _or_update(plugin: PluginInfo, mark: str) -> str:
+    """Offer the remedy of those who did not write the plugin."""
+    installed = plugin.distribution != UNINSTALLED
+    return f"{mark} or update the plugin: pip install -U {plugin.distribution}" if installed else ""
 
 
 def _check_arguments(plugin: PluginInfo, hook: str, implementation: object, spec: object) -> None:

@@ -41,12 +41,13 @@ def test_init_writes_a_package_and_says_what_next(kind, monkeypatch, capfd, tmp_
     project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
     assert project["name"] == DISTRIBUTIONS[kind]
     assert project["entry-points"][f"esplug.{kind}s"][NEW[kind]].split(":")[0] == module
-    *_, enter, install, test, check, train = (line.strip() for line in out.splitlines())
+    *_, enter, install, lint, test, check, train = (line.strip() for line in out.splitlines())
     assert enter == f"cd {DISTRIBUTIONS[kind]}"
-    assert (install, test, check) == (
-        'python -m pip install -e ".[test]"', "pytest", f"esplug check {NEW[kind]}"
+    assert (install, lint, test, check) == (
+        'python -m pip install -e ".[test]"', "ruff check . && ruff format .", "pytest", f"esplug check {NEW[kind]}"
     )  # fmt: skip
-    for command in (install, test, check, train):
+    torch = "pip uninstall -y torchvision torchaudio torchcodec"
+    for command in (install, lint, test, check, train, torch):
         assert command in (folder / "README.md").read_text()
     assert NEW[kind] in train
 
@@ -59,6 +60,8 @@ def test_any_name_gives_clean_code(kind, name, tmp_path) -> None:
     ruff("format", "--no-cache", "--check", ".", cwd=tmp_path / "new")
     workflow = yaml.safe_load((tmp_path / "new" / ".github" / "workflows" / "ci.yml").read_text())
     assert workflow["jobs"]["test"]["steps"][1]["with"] == {"python-version": "${{ matrix.python }}"}
+    check = workflow["jobs"]["test"]["steps"][-1]["run"]
+    assert check == f'esplug check {name} --kind {kind} | tee /dev/stderr | grep "^all .* checks pass"'
     assert workflow["jobs"]["publish"]["permissions"] == {"id-token": "write"}
     assert "${GITHUB_REF_NAME#v}" in workflow["jobs"]["publish"]["steps"][1]["run"]
 
@@ -77,6 +80,8 @@ MISTAKES = [
     (["", "--kind", "task"], ["''", "lower-case"]),
     (["x" * 41, "--kind", "task"], ["at most 40"]),
     (["esplug-loggers-x", "--kind", "task"], ["name of a logger", "--kind logger"]),
+    (["esplug-tasks-esplug-loggers-x", "--kind", "task"], ["two prefixes"]),
+    (["haiku", "--kind", "task", "--directory", "~nosuchuser/x"], ["--directory ~nosuchuser/x", "name another folder"]),
     (["haiku", "--kind", "tusk"], ["--kind", "tusk", "shaping"]),
     (["haiku"], ["--kind"]),
     (["haiku", "--kind", "task", "--directory", "{tmp}"], ["exists already", "--directory"]),
@@ -95,17 +100,30 @@ def test_a_mistake_gets_one_line_and_writes_nothing(arguments, words, monkeypatc
     assert [path.name for path in tmp_path.rglob("*")] == ["file"]
 
 
+def full_at_the_readme(path: Path, *arguments, real=Path.write_text, **options):
+    if path.name == "README.md":
+        path.touch()
+        raise OSError(28, "No space left on device")
+    return real(path, *arguments, **options)
+
+
 def test_a_disk_that_fills_leaves_nothing(monkeypatch, capfd, tmp_path) -> None:
-    real = Path.write_text
-
-    def full(path: Path, *arguments, **options):
-        if path.name == "README.md":
-            raise OSError(28, "No space left on device")
-        return real(path, *arguments, **options)
-
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_text", full_at_the_readme)
     code, _, err = run_cli(monkeypatch, capfd, "init", "haiku", "--kind", "task", "--directory", str(tmp_path / "new"))
     assert (code, "No space left" in err, list(tmp_path.iterdir())) == (2, True, [])
+
+
+@pytest.mark.parametrize("inside", [[], [".git"]])
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_empty_folder_or_a_new_repository_will_do(inside, fails, monkeypatch, capfd, tmp_path) -> None:
+    for name in inside:
+        (tmp_path / name).mkdir()
+    if fails:
+        monkeypatch.setattr(Path, "write_text", full_at_the_readme)
+    code, _, _ = run_cli(monkeypatch, capfd, "init", "haiku", "--kind", "task", "--directory", str(tmp_path))
+    assert code == (2 if fails else 0)
+    assert (tmp_path / "pyproject.toml").exists() != fails
+    assert not fails or [path.name for path in tmp_path.iterdir()] == inside
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import inspect
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import pluggy
 
@@ -32,6 +32,10 @@ class Check:
     detail: str
 
 
+#: Told of each check twice: its name and ``None`` before it is made, its name and the check afterwards.
+Report: TypeAlias = Callable[[str, Check | None], None]
+
+
 class Fault(Exception):  # noqa: N818 - it never leaves the kit
     """A plugin does not do what it must."""
 
@@ -40,26 +44,34 @@ class Checklist:
     """Makes checks, one after the other.
 
     Args:
-        users: whether the user gave options or data, so that a :class:`UserError` is for the user to mend.
+        report: is told of each check, before it is made too; so that what hangs has a name.
 
     Attributes:
         results: the checks made so far.
     """
 
-    def __init__(self, users: bool = False) -> None:
+    def __init__(self, report: Report | None = None) -> None:
         self.results: list[Check] = []
-        self._users = users
+        self._report = report or (lambda name, made: None)
 
-    def run(self, name: str, probe: Callable[[], tuple[T, str]]) -> T | None:
+    def run(self, name: str, probe: Callable[[], tuple[T, str]], *, users: bool = False) -> T | None:
         """Run a probe, which returns a value and a detail; return the value, or ``None`` where it raised.
+
+        Args:
+            name: of the check.
+            probe: makes it.
+            users: whether it reads what the user gave, so that a :class:`UserError` is for the user to mend.
 
         Raises:
             UserError: the user can mend it.
         """
+        self._report(name, None)
         try:
             value, detail = probe()
-        except (Exception, SystemExit) as error:  # a plugin must not end the program
-            if self._users and isinstance(error, UserError) and not isinstance(error, PluginError):
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a plugin must not end the program
+            if users and isinstance(error, UserError) and not isinstance(error, PluginError):
                 raise
             self._add(name, False, str(error) if isinstance(error, UserError | Fault) else f"raised {cause(error)}")
             logging.getLogger("esplug").debug("%s", name, exc_info=error)
@@ -68,7 +80,9 @@ class Checklist:
         return value
 
     def _add(self, name: str, ok: bool, detail: str) -> None:
-        self.results.append(Check(name, ok, printable(brief(detail, _LONGEST_DETAIL))))
+        made = Check(name, ok, printable(brief(detail, _LONGEST_DETAIL)))
+        self.results.append(made)
+        self._report(name, made)
 
 
 def resolved(kind: Kind, plugin: object) -> tuple[PluginInfo, Callable[[], pluggy.HookRelay]]:
@@ -84,7 +98,7 @@ def resolved(kind: Kind, plugin: object) -> tuple[PluginInfo, Callable[[], plugg
     if isinstance(plugin, str):
         return plugins.find(kind, plugin), lambda: plugins.load(kind, plugin)
     name = getattr(plugin, "__name__", type(plugin).__name__)
-    info = PluginInfo(kind, name, "uninstalled", "plugin", name)
+    info = PluginInfo(kind, name, plugins.UNINSTALLED, "plugin", name)
     return info, lambda: plugins.relay(plugin() if inspect.isclass(plugin) else plugin, info)
 
 
@@ -92,4 +106,4 @@ def loads(load: Callable[[], pluggy.HookRelay]) -> tuple[pluggy.HookRelay, str]:
     """Load a plugin, as a probe."""
     hooks = load()
     found = [name for name, hook in vars(hooks).items() if hook.get_hookimpls()]
-    return hooks, f"hooks: {', '.join(found)}"
+    return hooks, "; ".join([f"hooks: {', '.join(found)}", *plugins.retiring(hooks)])

@@ -1,12 +1,13 @@
 """The checks of a task's rewards: answers that some model will give one day, graded as in a run."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any, TypeAlias
 
 from esplug.conformance import Checklist, Fault
-from esplug.errors import UserError
 from esplug.hookspecs import Reward
 from esplug.rewards import Graded, RewardPool
 
@@ -60,35 +61,39 @@ def reward_checks(
         gold: makes of a target an answer that is right. Without it, the texts that a target holds are tried, bare,
             between answer tags and boxed.
     """
-    asked = [_Asked(kind, text, target) for kind, texts in ANSWERS.items() for text in texts for target in targets]
-    asked += [_Asked(_GOLD, text, target) for target in targets for text in _gold_texts(target, gold)]
-    rounds = checks.run("reward in its own process", partial(_grade_twice, reward, asked, timeout, memory))
-    if rounds is None:
+    pool = RewardPool(reward, timeout=timeout, memory=memory)
+    if checks.run("reward in its own process", partial(_started, pool)) is None:
         return
-    grades: dict[str, list[Graded]] = {kind: [] for kind in (*ANSWERS, _GOLD)}
-    for each, grade in zip(asked, rounds[0], strict=True):
-        grades[each.kind].append(grade)
-    for kind in ANSWERS:
-        checks.run(f"reward of {kind}", partial(_all_graded, grades[kind]))
-    empty = max(grade.reward.value for grade in grades["empty answer"])
-    judge = _best_of if gold is None else _all_right
-    checks.run(f"reward of {_GOLD}", partial(judge, grades[_GOLD], empty))
-    if not any(grade.failed for grade in rounds[0]):
-        checks.run("reward repeats", partial(_repeated, asked, *rounds))
+    asked = {
+        kind: [_Asked(kind, text, target) for text in texts for target in targets] for kind, texts in ANSWERS.items()
+    }
+    asked[_GOLD] = [_Asked(_GOLD, text, target) for target in targets for text in _gold_texts(target, gold)]
+    grades: dict[str, list[Graded]] = {kind: [] for kind in asked}
+    with closing(pool):
+        for kind in ANSWERS:
+            checks.run(f"reward of {kind}", partial(_judged, pool, asked[kind], grades[kind], _all_graded))
+        empty = max((grade.reward.value for grade in grades["empty answer"]), default=0.0)
+        judge = partial(_best_of if gold is None else _all_right, empty=empty)
+        checks.run(f"reward of {_GOLD}", partial(_judged, pool, asked[_GOLD], grades[_GOLD], judge))
+        checks.run(
+            "reward repeats", partial(_repeated, pool, *(list(chain(*each.values())) for each in (asked, grades)))
+        )
 
 
-def _grade_twice(
-    reward: Callable[[str, Any], Any], asked: list[_Asked], timeout: float, memory: float
-) -> tuple[list[list[Graded]], str]:
-    texts, targets = [each.text for each in asked], [each.target for each in asked]
-    try:
-        with RewardPool(reward, timeout=timeout, memory=memory) as pool:
-            rounds = [pool.submit(texts, targets).result()]
-            if not any(grade.failed for grade in rounds[0]):  # one that hangs costs its time limit once
-                rounds.append(pool.submit(texts, targets).result())
-    except UserError as error:
-        raise Fault(str(error)) from error
-    return rounds, f"loads there; {len(asked)} answers tried, with {timeout:g} s for each"
+def _started(pool: RewardPool) -> tuple[bool, str]:
+    pool.start()
+    return True, f"loads there; grading one answer may take {pool.timeout:g} s"
+
+
+def _judged(
+    pool: RewardPool, asked: list[_Asked], grades: list[Graded], judge: Callable[[list[Graded]], tuple[bool, str]]
+) -> tuple[bool, str]:
+    """Grade answers of one kind, into ``grades``, as far as the first that takes too long; then judge the grades."""
+    for each in asked:
+        grades += pool.submit([each.text], [each.target]).result()
+        if grades[-1].failed and grades[-1].reward.label == "timeout":
+            break
+    return judge(grades)
 
 
 def _all_graded(grades: list[Graded]) -> tuple[bool, str]:
@@ -112,16 +117,17 @@ def _all_right(grades: list[Graded], empty: float) -> tuple[bool, str]:
 
 def _best_of(grades: list[Graded], empty: float) -> tuple[bool, str]:
     """Report what answers earn of which nobody knows whether they are in the form that the task wants."""
-    rewards = [grade.reward for grade in grades if not grade.failed]
     if not grades:
         return True, "not tried: the targets hold no text (gold= of esplug.testing.check_task makes one)"
-    if not rewards:
-        return _all_graded(grades)
-    best = max(rewards, key=lambda reward: reward.value)
+    _all_graded(grades)
+    best = max((grade.reward for grade in grades), key=lambda reward: reward.value)
     return True, f"the target's text, bare, tagged or boxed, earns up to {_span([best])}, an empty answer {empty:g}"
 
 
-def _repeated(asked: list[_Asked], first: list[Graded], second: list[Graded]) -> tuple[bool, str]:
+def _repeated(pool: RewardPool, asked: list[_Asked], first: list[Graded]) -> tuple[bool, str]:
+    if len(first) < len(asked) or any(grade.failed for grade in first):
+        return True, "not tried: there are answers that could not be graded once"
+    second = pool.submit([each.text for each in asked], [each.target for each in asked]).result()
     for each, one, other in zip(asked, first, second, strict=True):
         if one.reward != other.reward:
             raise Fault(f"{each.kind}: {_span([one.reward])} the first time, then {_span([other.reward])}")

@@ -8,6 +8,8 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,8 @@ import numpy as np
 import pluggy
 
 from esplug.config import make_config
-from esplug.conformance import Check, Checklist, Fault, loads, resolved
-from esplug.loggers import LoggerSet
+from esplug.conformance import Check, Checklist, Fault, Report, loads, resolved
+from esplug.loggers import LoggerSet, is_synchronous
 
 _SLOW = 1.0  # seconds that a synchronous logger may hold a run up, for one call
 _CONFIG = {"task": "custom", "n_iterations": 4, "eval_freq": 2, "experiment_name": "check"}
@@ -53,17 +55,18 @@ _ODD_SAMPLES: list[dict[str, Any]] = [
 ]
 
 
-def logger_checks(plugin: object) -> list[Check]:
+def logger_checks(plugin: object, report: Report | None = None) -> list[Check]:
     """Check a logger, in folders that are removed afterwards. What it sends elsewhere, it does send.
 
     Args:
         plugin: the name of an installed logger; or a module, class or object with its hooks. An object is used for
             one run after the other.
+        report: is told of each check, before and after.
 
     Raises:
         PluginError: no such logger is installed.
     """
-    checks = Checklist()
+    checks = Checklist(report)
     info, load = resolved("logger", plugin)
     if checks.run("loads", partial(loads, load)) is None:
         return checks.results
@@ -100,21 +103,22 @@ def _run(
     logger = logging.getLogger("esplug")
     propagates, logger.propagate = logger.propagate, False
     logger.addHandler(warnings)
-    slowest = 0.0
+    seconds: list[float] = []  # that calls take; a logger in the background may take its time to start and to finish
     try:
         relay: pluggy.HookRelay = load()
         loggers = LoggerSet.of({name: relay})
-        loggers.start(make_config(_CONFIG), run_dir, iteration)
-        for step, row in enumerate(metrics, start=iteration):
-            slowest = max(slowest, _seconds(loggers.log, step, row))
-        slowest = max(slowest, _seconds(loggers.samples, iteration + len(metrics), samples))
-        loggers.finish(status)
+        start = _seconds(loggers.start, make_config(_CONFIG), run_dir, iteration)
+        seconds += [_seconds(loggers.log, step, row) for step, row in enumerate(metrics, start=iteration)]
+        for _, rows in groupby(samples, itemgetter("split")):  # one call a split, as in a run
+            seconds.append(_seconds(loggers.samples, iteration + len(metrics), list(rows)))
+        finish = _seconds(loggers.finish, status)
+        seconds += [start, finish] if is_synchronous(relay) else []
     finally:
         logger.removeHandler(warnings)
         logger.propagate = propagates
     if warnings.lines:
         raise Fault("; ".join(warnings.lines))
-    if slowest > _SLOW:
+    if (slowest := max(seconds)) > _SLOW:
         raise Fault(f"one call held the run up for {slowest:.1f} s; leave out synchronous = True")
     return True, f"start, log, samples, finish; held the run up for {slowest:.2g} s at most"
 

@@ -6,23 +6,24 @@ from typing import Any, TypeAlias
 import numpy as np
 import pluggy
 
-from esplug.conformance import Check, Checklist, Fault, loads, resolved
+from esplug.conformance import Check, Checklist, Fault, Report, loads, resolved
 
 Floats: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
 
 _SHAPES = ((2, 1), (2, 3), (3, 1), (16, 8), (30, 200))  # members, prompts
 
 
-def shaping_checks(plugin: object) -> list[Check]:
+def shaping_checks(plugin: object, report: Report | None = None) -> list[Check]:
     """Check a shaping.
 
     Args:
         plugin: the name of an installed shaping; or a module, class or object with its hook.
+        report: is told of each check, before and after.
 
     Raises:
         PluginError: no such shaping is installed.
     """
-    checks = Checklist()
+    checks = Checklist(report)
     _, load = resolved("shaping", plugin)
     if (hooks := checks.run("loads", partial(loads, load))) is None:
         return checks.results

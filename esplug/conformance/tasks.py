@@ -1,6 +1,11 @@
 """The checks of a task: options, defaults, rows, prompts, targets; :mod:`.answers` has those of its rewards."""
 
+import json
+import math
+import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -10,13 +15,15 @@ import pluggy
 
 from esplug import plugins
 from esplug.config import RunConfig, make_config
-from esplug.conformance import Check, Checklist, Fault, loads, resolved
+from esplug.conformance import Check, Checklist, Fault, Report, loads, resolved
 from esplug.conformance.answers import Gold, reward_checks
 from esplug.data import Batch, Split, load_batch_source, load_eval_splits
 from esplug.evaluator import fingerprint
 from esplug.hookspecs import Prompt
 from esplug.plugins import PluginInfo
 from esplug.task import Task
+
+_ANOTHER_PROCESS = "from esplug.conformance.tasks import print_contents; print_contents()"
 
 
 def task_checks(
@@ -26,6 +33,7 @@ def task_checks(
     train_dataset: str | None = None,
     eval_dataset: str | None = None,
     gold: Gold | None = None,
+    report: Report | None = None,
 ) -> list[Check]:
     """Check a task. Its time limit is its own default or, where it has none, esplug's.
 
@@ -36,11 +44,12 @@ def task_checks(
         eval_dataset: rows to evaluate on, likewise.
         gold: makes of a target an answer that is right. Without it the target's own texts are tried, and what
             they earn is reported.
+        report: is told of each check, before and after.
 
     Raises:
         UserError: no such task is installed, or what the user gave cannot be used.
     """
-    checks = Checklist(users=bool(options or train_dataset or eval_dataset))
+    checks = Checklist(report)
     info, load = resolved("task", plugin)
     if (hooks := checks.run("loads", partial(loads, load))) is None:
         return checks.results
@@ -51,7 +60,8 @@ def task_checks(
     batches: list[Batch] = []
     paths: dict[Split, str | None] = {"train": train_dataset, "eval": eval_dataset}
     for split, path in paths.items():
-        batches += checks.run(f"{split} rows", partial(_rows, task, split, path)) or []
+        rows = partial(_rows, task, split, path, isinstance(plugin, str))
+        batches += checks.run(f"{split} rows", rows, users=path is not None) or []
     if config is None or not batches:
         return checks.results
     questions = [question for batch in batches for question in batch[0]]
@@ -68,12 +78,21 @@ def task_checks(
 def _options(info: PluginInfo, hooks: pluggy.HookRelay) -> tuple[Mapping[str, Any], str]:
     """Convert the text of every default, as if the user had typed it."""
     declared = Task.wrap(info, hooks).options
-    again = Task.wrap(info, hooks, {name: str(value) for name, value in declared.items()}).options
+    again = Task.wrap(info, hooks, {name: _typed(name, value) for name, value in declared.items()}).options
     for name, value in declared.items():
         if again[name] != value:
             raise Fault(f"option {name!r} is {value!r}, but typing that makes it {again[name]!r}")
     shown = (f"{name}: {type(value).__name__} = {value!r}" for name, value in declared.items())
     return declared, ", ".join(shown) or "none"
+
+
+def _typed(name: str, value: object) -> str:
+    if isinstance(value, float) and math.isnan(value):
+        raise Fault(f"option {name!r} is NaN, which equals nothing; take another default")
+    try:
+        return str(value)
+    except ValueError:  # Python's own limit
+        raise Fault(f"option {name!r} is an int of too many digits to be typed; take a smaller default") from None
 
 
 def _defaults(task: Task) -> tuple[RunConfig, str]:
@@ -82,15 +101,20 @@ def _defaults(task: Task) -> tuple[RunConfig, str]:
     return make_config(defaults), shown or "none"
 
 
-def _rows(task: Task, split: Split, path: str | None) -> tuple[list[Batch], str]:
-    """Load a split twice, as two processes of one run would."""
+def _rows(task: Task, split: Split, path: str | None, installed: bool) -> tuple[list[Batch], str]:
+    """Load a split twice, as two processes of one run would; an uninstalled task only where it is."""
     if split == "eval" and path is None and task.load_rows(split, None) is None:
         return [], "none: the task has no evaluation data of its own (--eval-dataset names some)"
-    first, second = (_load(task, split, path) for _ in range(2))
-    if first.keys() != second.keys() or any(_print(first[name]) != _print(second[name]) for name in first):
-        raise Fault("they differ when they are loaded again, so that no run can be resumed or repeated")
-    counts = ", ".join(f"{len(batch[0])} in {name}" for name, batch in first.items())
-    return list(first.values()), f"{counts}; collated to as many questions and targets; the same when loaded again"
+    batches = _load(task, split, path)
+    first = _contents(task, batches)
+    again = _contents_elsewhere(task, split, path) if installed else _contents(task, _load(task, split, path))
+    # A template that gives another prompt every time is for the check of the prompts to name.
+    if first != again and first == _contents(task, batches):
+        where = "in another process" if installed else "again"
+        raise Fault(f"they differ when they are loaded {where}, so that no run can be resumed or repeated")
+    counts = ", ".join(f"{len(batch[0])} in {name}" for name, batch in batches.items())
+    how = "loaded in another process" if installed else "loaded again"
+    return list(batches.values()), f"{counts}; collated to as many questions and targets; the same when {how}"
 
 
 def _load(task: Task, split: Split, path: str | None) -> dict[str, Batch]:
@@ -100,8 +124,42 @@ def _load(task: Task, split: Split, path: str | None) -> dict[str, Batch]:
     return {name: batches[0] for name, batches in load_eval_splits(task, path, None).items()}
 
 
-def _print(batch: Batch) -> str:
-    return fingerprint(map(repr, batch[0]), batch[1])
+def _contents(task: Task, batches: Mapping[str, Batch]) -> dict[str, str]:
+    """Name what each split holds by its prompts and targets, as a run does."""
+    return {
+        name: fingerprint((_shown(task.template(question)) for question in questions), targets)
+        for name, (questions, targets) in batches.items()
+    }
+
+
+def _shown(prompt: Prompt) -> str:
+    return prompt if isinstance(prompt, str) else repr([(each["role"], each["content"]) for each in prompt])
+
+
+def _contents_elsewhere(task: Task, split: Split, path: str | None) -> dict[str, str]:
+    """Do the same in another process, in which texts hash otherwise and sets have another order."""
+    seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
+    paths = os.pathsep.join(map(os.path.abspath, sys.path))
+    done = subprocess.run(
+        [sys.executable, "-c", _ANOTHER_PROCESS],
+        input=json.dumps([task.name, dict(task.options), split, path]),
+        env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode != 0:
+        *_, why = ["", *done.stderr.strip().splitlines()]
+        raise Fault(f"another process cannot load them: {why or f'it ends with status {done.returncode}'}")
+    contents: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+    return contents
+
+
+def print_contents() -> None:
+    """Print what a split holds, as JSON in the last line; standard input says which split of which task."""
+    name, options, split, path = json.load(sys.stdin)
+    task = Task.load(name, options)
+    contents = _contents(task, _load(task, split, path))
+    print(f"\n{json.dumps(contents)}", flush=True)
 
 
 def _prompts(task: Task, questions: list[Any]) -> tuple[bool, str]:

@@ -39,8 +39,10 @@ class LoggerSet:
         return loggers
 
     def _hold(self, relays: Mapping[str, pluggy.HookRelay]) -> None:
-        self._synchronous = [_SynchronousLogger(name, relay) for name, relay in relays.items() if _declared(relay)]
-        self._background = [BackgroundLogger(name, relay) for name, relay in relays.items() if not _declared(relay)]
+        self._synchronous = [_SynchronousLogger(name, relay) for name, relay in relays.items() if is_synchronous(relay)]
+        self._background = [
+            BackgroundLogger(name, relay) for name, relay in relays.items() if not is_synchronous(relay)
+        ]
         self._started: list[_SynchronousLogger | BackgroundLogger] = []
 
     def start(self, config: "RunConfig", run_dir: Path, iteration: int = 0) -> None:
@@ -115,6 +117,6 @@ class _SynchronousLogger:
         self.call("finish", status=status)
 
 
-def _declared(relay: pluggy.HookRelay) -> bool:
+def is_synchronous(relay: pluggy.HookRelay) -> bool:
     """Whether the plugin, a module or an object, says that it is synchronous."""
     return bool(getattr(relay.log.get_hookimpls()[0].plugin, "synchronous", False))

@@ -4,7 +4,7 @@ A template is text in which :class:`string.Template` fills in ``$name`` and the 
 """
 
 import re
-import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -61,12 +61,11 @@ class NewPlugin:
         Raises:
             UserError: it is no name, has the prefix of another kind, or is that of a plugin that is installed.
         """
-        short = name
-        for other, prefix in _PREFIXES.items():
-            if name.startswith(prefix):
-                if other != kind:
-                    raise UserError(f"{brief(name)} is the name of a {other}; give --kind {other}, or another name")
-                short = name.removeprefix(prefix)
+        other, short = without_prefix(name)
+        if other not in (None, kind):
+            raise UserError(f"{brief(name)} is the name of a {other}; give --kind {other}, or another name")
+        if without_prefix(short)[0]:
+            raise UserError(f"{brief(name)} has two prefixes of distributions; give the name behind them")
         if not re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", short) or len(short) > _LONGEST_NAME:
             raise UserError(
                 f"{brief(repr(name))} is no name for a plugin; take lower-case letters and digits, joined by single "
@@ -113,27 +112,34 @@ class NewPlugin:
         }
 
     def write(self, folder: Path) -> None:
-        """Write the package into a folder, which this makes.
+        """Write the package into a folder, which this makes if need be.
 
         Raises:
-            UserError: the folder exists, or cannot be written. Nothing is left of it then.
+            UserError: the folder holds something other than ``.git``, or cannot be written. It is as before then.
         """
-        texts = self.files
+        shown = brief(str(folder))
+        made: list[Path] = []
         try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            raise UserError(f"{brief(str(folder))} exists already; give another --directory, or remove it") from None
-        except OSError as error:
-            raise UserError(_cannot_write(folder, error)) from error
-        try:
-            for path, text in texts.items():
+            if folder.exists() and (not folder.is_dir() or any(each.name != ".git" for each in folder.iterdir())):
+                raise UserError(f"{shown} exists already and is not empty; give another --directory")
+            for path, text in self.files.items():
                 file = folder / path
-                file.parent.mkdir(parents=True, exist_ok=True)
+                for parent in reversed([each for each in file.parents if not each.exists()]):
+                    parent.mkdir()
+                    made.append(parent)
+                made.append(file)
                 file.write_text(text, encoding="utf-8")
         except OSError as error:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise UserError(_cannot_write(folder, error)) from error
+            for each in reversed(made):
+                with suppress(OSError):
+                    each.rmdir() if each.is_dir() else each.unlink()
+            reason = error.strerror or error
+            raise UserError(f"{shown} cannot be written ({reason}); give another --directory") from error
 
 
-def _cannot_write(folder: Path, error: OSError) -> str:
-    return f"{brief(str(folder))} cannot be written ({error.strerror or error}); give another --directory"
+def without_prefix(name: str) -> tuple[NewKind | None, str]:
+    """Return the kind that a distribution's name tells, and the plugin's name behind it; ``None`` for a plain name."""
+    for kind, prefix in _PREFIXES.items():
+        if name.startswith(prefix):
+            return kind, name.removeprefix(prefix)
+    return None, name
