@@ -209,7 +209,8 @@ def main() -> None:
 def _described(error: Any) -> str:
     """Say what is wrong with a command line, and for a flag that there is not, which is nearest."""
     nearest = suggest(error.option_name, error.possibilities) if getattr(error, "possibilities", None) else ""
-    return f"{error.message}; {nearest}" if nearest else str(error.format_message())
+    # Typer passes on how pydantic begins, which reads the options that are one of several words.
+    return f"{error.message}; {nearest}" if nearest else str(error.format_message()).replace(": Value error, ", ": ")
 
 
 def _interrupt(number: int, _: object) -> None:

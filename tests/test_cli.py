@@ -367,3 +367,8 @@ def test_no_arguments_show_the_help(monkeypatch, capfd) -> None:
 def test_version(monkeypatch, capfd) -> None:
     code, out, _ = run_cli(monkeypatch, capfd, "--version")
     assert (code, out.split()[0]) == (0, "esplug")
+
+
+def test_a_word_that_is_not_one_of_several_is_named_in_one_line(monkeypatch, capfd) -> None:
+    code, _, err = run_cli(monkeypatch, capfd, "check", "countdown", "--kind", "tsk")
+    assert (code, err) == (2, "error: Invalid value for '--kind': 'tsk' is not one of 'task', 'shaping', 'logger'.\n")
