@@ -19,6 +19,8 @@ from reference import ReferenceTrainer
 #: Every answer is as long as it may be.
 _FULL_LENGTH = {"ignore_eos": True, "stop": [], "stop_token_ids": []}
 _ONE = {"n_vllm_engines": 1}
+#: Without a text to stop at, esplug makes an answer's text when it is complete.
+_OURS = {"stop": []}
 #: A start of an engine in half the time; batches are filled up to the next of these.
 FEW_GRAPHS = {"compilation_config": {"cudagraph_capture_sizes": [1, 8, *range(32, 513, 32)]}}
 
@@ -31,10 +33,10 @@ ARMS = {
     arm.name: arm
     for arm in (
         Arm("reference", ReferenceTrainer, _ONE | {"master_dtype": "model"}),
-        Arm("esplug", Ours, _ONE),
-        Arm("rank 1", Ours, _ONE | {"perturbation": "low-rank"}),
-        *(Arm(f"{n} engines", Ours, _sharing(n)) for n in (2, 4)),
-        *(Arm(f"{n} engines, rank 1", Ours, _sharing(n, perturbation="low-rank")) for n in (2, 4)),
+        Arm("esplug", Ours, _OURS | _ONE),
+        Arm("rank 1", Ours, _OURS | _ONE | {"perturbation": "low-rank"}),
+        *(Arm(f"{n} engines", Ours, _OURS | _sharing(n)) for n in (2, 4)),
+        *(Arm(f"{n} engines, rank 1", Ours, _OURS | _sharing(n, perturbation="low-rank")) for n in (2, 4)),
     )
 }
 
@@ -131,7 +133,7 @@ def batches(name: str, options: Namespace) -> Iterator[Row]:
     with written(name) as model:
         for members in (0, *options.batches):
             low = {"perturbation": "low-rank", "members_per_batch": members}
-            arm = Arm("rank 1", Ours, _ONE | low) if members else ARMS["esplug"]
+            arm = Arm("rank 1", Ours, _OURS | _ONE | low) if members else ARMS["esplug"]
             with told(SAMPLING=_FULL_LENGTH, LLM=FEW_GRAPHS):
                 times = run(Case(0, ()), arm, _how(model, options, prompts, tokens))
             rate = options.members * prompts / times["time/iteration"]
