@@ -153,11 +153,11 @@ def countdown(kind: str, options: Namespace) -> tuple[Row, list[Row]]:
 
     with tempfile.TemporaryDirectory() as folder:
         task = Task.load("countdown", {"level": "easy", "shots": 1})
-        engines = _sharing(options.engines) if GPU else _ONE
         config = make_config(
             {"task": "countdown", "model_name": str(SMALL_MODEL), "recipe": "fast", "perturbation": kind},
             {"population_size": options.members, "batch_size": options.puzzles, "n_iterations": options.learn},
-            {"max_tokens": 40, "max_model_len": 1024, "use_gpus": "0" if GPU else "none", **engines},
+            {"max_tokens": 40, "max_model_len": 1024, "use_gpus": "0" if GPU else "none"},
+            _sharing(options.engines),
             {"sigma": 0.001 if kind == "full" else 0.002, "eval_freq": 5, "eval_limit": 500 if GPU else 8},
             {"output_directory": folder, "logging": "jsonl"},
             defaults=task.defaults(),

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from esplug.config import RunConfig
-from esplug.doctor.finding import Finding
+from esplug.doctor.finding import Finding, State
 from esplug.doctor.machine import disk, local_resources, nearest_folder
 from esplug.doctor.stack import Stack
 from esplug.errors import UserError
@@ -99,8 +99,8 @@ def _fitting(config: RunConfig, memory: MemoryPlan, gpus: list[Gpu]) -> Iterator
     taken, free = memory.taken("memory"), memory.free
     found = f"{memory.plan.n_engines} x {size(taken // memory.plan.n_engines)} = {size(taken)} of {size(free)} free"
     remedy = "choose fewer --n-vllm-engines, --master-dtype model, or a smaller model"
-    state = "fail" if taken > free else "warning" if taken > 0.9 * free else "ok"
-    yield Finding("memory", state, found, "" if state == "ok" else remedy)  # type: ignore[arg-type]
+    state: State = "fail" if taken > free else "warning" if taken > 0.9 * free else "ok"
+    yield Finding("memory", state, found, "" if state == "ok" else remedy)
     if memory.gpu:
         yield _gpu_fitting(config, memory, gpus)
     tokens, longest = memory.kv_tokens, memory.longest
@@ -137,11 +137,10 @@ def _gpu_fitting(config: RunConfig, memory: MemoryPlan, gpus: list[Gpu]) -> Find
     if gpu.free < share * gpu.total:
         return Finding("GPU memory", "fail", found, _less_of_gpus(config, memory, roomy))
     master = next(item for item in memory.items if item.what == "master")
-    if config.master_device == "gpu" and master.nbytes > room:
+    crowded = config.master_device == "gpu" and master.nbytes > room
+    if crowded:
         found += f"; the master takes {size(master.nbytes)}, and there is room for {size(max(0, room))} beside vLLM"
-        remedy = "lower --gpu-memory-utilization, or choose --master-device host"
-        return Finding("GPU memory", "fail", found, remedy)
-    if memory.taken("GPU") > gpu.free:
+    if crowded or memory.taken("GPU") > gpu.free:
         remedy = "lower --gpu-memory-utilization, or choose --master-device host"
         return Finding("GPU memory", "fail", found, remedy)
     if len(roomy) < len(gpus):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from esplug import durable
 from esplug.hookspecs import hookimpl
 from esplug.loggers.resumed import is_logged_again, read_row
+from esplug.metrics_file import FILE_NAME
 from esplug.run_directory import strict_json
 
 if TYPE_CHECKING:
@@ -29,12 +30,12 @@ class JsonlLogger:
     synchronous = True  # the rows that a run is judged by, and whose writing takes milliseconds
 
     def __init__(self) -> None:
-        self._path = Path("metrics.jsonl")
+        self._path = Path(FILE_NAME)
 
     @hookimpl
     def start(self, config: "RunConfig", run_dir: Path, iteration: int) -> None:
         """Choose the file, find out now whether it can be written, and make room for what is written again."""
-        self._path = run_dir / "metrics.jsonl"
+        self._path = run_dir / FILE_NAME
         self._path.open("ab").close()
         data = self._path.read_bytes()
         kept, replaced = list[bytes](), list[bytes]()

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from esplug.metrics_file import FILE_NAME
+
 if TYPE_CHECKING:
     from esplug.config import RunConfig
 
@@ -43,7 +45,7 @@ def read_row(line: bytes) -> dict[str, Any] | None:
 
 def rows_before(run_dir: Path, config: "RunConfig", iteration: int) -> list[dict[str, Any]]:
     """Return the rows of ``metrics.jsonl`` that a run that goes on at ``iteration`` does not log again."""
-    path = run_dir / "metrics.jsonl"
+    path = run_dir / FILE_NAME
     lines = path.read_bytes().splitlines() if path.exists() else []
     rows = [row for line in lines if (row := read_row(line))]
     return [row for row in rows if not is_logged_again(row["step"], row, config, iteration)]
