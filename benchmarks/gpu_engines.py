@@ -1,8 +1,8 @@
 """Does vLLM compute with the weights that are written into it, and how long does a switch take?"""
 
+import itertools
 import os
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from gpu_device import GPU, SIGMA, Row
+from gpu_device import GPU, SIGMA, Row, seconds
 
 Result = TypeVar("Result")
 PROMPT, ANSWER = list(range(1000, 1040)), 24
@@ -174,32 +174,23 @@ def switches(name: str, model: Path, repeats: int) -> Row:
     """Time switches to other members through vLLM, by both ways, and updates."""
     there = LocalEngine(model, "bfloat16" if GPU else "float32", 0.5)
 
-    def median(work: Callable[[int], object]) -> float:
-        times = []
-        for seed in range(repeats + 1):
-            started = time.perf_counter()
-            work(seed)
-            times.append(time.perf_counter() - started)
-        return sorted(times[1:])[repeats // 2]
-
     def reload(seed: int) -> None:
         def work(worker: Any) -> None:
             dtype = worker.model_runner.model_config.dtype
             worker._es_reload(worker._es_master.perturbed(seed, SIGMA, dtype))
-            if GPU:
-                torch.cuda.synchronize()
 
         there.ask(work)
 
     fast = there.ask(lambda worker: worker._es_fast_path is not None)
-    quick = median(there.write)
+    others = itertools.count()
+    quick = seconds(lambda: there.write(next(others)), repeats)
     there.write(1)
     state = there.fingerprint()
-    slow = median(reload)
+    slow = seconds(lambda: reload(next(others)), repeats)
     reload(1)
     alike = state == there.fingerprint()
     seeds, steps = list(range(MEMBERS)), [1e-6] * MEMBERS
-    update = median(lambda _: there.engine.update(seeds, steps))
+    update = seconds(lambda: there.engine.update(seeds, steps), repeats)
     return {
         "model": name,
         "fast path": "yes" if fast else "no",
