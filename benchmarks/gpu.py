@@ -94,7 +94,7 @@ def engines(names: list[str], options: Namespace) -> Iterator[Row]:
     import gpu_runs
 
     for name in names:
-        with gpu_runs.written(name) as model, gpu_runs.told(LLM=gpu_runs.FEW_GRAPHS):
+        with gpu_runs.written(name, options.kept) as model, gpu_runs.told(LLM=gpu_runs.FEW_GRAPHS):
             yield gpu_engines.apart(gpu_engines.switches, name, model, 30 if GPU else 1)
 
 
@@ -143,6 +143,7 @@ def arguments() -> Namespace:
     parser.add_argument("--kinds", nargs="+", choices=("full", "low-rank"), default=["full", "low-rank"])
     parser.add_argument("--cases", type=int, help="random blocks to check  [default: 10,000; quick 500; no GPU 100]")
     parser.add_argument("--tensors", type=int, help="to change one by one  [default: all; no GPU 3]")
+    parser.add_argument("--kept", type=Path, help="folder for the models of random weights, so that they are made once")
     parser.add_argument("--results", type=Path, help="folder for the tables as JSON")
     options = parser.parse_args()
     many, quick = GPU and not options.quick, options.quick

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from esplug.engine import Engine, Generation
+from esplug.engine import Engine, EngineSettings, Generation
 from esplug.engines import EnginePool, Job, Key
 from esplug.es import Member
 from esplug.grader import as_reward
@@ -151,10 +151,15 @@ class BenchmarkEngine(Engine):
         import vllm
 
         sys.path.insert(0, str(HERE))
-        for name, kind in (("LLM", vllm.LLM), ("SAMPLING", vllm.SamplingParams)):
-            if settings := os.environ.get(f"ESPLUG_BENCHMARK_{name}"):
-                setattr(vllm, kind.__name__, functools.partial(_made, kind, json.loads(settings)))
-        return super().start(*arguments)
+        _tell(vllm, "LLM", "LLM")
+        started = super().start(*arguments)
+        _tell(vllm, "SamplingParams", "SAMPLING")  # vLLM needs the type itself while it starts
+        return started
+
+
+def _tell(vllm: Any, kind: str, variable: str) -> None:
+    if settings := os.environ.get(f"ESPLUG_BENCHMARK_{variable}"):
+        setattr(vllm, kind, functools.partial(_made, getattr(vllm, kind), json.loads(settings)))
 
 
 def _made(kind: Callable[..., Any], settings: dict[str, Any], **named: Any) -> Any:
@@ -179,7 +184,9 @@ class TiedEngine(BenchmarkEngine):
 
 class ReferenceEngine(BenchmarkEngine):
     worker_extension = "reference.ReferenceWorker"
-    prefix_caching = False
+
+    def start(self, settings: EngineSettings, *arguments: Any) -> Any:
+        return super().start(replace(settings, prefix_caching=False), *arguments)
 
     def restore(self) -> None:
         self._weights = None

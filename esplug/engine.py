@@ -1,7 +1,6 @@
 """One vLLM engine in a Ray actor: answers prompts with a member's weights and applies updates from seeds."""
 
 import functools
-import itertools
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -9,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
+from esplug import prefix
 from esplug.adapters import adapter_elements, adapter_options
 from esplug.detokenizer import Detokenizer
 from esplug.errors import UserError, one_line
@@ -25,8 +25,6 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 #: Cores of the driver's or an engine's machine, as given to ``sched_setaffinity``.
 Cores = list[int]
 LOW_RANK_EXTENSION = "esplug.low_rank_worker.LowRankWorkerExtension"
-#: Shortest shared beginning of prompts, in tokens, that is worth caching: one block of the CPU backend.
-PREFIX_TOKENS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +42,7 @@ class EngineSettings:
     low_rank: int | None = None  # of the members' perturbations; full where it is None
     members_at_once: int = 1  # with low rank
     engines_per_gpu: int = 1
+    prefix_caching: bool = True  # whether prompts of one member share what they begin with
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,11 +144,9 @@ class Engine:
 
     Attributes:
         worker_extension: what is added to vLLM's workers, as a dotted name.
-        prefix_caching: whether prompts of one member share what they begin with.
     """
 
     worker_extension = "esplug.worker.ESWorkerExtension"
-    prefix_caching = True
 
     def __init__(self, log_path: str | None) -> None:
         if log_path:
@@ -158,6 +155,7 @@ class Engine:
         self._weights: tuple[Weights, ...] = ()  # none while nobody knows which
         self._heartbeat = Heartbeat()
         self._low_rank: int | None = None
+        self._prefix_caching = True
 
     def location(self) -> tuple[str, int]:
         """Return this node's id and its free memory in bytes."""
@@ -186,7 +184,7 @@ class Engine:
             kv_cache_bytes: size of the KV cache; ``None`` lets vLLM take its share of the GPU.
             catch_up: what the run has done so far.
         """
-        self._low_rank = settings.low_rank
+        self._low_rank, self._prefix_caching = settings.low_rank, settings.prefix_caching
         cores = _own_cores(*share)[:most_cores]
         ranks = settings.tensor_parallel_size
         rank_cores = [cores[rank::ranks] or cores for rank in range(ranks)]
@@ -211,7 +209,7 @@ class Engine:
         if settings.engines_per_gpu > 1:
             extra |= {"kv_cache_memory_bytes": _kv_cache_beside_others(settings)}
         if settings.device == "cpu":  # the smallest block there, so that short shared prefixes are cached too
-            extra |= {"kv_cache_memory_bytes": kv_cache_bytes, "block_size": PREFIX_TOKENS, "enforce_eager": True}
+            extra |= {"kv_cache_memory_bytes": kv_cache_bytes, "block_size": prefix.LEAST, "enforce_eager": True}
         self._llm = _made(
             LLM,
             settings,
@@ -220,7 +218,7 @@ class Engine:
             max_model_len=settings.max_model_len,
             tensor_parallel_size=ranks,
             distributed_executor_backend="mp" if ranks > 1 else None,  # within a placement group it would be Ray
-            enable_prefix_caching=self.prefix_caching,
+            enable_prefix_caching=settings.prefix_caching,
             gpu_memory_utilization=settings.memory_share / settings.engines_per_gpu,
             worker_extension_cls=LOW_RANK_EXTENSION if settings.low_rank else self.worker_extension,
             generation_config="vllm",
@@ -338,11 +336,9 @@ class Engine:
         """Compute what all prompts begin with once; scheduled together, each would compute it for itself."""
         from vllm import SamplingParams, TokensPrompt
 
-        same = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*prompts, strict=False))
-        prefix = [column[0] for column in same]
-        if self.prefix_caching and len(prompts) > 1 and len(prefix) >= PREFIX_TOKENS:
+        if self._prefix_caching and (beginning := prefix.shared(prompts)):
             once = SamplingParams(temperature=0.0, max_tokens=1)
-            prefixes = [TokensPrompt(prompt_token_ids=prefix)] * len(adapters)
+            prefixes = [TokensPrompt(prompt_token_ids=beginning)] * len(adapters)
             self._llm.generate(prefixes, once, lora_request=list(adapters), use_tqdm=False)
 
     @_at_work

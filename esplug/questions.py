@@ -54,16 +54,15 @@ class Questions:
             "fingerprint": fingerprint(map(str, self.encode(rows.prompts)), rows.targets),
         }
 
-    def batches(self, loader: Iterable[Batch], skipped: int) -> Iterator[Batch]:
-        """Return an endless stream of training batches, behind the first ``skipped``.
+    def batches(self, loader: Iterable[Batch], skipped: int) -> tuple[list[list[int]], Iterator[Batch]]:
+        """Return the first training batch's prompts as token ids, and an endless stream behind the first ``skipped``.
 
         Raises:
             UserError: the first batch or its prompts are not as they must be; a later one raises when its turn comes.
         """
         stream = _endless(loader)
         first = next(stream)
-        self.encode(first[0])
-        return islice(chain([first], stream), skipped, None)
+        return self.encode(first[0]), islice(chain([first], stream), skipped, None)
 
     def _prompt(self, question: Any) -> Prompt:
         prompt: Prompt = self.template(question) if self.template else question

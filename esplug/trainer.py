@@ -1,5 +1,6 @@
 """The training loop: perturb, answer, grade, shape, update, evaluate."""
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from esplug import plugins
+from esplug import plugins, prefix
 from esplug.checkpoint import newest_first, rename_aside
 from esplug.cluster import Cluster
 from esplug.config import RunConfig, make_config
@@ -40,6 +41,7 @@ from esplug.resume import check_environment, note_changes, past_evaluations, reo
 from esplug.rewards import PendingRewards, RewardPool
 from esplug.run_directory import RunDirectory, environment
 from esplug.seed_log import Base, Header, SeedLog, Step, movement
+from esplug.shards import read_shapes
 from esplug.starting_model import starting_model
 from esplug.watch import UNDEFINED, Watch
 
@@ -291,6 +293,7 @@ class EvolutionStrategiesTrainer:
             low_rank=self.config.low_rank,
             members_at_once=self.config.members_at_once(self._plan.n_engines),
             engines_per_gpu=self._plan.engines_per_gpu,
+            prefix_caching=self._prefix_caching,
         )
         return self.pool(
             self._plan,
@@ -345,11 +348,14 @@ class EvolutionStrategiesTrainer:
         encoder = loading.result()
         self._questions = Questions(encoder, self.template_function)
         splits = {name: self._questions.split(name, loader) for name, loader in self.eval_dataloader_dict.items()}
+        asked_together = [split.prompts for split in splits.values()]
         train_data = None
         if isinstance(self.train_dataloader, Batches):  # all rows are here: no bad one may stop the run later
             train_data = self._questions.fingerprint(self.train_dataloader)
         if self.train_dataloader is not None and config.n_iterations:
-            self._batches = self._questions.batches(self.train_dataloader, first)
+            prompts, self._batches = self._questions.batches(self.train_dataloader, first)
+            asked_together.append(prompts)
+        self._prefix_caching = self._shares_prefixes(asked_together)
         self._reward_pool.ready()
         self._evaluator = Evaluator(config, splits, self._plan.device, encoder.turn_ends)
         surroundings = environment() | {"engines": asdict(self._plan), "train_data": train_data}
@@ -373,6 +379,13 @@ class EvolutionStrategiesTrainer:
         self.progress = stack.enter_context(
             LiveProgress(config.n_iterations, first, enabled="console" in config.logging)
         )
+
+    def _shares_prefixes(self, asked_together: Sequence[Sequence[Sequence[int]]]) -> bool:
+        """Whether engines keep what prompts begin with, given those of some batches: on a CPU always."""
+        if self._plan.device == "cpu" or self.config.eval_n_samples > 1:
+            return True
+        weights = sum(math.prod(shape) for shape in read_shapes(self._model).values())
+        return any(prefix.pays(prompts, self.config.max_tokens, weights) for prompts in asked_together)
 
     def _start_engines(self, log: SeedLog | None, stack: ExitStack) -> SeedLog | None:
         """Start the engines, and the seed log of a new run. Returns the log; ``None`` where nothing is trained."""
