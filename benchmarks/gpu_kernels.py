@@ -73,7 +73,7 @@ def our_times(name: str, members: int, repeats: int, **how: Any) -> list[float]:
     master = made(name, **how)
     seeds, factors = list(range(members)), [1e-6] * members
     update = functools.partial(master.update, seeds, factors)
-    return [seconds(switching(master), repeats), seconds(update, 2), seconds(master.checksum, 2)]
+    return [seconds(switching(master), repeats), seconds(update, repeats), seconds(master.checksum, repeats)]
 
 
 def randn_times(name: str, members: int, repeats: int) -> list[float]:
@@ -97,7 +97,7 @@ def randn_times(name: str, members: int, repeats: int) -> list[float]:
                 total.add_(noise(tensor, seed), alpha=1e-6)
             tensor.add_(total)
 
-    return [seconds(add_and_subtract, repeats), seconds(update, 2)]
+    return [seconds(add_and_subtract, repeats), seconds(update, repeats)]
 
 
 def alone(elements: int, repeats: int) -> float:
@@ -118,9 +118,9 @@ def measure(name: str, members: int) -> Row:
     for find in (
         functools.partial(our_times, name, members, repeats),
         functools.partial(randn_times, name, members, repeats),
-        functools.partial(our_times, name, members, 1, low_rank=1),
-        functools.partial(our_times, name, members, 1, low_rank=16),
-        functools.partial(our_times, name, members, 1, in_host=GPU),
+        functools.partial(our_times, name, members, repeats, low_rank=1),
+        functools.partial(our_times, name, members, repeats, low_rank=16),
+        functools.partial(our_times, name, members, repeats, in_host=GPU),
     ):
         times.append(find())
         release()

@@ -212,8 +212,8 @@ class RunConfig(BaseModel):
     )
     gpu_memory_utilization: float | None = _number(
         None,
-        "Share of memory for the engines.  [default: 0.9 of each GPU, 0.7 where engines share it; on CPU 0.5 of what "
-        "is free]",
+        "Share of memory for the engines.  [default: 0.9 of each GPU, 0.7 where engines share it, less where that "
+        "makes room for master weights; on CPU 0.5 of what is free]",
         "Engines",
         gt=0,
         le=1,

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from esplug import prefix
-from esplug.adapters import adapter_elements, adapter_options
+from esplug.adapters import adapter_options
 from esplug.detokenizer import Detokenizer
 from esplug.errors import UserError, one_line
 from esplug.free_memory import free_memory
 from esplug.heartbeat import Heartbeat
 from esplug.history import CatchUp, CaughtUp
-from esplug.model import weights_size
-from esplug.placement import GPU_KV_CACHE_MIN, element_bytes, gpu_kv_cache_bytes, usable_cores
+from esplug.memory import on_gpu
+from esplug.placement import CPU_MEMORY_SHARE, GPU_KV_CACHE_MIN, OnGpu, usable_cores
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
@@ -38,7 +38,7 @@ class EngineSettings:
     device: Literal["cuda", "cpu"]
     tensor_parallel_size: int
     max_model_len: int | None
-    memory_share: float  # cuda: of each GPU's memory; cpu: of what is free, for all engines of a machine
+    memory_share: float | None  # cuda: of each GPU's memory; cpu: of what is free, for all engines of a machine
     low_rank: int | None = None  # of the members' perturbations; full where it is None
     members_at_once: int = 1  # with low rank
     engines_per_gpu: int = 1
@@ -203,11 +203,12 @@ class Engine:
                 os.environ["VLLM_CPU_OMP_THREADS_BIND"] = bind
         from vllm import LLM
 
+        memory_share = settings.memory_share or _memory_share(settings)
         extra: dict[str, Any] = {}
         if settings.low_rank:
             extra = adapter_options(Path(settings.model), settings.low_rank, settings.members_at_once, settings.device)
         if settings.engines_per_gpu > 1:
-            extra |= {"kv_cache_memory_bytes": _kv_cache_beside_others(settings)}
+            extra |= {"kv_cache_memory_bytes": _kv_cache_beside_others(settings, memory_share)}
         if settings.device == "cpu":  # the smallest block there, so that short shared prefixes are cached too
             extra |= {"kv_cache_memory_bytes": kv_cache_bytes, "block_size": prefix.LEAST, "enforce_eager": True}
         self._llm = _made(
@@ -219,7 +220,7 @@ class Engine:
             tensor_parallel_size=ranks,
             distributed_executor_backend="mp" if ranks > 1 else None,  # within a placement group it would be Ray
             enable_prefix_caching=settings.prefix_caching,
-            gpu_memory_utilization=settings.memory_share / settings.engines_per_gpu,
+            gpu_memory_utilization=memory_share / settings.engines_per_gpu,
             worker_extension_cls=LOW_RANK_EXTENSION if settings.low_rank else self.worker_extension,
             generation_config="vllm",
             seed=0,
@@ -227,7 +228,7 @@ class Engine:
         )
         step = self._llm.llm_engine.step
         self._llm.llm_engine.step = lambda: self._step(step)
-        room = (1 - settings.memory_share) / settings.engines_per_gpu
+        room = (1 - memory_share) / settings.engines_per_gpu
         master = settings.master_dtype, settings.master_device, room
         self._load_master = (settings.model, *master, settings.low_rank, rank_cores, self._heartbeat.place)
         return self.catch_up(catch_up)
@@ -398,23 +399,35 @@ def _made(kind: Callable[..., Any], settings: EngineSettings, **options: Any) ->
         raise
 
 
-def _kv_cache_beside_others(settings: EngineSettings) -> int:
+def _on_gpu(settings: EngineSettings) -> tuple[OnGpu, int]:
+    """Return what an engine takes of a GPU, and the memory of that."""
+    import torch
+
+    model, members = Path(settings.model), settings.members_at_once
+    kinds = settings.dtype, settings.master_dtype, settings.low_rank
+    return on_gpu(model, *kinds, members, settings.tensor_parallel_size), torch.cuda.mem_get_info()[1]
+
+
+def _memory_share(settings: EngineSettings) -> float:
+    """Return the share of memory that the user has left to us."""
+    if settings.device == "cpu":
+        return CPU_MEMORY_SHARE
+    taken, total = _on_gpu(settings)
+    return taken.memory_share(total, settings.engines_per_gpu, settings.master_device)
+
+
+def _kv_cache_beside_others(settings: EngineSettings, share: float) -> int:
     """Size the KV cache of an engine that shares its GPU, where vLLM would take its neighbours' memory for its own.
 
     Raises:
         UserError: there is not enough.
     """
-    import torch
-
-    share = settings.memory_share / settings.engines_per_gpu
-    total = torch.cuda.mem_get_info()[1]
-    model, width, adapters = Path(settings.model), element_bytes(settings.dtype), 0
-    if settings.low_rank:
-        adapters = width * adapter_elements(model, settings.low_rank, settings.members_at_once)
-    left = gpu_kv_cache_bytes(total, share, width * weights_size(model)[1], adapters)
+    taken, total = _on_gpu(settings)
+    left = taken.kv_cache(total, share / settings.engines_per_gpu)
     if left < GPU_KV_CACHE_MIN:
         raise UserError(
-            f"--n-vllm-engines-per-gpu {settings.engines_per_gpu}: each engine may take {share * total / 1e9:.1f} GB, "
+            f"--n-vllm-engines-per-gpu {settings.engines_per_gpu}: each engine may take "
+            f"{share * total / settings.engines_per_gpu / 1e9:.1f} GB, "
             "which is too little for this model; choose fewer, or more --gpu-memory-utilization"
         )
     return left

@@ -13,11 +13,12 @@ from esplug.config import RunConfig
 from esplug.model import weights_size
 from esplug.placement import (
     CPU_ENGINE_OVERHEAD,
+    CPU_MEMORY_SHARE,
     GPU_ACTIVATIONS,
+    OnGpu,
     Plan,
     cpu_kv_cache_bytes,
     element_bytes,
-    gpu_kv_cache_bytes,
     gpu_master_room,
 )
 from esplug.shards import read_shapes, widest
@@ -50,6 +51,7 @@ class MemoryPlan:
     Attributes:
         plan: how many engines, on what.
         items: of one engine.
+        share: of each GPU's memory, or of what is free for engines on a CPU, that vLLM takes.
         free: memory of the machine, in bytes.
         gpu: of the emptiest ones that suffice, the one with the least free memory; ``None`` on a CPU.
         master_room: of that GPU, beside vLLM, for one engine's master weights, in bytes; ``None`` on a CPU.
@@ -59,6 +61,7 @@ class MemoryPlan:
 
     plan: Plan
     items: tuple[Item, ...]
+    share: float
     free: int
     gpu: Gpu | None
     master_room: int | None
@@ -118,20 +121,49 @@ def plan_memory(model: Path, config: RunConfig, plan: Plan, free: int, gpus: lis
     Raises:
         UserError: the model is damaged.
     """
-    share = config.gpu_memory_utilization or plan.memory_share
-    gpu, room = None, None
+    share, gpu, room = config.gpu_memory_utilization, None, None
     if plan.device == "cpu":
+        share = share or CPU_MEMORY_SHARE
         items = cpu_items(model, config)
         needed = sum(item.nbytes for item in items)
         items += (Item("KV cache", "memory", cpu_kv_cache_bytes(free, share, plan.n_engines, needed)),)
     else:
         gpu = sorted(gpus, key=lambda each: each.free, reverse=True)[: plan.n_gpus][-1]
+        members = config.members_at_once(plan.n_engines)
+        taken = on_gpu(model, config.dtype, config.master_dtype, config.low_rank, members, plan.gpus_per_engine)
+        share = share or taken.memory_share(gpu.total, plan.engines_per_gpu, config.master_device)
         free_each = (gpu.free - int(share * gpu.total)) // plan.engines_per_gpu
         room = gpu_master_room(free_each, gpu.total, (1 - share) / plan.engines_per_gpu)
-        items = _gpu_items(model, config, plan, share, gpu, room)
+        cache = max(0, taken.kv_cache(gpu.total, share / plan.engines_per_gpu))
+        fits = config.master_device == "gpu" or (config.master_device == "auto" and taken.master <= room)
+        items = (
+            Item("weights", "GPU", taken.weights),
+            Item("activations", "GPU", GPU_ACTIVATIONS),
+            *([Item("adapters", "GPU", taken.adapters)] if taken.adapters else []),
+            Item("KV cache", "GPU", cache),
+            # As a worker decides it.
+            Item("master", *(("GPU", taken.master) if fits else ("memory", master_bytes(model, config.master_dtype)))),
+            Item("Python, torch, vLLM", "memory", CPU_ENGINE_OVERHEAD),
+        )
     described = _description(model)
     own = described.get("max_position_embeddings")
-    return MemoryPlan(plan, items, free, gpu, room, _kv_bytes(described, config), config.max_model_len or own)
+    return MemoryPlan(plan, items, share, free, gpu, room, _kv_bytes(described, config), config.max_model_len or own)
+
+
+def on_gpu(model: Path, dtype: str, master_dtype: str, low_rank: int | None, members: int, ranks: int) -> OnGpu:
+    """Return what one engine takes of each of its GPUs.
+
+    Args:
+        model: folder.
+        dtype: the setting of that name; likewise ``master_dtype``.
+        master_dtype: see there.
+        low_rank: of the members' perturbations; full where it is ``None``.
+        members: at once, with low rank.
+        ranks: GPUs that the engine spans.
+    """
+    width = element_bytes(dtype)
+    adapters = width * adapter_elements(model, low_rank, members) if low_rank else 0
+    return OnGpu(width * weights_size(model)[1] // ranks, adapters, master_bytes(model, master_dtype) // ranks)
 
 
 def master_bytes(model: Path, master_dtype: str, blocks: Mapping[str, Block] | None = None) -> int:
@@ -150,26 +182,6 @@ def master_bytes(model: Path, master_dtype: str, blocks: Mapping[str, Block] | N
 def size(nbytes: int) -> str:
     """Write a number of bytes in GB, as disks and GPUs are sold."""
     return f"{nbytes / 1e9:.2f} GB" if nbytes < 10e9 else f"{nbytes / 1e9:.1f} GB"
-
-
-def _gpu_items(model: Path, config: RunConfig, plan: Plan, share: float, gpu: Gpu, room: int) -> tuple[Item, ...]:
-    """Return what an engine keeps on each of its GPUs, and where its master goes, as a worker decides it."""
-    ranks, width = plan.gpus_per_engine, element_bytes(config.dtype)
-    weights, adapters = width * weights_size(model)[1] // ranks, 0
-    if config.low_rank:
-        adapters = width * adapter_elements(model, config.low_rank, config.members_at_once(plan.n_engines))
-    left = gpu_kv_cache_bytes(gpu.total, share / plan.engines_per_gpu, weights, adapters)
-    master = master_bytes(model, config.master_dtype)
-    on_gpu = config.master_device == "gpu" or (config.master_device == "auto" and master // ranks <= room)
-    items = [
-        Item("weights", "GPU", weights),
-        Item("activations", "GPU", GPU_ACTIVATIONS),
-        *([Item("adapters", "GPU", adapters)] if adapters else []),
-        Item("KV cache", "GPU", max(0, left)),
-        Item("master", "GPU", master // ranks) if on_gpu else Item("master", "memory", master),
-        Item("Python, torch, vLLM", "memory", CPU_ENGINE_OVERHEAD),
-    ]
-    return tuple(items)
 
 
 def _description(model: Path) -> dict[str, Any]:

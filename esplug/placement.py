@@ -13,8 +13,12 @@ GIB = 2**30
 CPU_ENGINE_OVERHEAD = 2 * GIB
 #: A KV cache on the CPU never needs to be larger than this, nor useful if smaller than the other.
 CPU_KV_CACHE_MAX, CPU_KV_CACHE_MIN = 4 * GIB, GIB // 4
+#: Share of what is free that engines on a CPU take unless the user says how much.
+CPU_MEMORY_SHARE = 0.5
 #: What vLLM takes of a GPU besides weights and KV cache, and what is left for what comes and goes, such as saving.
 GPU_ACTIVATIONS, GPU_SPARE = 3 * GIB, 2 * GIB
+#: What a GPU lacks before an engine starts, at most: its driver takes it.
+GPU_DRIVER = GIB
 #: The smallest KV cache of an engine that shares a GPU.
 GPU_KV_CACHE_MIN = GIB // 2
 
@@ -71,11 +75,6 @@ class Plan:
     def n_gpus(self) -> int:
         """GPUs of all engines."""
         return math.ceil(self.n_engines * self.gpu_share)
-
-    @property
-    def memory_share(self) -> float:
-        """Share of memory that vLLM takes unless the user says how much; engines on one GPU have masters there, too."""
-        return 0.5 if self.device == "cpu" else 0.9 if self.engines_per_gpu == 1 else 0.7
 
     def describe(self) -> str:
         """Say the plan in words."""
@@ -141,16 +140,38 @@ def cpu_kv_cache_bytes(free: int, share: float, engines_here: int, engine_bytes:
     return max(CPU_KV_CACHE_MIN, min(CPU_KV_CACHE_MAX, left))
 
 
-def gpu_kv_cache_bytes(total: int, share: float, weights: int, adapters: int) -> int:
-    """Return what vLLM has left for the KV cache on a GPU of ``total`` bytes; negative where that is too small.
+@dataclass(frozen=True, slots=True)
+class OnGpu:
+    """Bytes of one engine on each of its GPUs.
 
-    Args:
-        total: memory of the GPU, in bytes.
-        share: of it, for this engine's vLLM.
-        weights: bytes of the model on this GPU, in the type that the engine computes in.
+    Attributes:
+        weights: of the model, in the type that the engine computes in.
         adapters: likewise, of members of low rank.
+        master: of the master weights, if they are there.
     """
-    return int(share * total) - weights - adapters - GPU_ACTIVATIONS
+
+    weights: int
+    adapters: int
+    master: int
+
+    def kv_cache(self, total: int, share: float) -> int:
+        """Return what is left for the KV cache of ``share`` of a GPU of ``total`` bytes; negative where too little."""
+        return int(share * total) - self.weights - self.adapters - GPU_ACTIVATIONS
+
+    def memory_share(self, total: int, engines: int, master_device: Literal["auto", "gpu", "host"]) -> float:
+        """Return the share of a GPU for vLLM unless the user says how much: less than usual if the master then fits.
+
+        Args:
+            total: memory of the GPU, in bytes.
+            engines: on that GPU, which share what is returned.
+            master_device: the setting of that name. With ``auto``, a fifth of the GPU is kept for KV caches.
+        """
+        usual = 0.9 if engines == 1 else 0.7  # each has a master there, too
+        beside = math.floor(100 * (1 - (GPU_DRIVER + engines * (self.master + GPU_SPARE)) / total)) / 100
+        if master_device == "host" or beside >= usual:
+            return usual
+        least = GPU_KV_CACHE_MIN if master_device == "gpu" else total // 5 // engines
+        return beside if self.kv_cache(total, beside / engines) >= least else usual
 
 
 def gpu_master_room(free: int, total: int, share: float) -> int:

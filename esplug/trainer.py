@@ -280,7 +280,6 @@ class EvolutionStrategiesTrainer:
 
     def launch_engines(self) -> EnginePool:
         """Make the pool of engines, which the trainer then starts."""
-        share = self.config.gpu_memory_utilization or self._plan.memory_share
         settings = EngineSettings(
             model=str(self._model),
             dtype=self.config.dtype,
@@ -289,7 +288,7 @@ class EvolutionStrategiesTrainer:
             device=self._plan.device,
             tensor_parallel_size=self.config.n_gpu_per_vllm_engine,
             max_model_len=self.config.max_model_len,
-            memory_share=share,
+            memory_share=self.config.gpu_memory_utilization,
             low_rank=self.config.low_rank,
             members_at_once=self.config.members_at_once(self._plan.n_engines),
             engines_per_gpu=self._plan.engines_per_gpu,

@@ -153,7 +153,7 @@ def test_the_memory_of_a_cpu_engine_is_what_its_placement_counts(tiny_model) -> 
 
 
 def test_on_a_gpu_the_master_goes_where_a_worker_puts_it(tiny_model) -> None:
-    roomy, full = Gpu("A", 80 * GIB, 79 * GIB), Gpu("B", 24 * GIB, 23 * GIB)
+    roomy, small = Gpu("A", 80 * GIB, 79 * GIB), Gpu("B", 24 * GIB, 23 * GIB)
     one = Plan(1, "cuda", 1, 1)
 
     def place(settings: dict, gpu: Gpu) -> str:
@@ -161,8 +161,9 @@ def test_on_a_gpu_the_master_goes_where_a_worker_puts_it(tiny_model) -> None:
         return next(item.place for item in memory.items if item.what == "master")
 
     assert place({}, roomy) == "GPU"
-    assert place({}, full) == "memory"  # a tenth of 24 GiB leaves nothing beside what is kept free
-    assert place({"gpu_memory_utilization": 0.5}, full) == "GPU"
+    assert place({"gpu_memory_utilization": 0.9}, small) == "memory"  # the rest is what is kept free
+    assert place({}, small) == "GPU"  # vLLM takes less
+    assert place({}, Gpu("C", 4 * GIB, 4 * GIB)) == "memory"
     assert place({"master_device": "host"}, roomy) == "memory"
     cache = next(item for item in memory_of(tiny_model, {}, one, gpus=[roomy]).items if item.what == "KV cache")
     assert 68 * GIB < cache.nbytes < 69 * GIB  # 0.9 of 80, without 3 for activations
@@ -179,7 +180,7 @@ def test_on_a_gpu_the_master_goes_where_a_worker_puts_it(tiny_model) -> None:
             "GPU memory",
             "give --use-gpus 5 with fewer --n-vllm-engines",
         ),
-        ({"master_device": "gpu"}, [Gpu("A", 8 * GIB, 8 * GIB)], "GPU memory", "choose --master-device host"),
+        ({"master_device": "gpu"}, [Gpu("A", 4 * GIB, 4 * GIB)], "GPU memory", "choose --master-device host"),
         ({"gpu_memory_utilization": 0.03}, [Gpu("A", 80 * GIB, 79 * GIB)], "GPU memory", "--n-gpu-per-vllm-engine 2"),
         ({"n_vllm_engines": 3}, [Gpu("A", 80 * GIB, 79 * GIB)], "engines", ""),
         ({"master_device": "gpu"}, [], "engines", ""),
@@ -283,11 +284,11 @@ def test_the_kv_cache_of_engines_that_share_a_gpu_is_what_they_take(
     )
     if missing:
         with pytest.raises(UserError, match="too little for this model"):
-            _kv_cache_beside_others(engine)
+            _kv_cache_beside_others(engine, 0.5)
         assert len(failed) == 1
         assert "no room for a KV cache" in failed[0]
     else:
-        assert _kv_cache_beside_others(engine) == memory.kv_cache == GIB // 2
+        assert _kv_cache_beside_others(engine, 0.5) == memory.kv_cache == GIB // 2
         assert not failed
 
 

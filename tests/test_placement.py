@@ -1,10 +1,22 @@
 """How many engines a run gets."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from esplug.config import make_config
 from esplug.errors import UserError
-from esplug.placement import GIB, Node, Resources, cpu_kv_cache_bytes, plan_engines
+from esplug.placement import (
+    GIB,
+    GPU_DRIVER,
+    GPU_KV_CACHE_MIN,
+    Node,
+    OnGpu,
+    Resources,
+    cpu_kv_cache_bytes,
+    gpu_master_room,
+    plan_engines,
+)
 
 LAPTOP = Resources((Node(gpus=0, cores=8, memory=16 * GIB),))
 SERVER = Resources((Node(gpus=8, cores=64, memory=512 * GIB),))
@@ -36,7 +48,6 @@ def test_plan(settings, found, engine_gib, expected) -> None:
     assert (plan.n_engines, plan.device, plan.gpus_per_engine, plan.cores_per_engine) == expected
     sharing = settings.get("n_vllm_engines_per_gpu", 1)
     assert plan.gpu_share == plan.gpus_per_engine / sharing
-    assert plan.memory_share == (0.5 if plan.device == "cpu" else 0.9 if sharing == 1 else 0.7)
     assert (f"{sharing} to a GPU" in plan.describe()) == (sharing > 1)
 
 
@@ -62,3 +73,40 @@ def test_kv_cache_stays_within_its_bounds() -> None:
     assert cpu_kv_cache_bytes(20 * GIB, 0.5, 2, 2 * GIB) == 3 * GIB
     assert cpu_kv_cache_bytes(1 * GIB, 0.5, 2, 2 * GIB) == GIB // 4
     assert cpu_kv_cache_bytes(900 * GIB, 0.5, 2, 2 * GIB) == 4 * GIB
+
+
+@pytest.mark.parametrize(
+    ("billions", "gib", "engines", "choice", "expected"),
+    [
+        (0.5, 80, 1, "auto", 0.9),
+        (1.5, 80, 1, "auto", 0.89),
+        (7.6, 80, 1, "auto", 0.6),
+        (7.6, 80, 1, "host", 0.9),
+        (14.8, 80, 1, "auto", 0.9),  # in the host
+        (14.8, 141, 1, "auto", 0.58),
+        (0.5, 24, 1, "auto", 0.79),
+        (3.1, 24, 1, "auto", 0.9),
+        (1.5, 80, 4, "auto", 0.6),
+        (1.5, 80, 8, "auto", 0.7),
+        (0.5, 80, 4, "auto", 0.7),
+        (9, 80, 1, "auto", 0.54),
+        (12, 80, 1, "auto", 0.9),  # less than a fifth would be left for the KV cache
+        (12, 80, 1, "gpu", 0.4),
+    ],
+)
+def test_vllm_makes_room_for_the_master_where_it_can(billions, gib, engines, choice, expected) -> None:
+    weights = int(billions * 1e9)
+    assert OnGpu(2 * weights, 0, 4 * weights).memory_share(gib * GIB, engines, choice) == expected
+
+
+@given(st.integers(1, 10**11), st.integers(4, 200), st.integers(1, 8), st.sampled_from(["auto", "gpu"]))
+def test_where_vllm_makes_room_the_worker_finds_it_and_the_kv_cache_is_large_enough(weights, gib, engines, choice):
+    taken, total = OnGpu(2 * weights, 0, 4 * weights), gib * GIB
+    share = taken.memory_share(total, engines, choice)
+    usual = 0.9 if engines == 1 else 0.7
+    assert share <= usual
+    if share < usual:
+        free = int((total - GPU_DRIVER - share * total) / engines)
+        assert gpu_master_room(free, total, (1 - share) / engines) >= taken.master
+        least = GPU_KV_CACHE_MIN if choice == "gpu" else total // 5 // engines
+        assert taken.kv_cache(total, share / engines) >= least

@@ -122,7 +122,7 @@ def _gpu_fitting(config: RunConfig, memory: MemoryPlan, gpus: list[Gpu]) -> Find
     gpu, plan, room = memory.gpu, memory.plan, memory.master_room
     assert gpu is not None
     assert room is not None
-    share = config.gpu_memory_utilization or plan.memory_share
+    share = memory.share
     found = (
         f"vLLM takes {share:g} of {size(gpu.total)}, and {size(gpu.free)} are free; all: {size(memory.taken('GPU'))}"
     )

@@ -1,0 +1,48 @@
+"""Prompts that begin alike."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from esplug import EvolutionStrategiesTrainer, prefix
+from esplug.placement import Plan
+
+PROMPTS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8), min_size=1, max_size=4)
+
+
+@given(st.lists(st.integers(0, 9), max_size=50), PROMPTS)
+def test_the_beginning_is_the_longest_that_all_have(common, endings) -> None:
+    prompts = [common + ending for ending in endings]
+    found = prefix.shared(prompts)
+    assert all(prompt[: len(found)] == found for prompt in prompts)
+    if len(prompts) > 1 and len(common) >= prefix.LEAST:
+        assert len(found) >= len(common)
+        assert any(len(prompt) == len(found) for prompt in prompts) or len({p[len(found)] for p in prompts}) > 1
+    else:
+        assert not found or len(found) >= prefix.LEAST
+
+
+def asking(shared: int, own: int) -> list[list[int]]:
+    return [[*range(shared), *(1000 + prompt for _ in range(own))] for prompt in range(5)]
+
+
+def test_sharing_pays_for_long_beginnings_and_large_models() -> None:
+    few_shot, zero_shot = asking(300, 60), asking(20, 350)
+    assert prefix.pays(few_shot, 128, weights=1_500_000_000)
+    assert prefix.pays(few_shot, 128, weights=500_000_000)
+    assert not prefix.pays(few_shot, 1024, weights=135_000_000)
+    assert not prefix.pays(zero_shot, 128, weights=70_000_000_000)  # less than can be shared
+    assert not prefix.pays(few_shot[:1], 128, weights=7_000_000_000)
+    assert prefix.pays(asking(64, 300), 512, weights=7_000_000_000)
+    assert not prefix.pays(asking(64, 300), 512, weights=1_500_000_000)
+
+
+def test_a_trainer_has_prompts_share_where_it_pays(tiny_model) -> None:
+    def shares(plan: Plan, batches: list[list[list[int]]], **settings) -> bool:
+        trainer = EvolutionStrategiesTrainer(reward_function=len, max_tokens=1, **settings)
+        trainer._model, trainer._plan = tiny_model, plan
+        return trainer._shares_prefixes(batches)
+
+    cpu, gpu, batches = Plan(2, "cpu", 0, 1), Plan(1, "cuda", 1, 1), [asking(20, 9), asking(300, 60)]
+    assert shares(cpu, batches)
+    assert not shares(gpu, batches)  # the model is tiny
+    assert shares(gpu, batches, eval_n_samples=2, eval_temperature=1.0)
