@@ -38,7 +38,9 @@ def test_sharing_pays_for_long_beginnings_and_large_models() -> None:
 
 def test_a_trainer_has_prompts_share_where_it_pays(tiny_model) -> None:
     def shares(plan: Plan, batches: list[list[list[int]]], **settings) -> bool:
-        trainer = EvolutionStrategiesTrainer(reward_function=len, max_tokens=1, **settings)
+        trainer = EvolutionStrategiesTrainer(
+            reward_function=len, train_dataloader=[(["a"], [1])], max_tokens=1, **settings
+        )
         trainer._model, trainer._plan = tiny_model, plan
         return trainer._shares_prefixes(batches)
 
