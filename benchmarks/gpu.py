@@ -54,7 +54,8 @@ def checks(options: Namespace) -> None:
         flush=True,
     )
     if (SMALL_MODEL / "config.json").exists():
-        print(gpu_engines.apart(gpu_engines.check, SMALL_MODEL, options.tensors), "\n", flush=True)
+        print(gpu_engines.apart(gpu_engines.check, SMALL_MODEL, options.tensors), flush=True)
+        print(gpu_engines.apart(gpu_engines.check_members, SMALL_MODEL), "\n", flush=True)
 
 
 def memory(names: list[str], options: Namespace) -> Iterator[Row]:

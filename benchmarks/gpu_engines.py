@@ -3,7 +3,7 @@
 import itertools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -17,6 +17,7 @@ PROMPT, ANSWER = list(range(1000, 1040)), 24
 MEMBERS = 30 if GPU else 3
 #: A changed tensor must move log-probabilities as in ``transformers``, up to a share of what it moves them by.
 _FAR = 0.1
+_RANK, _SCALE = 2, 5 * SIGMA
 
 
 def apart(work: Callable[..., Result], *arguments: Any) -> Result:
@@ -28,7 +29,7 @@ def apart(work: Callable[..., Result], *arguments: Any) -> Result:
 class LocalEngine:
     """An engine in this process. ``share`` is vLLM's of the GPU's memory; the master has the rest."""
 
-    def __init__(self, model: Path, dtype: str, share: float) -> None:
+    def __init__(self, model: Path, dtype: str, share: float, **low_rank: int) -> None:
         os.environ.pop("TRITON_INTERPRET", None)
         from reference import BenchmarkEngine
 
@@ -36,7 +37,7 @@ class LocalEngine:
         from esplug.history import CatchUp
 
         device = "cuda" if GPU else "cpu"
-        settings = EngineSettings(str(model), dtype, "float32", "auto", device, 1, 1024, share)
+        settings = EngineSettings(str(model), dtype, "float32", "auto", device, 1, 1024, share, **low_rank)
         self.engine = BenchmarkEngine(None)
         self.checksum = self.engine.start(settings, (0, 1), None, None if GPU else 2**26, CatchUp(0)).checksum
         self.llm = self.engine._llm
@@ -76,15 +77,44 @@ class LocalEngine:
         pairs = zip(tokens[1:], output.prompt_logprobs[1:], strict=True)
         return torch.tensor([entry[token].logprob for token, entry in pairs])
 
-    def answer(self) -> tuple[list[int], torch.Tensor]:
-        """Return a greedy answer and its log-probabilities."""
+    def answers(self, adapters: Sequence[Any] = (None,)) -> list[tuple[list[int], torch.Tensor]]:
+        """Return greedy answers, one with each adapter, and their log-probabilities."""
         from vllm import SamplingParams, TokensPrompt
 
         sampling = SamplingParams(max_tokens=ANSWER, logprobs=0, temperature=0, ignore_eos=True)
-        (output,) = self.llm.generate([TokensPrompt(prompt_token_ids=PROMPT)], sampling, use_tqdm=False)
-        (found,) = output.outputs
-        pairs = zip(found.token_ids, found.logprobs, strict=True)
-        return list(found.token_ids), torch.tensor([entry[token].logprob for token, entry in pairs])
+        prompts = [TokensPrompt(prompt_token_ids=PROMPT)] * len(adapters)
+        outputs = self.llm.generate(prompts, sampling, lora_request=list(adapters), use_tqdm=False)
+        return [
+            (list(found.token_ids), torch.tensor([each[token].logprob for token, each in _steps(found)]))
+            for (found,) in (output.outputs for output in outputs)
+        ]
+
+
+def _steps(found: Any) -> Iterator[tuple[int, Any]]:
+    return zip(found.token_ids, found.logprobs, strict=True)
+
+
+class Dense:
+    """The same model in ``transformers``."""
+
+    def __init__(self, model: Path) -> None:
+        from transformers import AutoModelForCausalLM
+
+        self._device = "cuda" if GPU else "cpu"
+        self._model: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).to(self._device).eval()
+        self.parameters = dict(self._model.named_parameters())
+
+    def put(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        for name, value in tensors:
+            if name in self.parameters:
+                self.parameters[name].data.copy_(value)
+
+    def logprobs(self, tokens: list[int], first: int) -> torch.Tensor:
+        """Return the log-probabilities of tokens from the ``first`` on."""
+        with torch.no_grad():
+            logits = self._model(torch.tensor([tokens], device=self._device)).logits[0, first - 1 : -1]
+        chosen = torch.tensor(tokens[first:], device=self._device)[:, None]
+        return logits.log_softmax(-1).gather(1, chosen)[:, 0].cpu()
 
 
 def check(model: Path, tensors: int | None) -> str:
@@ -94,31 +124,19 @@ def check(model: Path, tensors: int | None) -> str:
         model: a real one.
         tensors: change so many of the checkpoint's; ``None`` for all.
     """
-    from transformers import AutoModelForCausalLM
-
     from esplug.weights import MasterWeights
 
-    there = LocalEngine(model, "float32", 0.3)
-    here = MasterWeights.load(model, "float32")
-    device = "cuda" if GPU else "cpu"
-    dense: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).to(device).eval()
-    parameters = dict(dense.named_parameters())
-    base = {name: here[name].clone() for name in here.names if name in parameters}
+    there, here, dense = LocalEngine(model, "float32", 0.3), MasterWeights.load(model, "float32"), Dense(model)
+    base = {name: here[name].clone() for name in here.names if name in dense.parameters}
     state = there.fingerprint()
     _insist(there.checksum == here.checksum(), "the base model's checksum")
 
-    def expected(tokens: list[int], first: int) -> torch.Tensor:
-        with torch.no_grad():
-            logits = dense(torch.tensor([tokens], device=device)).logits[0, first - 1 : -1]
-        chosen = torch.tensor(tokens[first:], device=device)[:, None]
-        return logits.log_softmax(-1).gather(1, chosen)[:, 0].cpu()
-
     def put(name: str, value: torch.Tensor) -> None:
-        parameters[name].data.copy_(value)
+        dense.put([(name, value)])
         there.ask(lambda worker: worker._es_master[name].copy_(value))
 
     before = there.prompt_logprobs(PROMPT)
-    offset = float((before - expected(PROMPT, 1)).abs().max())
+    offset = float((before - dense.logprobs(PROMPT, 1)).abs().max())
     worst, least = (0.0, "none"), float("inf")
     chosen = list(base)[:: max(1, len(base) // tensors)] if tensors else list(base)
     for number, name in enumerate(chosen):
@@ -126,7 +144,7 @@ def check(model: Path, tensors: int | None) -> str:
         scale = base[name].square().mean().sqrt()
         put(name, base[name] + scale * torch.randn(base[name].shape, generator=generator))
         there.write(None)
-        found, wanted = there.prompt_logprobs(PROMPT), expected(PROMPT, 1)
+        found, wanted = there.prompt_logprobs(PROMPT), dense.logprobs(PROMPT, 1)
         far, moved = float((found - wanted).abs().max()), float((found - before).abs().max())
         _insist(moved > 3 * offset, f"{name} does not arrive: log-probabilities move by {moved:.2g}, {offset=:.2g}")
         _insist(
@@ -142,12 +160,10 @@ def check(model: Path, tensors: int | None) -> str:
     for seed in range(MEMBERS):
         there.write(seed)
         if seed % 10 == 0:
-            for name, value in here.perturbed(seed, SIGMA, torch.float32):
-                if name in parameters:
-                    parameters[name].data.copy_(value)
+            dense.put(here.perturbed(seed, SIGMA, torch.float32))
             there.llm.reset_prefix_cache()
-            tokens, logprobs = there.answer()
-            off = float((logprobs - expected(PROMPT + tokens, len(PROMPT))).abs().max())
+            ((tokens, logprobs),) = there.answers()
+            off = float((logprobs - dense.logprobs(PROMPT + tokens, len(PROMPT))).abs().max())
             decoded = max(decoded, off)
             _insist(off < 3 * offset + 0.01, f"member {seed}: decoded log-probabilities are off by {off:.3f}")
     there.write(None)
@@ -162,6 +178,40 @@ def check(model: Path, tensors: int | None) -> str:
         f"or more, to those of transformers up to {worst[0]:.2g} ({worst[1]}; {offset:.2g} with none changed); after "
         f"{MEMBERS} members the same weights bit for bit, members' decoded log-probabilities off by {decoded:.2g}; "
         f"CUDA graphs: {there.graphs()}"
+    )
+
+
+def check_members(model: Path) -> str:
+    """Compare members of low rank, answered with together, with ``transformers``; end if they differ.
+
+    Args:
+        model: a real one.
+    """
+    from vllm.lora.request import LoRARequest
+
+    from esplug import low_rank
+    from esplug.weights import MasterWeights
+
+    there = LocalEngine(model, "float32", 0.3, low_rank=_RANK, members_at_once=MEMBERS)
+    here, dense = MasterWeights.load(model, "float32"), Dense(model)
+    ((tokens, logprobs),) = there.answers()
+    offset = float((logprobs - dense.logprobs(PROMPT + tokens, len(PROMPT))).abs().max())
+    there.llm.collective_rpc("es_set_members", args=([(seed, _SCALE) for seed in range(MEMBERS)],))
+    answers = there.answers([LoRARequest(f"member {seed}", seed + 1, "made from its seed") for seed in range(MEMBERS)])
+    alone = [dense.logprobs(PROMPT + tokens, len(PROMPT)) for tokens, _ in answers]
+    linear = [name for name in here.names if low_rank.is_perturbed(name, here[name].shape)]
+    worst, least = 0.0, float("inf")
+    for seed, (tokens, logprobs) in enumerate(answers):
+        noise = ((name, low_rank.eps(seed, name, here[name].shape, _RANK)) for name in linear)
+        dense.put((name, here[name] + _SCALE * eps) for name, eps in noise)
+        off = float((logprobs - dense.logprobs(PROMPT + tokens, len(PROMPT))).abs().max())
+        moved = float((logprobs - alone[seed]).abs().max())
+        worst, least = max(worst, off), min(least, moved)
+        holds = moved > 3 * offset and off < _FAR * moved + offset
+        _insist(holds, f"member {seed} of rank {_RANK}: off by {off:.3g}, moved by {moved:.3g}, {offset=:.3g}")
+    return (
+        f"{MEMBERS} members of rank {_RANK} in one batch: decoded log-probabilities move by {least:.2g} or more, to "
+        f"those of transformers up to {worst:.2g} ({offset:.2g} without); CUDA graphs: {there.graphs()}"
     )
 
 

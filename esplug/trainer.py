@@ -1,6 +1,5 @@
 """The training loop: perturb, answer, grade, shape, update, evaluate."""
 
-import math
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,7 +29,7 @@ from esplug.hookspecs import Prompt
 from esplug.loggers import LoggerSet
 from esplug.memory import cpu_items
 from esplug.metrics import PopulationResult, iteration_record, train_metrics
-from esplug.model import PromptEncoder, longest_prompt, revision_of
+from esplug.model import PromptEncoder, longest_prompt, revision_of, weights_size
 from esplug.placement import Plan, plan_engines
 from esplug.profile import trace
 from esplug.progress import LiveProgress
@@ -41,7 +40,6 @@ from esplug.resume import check_environment, note_changes, past_evaluations, reo
 from esplug.rewards import PendingRewards, RewardPool
 from esplug.run_directory import RunDirectory, environment
 from esplug.seed_log import Base, Header, SeedLog, Step, movement
-from esplug.shards import read_shapes
 from esplug.starting_model import starting_model
 from esplug.watch import UNDEFINED, Watch
 
@@ -383,7 +381,7 @@ class EvolutionStrategiesTrainer:
         """Whether engines keep what prompts begin with, given those of some batches: on a CPU always."""
         if self._plan.device == "cpu" or self.config.eval_n_samples > 1:
             return True
-        weights = sum(math.prod(shape) for shape in read_shapes(self._model).values())
+        weights = weights_size(self._model)[1]
         return any(prefix.pays(prompts, self.config.max_tokens, weights) for prompts in asked_together)
 
     def _start_engines(self, log: SeedLog | None, stack: ExitStack) -> SeedLog | None:

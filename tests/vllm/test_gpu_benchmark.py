@@ -17,6 +17,7 @@ def test_it_checks_everything_and_prints_its_tables(tmp_path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     assert re.search(r"10 random blocks, 2 with noise of low rank, .* the same as on the CPU, bit for bit", done.stdout)
     assert re.search(r"changed one by one: .* after 3 members the same weights bit for bit", done.stdout)
+    assert re.search(r"3 members of rank 2 in one batch: .* to those of transformers up to ", done.stdout)
     for part in ("memory", "kernels"):
         (row,) = json.loads((tmp_path / f"gpu-{part}.json").read_text())["rows"]
         assert "tiny" in next(iter(row.values()))
