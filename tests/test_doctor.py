@@ -224,6 +224,23 @@ def test_what_a_cluster_may_have_is_no_failure_here(settings, gpus, host, tiny_m
         assert not address or all(finding.state != "fail" for finding in findings)
 
 
+@pytest.mark.parametrize(
+    ("settings", "gpus", "hinted"),
+    [
+        ({}, [Gpu("A", 80 * GIB, 79 * GIB)], True),
+        ({}, [Gpu("A", 24 * GIB, 23 * GIB)], False),  # no room for four
+        ({}, [Gpu("A", 80 * GIB, 79 * GIB)] * 2, False),  # four cores
+        ({"n_vllm_engines_per_gpu": 2}, [Gpu("A", 80 * GIB, 79 * GIB)], False),
+        ({"use_gpus": "none"}, [Gpu("A", 80 * GIB, 79 * GIB)], False),
+        ({}, [], False),
+    ],
+)
+def test_several_engines_are_proposed_where_one_leaves_a_gpu_idle(settings, gpus, hinted, host, tiny_model) -> None:
+    _, findings = fit(make_config(settings), tiny_model, Stack(gpus=gpus, cuda="12.9"))
+    (found,) = (finding.found for finding in findings if finding.check == "engines")
+    assert ("--n-vllm-engines-per-gpu 4" in found) == hinted
+
+
 def fake_gpu(monkeypatch, free: int, total: int) -> None:
     import torch
 
