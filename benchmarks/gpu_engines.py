@@ -3,7 +3,7 @@
 import itertools
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -74,8 +74,7 @@ class LocalEngine:
         self.llm.reset_prefix_cache()
         sampling = SamplingParams(max_tokens=1, prompt_logprobs=0, temperature=0)
         (output,) = self.llm.generate([TokensPrompt(prompt_token_ids=tokens)], sampling, use_tqdm=False)
-        pairs = zip(tokens[1:], output.prompt_logprobs[1:], strict=True)
-        return torch.tensor([entry[token].logprob for token, entry in pairs])
+        return _logprobs(tokens[1:], output.prompt_logprobs[1:])
 
     def answers(self, adapters: Sequence[Any] = (None,)) -> list[tuple[list[int], torch.Tensor]]:
         """Return greedy answers, one with each adapter, and their log-probabilities."""
@@ -84,14 +83,12 @@ class LocalEngine:
         sampling = SamplingParams(max_tokens=ANSWER, logprobs=0, temperature=0, ignore_eos=True)
         prompts = [TokensPrompt(prompt_token_ids=PROMPT)] * len(adapters)
         outputs = self.llm.generate(prompts, sampling, lora_request=list(adapters), use_tqdm=False)
-        return [
-            (list(found.token_ids), torch.tensor([each[token].logprob for token, each in _steps(found)]))
-            for (found,) in (output.outputs for output in outputs)
-        ]
+        answers = [output.outputs[0] for output in outputs]
+        return [(list(answer.token_ids), _logprobs(answer.token_ids, answer.logprobs)) for answer in answers]
 
 
-def _steps(found: Any) -> Iterator[tuple[int, Any]]:
-    return zip(found.token_ids, found.logprobs, strict=True)
+def _logprobs(tokens: Sequence[int], entries: Iterable[Any]) -> torch.Tensor:
+    return torch.tensor([entry[token].logprob for token, entry in zip(tokens, entries, strict=True)])
 
 
 class Dense:

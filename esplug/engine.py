@@ -203,12 +203,12 @@ class Engine:
                 os.environ["VLLM_CPU_OMP_THREADS_BIND"] = bind
         from vllm import LLM
 
-        memory_share = settings.memory_share or _memory_share(settings)
+        share_of_memory = memory_share(settings)
         extra: dict[str, Any] = {}
         if settings.low_rank:
             extra = adapter_options(Path(settings.model), settings.low_rank, settings.members_at_once, settings.device)
         if settings.engines_per_gpu > 1:
-            extra |= {"kv_cache_memory_bytes": _kv_cache_beside_others(settings, memory_share)}
+            extra |= {"kv_cache_memory_bytes": _kv_cache_beside_others(settings, share_of_memory)}
         if settings.device == "cpu":  # the smallest block there, so that short shared prefixes are cached too
             extra |= {"kv_cache_memory_bytes": kv_cache_bytes, "block_size": prefix.LEAST, "enforce_eager": True}
         self._llm = _made(
@@ -220,7 +220,7 @@ class Engine:
             tensor_parallel_size=ranks,
             distributed_executor_backend="mp" if ranks > 1 else None,  # within a placement group it would be Ray
             enable_prefix_caching=settings.prefix_caching,
-            gpu_memory_utilization=memory_share / settings.engines_per_gpu,
+            gpu_memory_utilization=share_of_memory / settings.engines_per_gpu,
             worker_extension_cls=LOW_RANK_EXTENSION if settings.low_rank else self.worker_extension,
             generation_config="vllm",
             seed=0,
@@ -228,7 +228,7 @@ class Engine:
         )
         step = self._llm.llm_engine.step
         self._llm.llm_engine.step = lambda: self._step(step)
-        room = (1 - memory_share) / settings.engines_per_gpu
+        room = (1 - share_of_memory) / settings.engines_per_gpu
         master = settings.master_dtype, settings.master_device, room
         self._load_master = (settings.model, *master, settings.low_rank, rank_cores, self._heartbeat.place)
         return self.catch_up(catch_up)
@@ -408,8 +408,10 @@ def _on_gpu(settings: EngineSettings) -> tuple[OnGpu, int]:
     return on_gpu(model, *kinds, members, settings.tensor_parallel_size), torch.cuda.mem_get_info()[1]
 
 
-def _memory_share(settings: EngineSettings) -> float:
-    """Return the share of memory that the user has left to us."""
+def memory_share(settings: EngineSettings) -> float:
+    """Return the share of a GPU's memory, or on a CPU of what is free, that engines take: the user's if given."""
+    if settings.memory_share:
+        return settings.memory_share
     if settings.device == "cpu":
         return CPU_MEMORY_SHARE
     taken, total = _on_gpu(settings)

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from esplug.console import get_console
-from esplug.engine import Engine, EngineSettings, Generation, Sampling, Weights
+from esplug.engine import Engine, EngineSettings, Generation, Sampling, Weights, memory_share
 from esplug.errors import RunError, UserError
 from esplug.history import CaughtUp, History
 from esplug.lookout import Lookout, Seat
-from esplug.placement import CPU_MEMORY_SHARE, Plan, cpu_kv_cache_bytes
+from esplug.placement import Plan, cpu_kv_cache_bytes
 from esplug.run_directory import write_json
 from esplug.schedule import Piece, Schedule
 
@@ -232,7 +232,7 @@ class EnginePool:
             seat.cores = placed[node], neighbours[node]
             placed[node] += 1
             if self._settings.device == "cpu":
-                here, share = neighbours[node], self._settings.memory_share or CPU_MEMORY_SHARE
+                here, share = neighbours[node], memory_share(self._settings)
                 seat.kv_cache = cpu_kv_cache_bytes(free, share, here, self._engine_bytes)
 
     def _location(self, seat: Seat) -> tuple[str, int]:

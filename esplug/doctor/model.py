@@ -96,11 +96,10 @@ def fit(config: RunConfig, folder: Path, stack: Stack) -> tuple[MemoryPlan | Non
 
 def _leaves_a_gpu_idle(memory: MemoryPlan) -> bool:
     """Whether several engines would fit on a GPU that has one, and be worth it."""
-    plan, gpu, sizes = memory.plan, memory.gpu, {item.what: item.nbytes for item in memory.items}
-    if gpu is None or plan.engines_per_gpu > 1 or plan.gpus_per_engine > 1 or sizes["weights"] > _SMALL:
+    plan, weights = memory.plan, next(item.nbytes for item in memory.items if item.what == "weights")
+    if memory.gpu is None or plan.engines_per_gpu > 1 or plan.gpus_per_engine > 1 or weights > _SMALL:
         return False
-    each = sum(sizes.get(what, 0) for what in ("weights", "activations", "adapters", "master")) + GPU_SPARE
-    return _SHARING * each <= 0.8 * gpu.free
+    return _SHARING * (memory.taken("GPU") - memory.kv_cache + GPU_SPARE) <= 0.8 * memory.gpu.free
 
 
 def _here(config: RunConfig, finding: Finding) -> Finding:
