@@ -14,7 +14,7 @@ import random_model
 from gpu_device import DEVICE, GPU, SMALL_MODEL, Row, release
 from gpu_engines import apart
 from iteration import Arm, Case, Ours, run
-from reference import ReferenceTrainer
+from reference import PlainPool, ReferenceTrainer
 
 #: Every answer is as long as it may be.
 _FULL_LENGTH = {"ignore_eos": True, "stop": [], "stop_token_ids": []}
@@ -29,11 +29,16 @@ def _sharing(engines: int, **settings: Any) -> dict[str, Any]:
     return {"n_vllm_engines_per_gpu": engines, "n_vllm_engines": engines, **settings}
 
 
+class _Plain(Ours):
+    pool = PlainPool
+
+
 ARMS = {
     arm.name: arm
     for arm in (
         Arm("reference", ReferenceTrainer, _ONE | {"master_dtype": "model"}),
         Arm("esplug", Ours, _OURS | _ONE),
+        Arm("vLLM's bookkeeping", _Plain, _OURS | _ONE),
         Arm("rank 1", Ours, _OURS | _ONE | {"perturbation": "low-rank"}),
         *(Arm(f"{n} engines", Ours, _OURS | _sharing(n)) for n in (2, 4)),
         *(Arm(f"{n} engines, rank 1", Ours, _OURS | _sharing(n, perturbation="low-rank")) for n in (2, 4)),

@@ -182,7 +182,11 @@ class TiedEngine(BenchmarkEngine):
     worker_extension = "reference.TiedWorker"
 
 
-class ReferenceEngine(BenchmarkEngine):
+class PlainEngine(BenchmarkEngine):
+    light_bookkeeping = False
+
+
+class ReferenceEngine(PlainEngine):
     worker_extension = "reference.ReferenceWorker"
 
     def start(self, settings: EngineSettings, *arguments: Any) -> Any:
@@ -191,6 +195,12 @@ class ReferenceEngine(BenchmarkEngine):
     def restore(self) -> None:
         self._weights = None
         self._llm.collective_rpc("es_restore")
+
+
+class PlainPool(EnginePool):
+    """vLLM's scheduler as it comes."""
+
+    engine = PlainEngine
 
 
 class ReferenceMathsPool(EnginePool):

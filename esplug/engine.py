@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from esplug import prefix
 from esplug.adapters import adapter_options
+from esplug.bookkeeping import lighten
 from esplug.detokenizer import Detokenizer
 from esplug.errors import UserError, one_line
 from esplug.free_memory import free_memory
@@ -144,9 +145,11 @@ class Engine:
 
     Attributes:
         worker_extension: what is added to vLLM's workers, as a dotted name.
+        light_bookkeeping: whether vLLM's scheduler is spared what nobody looks at.
     """
 
     worker_extension = "esplug.worker.ESWorkerExtension"
+    light_bookkeeping = True
 
     def __init__(self, log_path: str | None) -> None:
         if log_path:
@@ -226,6 +229,8 @@ class Engine:
             seed=0,
             **extra,
         )
+        if self.light_bookkeeping:
+            lighten(self._llm.llm_engine.engine_core.engine_core.scheduler)
         step = self._llm.llm_engine.step
         self._llm.llm_engine.step = lambda: self._step(step)
         room = (1 - share_of_memory) / settings.engines_per_gpu

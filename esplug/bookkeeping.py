@@ -1,0 +1,59 @@
+"""Less work for vLLM's scheduler: what it does for every token, done once an answer or once a block of the KV cache.
+
+A small model on a GPU waits for this work, which is Python in one thread. Answers are the same, token by token.
+"""
+
+from typing import Any
+
+
+def lighten(scheduler: Any) -> list[str]:
+    """Spare a scheduler of vLLM what nobody looks at. Parts that its version does otherwise stay as they are.
+
+    Args:
+        scheduler: of an engine in this process.
+
+    Returns:
+        What is spared: ``answers``, if they are handed over when they are complete, and ``blocks``, if the KV cache is
+        asked for memory only when an answer needs another block.
+    """
+    spared = {"answers": _hand_over_whole_answers(scheduler), "blocks": _ask_once_a_block(scheduler)}
+    return [part for part, done in spared.items() if done]
+
+
+def _hand_over_whole_answers(scheduler: Any) -> bool:
+    """Let tokens leave the scheduler when their answer ends; until then nobody needs them but for a ``stop`` text."""
+    note = getattr(scheduler, "_update_request_with_output", None)
+    if note is None:
+        return False
+
+    def noted(request: Any, tokens: list[int], **others: Any) -> tuple[list[int], bool]:
+        tokens, ended = note(request, tokens, **others)
+        sampling = request.sampling_params
+        if sampling is None or sampling.detokenize or sampling.logprobs is not None:
+            return tokens, ended
+        return (list(request.output_token_ids) if ended else []), ended
+
+    scheduler._update_request_with_output = noted
+    return True
+
+
+def _ask_once_a_block(scheduler: Any) -> bool:
+    """Let an answer go on without asking while its last block has room, where no block is cached or given up."""
+    from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
+
+    cache: Any = getattr(scheduler, "kv_cache_manager", None)
+    managers: Any = getattr(getattr(cache, "coordinator", None), "single_type_managers", ())
+    if [type(each) for each in managers] != [FullAttentionManager] or cache.enable_caching:
+        return False
+    blocks, size = managers[0].req_to_blocks, managers[0].block_size
+    nothing, allocate = cache.empty_kv_cache_blocks, cache.allocate_slots
+
+    def allocated(request: Any, tokens: int, **others: Any) -> Any:
+        held = blocks.get(request.request_id)
+        goes_on = held and others.keys() == {"num_lookahead_tokens"}
+        if goes_on and request.num_computed_tokens + tokens + others["num_lookahead_tokens"] <= len(held) * size:
+            return nothing
+        return allocate(request, tokens, **others)
+
+    cache.allocate_slots = allocated
+    return True
