@@ -22,8 +22,8 @@ from esplug.starting_model import kind_of
 
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 _NOT_OFFLINE = ("", "0", "false", "no", "off")
-#: So many engines on a GPU answered 1.4 to 2.5 times as fast as one, with models of up to so many bytes (benchmarks).
-_SHARING, _SMALL = 4, 4e9
+#: Engines on a GPU, and up to how many bytes of weights they answered 2.3 or 1.4 times as fast as one (benchmarks).
+_SHARING = ((4, 2e9), (2, 4e9))
 
 
 def described_by(config: RunConfig) -> tuple[str, str]:
@@ -87,19 +87,21 @@ def fit(config: RunConfig, folder: Path, stack: Stack) -> tuple[MemoryPlan | Non
     except UserError as error:
         return None, [_here(config, Finding("engines", "fail", str(error)))]
     found = plan.describe()
-    if here.cores >= _SHARING * plan.n_gpus and _leaves_a_gpu_idle(memory):
-        found += f"; with a model this small, --n-vllm-engines-per-gpu {_SHARING} answers faster"
+    if more := _would_share(memory, here.cores):
+        found += f"; with a model this small, --n-vllm-engines-per-gpu {more} answers faster"
     placed = [Finding("engines", "ok", found), *_fitting(config, memory, gpus)]
     saved = disk(config, weights_size(folder)[0], master_bytes(folder, config.master_dtype))
     return memory, [*(_here(config, finding) for finding in placed), saved]
 
 
-def _leaves_a_gpu_idle(memory: MemoryPlan) -> bool:
-    """Whether several engines would fit on a GPU that has one, and be worth it."""
+def _would_share(memory: MemoryPlan, cores: int) -> int | None:
+    """Return how many engines would fit on a GPU that has one, and be worth it."""
     plan, weights = memory.plan, next(item.nbytes for item in memory.items if item.what == "weights")
-    if memory.gpu is None or plan.engines_per_gpu > 1 or plan.gpus_per_engine > 1 or weights > _SMALL:
-        return False
-    return _SHARING * (memory.taken("GPU") - memory.kv_cache + GPU_SPARE) <= 0.8 * memory.gpu.free
+    if memory.gpu is None or plan.engines_per_gpu > 1 or plan.gpus_per_engine > 1:
+        return None
+    each, room = memory.taken("GPU") - memory.kv_cache + GPU_SPARE, 0.8 * memory.gpu.free
+    fitting = (n for n, largest in _SHARING if weights <= largest and n * each <= room and n * plan.n_gpus <= cores)
+    return next(fitting, None)
 
 
 def _here(config: RunConfig, finding: Finding) -> Finding:
