@@ -3,38 +3,48 @@
 A small model on a GPU waits for this work, which is Python in one thread. Answers are the same, token by token.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from esplug.detokenizer import Stops
 
 
-def lighten(scheduler: Any) -> list[str]:
-    """Spare a scheduler of vLLM what nobody looks at. Parts that its version does otherwise stay as they are.
+class LightBookkeeping:
+    """Spares a scheduler of vLLM what nobody looks at. Parts that its version does otherwise stay as they are.
 
     Args:
         scheduler: of an engine in this process.
 
-    Returns:
-        What is spared: ``answers``, if they are handed over when they are complete, and ``blocks``, if the KV cache is
-        asked for memory only when an answer needs another block.
+    Attributes:
+        answers: whether answers without ``detokenize`` are handed over when they are complete.
+        blocks: whether the KV cache is asked for memory only when an answer needs another block.
+        stops: texts at which such answers end; vLLM would want to make the texts itself.
     """
-    spared = {"answers": _hand_over_whole_answers(scheduler), "blocks": _ask_once_a_block(scheduler)}
-    return [part for part, done in spared.items() if done]
 
+    def __init__(self, scheduler: Any) -> None:
+        self.stops: Stops | None = None
+        self.answers = self._hand_over_whole_answers(scheduler)
+        self.blocks = _ask_once_a_block(scheduler)
 
-def _hand_over_whole_answers(scheduler: Any) -> bool:
-    """Let tokens leave the scheduler when their answer ends; until then nobody needs them but for a ``stop`` text."""
-    note = getattr(scheduler, "_update_request_with_output", None)
-    if note is None:
-        return False
+    def _hand_over_whole_answers(self, scheduler: Any) -> bool:
+        """Let tokens leave the scheduler when their answer ends."""
+        from vllm.v1.request import RequestStatus
 
-    def noted(request: Any, tokens: list[int], **others: Any) -> tuple[list[int], bool]:
-        tokens, ended = note(request, tokens, **others)
-        sampling = request.sampling_params
-        if sampling is None or sampling.detokenize or sampling.logprobs is not None:
-            return tokens, ended
-        return (list(request.output_token_ids) if ended else []), ended
+        note = getattr(scheduler, "_update_request_with_output", None)
+        if note is None:
+            return False
 
-    scheduler._update_request_with_output = noted
-    return True
+        def noted(request: Any, tokens: list[int], **others: Any) -> tuple[list[int], bool]:
+            tokens, ended = note(request, tokens, **others)
+            sampling, answer = request.sampling_params, request.output_token_ids
+            if sampling is None or sampling.detokenize or sampling.logprobs is not None:
+                return tokens, ended
+            if tokens and self.stops and self.stops.complete(request.prompt_token_ids, answer):
+                request.status, ended = RequestStatus.FINISHED_STOPPED, True
+            return (list(answer) if ended else []), ended
+
+        scheduler._update_request_with_output = noted
+        return True
 
 
 def _ask_once_a_block(scheduler: Any) -> bool:

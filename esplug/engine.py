@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from esplug import prefix
 from esplug.adapters import adapter_options
-from esplug.bookkeeping import lighten
-from esplug.detokenizer import Detokenizer
+from esplug.bookkeeping import LightBookkeeping
+from esplug.detokenizer import Detokenizer, Stops
 from esplug.errors import UserError, one_line
 from esplug.free_memory import free_memory
 from esplug.heartbeat import Heartbeat
@@ -159,6 +159,7 @@ class Engine:
         self._heartbeat = Heartbeat()
         self._low_rank: int | None = None
         self._prefix_caching = True
+        self._bookkeeping: LightBookkeeping | None = None
 
     def location(self) -> tuple[str, int]:
         """Return this node's id and its free memory in bytes."""
@@ -229,8 +230,9 @@ class Engine:
             seed=0,
             **extra,
         )
+        self._detokenizer = Detokenizer(self._llm.get_tokenizer())
         if self.light_bookkeeping:
-            lighten(self._llm.llm_engine.engine_core.engine_core.scheduler)
+            self._bookkeeping = LightBookkeeping(self._llm.llm_engine.engine_core.engine_core.scheduler)
         step = self._llm.llm_engine.step
         self._llm.llm_engine.step = lambda: self._step(step)
         room = (1 - share_of_memory) / settings.engines_per_gpu
@@ -276,8 +278,8 @@ class Engine:
         adapters = self._adapters(weights)
         self._llm.reset_prefix_cache()
         self._cache_shared_prefix(prompts, adapters)
-        detokenizer = Detokenizer(self._llm.get_tokenizer())
-        as_it_goes = bool(sampling.stop) or not detokenizer.works
+        stops = self._stops(sampling)
+        as_it_goes = not self._detokenizer.works or bool(sampling.stop and stops is None)
         outputs = self._llm.generate(
             [TokensPrompt(prompt_token_ids=list(ids)) for ids in prompts] * count,
             [
@@ -285,7 +287,7 @@ class Engine:
                     temperature=sampling.temperature,
                     top_p=sampling.top_p,
                     max_tokens=sampling.max_tokens,
-                    stop=list(sampling.stop),
+                    stop=list(sampling.stop) if as_it_goes else [],
                     stop_token_ids=list(sampling.stop_token_ids),
                     include_stop_str_in_output=True,
                     detokenize=as_it_goes,
@@ -297,20 +299,26 @@ class Engine:
             lora_request=[adapter for adapter in adapters for _ in prompts],
             use_tqdm=False,
         )
-        completions = [
-            Completion(
-                answer.text if as_it_goes else detokenizer.text(output.prompt_token_ids, answer.token_ids),
-                len(answer.token_ids),
-                answer.finish_reason == "stop",
-            )
-            for output, answer in ((output, output.outputs[0]) for output in outputs)
-        ]
+        completions = []
+        for output in outputs:
+            (answer,) = output.outputs
+            text = answer.text if as_it_goes else self._detokenizer.text(output.prompt_token_ids, answer.token_ids)
+            text = stops.cut(text) if stops else text
+            completions.append(Completion(text, len(answer.token_ids), answer.finish_reason == "stop"))
         undefined = self._undefined(adapters)
         work = Work(-1, began, switch_seconds, time.perf_counter() - started - switch_seconds, count)
         return [
             Generation(completions[i * len(prompts) : (i + 1) * len(prompts)], (work,), undefined[i])
             for i in range(count)
         ]
+
+    def _stops(self, sampling: Sampling) -> Stops | None:
+        """Have the scheduler end answers at texts. Returns what finds them, or ``None`` if that is left to vLLM."""
+        if self._bookkeeping is None:
+            return None
+        wanted = bool(sampling.stop) and self._bookkeeping.answers
+        self._bookkeeping.stops = self._detokenizer.stops(sampling.stop) if wanted else None
+        return self._bookkeeping.stops
 
     def _write(self, weights: Sequence[Weights]) -> None:
         """Give the model these weights."""

@@ -1,14 +1,17 @@
 """Texts made at once are those that are made token by token."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from esplug.detokenizer import Detokenizer
 
-WORDS = ["▁the", "▁cat", "s", "▁", "é", "<0xC3>", "<0xA9>", "<0xFF>", "</s>"]
+WORDS = ["▁the", "▁cat", "s", "▁", "é", "<0xC3>", "<0xA9>", "<0xFF>", "</s>", ">", "▁s>", "<0x3E>", "s>s"]
 
 
 def _by_spaces() -> PreTrainedTokenizerFast:
@@ -29,21 +32,27 @@ def _by_bytes() -> PreTrainedTokenizerFast:
 TOKENIZERS = [_by_spaces(), _by_bytes()]
 
 
-def vllms(tokenizer: PreTrainedTokenizerFast, prompt: list[int], answer: list[int]) -> str | None:
-    """Return vLLM's text, if it does not lose its way among bytes that are no text."""
+def vllms(tokenizer: PreTrainedTokenizerFast, prompt: list[int], answer: list[int], stop: Sequence[str] = ()) -> Any:
+    """Return vLLM's text, of how many tokens, and whether it stopped, if it finds its way in bytes that are no text."""
     from vllm import SamplingParams
     from vllm.v1.engine import EngineCoreRequest
     from vllm.v1.engine.detokenizer import FastIncrementalDetokenizer
 
-    names = EngineCoreRequest.__struct_fields__
+    names, sampling = (
+        EngineCoreRequest.__struct_fields__,
+        SamplingParams(stop=list(stop), include_stop_str_in_output=True),
+    )
     request = EngineCoreRequest(
-        **dict.fromkeys(names) | {"request_id": "1", "prompt_token_ids": prompt, "sampling_params": SamplingParams()}
+        **dict.fromkeys(names) | {"request_id": "1", "prompt_token_ids": prompt, "sampling_params": sampling}
     )
     stream = FastIncrementalDetokenizer(tokenizer, request)
-    begun = stream.stream
-    for token in answer:
-        stream.update([token], False)
-    return None if stream.stream is not begun else stream.get_next_output_text(finished=True, delta=False)
+    begun, length, ended = stream.stream, 0, False
+    while length < len(answer) and not ended:
+        ended = stream.update([answer[length]], False) is not None
+        length += 1
+    if stream.stream is not begun:
+        return None
+    return stream.get_next_output_text(finished=True, delta=False), length, ended
 
 
 @pytest.mark.vllm
@@ -56,7 +65,48 @@ def test_a_text_is_what_vllm_makes_of_it(tokenizer, data) -> None:
     assert detokenizer.works
     expected = vllms(tokenizer, prompt, answer)
     text = detokenizer.text(prompt, answer)
-    assert text == expected or (expected is None and isinstance(text, str))
+    assert expected == (text, len(answer), False) or (expected is None and isinstance(text, str))
+
+
+@pytest.mark.vllm
+@settings(deadline=None, max_examples=300)
+@given(st.sampled_from(TOKENIZERS), st.lists(st.sampled_from([">", "s>", "s>s", " s>", "s"]), min_size=1), st.data())
+def test_an_answer_stops_where_vllm_stops_it(tokenizer, texts, data) -> None:
+    alone = [tokenizer.decode([token]) for token in range(len(tokenizer))]
+    letters = [token for token, text in enumerate(alone) if set(text) & set("> sé")]
+    halves = [token for token, text in enumerate(alone) if "\ufffd" in text][::20]
+    prompt = data.draw(st.lists(st.sampled_from(letters), min_size=1, max_size=12))  # ends with whole characters
+    answer = data.draw(st.lists(st.sampled_from([*letters, *halves, len(tokenizer) - 1]), min_size=1, max_size=12))
+    stops = Detokenizer(tokenizer).stops(tuple(texts))
+    length = next((n for n in range(1, len(answer) + 1) if stops.complete(prompt, answer[:n])), None)
+    text = stops.cut(Detokenizer(tokenizer).text(prompt, answer[:length]))
+    expected = vllms(tokenizer, prompt, answer, texts)
+    assume(expected is not None)
+    assert (text, length or len(answer), length is not None) == expected
+
+
+def test_an_answer_of_nothing_but_last_letters_is_not_read_again_and_again(monkeypatch) -> None:
+    seen: list[int] = []
+    read = Detokenizer.text
+    monkeypatch.setattr(Detokenizer, "text", lambda self, *ids: (seen.append(sum(map(len, ids))), read(self, *ids))[1])
+    stops = Detokenizer(TOKENIZERS[0]).stops(("cat>",))
+    assert not any(stops.complete([0], [9] * n) for n in range(1, 400))
+    assert max(seen) < 50
+    assert stops.complete([0], [9] * 400 + [1, 9])
+
+
+@pytest.mark.parametrize("texts", [("\n",), ("> ",), ("é",), (">", "…")])
+def test_texts_that_no_single_token_completes_are_left_to_vllm(texts) -> None:
+    assert all(Detokenizer(tokenizer).stops(texts) is None for tokenizer in TOKENIZERS)
+
+
+def test_half_a_character_behind_a_text_is_left_to_vllm() -> None:
+    vocabulary = {"s": 0, ">Ã": 1, "©": 2}  # the second has the first half of what the third ends
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.decoder = decoders.ByteLevel()
+    detokenizer = Detokenizer(PreTrainedTokenizerFast(tokenizer_object=backend))
+    assert detokenizer.stops((">",)) is None
+    assert detokenizer.stops(("s",)).tokens == {0}
 
 
 def test_the_space_after_a_prompt_is_kept() -> None:
