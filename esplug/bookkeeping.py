@@ -28,19 +28,20 @@ class LightBookkeeping:
 
     def _hand_over_whole_answers(self, scheduler: Any) -> bool:
         """Let tokens leave the scheduler when their answer ends."""
-        from vllm.v1.request import RequestStatus
+        try:
+            from vllm.v1.request import RequestStatus
 
-        note = getattr(scheduler, "_update_request_with_output", None)
-        if note is None:
+            note, stopped = scheduler._update_request_with_output, RequestStatus.FINISHED_STOPPED
+        except (ImportError, AttributeError):
             return False
 
         def noted(request: Any, tokens: list[int], **others: Any) -> tuple[list[int], bool]:
             tokens, ended = note(request, tokens, **others)
             sampling, answer = request.sampling_params, request.output_token_ids
-            if sampling is None or sampling.detokenize or sampling.logprobs is not None:
+            if sampling is None or sampling.detokenize or (sampling.logprobs, sampling.prompt_logprobs) != (None, None):
                 return tokens, ended
             if tokens and self.stops and self.stops.complete(request.prompt_token_ids, answer):
-                request.status, ended = RequestStatus.FINISHED_STOPPED, True
+                request.status, ended = stopped, True
             return (list(answer) if ended else []), ended
 
         scheduler._update_request_with_output = noted
@@ -49,21 +50,25 @@ class LightBookkeeping:
 
 def _ask_once_a_block(scheduler: Any) -> bool:
     """Let an answer go on without asking while its last block has room, where no block is cached or given up."""
-    from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
+    try:
+        from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 
-    cache: Any = getattr(scheduler, "kv_cache_manager", None)
-    managers: Any = getattr(getattr(cache, "coordinator", None), "single_type_managers", ())
-    if [type(each) for each in managers] != [FullAttentionManager] or cache.enable_caching:
+        cache = scheduler.kv_cache_manager
+        managers = cache.coordinator.single_type_managers
+        if [type(each) for each in managers] != [FullAttentionManager] or cache.enable_caching:
+            return False
+        blocks, size = managers[0].req_to_blocks, managers[0].block_size
+        nothing, allocate = cache.empty_kv_cache_blocks, cache.allocate_slots
+    except (ImportError, AttributeError):
         return False
-    blocks, size = managers[0].req_to_blocks, managers[0].block_size
-    nothing, allocate = cache.empty_kv_cache_blocks, cache.allocate_slots
 
-    def allocated(request: Any, tokens: int, **others: Any) -> Any:
+    def allocated(request: Any, num_new_tokens: int, **others: Any) -> Any:
         held = blocks.get(request.request_id)
-        goes_on = held and others.keys() == {"num_lookahead_tokens"}
-        if goes_on and request.num_computed_tokens + tokens + others["num_lookahead_tokens"] <= len(held) * size:
-            return nothing
-        return allocate(request, tokens, **others)
+        if held and others.keys() == {"num_lookahead_tokens"}:
+            ahead = num_new_tokens + others["num_lookahead_tokens"]
+            if request.num_computed_tokens + ahead <= len(held) * size:
+                return nothing
+        return allocate(request, num_new_tokens, **others)
 
     cache.allocate_slots = allocated
     return True

@@ -50,8 +50,8 @@ class Detokenizer:
 
     def _find_stops(self, texts: tuple[str, ...]) -> "Stops | None":
         last = {text[-1] for text in texts}
-        if not all(letter.isascii() and letter.isprintable() and not letter.isspace() for letter in last):
-            return None  # may be parts of several tokens, or be stripped
+        if " " in last or not all(text.isascii() and text.isprintable() for text in texts):
+            return None  # others may be parts of several tokens, and a space at the end may be stripped
         vocabulary = list(self._backend.get_vocab().values())
         alone = zip(vocabulary, self._backend.decode_batch([[token] for token in vocabulary]), strict=True)
         tokens = {token: text for token, text in alone if not last.isdisjoint(text)}
@@ -66,7 +66,7 @@ class Stops:
 
     Attributes:
         detokenizer: makes the texts of answers.
-        texts: each ends with a visible ASCII character.
+        texts: of printable ASCII, which do not end with a space.
         tokens: that may complete one.
     """
 

@@ -230,7 +230,6 @@ class Engine:
             seed=0,
             **extra,
         )
-        self._detokenizer = Detokenizer(self._llm.get_tokenizer())
         if self.light_bookkeeping:
             self._bookkeeping = LightBookkeeping(self._llm.llm_engine.engine_core.engine_core.scheduler)
         step = self._llm.llm_engine.step
@@ -278,7 +277,7 @@ class Engine:
         adapters = self._adapters(weights)
         self._llm.reset_prefix_cache()
         self._cache_shared_prefix(prompts, adapters)
-        stops = self._stops(sampling)
+        stops = self._end_at_texts(sampling)
         as_it_goes = not self._detokenizer.works or bool(sampling.stop and stops is None)
         outputs = self._llm.generate(
             [TokensPrompt(prompt_token_ids=list(ids)) for ids in prompts] * count,
@@ -301,6 +300,7 @@ class Engine:
         )
         completions = []
         for output in outputs:
+            self._heartbeat.beat()
             (answer,) = output.outputs
             text = answer.text if as_it_goes else self._detokenizer.text(output.prompt_token_ids, answer.token_ids)
             text = stops.cut(text) if stops else text
@@ -312,7 +312,11 @@ class Engine:
             for i in range(count)
         ]
 
-    def _stops(self, sampling: Sampling) -> Stops | None:
+    @functools.cached_property
+    def _detokenizer(self) -> Detokenizer:
+        return Detokenizer(self._llm.get_tokenizer())
+
+    def _end_at_texts(self, sampling: Sampling) -> Stops | None:
         """Have the scheduler end answers at texts. Returns what finds them, or ``None`` if that is left to vLLM."""
         if self._bookkeeping is None:
             return None

@@ -22,7 +22,7 @@ from esplug.starting_model import kind_of
 
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 _NOT_OFFLINE = ("", "0", "false", "no", "off")
-#: Engines on a GPU, and up to how many bytes of weights they answered 2.3 or 1.4 times as fast as one (benchmarks).
+#: Engines on a GPU, and up to how many bytes of weights they answered 2.3 or 1.3 times as fast as one (benchmarks).
 _SHARING = ((4, 2e9), (2, 4e9))
 
 

@@ -2,6 +2,7 @@
 
 import os
 from itertools import count
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 pytestmark = pytest.mark.vllm
 
-BLOCK, EOS = 4, 2
+BLOCK, EOS, STOPS = 4, 2, (12, 16, 22)
 #: The prompt's length, the most tokens, and whether they are asked for as they come.
 REQUESTS = st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20), st.booleans()), min_size=1, max_size=8)
 
@@ -45,8 +46,11 @@ def token(name: str, position: int) -> int:
     return EOS if hash((int(name), position)) % 17 == 0 else 10 + (7 * int(name) + 3 * position) % 50
 
 
-def generated(scheduler: Any, requests: Any, ahead: bool) -> tuple[list[Any], dict[str, list[int]], int]:
-    """Answer all requests. Returns the steps, the answers, and how often tokens were handed over."""
+def generated(scheduler: Any, requests: Any, ahead: bool, stops: bool) -> tuple[list[Any], dict[str, list[int]], int]:
+    """Answer all requests; with ``stops`` vLLM ends them at some tokens.
+
+    Returns the steps, the answers, and how often tokens were handed over.
+    """
     from vllm import SamplingParams
     from vllm.utils.hashing import sha256
     from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
@@ -57,6 +61,7 @@ def generated(scheduler: Any, requests: Any, ahead: bool) -> tuple[list[Any], di
     hasher = get_request_block_hasher(BLOCK, sha256)
     for name, (length, most, as_they_come) in enumerate(requests):
         sampling = SamplingParams(temperature=0, max_tokens=most, detokenize=as_they_come)
+        sampling.stop_token_ids = list(STOPS) if stops or as_they_come else []
         sampling.update_from_generation_config({}, EOS)
         prompt = [100 + (name * j) % 150 for j in range(length)]
         scheduler.add_request(Request(str(name), prompt, sampling, None, arrival_time=name, block_hasher=hasher))
@@ -100,6 +105,14 @@ def generated(scheduler: Any, requests: Any, ahead: bool) -> tuple[list[Any], di
     raise AssertionError("it does not end")
 
 
+def test_a_scheduler_of_another_kind_stays_as_it_is() -> None:
+    from esplug.bookkeeping import LightBookkeeping
+
+    other = SimpleNamespace(kv_cache_manager=SimpleNamespace())
+    spared = LightBookkeeping(other)
+    assert (spared.answers, spared.blocks, vars(other.kv_cache_manager)) == (False, False, {})
+
+
 @pytest.mark.parametrize("ahead", [False, True])
 @given(requests=REQUESTS, n_blocks=st.integers(12, 40), caching=st.booleans())
 @settings(max_examples=60, deadline=None)
@@ -109,8 +122,9 @@ def test_steps_blocks_and_answers_stay_the_same(tiny_model, ahead, requests, n_b
     plain, light = (scheduler_of(str(tiny_model), ahead, n_blocks, caching) for _ in range(2))
     spared = LightBookkeeping(light)
     assert (spared.answers, spared.blocks) == (True, not caching)
-    steps, answers, _ = generated(plain, requests, ahead)
-    light_steps, light_answers, handed = generated(light, requests, ahead)
+    spared.stops = SimpleNamespace(complete=lambda _, answer: answer[-1] in STOPS)
+    steps, answers, _ = generated(plain, requests, ahead, stops=True)
+    light_steps, light_answers, handed = generated(light, requests, ahead, stops=False)
     assert light_answers == answers
     assert light_steps == steps
     assert all(answers.values())
