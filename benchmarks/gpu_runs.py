@@ -13,14 +13,12 @@ from typing import Any
 import random_model
 from gpu_device import DEVICE, GPU, SMALL_MODEL, Row, release
 from gpu_engines import apart
-from iteration import Arm, Case, Ours, run
+from iteration import UNENDED, Arm, Case, Ours, run
 from reference import PlainPool, ReferenceTrainer
 
 #: Every answer is as long as it may be.
 _FULL_LENGTH = {"ignore_eos": True, "stop": [], "stop_token_ids": []}
 _ONE = {"n_vllm_engines": 1}
-#: Texts are made when answers are complete, with vLLM's bookkeeping, too.
-_OURS = {"stop": []}
 #: A start of an engine in half the time; batches are filled up to the next of these, which are those of the tables.
 FEW_GRAPHS = {"compilation_config": {"cudagraph_capture_sizes": [1, 8, 32, 64, 128, 200, 256, 400, 480, 512]}}
 
@@ -37,11 +35,11 @@ ARMS = {
     arm.name: arm
     for arm in (
         Arm("reference", ReferenceTrainer, _ONE | {"master_dtype": "model"}),
-        Arm("esplug", Ours, _OURS | _ONE),
-        Arm("vLLM's bookkeeping", _Plain, _OURS | _ONE),
-        Arm("rank 1", Ours, _OURS | _ONE | {"perturbation": "low-rank"}),
-        *(Arm(f"{n} engines", Ours, _OURS | _sharing(n)) for n in (2, 4)),
-        *(Arm(f"{n} engines, rank 1", Ours, _OURS | _sharing(n, perturbation="low-rank")) for n in (2, 4)),
+        Arm("esplug", Ours, UNENDED | _ONE),
+        Arm("vLLM's bookkeeping", _Plain, UNENDED | _ONE),
+        Arm("rank 1", Ours, UNENDED | _ONE | {"perturbation": "low-rank"}),
+        *(Arm(f"{n} engines", Ours, UNENDED | _sharing(n)) for n in (2, 4)),
+        *(Arm(f"{n} engines, rank 1", Ours, UNENDED | _sharing(n, perturbation="low-rank")) for n in (2, 4)),
     )
 }
 
@@ -140,7 +138,7 @@ def batches(name: str, options: Namespace) -> Iterator[Row]:
     with written(name, options.kept) as model:
         for members in (0, *options.batches):
             low = {"perturbation": "low-rank", "members_per_batch": members}
-            arm = Arm("rank 1", Ours, _OURS | _ONE | low) if members else ARMS["esplug"]
+            arm = Arm("rank 1", Ours, UNENDED | _ONE | low) if members else ARMS["esplug"]
             with told(SAMPLING=_FULL_LENGTH, LLM=FEW_GRAPHS):
                 times = run(Case(0, ()), arm, _how(model, options, prompts, tokens))
             rate = options.members * prompts / times["time/iteration"]

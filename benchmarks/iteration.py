@@ -66,7 +66,9 @@ class Ours(EvolutionStrategiesTrainer):
     pool = BenchmarkPool
 
 
-OURS = Arm("esplug", Ours, {"n_vllm_engines": 1})
+#: For answers as long as they may be: what vLLM is told does not end those that esplug ends at a text.
+UNENDED = {"stop": []}
+OURS = Arm("esplug", Ours, {"n_vllm_engines": 1} | UNENDED)
 REFERENCE = Arm("reference", ReferenceTrainer, {"n_vllm_engines": 1, "master_dtype": "model"})
 CASES = {
     "few-shot": Case(4, (OURS, REFERENCE)),
@@ -75,8 +77,8 @@ CASES = {
     "two engines of one core": Case(
         4,
         (
-            Arm("two engines", Ours, {"n_vllm_engines": 2}),
-            Arm("one engine", Ours, {"n_vllm_engines": 1}, cores=1),
+            Arm("two engines", Ours, {"n_vllm_engines": 2} | UNENDED),
+            Arm("one engine", Ours, {"n_vllm_engines": 1} | UNENDED, cores=1),
         ),
     ),
 }

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from esplug.engine import Engine, EngineSettings, Generation, Sampling
+from esplug.engine import Engine, EngineSettings, Generation
 from esplug.engines import EnginePool, Job, Key
 from esplug.es import Member
 from esplug.grader import as_reward
@@ -155,11 +155,6 @@ class BenchmarkEngine(Engine):
         started = super().start(*arguments)
         _tell(vllm, "SamplingParams", "SAMPLING")  # vLLM needs the type itself while it starts
         return started
-
-    def generate(self, weights: Any, prompts: Any, seeds: Any, sampling: Sampling) -> list[Generation]:
-        if self.light_bookkeeping and "stop" in json.loads(os.environ.get("ESPLUG_BENCHMARK_SAMPLING", "{}")):
-            sampling = replace(sampling, stop=())  # for which esplug looks itself
-        return super().generate(weights, prompts, seeds, sampling)
 
 
 def _tell(vllm: Any, kind: str, variable: str) -> None:
