@@ -2,7 +2,7 @@
 
     python benchmarks/gpu.py                 # on the GPU that is there
     python benchmarks/gpu.py --quick         # in five minutes: a model of 0.5B
-    python benchmarks/gpu.py --only kernels  # or checks, engines, iterations, batches, memory, countdown
+    python benchmarks/gpu.py --only kernels  # or checks, adapters, engines, iterations, batches, memory, countdown
 
 First random blocks of tensors are perturbed, updated and summed on the GPU and on the CPU, and a whole model is moved
 for some iterations on both, with noise of full and of low rank, its master on the GPU and in the host's memory; and
@@ -12,6 +12,7 @@ models of random weights in real shapes:
 - memory: what a model takes, and how many GPUs an engine then needs;
 - kernels: medians of perturbing from a float32 master to bfloat16, and of updates, next to a copy of as many bytes in
   the GPU's memory, to tensor-by-tensor ``torch.randn``, and to what the GPU could do at best;
+- adapters: what members' adapters cost in a step, by esplug's kernel, by vLLM's, and as matrix products;
 - engines: a switch to another member through vLLM, by esplug's own way and by ``reload_weights``;
 - iterations: whole ones of real training against the reference's schedule (``reference.py``), and vLLM by itself;
 - batches: members of low rank in batches of more and more, against one after the other;
@@ -32,7 +33,7 @@ import random_model
 import torch
 from gpu_device import GPU, SMALL_MODEL, Row, machine, release, show
 
-PARTS = ("checks", "memory", "kernels", "engines", "iterations", "batches", "countdown")
+PARTS = ("checks", "memory", "kernels", "adapters", "engines", "iterations", "batches", "countdown")
 CACHED, SPARE = 100_000, 6  # tokens, and GB
 
 
@@ -87,6 +88,14 @@ def kernels(names: list[str], options: Namespace) -> Iterator[Row]:
 
     for name in names:
         yield gpu_kernels.measure(name, options.members if GPU else 2)
+        release()
+
+
+def adapters(names: list[str], options: Namespace) -> Iterator[Row]:
+    import gpu_adapters
+
+    for name in names:
+        yield from gpu_adapters.measure(name)
         release()
 
 
@@ -148,7 +157,7 @@ def arguments() -> Namespace:
     parser.add_argument("--results", type=Path, help="folder for the tables as JSON")
     options = parser.parse_args()
     many, quick = GPU and not options.quick, options.quick
-    options.only = options.only or (PARTS[:5] if quick else PARTS)
+    options.only = options.only or (PARTS[:6] if quick else PARTS)
     options.cases = options.cases or (10_000 if many else 500 if GPU else 100)
     options.members = options.members or (30 if GPU else 4)
     options.prompts = options.prompts or ([32, 200] if many else [32] if GPU else [2])
@@ -174,6 +183,7 @@ def main() -> None:
     titles = {
         memory: f"memory, N={options.members}; {SPARE} GB of each GPU are left for activations",
         kernels: "kernels, ms",
+        adapters: "adapters of all layers, ms of a step",
         engines: "engines, medians",
         iterations: f"iterations, N={options.members}",
         batches: f"batches, N={options.members}",

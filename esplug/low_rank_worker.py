@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from esplug import masked_adapters
+from vllm.platforms import current_platform
+
 from esplug.adapters import Adapters
 from esplug.errors import UserError
 from esplug.worker import ESWorkerExtension
@@ -10,7 +11,8 @@ from esplug.worker import ESWorkerExtension
 if TYPE_CHECKING:
     from esplug.history import CaughtUp
 
-masked_adapters.use()
+_MATHS = "masked_adapters.MaskedAdapters" if current_platform.is_cpu() else "row_adapters.RowAdapters"
+type(current_platform).get_punica_wrapper = classmethod(lambda _: f"esplug.{_MATHS}")
 
 
 class LowRankWorkerExtension(ESWorkerExtension):

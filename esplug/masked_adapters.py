@@ -1,18 +1,16 @@
-"""What vLLM computes for a batch in which every row has an adapter of its own: few plain matrix products.
+"""What vLLM computes on a CPU for a batch in which every row has an adapter of its own: few plain matrix products.
 
-vLLM's own kernels for GPUs add parts of a sum in whatever order they come, so that the same prompts may be answered in
-another way the next time, and they take no float32; on CPUs vLLM copies its adapter's factors for every row.
+vLLM itself copies its adapter's factors for every row.
 """
 
 from typing import Any
 
 import torch
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
-from vllm.platforms import current_platform
 
 
 class MaskedAdapters(PunicaWrapperCPU):  # type: ignore[misc]
-    """Computes all adapters' shares of all rows, and drops those of other rows. On any device, despite its base.
+    """Computes all adapters' shares of all rows, and drops those of other rows.
 
     Thin factors cost little, and for a batch of tens of members this is less than gathering what each row needs.
     """
@@ -23,7 +21,6 @@ class MaskedAdapters(PunicaWrapperCPU):  # type: ignore[misc]
         super().__init__(max_num_batched_tokens, max_batches, device, **named)
         slots = lora_config.max_loras
         self._numbers = torch.arange(slots, device=device)
-        # Where CUDA graphs expect it.
         self._mask = torch.zeros(max_num_batched_tokens, slots, dtype=torch.bool, device=device)
         self._all_alone = False
 
@@ -34,7 +31,7 @@ class MaskedAdapters(PunicaWrapperCPU):  # type: ignore[misc]
         self._update_base_metadata(mapping, lora_index_to_id, max_loras, vocab_size)
         slots = self.token_lora_indices
         self._mask[: len(slots)] = slots[:, None] == self._numbers
-        self._all_alone = not any(mapping.index_mapping) and self.device.type == "cpu"  # a graph cannot choose
+        self._all_alone = not any(mapping.index_mapping)
 
     def add_lora_linear(
         self,
@@ -66,9 +63,3 @@ class MaskedAdapters(PunicaWrapperCPU):  # type: ignore[misc]
             factor = b.view(slots, outputs, rank).transpose(1, 2).reshape(slots * rank, outputs)
             y[:, first : first + outputs] += share @ factor
             first += outputs
-
-
-def use() -> None:
-    """Have vLLM, in this process, take :class:`MaskedAdapters` for the models that it makes from now on."""
-    path = f"{MaskedAdapters.__module__}.{MaskedAdapters.__qualname__}"
-    type(current_platform).get_punica_wrapper = classmethod(lambda _: path)

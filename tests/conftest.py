@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: tiny real models, made on the spot, and the small pretrained one."""
 
+import importlib
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +24,15 @@ ROOT = Path(__file__).parent.parent
 def new_console() -> None:
     """Forget the console of the test before, which has kept the width that the terminal had then."""
     get_console.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def interpreted():
+    """Return a function that imports a module of Triton kernels, for Triton's interpreter to run."""
+    pytest.importorskip("triton")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        yield importlib.import_module
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,5 @@
 """The GPU kernels, run by Triton's interpreter, against the CPU kernels, bit for bit."""
 
-import importlib
-import os
 import random
 
 import numpy as np
@@ -21,16 +19,8 @@ TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @pytest.fixture(scope="module")
-def cuda():
-    pytest.importorskip("triton")
-    before = os.environ.get("TRITON_INTERPRET")
-    os.environ["TRITON_INTERPRET"] = "1"
-    try:
-        yield importlib.import_module("esplug.kernels.cuda")
-    finally:
-        os.environ.pop("TRITON_INTERPRET")
-        if before is not None:
-            os.environ["TRITON_INTERPRET"] = before
+def cuda(interpreted):
+    return interpreted("esplug.kernels.cuda")
 
 
 def equal(left: torch.Tensor, right: torch.Tensor) -> bool:
@@ -112,7 +102,7 @@ def test_rounding_is_the_cpu_s_for_every_size_of_number(cuda, value: float, fact
 
 
 @pytest.mark.parametrize(("low_rank", "in_host"), [(None, False), (2, False), (None, True), (2, True)])
-def test_master_weights_of_a_gpu_are_those_of_the_cpu(cuda, low_rank, in_host, monkeypatch) -> None:
+def test_master_weights_of_a_gpu_are_those_of_the_cpu(cuda, interpreted, low_rank, in_host, monkeypatch) -> None:
     tensors = {
         "a": torch.randn(30, 70),
         "b.weight": torch.randn(30, 41),
@@ -122,7 +112,7 @@ def test_master_weights_of_a_gpu_are_those_of_the_cpu(cuda, low_rank, in_host, m
     }
     blocks = {"b.weight": Block((0, 30), (10, 40))}
     here = MasterWeights(tensors.items(), threads=2, blocks=blocks, low_rank=low_rank)
-    streamed = importlib.import_module("esplug.kernels.streamed").Streamed
+    streamed = interpreted("esplug.kernels.streamed").Streamed
     monkeypatch.setattr(weights, "kernels_for", lambda device, *, in_host: streamed(device) if in_host else cuda)
     there = MasterWeights(tensors.items(), blocks=blocks, low_rank=low_rank, in_host=in_host)
     for iteration in range(2):

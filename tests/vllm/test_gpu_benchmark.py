@@ -11,14 +11,14 @@ pytestmark = pytest.mark.vllm
 
 
 def test_it_checks_everything_and_prints_its_tables(tmp_path) -> None:
-    arguments = f"--cases 10 --tensors 2 --members 2 --only checks memory kernels --results {tmp_path}"
+    arguments = f"--cases 10 --tensors 2 --members 2 --only checks memory kernels adapters --results {tmp_path}"
     command = [sys.executable, "benchmarks/gpu.py", *arguments.split()]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert re.search(r"10 random blocks, 2 with noise of low rank, .* the same as on the CPU, bit for bit", done.stdout)
     assert re.search(r"changed one by one: .* after 3 members the same weights bit for bit", done.stdout)
     assert re.search(r"3 members of rank 2 in one batch: .* to those of transformers up to ", done.stdout)
-    for part in ("memory", "kernels"):
-        (row,) = json.loads((tmp_path / f"gpu-{part}.json").read_text())["rows"]
+    for part in ("memory", "kernels", "adapters"):
+        row, *_ = json.loads((tmp_path / f"gpu-{part}.json").read_text())["rows"]
         assert "tiny" in next(iter(row.values()))
         assert f"{part}, " in done.stdout

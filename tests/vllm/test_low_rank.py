@@ -216,3 +216,35 @@ def test_tensor_parallel_ranks_have_their_parts_of_adapters_and_updates(cluster,
         expected = reference_logprobs(folder, perturbed(tensors, *member, rank), PROMPTS[i])
         np.testing.assert_allclose(moved[i], expected, atol=2e-3)
     ray.kill(probe)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_a_gpu_s_engine_computes_for_a_batch_is_what_a_cpu_s_does(interpreted, compiled) -> None:
+    from types import SimpleNamespace
+
+    import torch
+    from vllm.lora.layers import LoRAMapping
+
+    kinds = [
+        interpreted("esplug.row_adapters").RowAdapters,
+        interpreted("esplug.masked_adapters").MaskedAdapters,
+    ]
+    drawn = torch.Generator().manual_seed(0)
+    a = tuple(torch.randn(3, 1, 8, 20, generator=drawn) for _ in range(2))
+    b = tuple(torch.randn(3, 1, outputs, 8, generator=drawn) for outputs in (10, 30))
+    x, weight = torch.randn(5, 20, generator=drawn), torch.randn(40, 20, generator=drawn)
+    results = []
+    for kind in kinds:
+        wrapper = kind(16, 16, torch.device("cpu"), lora_config=SimpleNamespace(max_loras=3))
+
+        def layer(x: torch.Tensor, wrapper: Any = wrapper) -> torch.Tensor:
+            y = torch.nn.functional.linear(x, weight)
+            wrapper.add_lora_linear(y, x, a, b, 1.0, (10, 30))
+            return torch.relu(y)
+
+        run = torch.compile(layer, fullgraph=True) if compiled else layer
+        for rows in ((1, 2, 0, 3, 2), (3, 0, 0, 1, 1)):
+            wrapper.update_metadata(LoRAMapping(rows, rows, is_prefill=False), [1, 2, 3], 3, 100)
+            results.append(run(x))
+    torch.testing.assert_close(results[:2], results[2:])
+    assert not torch.equal(results[0], results[1])

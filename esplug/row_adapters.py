@@ -1,0 +1,54 @@
+"""What vLLM computes on a GPU for a batch in which every row has an adapter of its own: one kernel a layer.
+
+vLLM's own kernels add parts of a sum in whatever order they come, so that the same prompts may be answered in another
+way the next time, and they take no float32.
+"""
+
+from typing import Any
+
+import torch
+from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+from vllm.utils.torch_utils import direct_register_custom_op
+
+from esplug.kernels import adapters
+
+
+class RowAdapters(PunicaWrapperCPU):  # type: ignore[misc]
+    """Adds what each row's adapter makes of it, by :func:`esplug.kernels.adapters.add`. For GPUs, despite its base."""
+
+    def __init__(self, max_num_batched_tokens: int, max_batches: int, device: torch.device, **named: Any) -> None:
+        super().__init__(max_num_batched_tokens, max_batches, device, **named)
+        self._token_lora_indices.fill_(-1)  # a CUDA graph takes more rows than there are
+
+    def update_metadata(
+        self, mapping: Any, lora_index_to_id: list[int | None], max_loras: int, vocab_size: int, **_: Any
+    ) -> None:
+        """Note which rows of the next batch belong to which slot."""
+        self._update_base_metadata(mapping, lora_index_to_id, max_loras, vocab_size)
+
+    def add_lora_linear(
+        self,
+        y: torch.Tensor,
+        x: torch.Tensor,
+        lora_a_stacked: tuple[torch.Tensor, ...],
+        lora_b_stacked: tuple[torch.Tensor, ...],
+        scale: float,
+        output_slices: tuple[int, ...],
+        **_: Any,
+    ) -> None:
+        """Add to each row of ``y`` what its adapter makes of that row of ``x``; ``scale`` is 1."""
+        a, b = list(lora_a_stacked), list(lora_b_stacked)
+        torch.ops.vllm.esplug_add_adapters(y, x, self._token_lora_indices, a, b)
+
+
+def _add(y: torch.Tensor, x: torch.Tensor, slots: torch.Tensor, a: list[torch.Tensor], b: list[torch.Tensor]) -> None:
+    adapters.add(y, x, slots, a, b)
+
+
+def _nothing(
+    y: torch.Tensor, x: torch.Tensor, slots: torch.Tensor, a: list[torch.Tensor], b: list[torch.Tensor]
+) -> None:
+    """Stand in for the kernel while vLLM compiles its model."""
+
+
+direct_register_custom_op("esplug_add_adapters", _add, mutates_args=["y"], fake_impl=_nothing)

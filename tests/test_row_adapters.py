@@ -1,0 +1,74 @@
+"""The GPU's kernel for adapters, run by Triton's interpreter, against exact sums."""
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+RANKS = (1, 8, 16, 64)  # that vLLM has room for, and esplug asks it for
+
+
+@pytest.fixture(scope="module")
+def adapters(interpreted):
+    return interpreted("esplug.kernels.adapters")
+
+
+def drawn(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def expected(y, x, slots, a, b) -> torch.Tensor:
+    total, first = y.double(), 0
+    for down, up in zip(a, b, strict=True):
+        for row, slot in enumerate(slots[: len(x)].tolist()):
+            if slot >= 0:
+                share = up[slot, 0].double() @ (down[slot, 0].double() @ x[row].double())
+                total[row, first : first + up.shape[2]] += share
+        first += up.shape[2]
+    return total
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.integers(-1, 2), min_size=1, max_size=6),
+    st.sampled_from(RANKS),
+    st.integers(1, 300),
+    st.lists(st.integers(1, 200), min_size=1, max_size=3),
+    st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+)
+@example([1, -1], 1, 4100, [2100, 7], torch.float32)  # more than a program holds at a time
+def test_every_row_gets_its_own_adapter_s_share(adapters, slots, rank, inputs, outputs, dtype) -> None:
+    rows, table = len(slots), torch.tensor([*slots, 2, 0])  # a batch's table is longer than the batch
+    x = drawn(1, rows, inputs + 3, dtype=dtype)[:, :inputs]  # rows lie apart
+    y = drawn(2, rows, sum(outputs) + 1, dtype=dtype)[:, : sum(outputs)]
+    a = [drawn(3 + i, 3, 1, rank, inputs, dtype=dtype) for i in range(len(outputs))]
+    b = [drawn(6 + i, 3, 1, n, rank, dtype=dtype) for i, n in enumerate(outputs)]
+    exact, before = expected(y, x, table, a, b), y.clone()
+    # Alone, a row gets the same to the last bit, though its work is parted in another way.
+    apart = [y[i : i + 1].clone() for i in range(rows)]
+    for i, row in enumerate(apart):
+        adapters.add(row, x[i : i + 1], table[i:], a, b)
+    adapters.add(y, x, table, a, b)
+    assert torch.equal(y, torch.cat(apart))
+    scale = (exact.abs() + before.double().abs()).max()
+    assert (y.double() - exact).abs().max() <= {torch.float32: 1e-5}.get(dtype, torch.finfo(dtype).eps) * scale
+    untouched = [i for i, slot in enumerate(slots) if slot < 0]
+    assert torch.equal(y[untouched], before[untouched])
+
+
+def test_a_member_that_is_not_a_number_spoils_no_other(adapters) -> None:
+    x, y = drawn(1, 3, 10), drawn(2, 3, 7)
+    a, b = drawn(3, 2, 1, 1, 10), drawn(4, 2, 1, 7, 1)
+    slots = torch.tensor([0, 1, -1])
+    good = y.clone()
+    adapters.add(good, x, slots, [a], [b])
+    a[1] = float("nan")
+    adapters.add(y, x, slots, [a], [b])
+    assert torch.equal(y[[0, 2]], good[[0, 2]])
+    assert y[1].isnan().all()
+
+
+def test_no_rows_are_no_work(adapters) -> None:
+    y = drawn(1, 0, 7)
+    adapters.add(y, drawn(2, 0, 10), torch.tensor([0]), [drawn(3, 2, 1, 1, 10)], [drawn(4, 2, 1, 7, 1)])
+    assert not len(y)
