@@ -45,6 +45,7 @@ def checks(options: Namespace) -> None:
     name, threads, started = "0.5B" if GPU else "tiny", len(os.sched_getaffinity(0)), time.perf_counter()
     gpu_checks.check_blocks(options.cases)
     gpu_checks.check_low_rank_blocks(options.cases // 5)
+    gpu_checks.check_layers(options.cases // 20)
     ways: list[dict[str, Any]] = [{}, {"in_host": True, "low_rank": 1}, {"low_rank": 2}, {"in_host": True}]
     for how in ways[: 4 if GPU else 2]:
         gpu_checks.check_model(name, options.checked if not how else 1, threads, **how)
@@ -183,7 +184,7 @@ def main() -> None:
     titles = {
         memory: f"memory, N={options.members}; {SPARE} GB of each GPU are left for activations",
         kernels: "kernels, ms",
-        adapters: "adapters of all layers, ms of a step",
+        adapters: "adapters, ms of a step's layers",
         engines: "engines, medians",
         iterations: f"iterations, N={options.members}",
         batches: f"batches, N={options.members}",

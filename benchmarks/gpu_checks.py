@@ -15,6 +15,7 @@ from esplug.noise import tensor_key
 from esplug.weights import MasterWeights
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
+_ODD = (float("nan"), float("inf"), -float("inf"))
 
 
 def same(left: torch.Tensor, right: torch.Tensor) -> bool:
@@ -61,6 +62,32 @@ def check_low_rank_blocks(cases: int) -> None:
         cuda.update_low_rank(there, row, column, width, keys, factors, rank)
         if not same(here, there):
             sys.exit(f"case {case}: {rows} x {columns} from {row}, {column} of {width}, rank {rank}: not the same")
+
+
+def check_layers(cases: int) -> None:
+    """Compare rows of a batch of adapters with each by itself, and what counts as undefined with the CPU's count."""
+    from esplug.kernels import adapters, logits
+    from esplug.worker import _count_undefined
+
+    draw = random.Random(3)
+    for case in range(cases):  # of few sizes, as each is compiled
+        drawn = torch.Generator().manual_seed(case)
+        rows, inputs, rank = draw.randint(1, 40 if GPU else 4), draw.choice([80, 4864]), draw.choice([1, 8])
+        outputs = [draw.choice([48, 130, 2304]) for _ in range(draw.randint(1, 3))]
+        dtype, slots = draw.choice(TYPES), torch.randint(-1, 3, (rows,), generator=drawn).to(DEVICE)
+        shapes = [(rows, inputs), (rows, sum(outputs)), *((3, 1, rank, inputs) for _ in outputs)]
+        shapes += [(3, 1, each, rank) for each in outputs]
+        x, y, *factors = (torch.randn(shape, generator=drawn).to(DEVICE, dtype) for shape in shapes)
+        a, b, together = factors[: len(outputs)], factors[len(outputs) :], y.clone()
+        adapters.add(together, x, slots, a, b)
+        for row in range(rows):
+            adapters.add(y[row : row + 1], x[row : row + 1], slots[row:], a, b)
+        together[torch.rand(together.shape, generator=drawn).to(DEVICE) < 1 / y.numel()] = draw.choice(_ODD)
+        counts = [torch.zeros(4, dtype=torch.int64, device=where) for where in (DEVICE, "cpu")]
+        logits.count_undefined(together, slots, counts[0])
+        _count_undefined(together.cpu(), slots.cpu(), counts[1])
+        if not (torch.equal(counts[0].cpu(), counts[1]) and same(y, together) is bool(together.isfinite().all())):
+            sys.exit(f"layer {case}: {rows} x {inputs} to {outputs}, rank {rank}, {dtype}: not the same")
 
 
 def check_model(name: str, iterations: int, threads: int, **how: Any) -> None:

@@ -225,7 +225,7 @@ def _keep_freed_memory() -> None:
 
 
 def _watch_logits(model: torch.nn.Module, undefined: torch.Tensor) -> None:
-    """Have ``model`` count, in ``undefined``, the tokens whose logits hold NaN or plus infinity: by their adapter."""
+    """Have ``model`` count, in ``undefined``, the tokens whose logits hold NaN or infinity: by their adapter."""
     compute: Any = model.compute_logits
     manager: Any = getattr(model, "lora_manager", None)
     adapters = None if manager is None else next(iter(manager.punica_wrapper_mapping.values()))
@@ -233,14 +233,22 @@ def _watch_logits(model: torch.nn.Module, undefined: torch.Tensor) -> None:
     def watched(*arguments: Any, **named: Any) -> Any:
         logits = compute(*arguments, **named)
         if logits is not None:  # with tensor parallelism, some ranks get none
-            wrong = (~torch.isfinite(logits.amax(dim=-1))).to(undefined.dtype)
-            slots = torch.full_like(wrong, -1)
-            if adapters is not None and len(adapters.sampler_indices) == len(wrong):
+            slots = None
+            if adapters is not None and len(adapters.sampler_indices) == len(logits):
                 slots = adapters.sampler_indices
-            undefined.index_add_(0, slots + 1, wrong)
+            count(logits, slots, undefined)
         return logits
 
+    count: Any = _count_undefined
+    if undefined.is_cuda:
+        from esplug.kernels.logits import count_undefined as count
     vars(model)["compute_logits"] = watched
+
+
+def _count_undefined(logits: torch.Tensor, slots: torch.Tensor | None, counts: torch.Tensor) -> None:
+    """Count them on a CPU; see :func:`esplug.kernels.logits.count_undefined`."""
+    wrong = (~torch.isfinite(logits.amax(dim=-1))).to(counts.dtype)
+    counts.index_add_(0, torch.zeros_like(wrong) if slots is None else slots + 1, wrong)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The GPU's kernel for adapters, run by Triton's interpreter, against exact sums."""
+"""The GPU's kernels for what vLLM computes, run by Triton's interpreter: adapters and undefined logits."""
 
 import pytest
 import torch
@@ -72,3 +72,27 @@ def test_no_rows_are_no_work(adapters) -> None:
     y = drawn(1, 0, 7)
     adapters.add(y, drawn(2, 0, 10), torch.tensor([0]), [drawn(3, 2, 1, 1, 10)], [drawn(4, 2, 1, 7, 1)])
     assert not len(y)
+
+
+VALUES = st.sampled_from([0.5, -3.0, 1e30, -float("inf"), float("inf"), -float("nan"), float("nan")])
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.data(), st.integers(0, 5), st.integers(1, 20), st.booleans(), st.sampled_from([torch.float32, torch.bfloat16])
+)
+def test_undefined_logits_are_counted_as_on_a_cpu(interpreted, data, rows, vocabulary, of_members, dtype) -> None:
+    from esplug.worker import _count_undefined
+
+    spread = 9000 if vocabulary == 20 else vocabulary  # more than a program looks at at a time
+    logits = torch.zeros(rows, spread + 2, dtype=dtype)[:, :spread]
+    for row in range(rows):
+        few = data.draw(st.lists(VALUES, min_size=vocabulary, max_size=vocabulary))
+        logits[row, -vocabulary:] = torch.tensor(few)
+        logits[row, : data.draw(st.sampled_from([0, spread]))] = -float("inf")
+    slots = data.draw(st.lists(st.integers(-1, 2), min_size=rows, max_size=rows)) if of_members else None
+    table = None if slots is None else torch.tensor(slots, dtype=torch.int64)
+    counts, expected = (torch.arange(4) for _ in range(2))
+    interpreted("esplug.kernels.logits").count_undefined(logits, table, counts)
+    _count_undefined(logits, table, expected)
+    assert torch.equal(counts, expected)
