@@ -45,14 +45,17 @@ def checks(options: Namespace) -> None:
     name, threads, started = "0.5B" if GPU else "tiny", len(os.sched_getaffinity(0)), time.perf_counter()
     gpu_checks.check_blocks(options.cases)
     gpu_checks.check_low_rank_blocks(options.cases // 5)
-    gpu_checks.check_layers(options.cases // 20)
+    layers = max(2, options.cases // 20)
+    gpu_checks.check_layers(layers)
     ways: list[dict[str, Any]] = [{}, {"in_host": True, "low_rank": 1}, {"low_rank": 2}, {"in_host": True}]
     for how in ways[: 4 if GPU else 2]:
         gpu_checks.check_model(name, options.checked if not how else 1, threads, **how)
         release()
     print(
         f"{options.cases:,} random blocks, {options.cases // 5:,} with noise of low rank, and a model over "
-        f"{options.checked} iterations: the same as on the CPU, bit for bit ({time.perf_counter() - started:.0f} s)",
+        f"{options.checked} iterations: the same as on the CPU, bit for bit; {layers} layers with adapters: rows in a "
+        "batch are the same as each alone, and undefined ones are counted as on the CPU "
+        f"({time.perf_counter() - started:.0f} s)",
         flush=True,
     )
     if (SMALL_MODEL / "config.json").exists():

@@ -72,7 +72,7 @@ def check_layers(cases: int) -> None:
     draw = random.Random(3)
     for case in range(cases):  # of few sizes, as each is compiled
         drawn = torch.Generator().manual_seed(case)
-        rows, inputs, rank = draw.randint(1, 40 if GPU else 4), draw.choice([80, 4864]), draw.choice([1, 8])
+        rows, inputs, rank = draw.choice([1, 7, 480] if GPU else [1, 4]), draw.choice([80, 4864]), draw.choice([1, 8])
         outputs = [draw.choice([48, 130, 2304]) for _ in range(draw.randint(1, 3))]
         dtype, slots = draw.choice(TYPES), torch.randint(-1, 3, (rows,), generator=drawn).to(DEVICE)
         shapes = [(rows, inputs), (rows, sum(outputs)), *((3, 1, rank, inputs) for _ in outputs)]
@@ -82,11 +82,12 @@ def check_layers(cases: int) -> None:
         adapters.add(together, x, slots, a, b)
         for row in range(rows):
             adapters.add(y[row : row + 1], x[row : row + 1], slots[row:], a, b)
+        apart = same(y, together)
         together[torch.rand(together.shape, generator=drawn).to(DEVICE) < 1 / y.numel()] = draw.choice(_ODD)
         counts = [torch.zeros(4, dtype=torch.int64, device=where) for where in (DEVICE, "cpu")]
         logits.count_undefined(together, slots, counts[0])
         _count_undefined(together.cpu(), slots.cpu(), counts[1])
-        if not (torch.equal(counts[0].cpu(), counts[1]) and same(y, together) is bool(together.isfinite().all())):
+        if not (apart and torch.equal(counts[0].cpu(), counts[1])):
             sys.exit(f"layer {case}: {rows} x {inputs} to {outputs}, rank {rank}, {dtype}: not the same")
 
 

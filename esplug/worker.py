@@ -229,6 +229,9 @@ def _watch_logits(model: torch.nn.Module, undefined: torch.Tensor) -> None:
     compute: Any = model.compute_logits
     manager: Any = getattr(model, "lora_manager", None)
     adapters = None if manager is None else next(iter(manager.punica_wrapper_mapping.values()))
+    count = _count_undefined
+    if undefined.is_cuda:
+        from esplug.kernels.logits import count_undefined as count
 
     def watched(*arguments: Any, **named: Any) -> Any:
         logits = compute(*arguments, **named)
@@ -239,9 +242,6 @@ def _watch_logits(model: torch.nn.Module, undefined: torch.Tensor) -> None:
             count(logits, slots, undefined)
         return logits
 
-    count: Any = _count_undefined
-    if undefined.is_cuda:
-        from esplug.kernels.logits import count_undefined as count
     vars(model)["compute_logits"] = watched
 
 

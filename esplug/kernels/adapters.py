@@ -1,7 +1,7 @@
 """Adapters of a batch's rows on a GPU, in Triton: what each row's own low-rank factors make of it, added in place.
 
-A row is computed in the same order whatever else is in the batch, so a member's answers do not depend on who is
-answered beside it. One kernel does all of a layer: factors are thin, and what takes time is the outputs.
+What is added to a row is computed in the same order whatever else is in the batch. One kernel does all of a layer:
+factors are thin, and what takes time is the outputs.
 """
 
 from collections.abc import Sequence
@@ -21,12 +21,17 @@ def add(
     """Add ``b[slot] @ a[slot] @ x`` to each row of ``y``, a slice of its columns at a time, rounded once.
 
     Args:
-        y: [rows, sum of the slices' outputs], whose rows may lie apart.
-        x: [rows, inputs], whose rows may lie apart.
+        y: [rows, sum of the slices' outputs]; rows may lie apart, their numbers not.
+        x: [rows, inputs]; so may these.
         slots: [at least rows], int64; rows of -1 have no adapter.
-        a: of each slice, three at most, [slots, 1, rank, inputs]; the rank is a power of 2.
+        a: of each slice [slots, 1, rank, inputs]; the rank is a power of 2.
         b: of each slice [slots, 1, outputs, rank].
     """
+    assert x.stride(1) == y.stride(1) == 1, (x.stride(), y.stride())
+    if len(b) > _MOST_SLICES:
+        done = sum(each.shape[2] for each in b[:_MOST_SLICES])
+        add(y[:, done:], x, slots, a[_MOST_SLICES:], b[_MOST_SLICES:])
+        a, b = a[:_MOST_SLICES], b[:_MOST_SLICES]
     rows, (rank, inputs) = x.shape[0], a[0].shape[2:]
     outputs = [each.shape[2] for each in b]
     blank = _MOST_SLICES - len(b)
