@@ -52,6 +52,7 @@ class EnginePool:
         plan: how many engines, on what.
         settings: equal for all engines.
         engine_bytes: memory of one engine on the CPU.
+        kv_cache_most: bytes of a KV cache that are of use there.
         folder: the run's directory, which gets the engines' logs.
         timeout: seconds without progress after which an engine is replaced.
         max_restarts: engines to replace before giving up.
@@ -67,6 +68,7 @@ class EnginePool:
         plan: Plan,
         settings: EngineSettings,
         engine_bytes: int,
+        kv_cache_most: int,
         folder: Path,
         *,
         timeout: float = 600.0,
@@ -74,7 +76,7 @@ class EnginePool:
     ) -> None:
         self.plan = plan
         self.restarts = 0
-        self._settings, self._engine_bytes = settings, engine_bytes
+        self._settings, self._engine_bytes, self._kv_cache_most = settings, engine_bytes, kv_cache_most
         self._folder, self._max_restarts = folder, max_restarts
         self._seats: list[Seat] = []
         self._lookout = Lookout(self._seats, timeout)
@@ -233,7 +235,7 @@ class EnginePool:
             placed[node] += 1
             if self._settings.device == "cpu":
                 here, share = neighbours[node], memory_share(self._settings)
-                seat.kv_cache = cpu_kv_cache_bytes(free, share, here, self._engine_bytes)
+                seat.kv_cache = cpu_kv_cache_bytes(free, share, here, self._engine_bytes, self._kv_cache_most)
 
     def _location(self, seat: Seat) -> tuple[str, int]:
         """Return an engine's machine and that machine's free memory; here an engine has not yet begun to load."""

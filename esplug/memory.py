@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from esplug import prefix
 from esplug.adapters import adapter_elements
 from esplug.blocks import Block
 from esplug.config import RunConfig
 from esplug.model import weights_size
 from esplug.placement import (
     CPU_ENGINE_OVERHEAD,
+    CPU_KV_CACHE_MAX,
     CPU_MEMORY_SHARE,
     GPU_ACTIVATIONS,
     OnGpu,
@@ -24,6 +26,8 @@ from esplug.placement import (
 from esplug.shards import read_shapes, widest
 
 Place: TypeAlias = Literal["memory", "GPU"]
+
+_CPU_ANSWERS = 256  # that vLLM decodes at a time there, for each process of an engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +130,8 @@ def plan_memory(model: Path, config: RunConfig, plan: Plan, free: int, gpus: lis
         share = share or CPU_MEMORY_SHARE
         items = cpu_items(model, config)
         needed = sum(item.nbytes for item in items)
-        items += (Item("KV cache", "memory", cpu_kv_cache_bytes(free, share, plan.n_engines, needed)),)
+        most = cpu_kv_cache_most(model, config)
+        items += (Item("KV cache", "memory", cpu_kv_cache_bytes(free, share, plan.n_engines, needed, most)),)
     else:
         gpu = sorted(gpus, key=lambda each: each.free, reverse=True)[: plan.n_gpus][-1]
         members = config.members_at_once(plan.n_engines)
@@ -145,9 +150,19 @@ def plan_memory(model: Path, config: RunConfig, plan: Plan, free: int, gpus: lis
             Item("master", *(("GPU", taken.master) if fits else ("memory", master_bytes(model, config.master_dtype)))),
             Item("Python, torch, vLLM", "memory", CPU_ENGINE_OVERHEAD),
         )
-    described = _description(model)
-    own = described.get("max_position_embeddings")
-    return MemoryPlan(plan, items, share, free, gpu, room, _kv_bytes(described, config), config.max_model_len or own)
+    return MemoryPlan(plan, items, share, free, gpu, room, *_kv_cache_of_an_answer(model, config))
+
+
+def cpu_kv_cache_most(model: Path, config: RunConfig) -> int:
+    """Return the bytes of a KV cache that holds all answers that an engine on a CPU decodes at a time.
+
+    To make more takes seconds of its start, as every page of it is cleared.
+    """
+    per_token, longest = _kv_cache_of_an_answer(model, config)
+    if not (per_token and longest):
+        return CPU_KV_CACHE_MAX
+    blocks = math.ceil(longest / prefix.LEAST) + 1
+    return _CPU_ANSWERS * config.n_gpu_per_vllm_engine * blocks * prefix.LEAST * per_token
 
 
 def on_gpu(model: Path, dtype: str, master_dtype: str, low_rank: int | None, members: int, ranks: int) -> OnGpu:
@@ -189,6 +204,13 @@ def _description(model: Path) -> dict[str, Any]:
     read = json.loads((model / "config.json").read_text(encoding="utf-8"))
     inner = read.get("text_config")
     return inner if isinstance(inner, dict) else read if isinstance(read, dict) else {}
+
+
+def _kv_cache_of_an_answer(model: Path, config: RunConfig) -> tuple[int | None, int | None]:
+    """Return the bytes of a token, and the most tokens of prompt and answer; ``None`` for what is not known."""
+    described = _description(model)
+    own = described.get("max_position_embeddings")
+    return _kv_bytes(described, config), config.max_model_len or (own if isinstance(own, int) else None)
 
 
 def _kv_bytes(described: dict[str, Any], config: RunConfig) -> int | None:

@@ -134,10 +134,10 @@ def _cores_each(found: Resources, n_engines: int, span: int) -> int:
     return span
 
 
-def cpu_kv_cache_bytes(free: int, share: float, engines_here: int, engine_bytes: int) -> int:
-    """Size the KV cache of one CPU engine from the node's free memory in bytes."""
+def cpu_kv_cache_bytes(free: int, share: float, engines_here: int, engine_bytes: int, most: int) -> int:
+    """Size the KV cache of one CPU engine from the node's free memory in bytes; it can use ``most`` of them."""
     left = int(free * share) // engines_here - engine_bytes
-    return max(CPU_KV_CACHE_MIN, min(CPU_KV_CACHE_MAX, left))
+    return max(CPU_KV_CACHE_MIN, min(CPU_KV_CACHE_MAX, most, left))
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from esplug.evaluator import Evaluator
 from esplug.history import History
 from esplug.hookspecs import Prompt
 from esplug.loggers import LoggerSet
-from esplug.memory import cpu_items
+from esplug.memory import cpu_items, cpu_kv_cache_most
 from esplug.metrics import PopulationResult, iteration_record, train_metrics
 from esplug.model import PromptEncoder, longest_prompt, revision_of, weights_size
 from esplug.placement import Plan, plan_engines
@@ -296,6 +296,7 @@ class EvolutionStrategiesTrainer:
             self._plan,
             settings,
             self._engine_bytes,
+            cpu_kv_cache_most(self._model, self.config),
             self.run_dir.path,
             timeout=self.config.engine_timeout,
             max_restarts=self.config.max_restarts,

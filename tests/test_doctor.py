@@ -146,9 +146,17 @@ def test_the_memory_of_a_cpu_engine_is_what_its_placement_counts(tiny_model) -> 
     assert sizes["weights"] == sizes["weights, packed"] == sizes["master"] // 2
     exact = memory_of(tiny_model, {"dtype": "float32"}, Plan(2, "cpu", 0, 1))
     assert {item.nbytes for item in exact.items if "weights" in item.what} == {sizes["master"]}
-    assert sizes["KV cache"] == 4 * GIB
+    assert sizes["KV cache"] == GIB // 4
     assert memory.taken("memory") == 2 * sum(sizes.values())
-    assert memory.kv_tokens == 4 * GIB // (2 * 2 * 1 * 32 * 2)  # keys and values, layers, heads, width, bytes
+    per_token = 2 * 2 * 1 * 32 * 2  # keys and values, layers, heads, width, bytes
+    assert memory.kv_tokens == GIB // 4 // per_token
+    # All 256 answers that vLLM decodes at a time find room at their full length, and no more is made.
+    shorter, longer = (
+        memory_of(tiny_model, {"dtype": "float32", "max_model_len": length}, Plan(1, "cpu", 0, 1)).kv_tokens
+        for length in (4096, 100_000)
+    )
+    assert 256 * 4096 <= shorter <= 256 * (4096 + 64)
+    assert longer == 4 * GIB // (2 * per_token)
     with_adapters = memory_of(tiny_model, {"perturbation": "low-rank"}, Plan(2, "cpu", 0, 1))
     assert {item.what for item in with_adapters.items} - sizes.keys() == {"adapters"}
 

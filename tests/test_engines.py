@@ -110,7 +110,7 @@ def pool(tmp_path, monkeypatch):
     def pool(timeout: float = 60.0, max_restarts: int = 10) -> EnginePool:
         settings = EngineSettings("model", "auto", "float32", "auto", "cpu", 1, None, 0.5)
         plan = Plan(2, "cpu", 0, 1)
-        made.append(EnginePool(plan, settings, 0, tmp_path, timeout=timeout, max_restarts=max_restarts))
+        made.append(EnginePool(plan, settings, 0, 0, tmp_path, timeout=timeout, max_restarts=max_restarts))
         return made[-1]
 
     yield pool

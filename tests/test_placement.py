@@ -70,9 +70,11 @@ def test_asking_for_more_than_there_is(settings, found, words) -> None:
 
 
 def test_kv_cache_stays_within_its_bounds() -> None:
-    assert cpu_kv_cache_bytes(20 * GIB, 0.5, 2, 2 * GIB) == 3 * GIB
-    assert cpu_kv_cache_bytes(1 * GIB, 0.5, 2, 2 * GIB) == GIB // 4
-    assert cpu_kv_cache_bytes(900 * GIB, 0.5, 2, 2 * GIB) == 4 * GIB
+    assert cpu_kv_cache_bytes(20 * GIB, 0.5, 2, 2 * GIB, 9 * GIB) == 3 * GIB
+    assert cpu_kv_cache_bytes(1 * GIB, 0.5, 2, 2 * GIB, 9 * GIB) == GIB // 4
+    assert cpu_kv_cache_bytes(900 * GIB, 0.5, 2, 2 * GIB, 9 * GIB) == 4 * GIB
+    assert cpu_kv_cache_bytes(20 * GIB, 0.5, 2, 2 * GIB, GIB) == GIB
+    assert cpu_kv_cache_bytes(20 * GIB, 0.5, 2, 2 * GIB, 1000) == GIB // 4
 
 
 @pytest.mark.parametrize(

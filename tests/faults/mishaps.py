@@ -232,7 +232,7 @@ def float16_engine(model: Path, folder: Path) -> Iterator[KeptEngines]:
     ray.init(address="local", num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False)
     try:
         settings = EngineSettings(str(folder / "model"), "float16", "float32", "auto", "cpu", 1, 256, memory_share=0.01)
-        engines = KeptEngines(Plan(1, "cpu", 0, 1), settings, 0, folder)
+        engines = KeptEngines(Plan(1, "cpu", 0, 1), settings, 0, 2**28, folder)
         engines.start(History(0))
         yield engines
     finally:

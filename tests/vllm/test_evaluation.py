@@ -87,7 +87,7 @@ class Desk:
 @contextmanager
 def desk_of(n_engines: int, model: Path, folder: Path) -> Iterator[Desk]:
     settings = EngineSettings(str(model), "float32", "float32", "auto", "cpu", 1, 512, memory_share=0.02)
-    engines = KeptEngines(Plan(n_engines, "cpu", 0, 2 // n_engines), settings, 0, folder / "logs")
+    engines = KeptEngines(Plan(n_engines, "cpu", 0, 2 // n_engines), settings, 0, 2**28, folder / "logs")
     try:
         engines.start(History(0))
         yield Desk(model, folder, engines)

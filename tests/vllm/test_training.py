@@ -502,7 +502,7 @@ def ray_of_four() -> Iterator[None]:
 
 def _engines(plan: Plan, model: Path, logs: Path) -> Iterator[KeptEngines]:
     settings = EngineSettings(str(model.resolve()), "auto", "float32", "auto", "cpu", 1, 256, memory_share=0.01)
-    engines = KeptEngines(plan, settings, 0, logs)
+    engines = KeptEngines(plan, settings, 0, 2**28, logs)
     engines.start(History(0))
     yield engines
     engines.stop()
