@@ -67,7 +67,7 @@ def check_low_rank_blocks(cases: int) -> None:
 def check_layers(cases: int) -> None:
     """Compare rows of a batch of adapters with each by itself, and what counts as undefined with the CPU's count."""
     from esplug.kernels import adapters, logits
-    from esplug.worker import _count_undefined
+    from esplug.worker import count_undefined
 
     draw = random.Random(3)
     for case in range(cases):  # of few sizes, as each is compiled
@@ -86,7 +86,7 @@ def check_layers(cases: int) -> None:
         together[torch.rand(together.shape, generator=drawn).to(DEVICE) < 1 / y.numel()] = draw.choice(_ODD)
         counts = [torch.zeros(4, dtype=torch.int64, device=where) for where in (DEVICE, "cpu")]
         logits.count_undefined(together, slots, counts[0])
-        _count_undefined(together.cpu(), slots.cpu(), counts[1])
+        count_undefined(together.cpu(), slots.cpu(), counts[1])
         if not (apart and torch.equal(counts[0].cpu(), counts[1])):
             sys.exit(f"layer {case}: {rows} x {inputs} to {outputs}, rank {rank}, {dtype}: not the same")
 

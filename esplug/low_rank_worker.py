@@ -11,8 +11,8 @@ from esplug.worker import ESWorkerExtension
 if TYPE_CHECKING:
     from esplug.history import CaughtUp
 
-_WRAPPER = "masked_adapters.MaskedAdapters" if current_platform.is_cpu() else "row_adapters.RowAdapters"
-type(current_platform).get_punica_wrapper = classmethod(lambda _: f"esplug.{_WRAPPER}")
+_WRAPPER = "esplug.masked_adapters.MaskedAdapters" if current_platform.is_cpu() else "esplug.row_adapters.RowAdapters"
+type(current_platform).get_punica_wrapper = classmethod(lambda _: _WRAPPER)
 
 
 class LowRankWorkerExtension(ESWorkerExtension):

@@ -20,35 +20,26 @@ class RowAdapters(PunicaWrapperCPU):  # type: ignore[misc]
         super().__init__(max_num_batched_tokens, max_batches, device, **named)
         self._token_lora_indices.fill_(-1)  # a CUDA graph takes more rows than there are
 
-    def update_metadata(
-        self, mapping: Any, lora_index_to_id: list[int | None], max_loras: int, vocab_size: int, **_: Any
-    ) -> None:
+    def update_metadata(self, *mapping: Any, **_: Any) -> None:
         """Note which rows of the next batch belong to which slot."""
-        self._update_base_metadata(mapping, lora_index_to_id, max_loras, vocab_size)
+        self._update_base_metadata(*mapping)
 
     def add_lora_linear(
         self,
         y: torch.Tensor,
         x: torch.Tensor,
-        lora_a_stacked: tuple[torch.Tensor, ...],
-        lora_b_stacked: tuple[torch.Tensor, ...],
-        scale: float,
-        output_slices: tuple[int, ...],
-        **_: Any,
+        a: tuple[torch.Tensor, ...],
+        b: tuple[torch.Tensor, ...],
+        *_: Any,
+        **_named: Any,
     ) -> None:
-        """Add to each row of ``y`` what its adapter makes of that row of ``x``; ``scale`` is 1."""
-        a, b = list(lora_a_stacked), list(lora_b_stacked)
-        torch.ops.vllm.esplug_add_adapters(y, x, self._token_lora_indices, a, b)
+        """Add to each row of ``y`` what its adapter makes of that row of ``x``; see the kernel."""
+        torch.ops.vllm.esplug_add_adapters(y, x, self._token_lora_indices, list(a), list(b))
 
 
-def _add(y: torch.Tensor, x: torch.Tensor, slots: torch.Tensor, a: list[torch.Tensor], b: list[torch.Tensor]) -> None:
-    adapters.add(y, x, slots, a, b)
-
-
-def _nothing(
-    y: torch.Tensor, x: torch.Tensor, slots: torch.Tensor, a: list[torch.Tensor], b: list[torch.Tensor]
-) -> None:
-    """Stand in for the kernel while vLLM compiles its model."""
-
-
-direct_register_custom_op("esplug_add_adapters", _add, mutates_args=["y"], fake_impl=_nothing)
+direct_register_custom_op(
+    "esplug_add_adapters",
+    adapters.add,
+    mutates_args=["y"],
+    fake_impl=lambda *_, **__: None,  # stands in for it while vLLM compiles its model
+)

@@ -229,7 +229,7 @@ def _watch_logits(model: torch.nn.Module, undefined: torch.Tensor) -> None:
     compute: Any = model.compute_logits
     manager: Any = getattr(model, "lora_manager", None)
     adapters = None if manager is None else next(iter(manager.punica_wrapper_mapping.values()))
-    count = _count_undefined
+    count = count_undefined
     if undefined.is_cuda:
         from esplug.kernels.logits import count_undefined as count
 
@@ -245,7 +245,7 @@ def _watch_logits(model: torch.nn.Module, undefined: torch.Tensor) -> None:
     vars(model)["compute_logits"] = watched
 
 
-def _count_undefined(logits: torch.Tensor, slots: torch.Tensor | None, counts: torch.Tensor) -> None:
+def count_undefined(logits: torch.Tensor, slots: torch.Tensor | None, counts: torch.Tensor) -> None:
     """Count them on a CPU; see :func:`esplug.kernels.logits.count_undefined`."""
     wrong = (~torch.isfinite(logits.amax(dim=-1))).to(counts.dtype)
     counts.index_add_(0, torch.zeros_like(wrong) if slots is None else slots + 1, wrong)

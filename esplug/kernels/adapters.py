@@ -4,8 +4,6 @@ What is added to a row is computed in the same order whatever else is in the bat
 factors are thin, and what takes time is the outputs.
 """
 
-from collections.abc import Sequence
-
 import torch
 import triton
 import triton.language as tl
@@ -15,9 +13,7 @@ _PROGRAMS = 1024  # that keep a GPU busy
 _MOST_SLICES = 3
 
 
-def add(
-    y: torch.Tensor, x: torch.Tensor, slots: torch.Tensor, a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]
-) -> None:
+def add(y: torch.Tensor, x: torch.Tensor, slots: torch.Tensor, a: list[torch.Tensor], b: list[torch.Tensor]) -> None:
     """Add ``b[slot] @ a[slot] @ x`` to each row of ``y``, a slice of its columns at a time, rounded once.
 
     Args:
@@ -33,17 +29,18 @@ def add(
         add(y[:, done:], x, slots, a[_MOST_SLICES:], b[_MOST_SLICES:])
         a, b = a[:_MOST_SLICES], b[:_MOST_SLICES]
     rows, (rank, inputs) = x.shape[0], a[0].shape[2:]
+    if not rows:
+        return
     outputs = [each.shape[2] for each in b]
     blank = _MOST_SLICES - len(b)
     factors = [each for stacks in (a, b) for each in (*stacks, *[stacks[0]] * blank)]
     wide = min(triton.next_power_of_2(inputs), max(_INPUTS // rank, 32))
     tall = min(triton.next_power_of_2(max(outputs)), max(_OUTPUTS // rank, 32))
-    parts = min(triton.cdiv(max(outputs), tall), triton.cdiv(_PROGRAMS, max(1, rows * len(b))))
-    if rows:
-        _add[rows, len(b), parts](
-            *(y, y.stride(0), x, x.stride(0), slots, inputs, *factors, *outputs, *[0] * blank),
-            **{"RANK": rank, "WIDE": wide, "TALL": tall},
-        )
+    parts = min(triton.cdiv(max(outputs), tall), triton.cdiv(_PROGRAMS, rows * len(b)))
+    _add[rows, len(b), parts](
+        *(y, y.stride(0), x, x.stride(0), slots, inputs, *factors, *outputs, *[0] * blank),
+        **{"RANK": rank, "WIDE": wide, "TALL": tall},
+    )
 
 
 @triton.jit
