@@ -33,7 +33,7 @@ class LocalEngine:
         os.environ.pop("TRITON_INTERPRET", None)
         from reference import BenchmarkEngine
 
-        from esplug.engine import EngineSettings
+        from esplug.engine_messages import EngineSettings
         from esplug.history import CatchUp
 
         device = "cuda" if GPU else "cpu"

@@ -26,9 +26,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from esplug.engine import Engine, EngineSettings, Generation
+from esplug.engine import Engine
+from esplug.engine_messages import EngineSettings, Generation
 from esplug.engines import EnginePool, Job, Key
-from esplug.es import Member
+from esplug.es.members import Member
 from esplug.grader import as_reward
 from esplug.metrics import PopulationResult
 from esplug.noise import tensor_key

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from machine import processor
 
-from esplug.engine import Completion, EngineSettings, Generation, Sampling, Weights, Work
+from esplug.engine_messages import Completion, EngineSettings, Generation, Sampling, Weights, Work
 from esplug.engines import EnginePool, Job
 from esplug.history import CatchUp, CaughtUp, History
 from esplug.placement import Plan

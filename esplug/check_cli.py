@@ -9,7 +9,8 @@ import typer
 from esplug.console import get_console
 from esplug.errors import UserError
 from esplug.init_cli import Kind
-from esplug.plugins import brief, find, list_plugins, suggest
+from esplug.plugins import find, list_plugins
+from esplug.text import brief, suggest
 
 if TYPE_CHECKING:
     from esplug.conformance import Check

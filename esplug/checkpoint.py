@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from esplug import durable
-from esplug.errors import RunError, UserError, one_line
+from esplug.cores import usable_cores
+from esplug.errors import RunError, UserError
 from esplug.model import MODEL_FILES
-from esplug.placement import usable_cores
+from esplug.text import one_line
 
 MANIFEST = "esplug.json"
 FORMAT, VERSION = "esplug-model", 1

@@ -20,9 +20,9 @@ from esplug.errors import RunError, UserError
 from esplug.export_cli import export
 from esplug.flags import ConfigFile, Debug, with_settings
 from esplug.init_cli import init
-from esplug.plugins import brief, suggest
 from esplug.report_cli import report
 from esplug.runs_cli import runs
+from esplug.text import brief, suggest
 
 if TYPE_CHECKING:
     from esplug.task import Task

@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from esplug.errors import RunError, UserError, one_line
-from esplug.placement import Node, Resources, usable_cores
+from esplug.cores import usable_cores
+from esplug.errors import RunError, UserError
+from esplug.placement import Node, Resources
+from esplug.text import one_line
 
 _LOCAL_STARTS = 3
 

@@ -10,10 +10,11 @@ from esplug.config import RunConfig
 from esplug.errors import UserError
 from esplug.estimates import Comparison, Estimate, average, compare
 from esplug.evaluation import Evaluation
-from esplug.run_directory import claim, write_json
+from esplug.json_files import write_json
+from esplug.run_directory import claim
 
 if TYPE_CHECKING:
-    from esplug.trainer import RunResult
+    from esplug.run_result import RunResult
 
 
 @dataclass(frozen=True, slots=True)

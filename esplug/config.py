@@ -17,10 +17,11 @@ from unicodedata import category
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from esplug.errors import UserError
+from esplug.es.schedules import Schedule, scheduled
 from esplug.layers import merge, read_options
 from esplug.low_rank import MAX_RANK
-from esplug.plugins import brief, cause, suggest
 from esplug.recipes import STEPS, Recipe
+from esplug.text import brief, cause, suggest
 
 MAX_SEED = 2**64 - 1
 _MOST = 1_000_000_000  # of anything that is counted: beyond all use, and within what every library takes
@@ -30,7 +31,6 @@ _NOT_IN_LINES = {"Cc", "Cs", "Zl", "Zp"}  # control characters, halves of charac
 _KINDS = {int: "an integer", float: "a finite number", bool: "true or false", str: "text"}
 _OUT_OF_RANGE = {"finite_number", "greater_than", "greater_than_equal", "less_than_equal"}
 Command = Literal["train", "eval"]
-Schedule = Literal["constant", "linear", "cosine"]
 
 
 def _setting(
@@ -412,8 +412,6 @@ class RunConfig(BaseModel):
         return self._scheduled(self.alpha_schedule, self.step_size, self.alpha_end, iteration)
 
     def _scheduled(self, schedule: Schedule, start: float, end: float | None, iteration: int) -> float:
-        from esplug.es import scheduled
-
         done = min(1.0, iteration / max(self.n_iterations - 1, 1))
         return scheduled(schedule, start, start / 10 if end is None else end, done)
 

@@ -13,8 +13,3 @@ def get_console() -> "Console":
     from rich.console import Console
 
     return Console(highlight=False, emoji=False)
-
-
-def printable(text: str) -> str:
-    """Write what is not printable in somebody's data as escapes, which a terminal does not obey; lines stay lines."""
-    return "".join(c if c in "\n\t" or c.isprintable() else repr(c)[1:-1] for c in text)

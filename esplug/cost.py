@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from esplug.config import RunConfig
-from esplug.es import momentum_weights
+from esplug.es.update import momentum_weights
 
 
 @dataclass(frozen=True, slots=True)

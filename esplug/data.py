@@ -10,9 +10,9 @@ import numpy as np
 
 from esplug.errors import UserError
 from esplug.hookspecs import Prompt, Row
-from esplug.plugins import cause, suggest
 from esplug.readers import SplitRows, named, place, read, sources
 from esplug.task import Task
+from esplug.text import cause, suggest
 
 Split = Literal["train", "eval"]
 Batch = tuple[list[Any], list[Any]]

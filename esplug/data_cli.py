@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from esplug.completion import plugin_names
-from esplug.plugins import brief
+from esplug.text import brief
 
 if TYPE_CHECKING:
     from esplug.dataset_build import Built

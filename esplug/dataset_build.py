@@ -14,6 +14,7 @@ from esplug.hookspecs import HubSource, Row
 from esplug.hub import hub_revision
 from esplug.plugins import PluginInfo
 from esplug.readers import Rows, load_commit, load_repository
+from esplug.text import cause
 
 #: What ``build`` calls its two parts, and the folders they are saved in.
 FOLDERS = {"train": "train", "eval": "evaluation_suite"}
@@ -229,7 +230,7 @@ def _save(plugin: PluginInfo, folder: Path, splits: Mapping[str, Sequence[Row]],
             data[name] = datasets.Dataset.from_list([dict(row) for row in rows])
         except Exception as error:
             raise PluginError(
-                f"{plugin}: the rows of split {name!r} cannot be saved [{plugins.cause(error)}]; "
+                f"{plugin}: the rows of split {name!r} cannot be saved [{cause(error)}]; "
                 "a column must hold values of one type"
             ) from error
     data.save_to_disk(str(folder))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from esplug.config import RunConfig
-from esplug.console import get_console, printable
+from esplug.console import get_console
 from esplug.cost import Speed, Times, Work, times_of, work_of
 from esplug.data import Batch, Batches, load_batch_source, load_eval_splits
 from esplug.doctor.installation import version_of
@@ -15,13 +15,14 @@ from esplug.doctor.model import described_by, fit
 from esplug.doctor.stack import Stack, look
 from esplug.hookspecs import Prompt
 from esplug.memory_table import memory_table
-from esplug.model import PromptEncoder, kept_folder, may_be_on_hub, model_folder
-from esplug.plugins import brief
+from esplug.model import kept_folder, may_be_on_hub, model_folder
+from esplug.prompt_encoder import PromptEncoder
 from esplug.questions import Questions
 from esplug.run_directory import RunDirectory
 from esplug.run_summary import duration
 from esplug.seed_log import read
 from esplug.task import Task
+from esplug.text import brief, printable
 
 _SHOWN = 2  # prompts
 _HEAD, _TAIL = 800, 400  # characters of each

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from esplug.console import get_console
-from esplug.engine import Engine, EngineSettings, Generation, Sampling, Weights, memory_share
+from esplug.engine import Engine, memory_share
+from esplug.engine_messages import EngineSettings, Generation, Sampling, Weights
 from esplug.errors import RunError, UserError
 from esplug.history import CaughtUp, History
+from esplug.json_files import write_json
 from esplug.lookout import Lookout, Seat
 from esplug.placement import Plan, cpu_kv_cache_bytes
-from esplug.run_directory import write_json
 from esplug.schedule import Piece, Schedule
 
 Key = TypeVar("Key")

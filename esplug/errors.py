@@ -11,9 +11,3 @@ class PluginError(UserError):
 
 class RunError(Exception):
     """A run that had to stop: what happened, and where what it saved lies. Exit status 1."""
-
-
-def one_line(error: BaseException) -> str:
-    """Return the first line of an exception's text, not too long, or the name of its type."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from esplug.es import FloatArray
+    from esplug.es.update import FloatArray
 
 #: Two-sided 95% quantile of the normal distribution.
 Z95 = 1.959963984540054

@@ -1,43 +1,21 @@
 """Evaluating the engines' weights: every split's prompts, spread over all engines, graded as answers come."""
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import chain
 from typing import Any
 
 from esplug.config import RunConfig
-from esplug.engine import Completion, Generation, Sampling, Weights
+from esplug.engine_messages import Completion, Generation, Sampling, Weights
 from esplug.engines import EnginePool, Job
 from esplug.evaluation import Sample, SplitEvaluation
 from esplug.progress import LiveProgress
 from esplug.rewards import Graded, PendingRewards
+from esplug.splits import EvaluationSplit
 
 #: Answers per job: few enough to spread over engines, and independent of their number, so that answers are too.
 CHUNK = {"cpu": 32, "cuda": 256}
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluationSplit:
-    """A split's R rows: prompts as text and as token ids, and targets."""
-
-    texts: list[str]
-    prompts: list[list[int]]
-    targets: list[Any]
-
-    def fingerprint(self) -> str:
-        """Name the content: equal prompts and targets, equal text."""
-        return fingerprint(self.texts, self.targets)
-
-
-def fingerprint(prompts: Iterable[str], targets: Iterable[Any]) -> str:
-    """Name rows: equal prompts and targets, equal text."""
-    digest = blake2b(digest_size=16)
-    for prompt, target in zip(prompts, targets, strict=True):
-        shown = re.sub(r" at 0x[0-9a-f]+", "", repr(target))  # where an object without a form of its own lies
-        digest.update(f"{len(prompt)} {prompt} {shown}\n".encode(errors="replace"))
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,38 +4,15 @@ The checksum in the log proves the weights before the folder appears; :mod:`espl
 """
 
 import os
-import shutil
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
-from esplug.checkpoint import save_model
-from esplug.errors import RunError, UserError
-from esplug.model_card import model_card
-from esplug.placement import usable_cores
-from esplug.replay import Progress, Replay
-from esplug.seed_log import FILE_NAME, Header, read
+from esplug.errors import UserError
+from esplug.replay import Progress
+from esplug.replayed_model import Exported, write_model
+from esplug.seed_log import FILE_NAME, read
 from esplug.starting_model import base_of
-from esplug.stored_tensors import DTYPES, Dtype, create_files, declare_dtype, stored_tensors, written_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Exported:
-    """What was written.
-
-    Attributes:
-        folder: the model.
-        iteration: updates that it has had.
-        checksum: 64-bit checksum of its master weights, as the log has it.
-        nbytes: size of the weight files.
-        torn: whether a torn last record of the log was dropped.
-    """
-
-    folder: Path
-    iteration: int
-    checksum: int
-    nbytes: int
-    torn: bool
+from esplug.stored_tensors import DTYPES, Dtype
 
 
 def export(
@@ -75,54 +52,8 @@ def export(
     if iteration is not None and iteration < 0:
         raise UserError(f"--iteration {iteration}: must be 0 or more")
     recorded = read(log, iteration)
-    header, steps = recorded.header, recorded.steps
-    if iteration is not None and iteration > len(steps):
-        raise UserError(f"--iteration {iteration}: there are only {len(steps)} iterations in {log}")
-    expected = steps[-1].checksum if steps else header.base.weights_checksum
+    if iteration is not None and iteration > len(recorded.steps):
+        raise UserError(f"--iteration {iteration}: there are only {len(recorded.steps)} iterations in {log}")
     with ExitStack() as stack:
         folder = base_of(log, None if base is None else str(base), out.absolute().parent, stack)
-        source = stored_tensors(folder, stack)
-        replay = Replay(header, threads or len(usable_cores()), progress)
-        _check_base(replay.run("checking the base", source, ()), header, folder)
-        nbytes = sum(written_bytes(tensor, dtype) for tensor in source)
-        _check_space(out, nbytes)
-
-        def write(target: Path) -> None:
-            if dtype:
-                declare_dtype(target / "config.json", dtype)
-            card = model_card(header, len(steps), expected, run, folder / "README.md", dtype)
-            (target / "README.md").write_text(card, encoding="utf-8")
-            with ExitStack() as files:
-                places = create_files(target, source, dtype, files)
-                found = replay.run("replaying", source, steps, places)
-            if found != expected:
-                raise RunError(
-                    f"{log}: replaying {len(steps)} iterations gave weights with checksum {found:016x} instead of "
-                    f"{expected:016x}, so nothing was written; was the run made with another version of esplug?"
-                )
-
-        try:
-            save_model(write, folder, out)
-        except OSError as error:
-            raise UserError(f"--out {out}: cannot be written ({error.strerror or error})") from error
-    return Exported(out, len(steps), expected, nbytes, recorded.torn)
-
-
-def _check_base(found: int, header: Header, folder: Path) -> None:
-    if found != header.base.weights_checksum:
-        raise UserError(
-            f"{folder}: not the model that the run started from ({header.base.name}): its weights have checksum "
-            f"{found:016x}, the log says {header.base.weights_checksum:016x}; name the right one with --base"
-        )
-
-
-def _check_space(out: Path, wanted: int) -> None:
-    """See early whether the disk has room.
-
-    Raises:
-        UserError: it has not.
-    """
-    parent = next(folder for folder in out.absolute().parents if folder.exists())
-    free = shutil.disk_usage(parent).free
-    if free < wanted:
-        raise UserError(f"--out {out}: needs {wanted / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; make room")
+        return write_model(recorded, log, folder, out, run=run, dtype=dtype, threads=threads, progress=progress)

@@ -5,14 +5,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from esplug.errors import UserError, one_line
+from esplug.errors import UserError
+from esplug.text import one_line
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
-    from esplug.export import Exported
     from esplug.replay import Progress
+    from esplug.replayed_model import Exported
 
 
 def export(

@@ -3,7 +3,7 @@
 import logging
 from typing import Literal
 
-from esplug.errors import one_line
+from esplug.text import one_line
 
 TIMEOUT = 5.0  # seconds for the one question whether the Hub is there
 

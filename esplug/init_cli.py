@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from esplug.errors import UserError
-from esplug.plugins import brief
+from esplug.text import brief
 
 
 class Kind(StrEnum):

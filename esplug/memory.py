@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from esplug import prefix
-from esplug.adapters import adapter_elements
+from esplug.adapter_sizes import adapter_elements
 from esplug.blocks import Block
 from esplug.config import RunConfig
 from esplug.model import weights_size

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from esplug.engine import Generation
-from esplug.es import FloatArray, Member, mirrored_correlation
+from esplug.engine_messages import Generation
+from esplug.es.diagnostics import mirrored_correlation
+from esplug.es.members import Member
+from esplug.es.update import FloatArray
 from esplug.rewards import Graded
 
 

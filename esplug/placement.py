@@ -1,14 +1,13 @@
 """How many engines a run gets, and on what. Pure arithmetic over what the machine or cluster has."""
 
 import math
-import os
 from dataclasses import dataclass
 from typing import Literal
 
 from esplug.config import RunConfig
+from esplug.cores import GIB
 from esplug.errors import UserError
 
-GIB = 2**30
 #: What a CPU engine takes besides weights and KV cache: Python, torch, vLLM and its buffers.
 CPU_ENGINE_OVERHEAD = 2 * GIB
 #: A KV cache on the CPU never needs to be larger than this, nor useful if smaller than the other.
@@ -21,13 +20,6 @@ GPU_ACTIVATIONS, GPU_SPARE = 3 * GIB, 2 * GIB
 GPU_DRIVER = GIB
 #: The smallest KV cache of an engine that shares a GPU.
 GPU_KV_CACHE_MIN = GIB // 2
-
-
-def usable_cores() -> list[int]:
-    """Return the CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
 
 
 @dataclass(frozen=True, slots=True)

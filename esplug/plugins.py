@@ -5,13 +5,12 @@ broken plugin therefore costs nothing until someone asks for it, and then fails 
 distribution and a remedy.
 """
 
-import difflib
 import importlib
 import inspect
 import logging
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, reduce
@@ -23,6 +22,7 @@ import pluggy
 
 from esplug.errors import PluginError, UserError
 from esplug.hookspecs import PROJECT, DatasetSpec, LoggerSpec, ShapingSpec, TaskSpec
+from esplug.text import brief, cause, suggest
 
 Kind = Literal["task", "dataset", "shaping", "logger"]
 
@@ -174,18 +174,6 @@ def retiring(hooks: pluggy.HookRelay) -> list[str]:
     return [brief(str(warning)) for warning in found]
 
 
-def cause(error: BaseException) -> str:
-    """Name an exception in one line, for the brackets of an error message."""
-    text = brief(str(error))
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def brief(text: str, longest: int = 300) -> str:
-    """Put a text of unknown size and shape into one line, its middle left out where it is long."""
-    line = " ".join(text.split())
-    return line if len(line) <= longest else f"{line[: longest - 60]} ... {line[-50:]}"
-
-
 @contextmanager
 def blame(plugin: PluginInfo, hook: str) -> Iterator[None]:
     """Name the plugin in whatever its hook raises. A ``ValueError`` is the plugin's word to the user.
@@ -203,12 +191,6 @@ def blame(plugin: PluginInfo, hook: str) -> Iterator[None]:
         raise UserError(f"{kind} {plugin.name!r}: {brief(str(error))}") from error
     except (Exception, SystemExit) as error:  # a plugin must not end the program
         raise PluginError(f"{plugin}: {hook} failed [{cause(error)}]; --debug shows the traceback") from error
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """Return ``did you mean 'x'?`` for the nearest known name, or nothing where none is near."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean {near[0]!r}?" if near else ""
 
 
 def _installed() -> Iterator[PluginInfo]:

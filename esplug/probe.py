@@ -7,10 +7,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from esplug.cost import Speed
-from esplug.es import population
-from esplug.evaluator import CHUNK, EvaluationSplit, Evaluator
+from esplug.es.members import population
+from esplug.evaluator import CHUNK, Evaluator
 from esplug.metrics import PopulationResult
 from esplug.run_directory import RunDirectory
+from esplug.splits import EvaluationSplit
 from esplug.trainer import EvolutionStrategiesTrainer
 
 _LONG = 8.0  # seconds of answering, behind which no larger batch is tried

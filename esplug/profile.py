@@ -7,8 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from esplug.engine import Work
-from esplug.es import Member
+from esplug.engine_messages import Work
+from esplug.es.members import Member
 from esplug.metrics import PopulationResult
 
 _PROCESSES = ("driver", "engines", "graders")

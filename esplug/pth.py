@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from esplug import stored_tensors as stored
 from esplug.checkpoint import save_model
-from esplug.errors import UserError, one_line
+from esplug.errors import UserError
 from esplug.stored_tensors import StoredTensor, as_bytes
+from esplug.text import one_line
 
 if TYPE_CHECKING:
     import torch

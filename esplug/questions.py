@@ -7,9 +7,9 @@ from typing import Any, TypeAlias
 
 from esplug.data import Batches
 from esplug.errors import UserError
-from esplug.evaluator import EvaluationSplit, fingerprint
 from esplug.hookspecs import Prompt
-from esplug.model import PromptEncoder
+from esplug.prompt_encoder import PromptEncoder
+from esplug.splits import EvaluationSplit, fingerprint
 
 Batch: TypeAlias = tuple[Sequence[Any], Sequence[Any]]
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from esplug.errors import UserError, one_line
+from esplug.errors import UserError
 from esplug.hookspecs import Row
 from esplug.hub import hub_revision
-from esplug.plugins import cause
+from esplug.text import cause, one_line
 
 Rows = Sequence[Row]
 

@@ -14,8 +14,9 @@ from esplug.console import get_console
 from esplug.engines import EnginePool
 from esplug.errors import RunError
 from esplug.evaluation import Evaluation
+from esplug.json_files import write_json
 from esplug.loggers import LoggerSet
-from esplug.run_directory import RunDirectory, write_json
+from esplug.run_directory import RunDirectory
 from esplug.seed_log import SeedLog, Step
 
 

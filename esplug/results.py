@@ -9,11 +9,11 @@ from esplug.config import RunConfig
 from esplug.errors import PluginError
 from esplug.estimates import Estimate
 from esplug.evaluation import Evaluation
-from esplug.evaluator import EvaluationSplit
 from esplug.model import revision_of
 from esplug.placement import Plan
 from esplug.plugins import find
 from esplug.run_directory import environment
+from esplug.splits import EvaluationSplit
 
 
 def results(

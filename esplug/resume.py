@@ -13,11 +13,12 @@ from esplug.config import RunConfig, flag_of, make_config, panel_of, read_toml
 from esplug.console import get_console
 from esplug.errors import UserError
 from esplug.evaluation import Evaluation, SplitEvaluation
-from esplug.evaluator import EvaluationSplit
-from esplug.run_directory import RunDirectory, write_json
+from esplug.json_files import write_json
+from esplug.run_directory import RunDirectory
 from esplug.run_lock import locked
 from esplug.seed_log import FILE_NAME as SEED_LOG
 from esplug.seed_log import Header, SeedLog
+from esplug.splits import EvaluationSplit
 
 #: Settings without effect on the weights, besides those of the panels below. The seed log knows the base model by
 #: its checksum, so that its folder may have moved.

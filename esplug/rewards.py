@@ -34,10 +34,10 @@ from typing import Any, Self
 
 import cloudpickle
 
+from esplug.cores import GIB, usable_cores
 from esplug.errors import RunError, UserError
 from esplug.grader import OUT_OF_MEMORY, PROCESS_DIED
 from esplug.hookspecs import Reward
-from esplug.placement import GIB, usable_cores
 from esplug.process_tree import descendants, kill_descendants, memory_exceeds
 
 LOAD_TIMEOUT = 300.0  # seconds in which a grader must have imported the reward function

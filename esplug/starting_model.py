@@ -14,6 +14,7 @@ from esplug.checkpoint import verify
 from esplug.console import get_console
 from esplug.errors import UserError
 from esplug.model import local_folder, model_folder
+from esplug.replayed_model import write_model
 from esplug.run_lock import is_abandoned, locked
 from esplug.seed_log import FILE_NAME, FORMAT, Header, read
 
@@ -109,10 +110,8 @@ def _find(name: str, flag: str, model_name: str | None, revision: str | None, sc
 
 
 def _replay(log: Path, base: Path, scratch: Path, stack: ExitStack) -> Path:
-    from esplug.export import export
-
     get_console().print(f"replaying {log}", markup=False, soft_wrap=True)
-    exported = export(log, _temporary(scratch, stack) / "model", base=base)
+    exported = write_model(read(log), log, base, _temporary(scratch, stack) / "model")
     if exported.torn:
         get_console().print("its last record is torn, as after a crash, and is left out", markup=False)
     return exported.folder

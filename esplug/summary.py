@@ -11,7 +11,7 @@ from esplug.evaluation import Evaluation
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from esplug.trainer import RunResult
+    from esplug.run_result import RunResult
 
 
 def print_summary(result: "RunResult") -> None:

@@ -11,6 +11,7 @@ from esplug.config import make_config
 from esplug.errors import PluginError, UserError
 from esplug.hookspecs import Prompt, Reward, Row
 from esplug.plugins import PluginInfo
+from esplug.text import cause, suggest
 
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
@@ -140,7 +141,7 @@ def _missing_column(info: PluginInfo, options: Mapping[str, Any], error: KeyErro
                 f"task {info.name!r} needs the column {column!r}, which row {number} of the batch lacks; "
                 f"columns found: {', '.join(map(str, row)) or 'none'}{remedy}"
             )
-    return PluginError(f"{info}: collate failed [{plugins.cause(error)}]; --debug shows the traceback")
+    return PluginError(f"{info}: collate failed [{cause(error)}]; --debug shows the traceback")
 
 
 def _are_messages(prompt: object) -> bool:
@@ -155,7 +156,7 @@ def _filled_in(info: PluginInfo, declared: Mapping[str, Any], given: Mapping[str
         if not declared:
             raise PluginError(f"task {info.name!r} takes no options; leave out {name!r}")
         if name not in declared:
-            hint = plugins.suggest(name, declared) or "choose from"
+            hint = suggest(name, declared) or "choose from"
             raise PluginError(f"task {info.name!r} has no option {name!r}; {hint} ({', '.join(declared)})")
     return dict(declared) | {name: _converted(info, name, given[name], declared[name]) for name in given}
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,10 +18,11 @@ from esplug.config import RunConfig, make_config
 from esplug.console import get_console
 from esplug.data import Batches
 from esplug.doctor.installation import require_installation
-from esplug.engine import EngineSettings, Generation, Sampling, Weights
+from esplug.engine_messages import EngineSettings, Generation, Sampling, Weights
 from esplug.engines import EnginePool, Job
 from esplug.errors import RunError, UserError
-from esplug.es import FloatArray, Member, coefficients, population
+from esplug.es.members import Member, population
+from esplug.es.update import FloatArray, coefficients
 from esplug.evaluation import Evaluation
 from esplug.evaluator import Evaluator
 from esplug.history import History
@@ -29,40 +30,21 @@ from esplug.hookspecs import Prompt
 from esplug.loggers import LoggerSet
 from esplug.memory import cpu_items, cpu_kv_cache_most
 from esplug.metrics import PopulationResult, iteration_record, train_metrics
-from esplug.model import PromptEncoder, longest_prompt, revision_of, weights_size
-from esplug.placement import Plan, plan_engines
+from esplug.model import longest_prompt, revision_of, weights_size
+from esplug.placement import plan_engines
 from esplug.profile import trace
 from esplug.progress import LiveProgress
+from esplug.prompt_encoder import PromptEncoder
 from esplug.questions import Batch, Questions
 from esplug.recorder import Recorder
 from esplug.results import results
 from esplug.resume import check_environment, note_changes, past_evaluations, reopen
 from esplug.rewards import PendingRewards, RewardPool
 from esplug.run_directory import RunDirectory, environment
+from esplug.run_result import RunResult
 from esplug.seed_log import Base, Header, SeedLog, Step, movement
 from esplug.starting_model import starting_model
 from esplug.watch import UNDEFINED, Watch
-
-
-@dataclass(frozen=True, slots=True)
-class RunResult:
-    """What a run did.
-
-    Attributes:
-        run_dir: where everything lies.
-        evaluations: in order; empty without evaluation data.
-        model: folder of the fine-tuned model; ``None`` where no update was asked for.
-        checksum: 64-bit checksum of the final master weights.
-        plan: the engines it ran on.
-        seconds: from start to end.
-    """
-
-    run_dir: Path
-    evaluations: list[Evaluation]
-    model: Path | None
-    checksum: int
-    plan: Plan
-    seconds: float
 
 
 class EvolutionStrategiesTrainer:

@@ -11,7 +11,7 @@ from esplug.estimates import compare
 from esplug.evaluation import Evaluation
 from esplug.placement import Plan
 from esplug.run_directory import RunDirectory
-from esplug.trainer import RunResult
+from esplug.run_result import RunResult
 from tests.test_evaluation import split
 
 A = [(1.0, True), (0.25, False)], [(0.5, False), (0.5, False)], [(1.0, True), (1.0, True)]

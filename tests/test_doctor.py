@@ -10,16 +10,18 @@ from pathlib import Path
 import pytest
 
 from esplug.config import make_config
+from esplug.cores import GIB
 from esplug.doctor import checkup as checkup_module
 from esplug.doctor import installation as quick
 from esplug.doctor.machine import disk
 from esplug.doctor.model import fit, model
 from esplug.doctor.plugin_health import plugin_health
 from esplug.doctor.stack import Stack, look
-from esplug.engine import EngineSettings, _kv_cache_beside_others
+from esplug.engine import _kv_cache_beside_others
+from esplug.engine_messages import EngineSettings
 from esplug.errors import UserError
 from esplug.memory import Gpu, master_bytes, plan_memory
-from esplug.placement import GIB, GPU_SPARE, Plan
+from esplug.placement import GPU_SPARE, Plan
 from esplug.plugins import list_plugins
 from tests.test_cli import errors_of, run_cli
 
@@ -294,7 +296,7 @@ def test_the_master_goes_where_the_worker_says(choice, sharing, missing, host, t
 def test_the_kv_cache_of_engines_that_share_a_gpu_is_what_they_take(
     dtype, rank, missing, host, tiny_model, monkeypatch
 ) -> None:
-    from esplug.adapters import adapter_elements
+    from esplug.adapter_sizes import adapter_elements
     from esplug.model import weights_size
 
     width, config = (4 if dtype == "float32" else 2), {"dtype": dtype, "n_vllm_engines_per_gpu": 2}

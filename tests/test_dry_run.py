@@ -5,8 +5,8 @@ import tomllib
 import pytest
 
 from esplug.config import make_config
-from esplug.console import printable
 from esplug.cost import Speed, times_of, work_of
+from esplug.text import printable
 from tests.test_cli import errors_of, run_cli
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from esplug.engine import Completion, EngineSettings, Generation, Sampling, Weights, Work
+from esplug.engine_messages import Completion, EngineSettings, Generation, Sampling, Weights, Work
 from esplug.engines import EnginePool, Job
 from esplug.errors import RunError, UserError
 from esplug.history import CatchUp, CaughtUp, History

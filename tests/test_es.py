@@ -11,7 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esplug.config import make_config
-from esplug.es import Member, coefficients, mirrored_correlation, momentum_weights, population, scheduled
+from esplug.es.diagnostics import mirrored_correlation
+from esplug.es.members import Member, population
+from esplug.es.schedules import scheduled
+from esplug.es.update import coefficients, momentum_weights
 
 run_seeds = st.integers(0, 2**64 - 2)
 iterations = st.integers(0, 10_000)

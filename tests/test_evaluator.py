@@ -8,13 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esplug.config import make_config
-from esplug.engine import Completion, Generation, Sampling, Weights
+from esplug.engine_messages import Completion, Generation, Sampling, Weights
 from esplug.engines import Job
 from esplug.evaluation import SplitEvaluation
-from esplug.evaluator import CHUNK, EvaluationSplit, Evaluator, sampling_seed
+from esplug.evaluator import CHUNK, Evaluator, sampling_seed
 from esplug.hookspecs import Reward
 from esplug.progress import LiveProgress
 from esplug.rewards import Graded
+from esplug.splits import EvaluationSplit
 
 
 class Engines:

@@ -23,13 +23,13 @@ from esplug import shards, stored_tensors
 from esplug.config import make_config
 from esplug.errors import RunError, UserError
 from esplug.evaluation import Evaluation, Sample, SplitEvaluation
-from esplug.evaluator import EvaluationSplit
 from esplug.export import export
 from esplug.export_cli import export as export_command
 from esplug.placement import Plan
 from esplug.results import results
 from esplug.run_directory import RunDirectory
 from esplug.seed_log import Base, Header, SeedLog, Step, movement
+from esplug.splits import EvaluationSplit
 from esplug.weights import MasterWeights
 from tests.tiny import make_tiny_model
 
@@ -648,7 +648,7 @@ def test_without_a_token_the_real_library_gives_one_line(
     make_log(tmp_path / "seeds.log", base)
     script = (
         "import sys; from pathlib import Path; from esplug.errors import UserError\n"
-        "from esplug.export import Exported; from esplug.export_cli import push\n"
+        "from esplug.replayed_model import Exported; from esplug.export_cli import push\n"
         "try: push(Exported(Path(sys.argv[1]), 1, 2, 3, False), 'me/tuned')\n"
         "except UserError as error: print(error)"
     )

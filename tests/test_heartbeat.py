@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from esplug.engine import Engine, Sampling, Weights
+from esplug.engine import Engine
+from esplug.engine_messages import Sampling, Weights
 from esplug.heartbeat import Heartbeat
 from esplug.history import CatchUp, CaughtUp
 from esplug.weights import MasterWeights

@@ -6,8 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from esplug.engine import Completion, Generation, Work
-from esplug.es import coefficients, population
+from esplug.engine_messages import Completion, Generation, Work
+from esplug.es.members import population
+from esplug.es.update import coefficients
 from esplug.hookspecs import Reward
 from esplug.metrics import PopulationResult, iteration_record, train_metrics
 from esplug.rewards import Graded

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from esplug.errors import UserError
-from esplug.model import PromptEncoder, model_folder, weights_size
+from esplug.model import model_folder, weights_size
+from esplug.prompt_encoder import PromptEncoder
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi <b>"}]
 

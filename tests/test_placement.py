@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esplug.config import make_config
+from esplug.cores import GIB
 from esplug.errors import UserError
 from esplug.placement import (
-    GIB,
     GPU_DRIVER,
     GPU_KV_CACHE_MIN,
     Node,

@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 
-from esplug.engine import Completion, Generation, Work
-from esplug.es import population
+from esplug.engine_messages import Completion, Generation, Work
+from esplug.es.members import population
 from esplug.hookspecs import Reward
 from esplug.metrics import PopulationResult
 from esplug.profile import trace

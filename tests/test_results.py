@@ -7,9 +7,9 @@ import pytest
 
 from esplug.config import make_config
 from esplug.evaluation import Evaluation
-from esplug.evaluator import EvaluationSplit
 from esplug.placement import Plan
 from esplug.results import results
+from esplug.splits import EvaluationSplit
 from tests.test_evaluation import split
 
 ASKED = {"s": EvaluationSplit(["one", "two"], [[1], [2]], ["1", "2"]), "t": EvaluationSplit(["three"], [[3]], ["3"])}

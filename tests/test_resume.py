@@ -12,10 +12,10 @@ import pytest
 from esplug.config import RunConfig, flag_of, make_config, panel_of
 from esplug.errors import UserError
 from esplug.evaluation import Evaluation, Sample, SplitEvaluation
-from esplug.evaluator import EvaluationSplit
 from esplug.resume import check_environment, note_changes, past_evaluations, reopen, stored_config
 from esplug.run_directory import RunDirectory
 from esplug.seed_log import Base, Header, SeedLog, Step
+from esplug.splits import EvaluationSplit
 from tests.faults.test_checkpoints import files_no_longer_than
 
 SETTINGS: dict[str, Any] = {"task": "custom", "n_iterations": 4, "experiment_name": "run", "n_vllm_engines": 1}

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from esplug.errors import UserError
-from esplug.es import population
+from esplug.es.members import population
 from esplug.seed_log import Base, Header, SeedLog, Step, movement, parts, read
 
 U64 = st.integers(0, 2**64 - 1)

@@ -6,8 +6,8 @@ from esplug.compare import compare_evaluations
 from esplug.console import get_console
 from esplug.evaluation import Evaluation, SplitEvaluation
 from esplug.placement import Plan
+from esplug.run_result import RunResult
 from esplug.summary import print_comparison, print_evaluation, print_summary
-from esplug.trainer import RunResult
 from tests.test_evaluation import sample
 
 PLAN = Plan(2, "cpu", 0, 1)

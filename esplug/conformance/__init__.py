@@ -9,9 +9,9 @@ from typing import TypeAlias, TypeVar
 import pluggy
 
 from esplug import plugins
-from esplug.console import printable
 from esplug.errors import PluginError, UserError
-from esplug.plugins import Kind, PluginInfo, brief, cause
+from esplug.plugins import Kind, PluginInfo
+from esplug.text import brief, cause, printable
 
 T = TypeVar("T")
 _LONGEST_DETAIL = 300

@@ -13,15 +13,15 @@ from typing import Any
 import cloudpickle
 import pluggy
 
-from esplug import plugins
 from esplug.config import RunConfig, make_config
 from esplug.conformance import Check, Checklist, Fault, Report, loads, resolved
 from esplug.conformance.answers import Gold, reward_checks
 from esplug.data import Batch, Split, load_batch_source, load_eval_splits
-from esplug.evaluator import fingerprint
 from esplug.hookspecs import Prompt
 from esplug.plugins import PluginInfo
+from esplug.splits import fingerprint
 from esplug.task import Task
+from esplug.text import cause
 
 _ANOTHER_PROCESS = "from esplug.conformance.tasks import print_contents; print_contents()"
 
@@ -188,7 +188,7 @@ def _targets(targets: list[Any]) -> tuple[bool, str]:
             pickle.loads(pickled)
         except Exception as error:
             raise Fault(
-                f"target {number} ({type(target).__name__}) cannot be pickled [{plugins.cause(error)}]; "
+                f"target {number} ({type(target).__name__}) cannot be pickled [{cause(error)}]; "
                 "have collate return plain data"
             ) from error
         sizes.append(len(pickled))

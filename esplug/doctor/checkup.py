@@ -15,9 +15,10 @@ from esplug.doctor.plugin_health import plugin_health
 from esplug.doctor.stack import Stack, look
 from esplug.errors import UserError
 from esplug.memory import MemoryPlan
-from esplug.plugins import Kind, cause
+from esplug.plugins import Kind
 from esplug.resolution import resolve
 from esplug.task import Task
+from esplug.text import cause
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from esplug.config import RunConfig
+from esplug.cores import GIB, usable_cores
 from esplug.doctor.finding import Finding
 from esplug.doctor.stack import Stack
 from esplug.free_memory import free_memory
 from esplug.memory import size
-from esplug.placement import GIB, Node, Resources, usable_cores
+from esplug.placement import Node, Resources
 
 _OBJECT_STORE = GIB // 2  # of shared memory, which a run's own Ray asks for
 _INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")  # those that vLLM's CPU kernels use

@@ -7,7 +7,8 @@ from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 
 from esplug.doctor.finding import Finding
-from esplug.plugins import Kind, PluginInfo, brief, list_plugins
+from esplug.plugins import Kind, PluginInfo, list_plugins
+from esplug.text import brief
 
 TIMEOUT = 60.0
 """Seconds that importing one plugin may take."""

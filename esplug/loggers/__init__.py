@@ -9,7 +9,8 @@ import pluggy
 
 from esplug.errors import PluginError, UserError
 from esplug.loggers.background import GRACE, PATIENCE, BackgroundLogger, warn_failed
-from esplug.plugins import cause, load
+from esplug.plugins import load
+from esplug.text import cause
 
 if TYPE_CHECKING:
     from esplug.config import RunConfig

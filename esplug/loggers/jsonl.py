@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 from esplug import durable
 from esplug.hookspecs import hookimpl
+from esplug.json_files import strict_json
 from esplug.loggers.resumed import is_logged_again, read_row
 from esplug.metrics_file import FILE_NAME
-from esplug.run_directory import strict_json
 
 if TYPE_CHECKING:
     from esplug.config import RunConfig

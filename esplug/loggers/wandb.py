@@ -25,7 +25,7 @@ from esplug.loggers.background import PATIENCE, warn
 from esplug.loggers.extras import require
 from esplug.loggers.resumed import remembered
 from esplug.loggers.sample_table import COLUMNS, sample_tables
-from esplug.plugins import cause
+from esplug.text import cause
 
 if TYPE_CHECKING:
     from esplug.config import RunConfig

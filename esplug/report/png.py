@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from esplug.errors import UserError
-from esplug.plugins import brief
 from esplug.report.plots import Panel, template
+from esplug.text import brief
 
 #: Pixels of a picture before scaling; scaled threefold it prints 3 inches wide at 600 dots an inch.
 _WIDTH, _HEIGHT, _SCALE = 640, 400, 3

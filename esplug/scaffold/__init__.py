@@ -12,7 +12,8 @@ from string import Template
 from typing import Literal
 
 from esplug.errors import UserError
-from esplug.plugins import brief, list_plugins
+from esplug.plugins import list_plugins
+from esplug.text import brief
 
 NewKind = Literal["task", "shaping", "logger"]
 _PREFIXES: dict[NewKind, str] = {

@@ -27,8 +27,8 @@ import psutil
 
 from esplug import seed_log
 from esplug.checkpoint import newest_first, verify
+from esplug.cores import usable_cores
 from esplug.errors import UserError
-from esplug.placement import usable_cores
 from tests.faults.test_secrets import SECRETS
 
 TASK = """

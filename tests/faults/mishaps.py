@@ -22,11 +22,12 @@ import pytest
 
 from esplug import seed_log
 from esplug.checkpoint import newest_first, verify
-from esplug.engine import EngineSettings, Generation, Sampling, Weights
+from esplug.cores import usable_cores
+from esplug.engine_messages import EngineSettings, Generation, Sampling, Weights
 from esplug.engines import Job
 from esplug.errors import RunError, UserError
 from esplug.history import History
-from esplug.placement import Plan, usable_cores
+from esplug.placement import Plan
 from esplug.trainer import EvolutionStrategiesTrainer
 from tests.faults.harness import EVAL_FREQ, Desk, Launched, ballast, check, done, pause, reach, small_disk
 from tests.vllm.test_training import KeptEngines, Trainer

@@ -12,8 +12,9 @@ import pytest
 
 from esplug import cli
 from esplug.config import RunConfig, flag_of, make_config, read_toml
+from esplug.cores import GIB
 from esplug.errors import RunError, UserError
-from esplug.placement import GIB, Node, Resources
+from esplug.placement import Node, Resources
 from tests.test_cli import run_cli
 
 VALUES = {

@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from esplug.checkpoint import periodic_name, save_model
-from esplug.es import population
+from esplug.es.members import population
 from esplug.seed_log import Base, Header, SeedLog, Step
 from esplug.weights import MasterWeights
 from tests.faults import mishaps

@@ -136,7 +136,8 @@ def test_a_real_engine_answers_the_same_and_hands_answers_over_once(tiny_model) 
     import ray
 
     from esplug.cluster import Cluster
-    from esplug.engine import Engine, Sampling, Weights
+    from esplug.engine import Engine
+    from esplug.engine_messages import Sampling, Weights
     from tests.vllm.test_engine_weights import start_probe
 
     class Plain(Engine):

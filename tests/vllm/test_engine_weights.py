@@ -25,7 +25,7 @@ def start_probe(model: Path, dtype: str = "float32", ranks: int = 1, kind: type 
     from ray.util.placement_group import placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    from esplug.engine import EngineSettings
+    from esplug.engine_messages import EngineSettings
     from esplug.history import CatchUp
 
     place = PlacementGroupSchedulingStrategy(placement_group([{"CPU": 0.1}]), 0)  # as the pool of engines has it
@@ -187,7 +187,7 @@ def test_members_leave_no_trace_and_perturb_as_defined(cluster, tiny_models) -> 
     import torch
     from safetensors.torch import load_file
 
-    from esplug.engine import Weights
+    from esplug.engine_messages import Weights
     from esplug.noise import eps
 
     folder = tiny_models("llama", True)
@@ -226,7 +226,7 @@ def test_both_ways_lead_to_the_same_in_bfloat16(cluster, tiny_models) -> None:
     """Biases are made float32 there, and weights are packed in another way than in float32."""
     import ray
 
-    from esplug.engine import Weights
+    from esplug.engine_messages import Weights
 
     probe, _ = start_probe(tiny_models("qwen2", False), "bfloat16")
     assert ray.get(probe.kept.remote()) != [0]
@@ -245,7 +245,7 @@ def test_tensor_parallel_ranks_have_the_parts_of_one_model(cluster, tiny_models,
     import numpy as np
     import ray
 
-    from esplug.engine import Weights
+    from esplug.engine_messages import Weights
     from esplug.shards import read_tensors
     from esplug.weights import MasterWeights
 

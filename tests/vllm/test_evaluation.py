@@ -20,7 +20,7 @@ import pytest
 
 from esplug import Reward, cli
 from esplug.config import make_config, read_toml
-from esplug.engine import EngineSettings
+from esplug.engine_messages import EngineSettings
 from esplug.estimates import compare
 from esplug.evaluator import CHUNK
 from esplug.history import History

@@ -179,7 +179,7 @@ def test_every_linear_layer_of_every_member_is_as_if_dense(cluster, tiny_models,
 def look_after_one_that_diverges(probe: Any) -> None:
     import ray
 
-    from esplug.engine import Sampling, Weights
+    from esplug.engine_messages import Sampling, Weights
 
     weights = [Weights(seed, 0.05) for seed in (1, 2, 3)]
     ask = weights, PROMPTS, [0] * 3, Sampling(8)

@@ -22,7 +22,7 @@ import pytest
 
 from esplug.config import RunConfig, make_config
 from esplug.cost import times_of, work_of
-from esplug.engine import EngineSettings
+from esplug.engine_messages import EngineSettings
 from esplug.engines import EnginePool
 from esplug.errors import RunError, UserError
 from esplug.history import CaughtUp, History
@@ -31,8 +31,9 @@ from esplug.probe import Probe
 from esplug.report.figures import of_one
 from esplug.report.page import render
 from esplug.report.run_data import read_run
+from esplug.run_result import RunResult
 from esplug.run_summary import summarise
-from esplug.trainer import EvolutionStrategiesTrainer, RunResult
+from esplug.trainer import EvolutionStrategiesTrainer
 from esplug.weights import MasterWeights
 
 pytestmark = pytest.mark.vllm

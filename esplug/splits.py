@@ -1,0 +1,29 @@
+"""The rows of an evaluation split, and the fingerprint that identifies rows."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationSplit:
+    """A split's R rows: prompts as text and as token ids, and targets."""
+
+    texts: list[str]
+    prompts: list[list[int]]
+    targets: list[Any]
+
+    def fingerprint(self) -> str:
+        """Name the content: equal prompts and targets, equal text."""
+        return fingerprint(self.texts, self.targets)
+
+
+def fingerprint(prompts: Iterable[str], targets: Iterable[Any]) -> str:
+    """Name rows: equal prompts and targets, equal text."""
+    digest = blake2b(digest_size=16)
+    for prompt, target in zip(prompts, targets, strict=True):
+        shown = re.sub(r" at 0x[0-9a-f]+", "", repr(target))  # where an object without a form of its own lies
+        digest.update(f"{len(prompt)} {prompt} {shown}\n".encode(errors="replace"))
+    return digest.hexdigest()
