@@ -65,7 +65,7 @@ def checks(options: Namespace) -> None:
 
 def memory(names: list[str], options: Namespace) -> Iterator[Row]:
     """Add up what models take, from their shapes alone, and how many GPUs an engine then needs, a power of two."""
-    from esplug import low_rank
+    from esplug.noise import low_rank
 
     for name in names:
         sizes = dict(random_model.shapes(name))

@@ -42,8 +42,8 @@ def ways(rows: int, members: int, rank: int) -> dict[str, Callable[..., object]]
     from vllm.lora.layers import LoRAMapping
     from vllm.lora.punica_wrapper.punica_gpu import PunicaWrapperGPU
 
-    from esplug.masked_adapters import MaskedAdapters
-    from esplug.row_adapters import RowAdapters
+    from esplug.vllm_worker.adapters_cpu import MaskedAdapters
+    from esplug.vllm_worker.adapters_gpu import RowAdapters
 
     config = LoRAConfig(max_lora_rank=rank, max_loras=members, lora_dtype=torch.bfloat16)
     slots = tuple(1 + row % members for row in range(rows))

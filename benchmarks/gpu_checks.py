@@ -8,11 +8,11 @@ import random_model
 import torch
 from gpu_device import DEVICE, GPU, SIGMA
 
-from esplug import weights as weights_module
-from esplug.kernels import cpu, cuda
-from esplug.kernels.streamed import Streamed
-from esplug.noise import tensor_key
-from esplug.weights import MasterWeights
+from esplug.noise.full_rank import tensor_key
+from esplug.noise.kernels import cpu, cuda
+from esplug.noise.kernels.streamed import Streamed
+from esplug.weights import master as weights_module
+from esplug.weights.master import MasterWeights
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 _ODD = (float("nan"), float("inf"), -float("inf"))
@@ -66,8 +66,8 @@ def check_low_rank_blocks(cases: int) -> None:
 
 def check_layers(cases: int) -> None:
     """Compare rows of a batch of adapters with each by itself, and what counts as undefined with the CPU's count."""
-    from esplug.kernels import adapters, logits
-    from esplug.worker import count_undefined
+    from esplug.noise.kernels import adapters, logits
+    from esplug.vllm_worker.extension import count_undefined
 
     draw = random.Random(3)
     for case in range(cases):  # of few sizes, as each is compiled

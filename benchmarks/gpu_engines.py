@@ -33,8 +33,8 @@ class LocalEngine:
         os.environ.pop("TRITON_INTERPRET", None)
         from reference import BenchmarkEngine
 
-        from esplug.engine_messages import EngineSettings
-        from esplug.history import CatchUp
+        from esplug.checkpoints.history import CatchUp
+        from esplug.engines.messages import EngineSettings
 
         device = "cuda" if GPU else "cpu"
         settings = EngineSettings(str(model), dtype, "float32", "auto", device, 1, 1024, share, **low_rank)
@@ -53,7 +53,7 @@ class LocalEngine:
 
     def fingerprint(self) -> dict[str, object]:
         """Return a checksum of every parameter of vLLM's model."""
-        from esplug.fast_path import _checksum
+        from esplug.vllm_worker.direct_load import _checksum
 
         return self.ask(
             lambda worker: {
@@ -121,7 +121,7 @@ def check(model: Path, tensors: int | None) -> str:
         model: a real one.
         tensors: change so many of the checkpoint's; ``None`` for all.
     """
-    from esplug.weights import MasterWeights
+    from esplug.weights.master import MasterWeights
 
     there, here, dense = LocalEngine(model, "float32", 0.3), MasterWeights.load(model, "float32"), Dense(model)
     base = {name: here[name].clone() for name in here.names if name in dense.parameters}
@@ -186,8 +186,8 @@ def check_members(model: Path) -> str:
     """
     from vllm.lora.request import LoRARequest
 
-    from esplug import low_rank
-    from esplug.weights import MasterWeights
+    from esplug.noise import low_rank
+    from esplug.weights.master import MasterWeights
 
     there = LocalEngine(model, "float32", 0.3, low_rank=_RANK, members_at_once=MEMBERS)
     here, dense = MasterWeights.load(model, "float32"), Dense(model)

@@ -14,9 +14,9 @@ import triton
 import triton.language as tl
 from gpu_device import DEVICE, GPU, SIGMA, Row, release, seconds
 
-from esplug import noise
-from esplug.kernels import cuda
-from esplug.weights import MasterWeights
+from esplug.noise import full_rank as noise
+from esplug.noise.kernels import cuda
+from esplug.weights.master import MasterWeights
 
 _LANES, _LOOPS = 256, 200 if GPU else 1
 

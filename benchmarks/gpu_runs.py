@@ -107,8 +107,8 @@ def _row(answers: int, tokens_a_second: float, times: dict[str, float] | None = 
 
 def plain(model: Path, prompts: int, tokens: int) -> float:
     """Return the tokens a second that vLLM generates from the same prompts without esplug."""
-    from esplug.data import load_batch_source
-    from esplug.task import Task
+    from esplug.data.batches import load_batch_source
+    from esplug.plugins.task import Task
 
     os.environ.pop("TRITON_INTERPRET", None)
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # this process may have used the GPU
@@ -150,10 +150,10 @@ def batches(name: str, options: Namespace) -> Iterator[Row]:
 
 def countdown(kind: str, options: Namespace) -> tuple[Row, list[Row]]:
     """Train the small real model with noise of one kind. Returns the outcome, and the curve on held-out puzzles."""
-    from esplug.compare import compare_evaluations
-    from esplug.config import make_config
-    from esplug.data import load_batch_source, load_eval_splits
-    from esplug.task import Task
+    from esplug.config.run_config import make_config
+    from esplug.data.batches import load_batch_source, load_eval_splits
+    from esplug.plugins.task import Task
+    from esplug.runs.compare import compare_evaluations
     from esplug.trainer import EvolutionStrategiesTrainer
 
     with tempfile.TemporaryDirectory() as folder:

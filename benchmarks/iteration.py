@@ -32,10 +32,10 @@ from reference import BenchmarkPool, ReferenceTrainer
 from rich.console import Console
 from rich.table import Table
 
-from esplug.config import make_config
-from esplug.data import load_batch_source
+from esplug.config.run_config import make_config
+from esplug.data.batches import load_batch_source
 from esplug.hookspecs import Reward
-from esplug.task import Task
+from esplug.plugins.task import Task
 from esplug.trainer import EvolutionStrategiesTrainer
 
 MODEL = Path(__file__).parent.parent / "models" / "SmolLM2-135M-Instruct"

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from esplug.evaluation import mean_estimate, paired_difference
+from esplug.evaluation.figures import mean_estimate, paired_difference
 
 ROOT = Path(__file__).parent.parent
 

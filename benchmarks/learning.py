@@ -204,10 +204,10 @@ def run(name: str, arm: str, seed: int, gpu: str) -> None:
     import reference
     import tiny_sums
 
-    from esplug.config import make_config
-    from esplug.data import Batches, load_batch_source, load_eval_splits
-    from esplug.run_directory import environment
-    from esplug.task import Task
+    from esplug.config.run_config import make_config
+    from esplug.data.batches import Batches, load_batch_source, load_eval_splits
+    from esplug.plugins.task import Task
+    from esplug.runs.directory import environment
     from esplug.trainer import EvolutionStrategiesTrainer
 
     study = STUDIES[name]
@@ -259,7 +259,7 @@ def _short(value: float) -> float:
 
 def report(name: str) -> None:
     """Print each arm's curve: the mean over seeds, and an interval over the questions, each the mean of its seeds."""
-    from esplug.estimates import mean_estimate
+    from esplug.evaluation.statistics import mean_estimate
 
     print(f"\n{name}: held-out reward, mean [95% interval over questions, each the mean of its seeds]\n")
     study = STUDIES[name]
@@ -274,7 +274,7 @@ def report(name: str) -> None:
 
 def compare(name: str, first: str, second: str) -> None:
     """Print by how much one arm is ahead of another on the same questions, after as many answers."""
-    from esplug.estimates import paired_difference
+    from esplug.evaluation.statistics import paired_difference
 
     ours, other = curve(name, first), curve(name, second)
     print(f"\n{name}: {first} - {second}, mean [95% interval over questions, each the mean of its seeds]\n")

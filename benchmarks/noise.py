@@ -18,7 +18,7 @@ import numba
 import torch
 from machine import processor
 
-from esplug.weights import MasterWeights
+from esplug.weights.master import MasterWeights
 
 SIGMA = 1e-3
 HIDDEN, KEYS, INNER = 576, 192, 1536  # SmolLM2-135M: with 134,500,000 elements, its own 272 tensors

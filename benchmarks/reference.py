@@ -26,16 +26,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from esplug.engine import Engine
-from esplug.engine_messages import EngineSettings, Generation
-from esplug.engines import EnginePool, Job, Key
+from esplug.engines.actor import Engine
+from esplug.engines.messages import EngineSettings, Generation
+from esplug.engines.pool import EnginePool, Job, Key
 from esplug.es.members import Member
-from esplug.grader import as_reward
-from esplug.metrics import PopulationResult
-from esplug.noise import tensor_key
-from esplug.rewards import Graded
+from esplug.noise.full_rank import tensor_key
+from esplug.rewards.grader import as_reward
+from esplug.rewards.pool import Graded
+from esplug.runs.metrics import PopulationResult
 from esplug.trainer import EvolutionStrategiesTrainer
-from esplug.worker import ESWorkerExtension
+from esplug.vllm_worker.extension import ESWorkerExtension
 
 HERE = Path(__file__).parent
 

@@ -3,7 +3,7 @@ r"""How does it scale? The real scheduler on simulated clocks, and the real driv
     python benchmarks/scaling.py                 # both tables
     python benchmarks/scaling.py --record RUN    # take answer lengths and times from a run's directory
 
-``simulate`` drives :class:`esplug.schedule.Schedule`, the class that hands out work in every run, by a discrete-event
+``simulate`` drives :class:`esplug.engines.scheduler.Schedule`, the class that hands out work in every run, by a discrete-event
 clock. A member's answers have the lengths of a member of a real run, drawn with replacement, and take
 ``a + b * longest + c * tokens`` seconds, fitted to that run. Efficiency is the time that n engines would need
 without ever waiting, each member's weights written once and its batch answered whole, over the time that they take.
@@ -28,11 +28,11 @@ from typing import Any
 import numpy as np
 from machine import processor
 
-from esplug.engine_messages import Completion, EngineSettings, Generation, Sampling, Weights, Work
-from esplug.engines import EnginePool, Job
-from esplug.history import CatchUp, CaughtUp, History
-from esplug.placement import Plan
-from esplug.schedule import Schedule
+from esplug.checkpoints.history import CatchUp, CaughtUp, History
+from esplug.engines.messages import Completion, EngineSettings, Generation, Sampling, Weights, Work
+from esplug.engines.pool import EnginePool, Job
+from esplug.engines.scheduler import Schedule
+from esplug.planning.placement import Plan
 
 RECORD = Path(__file__).parent / "results" / "answers.json"
 PROMPTS = 512

@@ -31,7 +31,7 @@ from machine import processor
 from rich.console import Console
 from rich.table import Table
 
-from esplug import seed_log
+from esplug.checkpoints import seed_log
 from tests.faults import mishaps
 from tests.faults.conftest import Tally
 from tests.faults.harness import Desk, check, done, lost, occupied, reach

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import psutil
 from machine import processor
 
-from esplug.engines import EnginePool
+from esplug.engines.pool import EnginePool
 from esplug.trainer import EvolutionStrategiesTrainer
 from tests.tiny import make_tiny_model
 

@@ -1,5 +1,5 @@
 """``python -m esplug``."""
 
-from esplug.cli import main
+from esplug.cli.app import main
 
 main()

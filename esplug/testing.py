@@ -11,11 +11,11 @@ return them, as a list of :class:`Check`.
 
 from collections.abc import Mapping
 
-from esplug.conformance import Check
-from esplug.conformance.answers import Gold
-from esplug.conformance.loggers import logger_checks
-from esplug.conformance.shapings import shaping_checks
-from esplug.conformance.tasks import task_checks
+from esplug.authoring.conformance import Check
+from esplug.authoring.conformance.answers import Gold
+from esplug.authoring.conformance.loggers import logger_checks
+from esplug.authoring.conformance.shapings import shaping_checks
+from esplug.authoring.conformance.tasks import task_checks
 
 __all__ = ["Check", "check_logger", "check_shaping", "check_task", "logger_checks", "shaping_checks", "task_checks"]
 

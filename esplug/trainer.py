@@ -11,46 +11,47 @@ from typing import Any, Self
 
 import numpy as np
 
-from esplug import plugins, prefix
-from esplug.checkpoint import newest_first, rename_aside
-from esplug.cluster import Cluster
-from esplug.config import RunConfig, make_config
-from esplug.console import get_console
-from esplug.data import Batches
+from esplug.checkpoints.base_model import longest_prompt, revision_of, weights_size
+from esplug.checkpoints.folders import newest_first, rename_aside
+from esplug.checkpoints.history import History
+from esplug.checkpoints.seed_log import Base, Header, SeedLog, Step, movement
+from esplug.checkpoints.starting_model import starting_model
+from esplug.config.run_config import RunConfig, make_config
+from esplug.data.batches import Batches
+from esplug.data.prompt_encoder import PromptEncoder
+from esplug.data.prompts import Batch, Questions
 from esplug.doctor.installation import require_installation
-from esplug.engine_messages import EngineSettings, Generation, Sampling, Weights
-from esplug.engines import EnginePool, Job
+from esplug.engines.cluster import Cluster
+from esplug.engines.messages import EngineSettings, Generation, Sampling, Weights
+from esplug.engines.pool import EnginePool, Job
 from esplug.errors import RunError, UserError
 from esplug.es.members import Member, population
 from esplug.es.update import FloatArray, coefficients
-from esplug.evaluation import Evaluation
-from esplug.evaluator import Evaluator
-from esplug.history import History
+from esplug.evaluation.evaluator import Evaluator
+from esplug.evaluation.figures import Evaluation
 from esplug.hookspecs import Prompt
 from esplug.loggers import LoggerSet
-from esplug.memory import cpu_items, cpu_kv_cache_most
-from esplug.metrics import PopulationResult, iteration_record, train_metrics
-from esplug.model import longest_prompt, revision_of, weights_size
-from esplug.placement import plan_engines
-from esplug.profile import trace
-from esplug.progress import LiveProgress
-from esplug.prompt_encoder import PromptEncoder
-from esplug.questions import Batch, Questions
-from esplug.recorder import Recorder
-from esplug.results import results
-from esplug.resume import check_environment, note_changes, past_evaluations, reopen
-from esplug.rewards import PendingRewards, RewardPool
-from esplug.run_directory import RunDirectory, environment
-from esplug.run_result import RunResult
-from esplug.seed_log import Base, Header, SeedLog, Step, movement
-from esplug.starting_model import starting_model
-from esplug.watch import UNDEFINED, Watch
+from esplug.planning import shared_prefix as prefix
+from esplug.planning.memory import cpu_items, cpu_kv_cache_most
+from esplug.planning.placement import plan_engines
+from esplug.plugins import registry as plugins
+from esplug.rewards.anomalies import UNDEFINED, Watch
+from esplug.rewards.pool import PendingRewards, RewardPool
+from esplug.runs.directory import RunDirectory, environment
+from esplug.runs.metrics import PopulationResult, iteration_record, train_metrics
+from esplug.runs.recorder import Recorder
+from esplug.runs.result import RunResult
+from esplug.runs.results_json import results
+from esplug.runs.resume import check_environment, note_changes, past_evaluations, reopen
+from esplug.runs.trace import trace
+from esplug.utils.console import get_console
+from esplug.utils.progress import LiveProgress
 
 
 class EvolutionStrategiesTrainer:
     """Fine-tunes a model with Evolution Strategies. Construct it, then call :meth:`fit`.
 
-    Arguments not listed are the fields of :class:`esplug.config.RunConfig` of the same name.
+    Arguments not listed are the fields of :class:`esplug.config.run_config.RunConfig` of the same name.
 
     Args:
         reward_function: ``(model_output, target)`` to a float, ``(label, float)`` or :class:`esplug.hookspecs.Reward`.
@@ -61,7 +62,7 @@ class EvolutionStrategiesTrainer:
         eval_dataloader_dict: split name to an iterable of batches.
         num_iterations: updates to make; 0 only evaluates.
         global_seed: seed of everything random.
-        settings: any other field of :class:`esplug.config.RunConfig`, such as ``antithetic``.
+        settings: any other field of :class:`esplug.config.run_config.RunConfig`, such as ``antithetic``.
 
     Attributes:
         pool: class of the pool of engines.

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from esplug.config import RunConfig, make_config
-from esplug.evaluation import Evaluation, Sample, SplitEvaluation
+from esplug.checkpoints.seed_log import Base, Header, SeedLog, Step
+from esplug.config.run_config import RunConfig, make_config
+from esplug.evaluation.figures import Evaluation, Sample, SplitEvaluation
 from esplug.loggers.jsonl import JsonlLogger
-from esplug.run_directory import RunDirectory
-from esplug.seed_log import Base, Header, SeedLog, Step
+from esplug.runs.directory import RunDirectory
 
 CHECKSUM = 0xC0FFEE
 ENVIRONMENT = {"python": "3.11.7", "cores": 2, "packages": {"esplug": "0.1.0"}}

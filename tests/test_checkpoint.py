@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from esplug import checkpoint
-from esplug.checkpoint import newest_first, periodic_name, prune, save_model, verify
+from esplug.checkpoints import folders as checkpoint
+from esplug.checkpoints.folders import newest_first, periodic_name, prune, save_model, verify
 from esplug.errors import RunError, UserError
 
 KEPT = {"config.json": "{}", "tokenizer.json": "[]", "chat_template.jinja": "{{ x }}", "README.md": "# base"}

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from esplug import cli
-from esplug.config import RunConfig, flag_of
+from esplug.cli import app as cli
+from esplug.config.run_config import RunConfig, flag_of
 
 HEAVY = (
     *("torch", "vllm", "ray", "numba", "transformers", "datasets"),
@@ -47,7 +47,7 @@ def test_help_and_listing_are_fast_and_import_nothing_heavy(arguments) -> None:
     code = (
         f"import sys, atexit; sys.argv = ['esplug', *{arguments}]\n"
         f"atexit.register(lambda: print('LOADED', [m for m in {HEAVY} if m in sys.modules], file=sys.stderr))\n"
-        "from esplug.cli import main; main()"
+        "from esplug.cli.app import main; main()"
     )
     seconds = []
     for _ in range(5):

@@ -9,7 +9,7 @@ import pytest
 CODE = """
 import sys
 import ray
-from esplug.cluster import Cluster
+from esplug.engines.cluster import Cluster
 
 def theirs():
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")

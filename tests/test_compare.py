@@ -4,14 +4,14 @@ import json
 
 import pytest
 
-from esplug.compare import compare_evaluations, compare_models
-from esplug.config import make_config
+from esplug.config.run_config import make_config
 from esplug.errors import RunError, UserError
-from esplug.estimates import compare
-from esplug.evaluation import Evaluation
-from esplug.placement import Plan
-from esplug.run_directory import RunDirectory
-from esplug.run_result import RunResult
+from esplug.evaluation.figures import Evaluation
+from esplug.evaluation.statistics import compare
+from esplug.planning.placement import Plan
+from esplug.runs.compare import compare_evaluations, compare_models
+from esplug.runs.directory import RunDirectory
+from esplug.runs.result import RunResult
 from tests.test_evaluation import split
 
 A = [(1.0, True), (0.25, False)], [(0.5, False), (0.5, False)], [(1.0, True), (1.0, True)]

@@ -52,7 +52,7 @@ def test_completing_is_fast_and_imports_no_plugin() -> None:
         "import sys, atexit; sys.argv = ['esplug']\n"
         "heavy = ('torch', 'vllm', 'ray', 'esplug_tasks_countdown', 'esplug_tasks_math')\n"
         "atexit.register(lambda: print('LOADED', [m for m in heavy if m in sys.modules], file=sys.stderr))\n"
-        "from esplug.cli import main; main()"
+        "from esplug.cli.app import main; main()"
     )
     seconds = []
     for _ in range(3):

@@ -12,12 +12,12 @@ import time
 import numpy as np
 import pytest
 
-from esplug import Reward, hookimpl, plugins
-from esplug.check_cli import _show
-from esplug.console import get_console
+from esplug import Reward, hookimpl
+from esplug.cli.check import _show
 from esplug.errors import PluginError, UserError
 from esplug.hookspecs import hookspec
-from esplug.plugins import PluginInfo
+from esplug.plugins import registry as plugins
+from esplug.plugins.registry import PluginInfo
 from esplug.testing import (
     Check,
     check_logger,
@@ -27,6 +27,7 @@ from esplug.testing import (
     shaping_checks,
     task_checks,
 )
+from esplug.utils.console import get_console
 from tests.packages import write
 from tests.test_cli import errors_of, run_cli, slowness
 
@@ -159,14 +160,14 @@ class AsksThings(Task):
 
 
 def test_questions_may_be_objects_without_a_form_of_their_own(monkeypatch) -> None:
-    monkeypatch.setattr("esplug.conformance.tasks.reward_checks", lambda *_, **__: None)
+    monkeypatch.setattr("esplug.authoring.conformance.tasks.reward_checks", lambda *_, **__: None)
     check_task(AsksThings)
 
 
 @pytest.mark.parametrize(("words", "fault"), [("{str(n) for n in range(40)}", True), ("map(str, range(40))", False)])
 def test_an_installed_task_whose_rows_come_from_a_set(words, fault, monkeypatch, tmp_path) -> None:
     """Within one process a set has one order; a resumed run is another process."""
-    monkeypatch.setattr("esplug.conformance.tasks.reward_checks", lambda *_, **__: None)
+    monkeypatch.setattr("esplug.authoring.conformance.tasks.reward_checks", lambda *_, **__: None)
     source = f"""
 from esplug import hookimpl
 @hookimpl
@@ -235,7 +236,9 @@ def broken(hook: str, body: str) -> type:
     ],
 )  # fmt: skip
 def test_a_task_with_a_fault(hook, body, check, words, monkeypatch) -> None:
-    monkeypatch.setattr("esplug.conformance.tasks.reward_checks", lambda *_, **__: None)  # they have tests of their own
+    monkeypatch.setattr(
+        "esplug.authoring.conformance.tasks.reward_checks", lambda *_, **__: None
+    )  # they have tests of their own
     faults = failed(task_checks(broken(hook, body)))
     assert words in faults[check], faults
 
@@ -456,7 +459,7 @@ def test_samples_come_as_in_a_run_one_split_a_call() -> None:
     ("bad", "check"), [("slow", "odd metrics"), ("slow start", "a resumed run"), ("slow finish", ENDS[0])]
 )
 def test_a_logger_that_holds_the_run_up(bad, check, monkeypatch) -> None:
-    monkeypatch.setattr("esplug.conformance.loggers._SLOW", 0.3)
+    monkeypatch.setattr("esplug.authoring.conformance.loggers._SLOW", 0.3)
     slow, background = (type("Slow", (Logger,), {"bad": bad, "synchronous": each}) for each in (True, False))
     assert "leave out synchronous = True" in failed(logger_checks(slow))[check]
     assert not failed(logger_checks(background))
@@ -525,7 +528,7 @@ def test_the_last_line_names_the_check_in_which_all_ends(body, code, tmp_path) -
 
 def test_a_name_of_two_kinds_needs_its_kind(monkeypatch, capfd) -> None:
     both = [PluginInfo(kind, "twin", "twins", "1", "twins") for kind in ("task", "dataset", "logger")]
-    monkeypatch.setattr("esplug.check_cli.list_plugins", lambda: both)
+    monkeypatch.setattr("esplug.cli.check.list_plugins", lambda: both)
     code, _, err = run_cli(monkeypatch, capfd, "check", "twin")
     assert (code, errors_of(err)) == (2, ["error: 'twin' is a logger and a task; say which: --kind logger"])
 

@@ -8,11 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esplug import weights
-from esplug.blocks import Block
-from esplug.kernels import cpu
-from esplug.noise import tensor_key
-from esplug.weights import MasterWeights
+from esplug.noise.full_rank import tensor_key
+from esplug.noise.kernels import cpu
+from esplug.weights import master as weights
+from esplug.weights.master import MasterWeights
+from esplug.weights.partition import Block
 
 CASES = 60  # of which each takes some hundredths of a second; benchmarks/gpu.py makes more
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -20,7 +20,7 @@ TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @pytest.fixture(scope="module")
 def cuda(interpreted):
-    return interpreted("esplug.kernels.cuda")
+    return interpreted("esplug.noise.kernels.cuda")
 
 
 def equal(left: torch.Tensor, right: torch.Tensor) -> bool:
@@ -112,7 +112,7 @@ def test_master_weights_of_a_gpu_are_those_of_the_cpu(cuda, interpreted, low_ran
     }
     blocks = {"b.weight": Block((0, 30), (10, 40))}
     here = MasterWeights(tensors.items(), threads=2, blocks=blocks, low_rank=low_rank)
-    streamed = interpreted("esplug.kernels.streamed").Streamed
+    streamed = interpreted("esplug.noise.kernels.streamed").Streamed
     monkeypatch.setattr(weights, "kernels_for", lambda device, *, in_host: streamed(device) if in_host else cuda)
     there = MasterWeights(tensors.items(), blocks=blocks, low_rank=low_rank, in_host=in_host)
     for iteration in range(2):

@@ -14,12 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esplug import hookimpl, plugins
-from esplug.data import Batches, load_batch_source, load_eval_splits
+from esplug import hookimpl
+from esplug.data.batches import Batches, load_batch_source, load_eval_splits
+from esplug.data.readers import hub_revision, named, read, sources
 from esplug.errors import UserError
-from esplug.plugins import PluginInfo
-from esplug.readers import hub_revision, named, read, sources
-from esplug.task import Task
+from esplug.plugins import registry as plugins
+from esplug.plugins.registry import PluginInfo
+from esplug.plugins.task import Task
 
 ROWS = [{"q": "one", "a": 1}, {"q": "zwei, drei", "a": 23}, {"q": 'vier "4" ä\u4e94', "a": -4}]
 
@@ -277,7 +278,7 @@ def test_one_split_named_twice_is_an_error(tmp_path) -> None:
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abc"), st.sampled_from("abc")), unique=True))
 def test_no_split_is_lost_whatever_the_names(paths) -> None:
-    from esplug.readers import SplitRows
+    from esplug.data.readers import SplitRows
 
     out = named([SplitRows("--eval-dataset x", path, [{"path": path}]) for path in paths])
     assert [part.rows[0]["path"] for part in out.values()] == paths
@@ -399,7 +400,7 @@ def test_hub_ids_may_name_configuration_and_revision(path, expected, monkeypatch
         asked.append((name, config, revision))
         return {"test": ROWS}
 
-    monkeypatch.setattr("esplug.readers.hub_revision", revision_of)
+    monkeypatch.setattr("esplug.data.readers.hub_revision", revision_of)
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     assert read_splits(path, "train") == {"test": ROWS}
     name, config, revision = expected
@@ -469,7 +470,7 @@ def test_what_the_hub_does_not_have_is_one_line(monkeypatch) -> None:
     def revision_of(*_):
         raise LookupError("404 Client Error")
 
-    monkeypatch.setattr("esplug.readers.hub_revision", revision_of)
+    monkeypatch.setattr("esplug.data.readers.hub_revision", revision_of)
     with pytest.raises(UserError, match=r"^--train-dataset owner/name: .* from the Hub: 404 Client Error$"):
         read_splits("owner/name", "train")
 
@@ -478,7 +479,7 @@ def test_a_failing_download_is_one_line(monkeypatch) -> None:
     def load_dataset(*_, **__):
         raise ConnectionError("no route\nto the Hub")
 
-    monkeypatch.setattr("esplug.readers.hub_revision", lambda *_: "c0ffee")
+    monkeypatch.setattr("esplug.data.readers.hub_revision", lambda *_: "c0ffee")
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     with pytest.raises(UserError, match=r"^--train-dataset owner/name: not readable from the Hub: no route$"):
         read_splits("owner/name", "train")

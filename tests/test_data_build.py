@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from esplug import hookimpl, plugins
-from esplug.data import load_batch_source, load_eval_splits
-from esplug.dataset_build import build, checksum
+from esplug import hookimpl
+from esplug.data.batches import load_batch_source, load_eval_splits
+from esplug.data.build import build, checksum
 from esplug.errors import PluginError, UserError
 from esplug.hookspecs import HubSource
-from esplug.plugins import PluginInfo
-from esplug.task import Task
+from esplug.plugins import registry as plugins
+from esplug.plugins.registry import PluginInfo
+from esplug.plugins.task import Task
 from tests.test_cli import run_cli
 
 DATASETS = Path(__file__).parents[1] / "datasets"
@@ -61,7 +62,7 @@ def test_listing_imports_no_plugin_and_nothing_heavy() -> None:
         "import sys, atexit; sys.argv = ['esplug', 'data', 'list']\n"
         "heavy = ('datasets', 'pyarrow', 'huggingface_hub', 'torch', 'numpy', 'esplug_tasks_math')\n"
         "atexit.register(lambda: print('LOADED', [m for m in heavy if m in sys.modules], file=sys.stderr))\n"
-        "from esplug.cli import main; main()"
+        "from esplug.cli.app import main; main()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -404,8 +405,8 @@ def test_the_hubs_own_commit_is_loaded_and_recorded(monkeypatch, plugin, tmp_pat
         asked.append((name, config, revision))
         return {"test": [{"q": 1}]}
 
-    monkeypatch.setattr("esplug.dataset_build.hub_revision", lambda name, revision: SHA)
-    monkeypatch.setattr("esplug.readers.hub_revision", lambda name, revision: revision)
+    monkeypatch.setattr("esplug.data.build.hub_revision", lambda name, revision: SHA)
+    monkeypatch.setattr("esplug.data.readers.hub_revision", lambda name, revision: revision)
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     plugin(lambda fetch: {"eval": {"a": fetch(HubSource("owner/name", "test", "easy", licence="mit"))}})
     built = build("toy", tmp_path)

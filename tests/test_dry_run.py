@@ -4,9 +4,9 @@ import tomllib
 
 import pytest
 
-from esplug.config import make_config
-from esplug.cost import Speed, times_of, work_of
-from esplug.text import printable
+from esplug.config.run_config import make_config
+from esplug.planning.cost import Speed, times_of, work_of
+from esplug.utils.text import printable
 from tests.test_cli import errors_of, run_cli
 
 

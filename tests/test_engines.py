@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from esplug.engine_messages import Completion, EngineSettings, Generation, Sampling, Weights, Work
-from esplug.engines import EnginePool, Job
+from esplug.checkpoints.history import CatchUp, CaughtUp, History
+from esplug.checkpoints.seed_log import Step
+from esplug.engines.messages import Completion, EngineSettings, Generation, Sampling, Weights, Work
+from esplug.engines.pool import EnginePool, Job
 from esplug.errors import RunError, UserError
-from esplug.history import CatchUp, CaughtUp, History
-from esplug.placement import Plan
-from esplug.seed_log import Step
+from esplug.planning.placement import Plan
 
 pytestmark = pytest.mark.vllm
 

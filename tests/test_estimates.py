@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esplug import estimates
-from esplug.estimates import (
+from esplug.evaluation import statistics as estimates
+from esplug.evaluation.statistics import (
     Estimate,
     average,
     compare,

@@ -5,8 +5,8 @@ from statistics import fmean
 
 import pytest
 
-from esplug.estimates import average, mean_estimate, pass_at_k, proportion_estimate
-from esplug.evaluation import Evaluation, Sample, SplitEvaluation
+from esplug.evaluation.figures import Evaluation, Sample, SplitEvaluation
+from esplug.evaluation.statistics import average, mean_estimate, pass_at_k, proportion_estimate
 
 
 def sample(reward: float = 0.0, passed: bool = False, split: str = "s", index: int = 0, **details) -> Sample:

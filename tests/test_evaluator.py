@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esplug.config import make_config
-from esplug.engine_messages import Completion, Generation, Sampling, Weights
-from esplug.engines import Job
-from esplug.evaluation import SplitEvaluation
-from esplug.evaluator import CHUNK, Evaluator, sampling_seed
+from esplug.config.run_config import make_config
+from esplug.data.splits import EvaluationSplit
+from esplug.engines.messages import Completion, Generation, Sampling, Weights
+from esplug.engines.pool import Job
+from esplug.evaluation.evaluator import CHUNK, Evaluator, sampling_seed
+from esplug.evaluation.figures import SplitEvaluation
 from esplug.hookspecs import Reward
-from esplug.progress import LiveProgress
-from esplug.rewards import Graded
-from esplug.splits import EvaluationSplit
+from esplug.rewards.pool import Graded
+from esplug.utils.progress import LiveProgress
 
 
 class Engines:

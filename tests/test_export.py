@@ -18,19 +18,20 @@ import typer
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-import esplug.export as export_module
-from esplug import shards, stored_tensors
-from esplug.config import make_config
+import esplug.checkpoints.export as export_module
+from esplug.checkpoints import safetensors_shards as shards
+from esplug.checkpoints import tensor_files as stored_tensors
+from esplug.checkpoints.export import export
+from esplug.checkpoints.seed_log import Base, Header, SeedLog, Step, movement
+from esplug.cli.export import export as export_command
+from esplug.config.run_config import make_config
+from esplug.data.splits import EvaluationSplit
 from esplug.errors import RunError, UserError
-from esplug.evaluation import Evaluation, Sample, SplitEvaluation
-from esplug.export import export
-from esplug.export_cli import export as export_command
-from esplug.placement import Plan
-from esplug.results import results
-from esplug.run_directory import RunDirectory
-from esplug.seed_log import Base, Header, SeedLog, Step, movement
-from esplug.splits import EvaluationSplit
-from esplug.weights import MasterWeights
+from esplug.evaluation.figures import Evaluation, Sample, SplitEvaluation
+from esplug.planning.placement import Plan
+from esplug.runs.directory import RunDirectory
+from esplug.runs.results_json import results
+from esplug.weights.master import MasterWeights
 from tests.tiny import make_tiny_model
 
 COEFFICIENTS = [(0.01, -0.02, 0.005, 0.003), (0.0, -0.0, 0.0, 0.0), (1e-4, 2e-3, -5e-3, 1e-3), (0.02, 0.0, 0.01, -0.01)]
@@ -290,7 +291,7 @@ def test_a_base_from_the_hub_is_asked_for_at_its_revision(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr("esplug.starting_model.model_folder", lambda name, flag: asked.append(name) or base)
+    monkeypatch.setattr("esplug.checkpoints.starting_model.model_folder", lambda name, flag: asked.append(name) or base)
     checksum = MasterWeights.load(base).checksum()
     for name in ("org/model", "org/model@main"):
         log = tmp_path / f"{len(asked)}.log"
@@ -374,7 +375,7 @@ def test_an_interrupt_stops_the_threads_and_leaves_nothing(
 MEASURE = """
 import sys
 from pathlib import Path
-from esplug.export import export
+from esplug.checkpoints.export import export
 export(Path(sys.argv[1]), Path(sys.argv[2]), threads=2)
 # Not ru_maxrss: it counts what the process was before exec, which is pytest.
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM:")))
@@ -648,7 +649,7 @@ def test_without_a_token_the_real_library_gives_one_line(
     make_log(tmp_path / "seeds.log", base)
     script = (
         "import sys; from pathlib import Path; from esplug.errors import UserError\n"
-        "from esplug.replayed_model import Exported; from esplug.export_cli import push\n"
+        "from esplug.checkpoints.replayed_model import Exported; from esplug.cli.export import push\n"
         "try: push(Exported(Path(sys.argv[1]), 1, 2, 3, False), 'me/tuned')\n"
         "except UserError as error: print(error)"
     )
@@ -665,7 +666,7 @@ def test_without_a_token_the_real_library_gives_one_line(
 
 def test_the_module_of_the_command_loads_nothing_heavy() -> None:
     script = (
-        "import sys, esplug.export_cli, esplug.seed_log\n"
+        "import sys, esplug.cli.export, esplug.checkpoints.seed_log\n"
         "print([m for m in ('torch', 'numba', 'vllm', 'ray', 'transformers', 'huggingface_hub') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -676,7 +677,7 @@ def test_exporting_needs_neither_vllm_nor_ray(base: Path, tmp_path: Path) -> Non
     make_log(tmp_path / "seeds.log", base)
     script = (
         "import sys; sys.modules['vllm'] = sys.modules['ray'] = None\n"
-        "from pathlib import Path; from esplug.export import export\n"
+        "from pathlib import Path; from esplug.checkpoints.export import export\n"
         "export(Path(sys.argv[1]), Path(sys.argv[2]))\n"
     )
     subprocess.run(

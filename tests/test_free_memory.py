@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from esplug.engine import Engine
-from esplug.free_memory import free_memory
+from esplug.engines.actor import Engine
+from esplug.utils.free_memory import free_memory
 
 AVAILABLE = 1000
 OLD, NEW = "4:cpu,memory:/job/step\n0::/\n", "0::/job/step\n"
@@ -46,5 +46,5 @@ def test_the_tightest_limit_counts(groups, limits, expected, tmp_path, monkeypat
 
 def test_engines_count_within_the_limit_too(monkeypatch) -> None:
     monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "node"))
-    monkeypatch.setattr("esplug.free_memory._free_in_groups", lambda root: [7])
+    monkeypatch.setattr("esplug.utils.free_memory._free_in_groups", lambda root: [7])
     assert Engine(None).location() == ("node", 7)

@@ -10,7 +10,7 @@ RANKS = (1, 8, 16, 64)  # that vLLM has room for, and esplug asks it for
 
 @pytest.fixture(scope="module")
 def adapters(interpreted):
-    return interpreted("esplug.kernels.adapters")
+    return interpreted("esplug.vllm_worker.adapter_kernel")
 
 
 def drawn(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -83,7 +83,7 @@ VALUES = st.sampled_from([0.5, -3.0, 1e30, -float("inf"), float("inf"), -float("
     st.data(), st.integers(0, 5), st.integers(1, 20), st.booleans(), st.sampled_from([torch.float32, torch.bfloat16])
 )
 def test_undefined_logits_are_counted_as_on_a_cpu(interpreted, data, rows, vocabulary, of_members, dtype) -> None:
-    from esplug.worker import count_undefined
+    from esplug.vllm_worker.extension import count_undefined
 
     spread = 9000 if vocabulary == 20 else vocabulary  # more than a program looks at at a time
     logits = torch.zeros(rows, spread + 2, dtype=dtype)[:, :spread]
@@ -94,6 +94,6 @@ def test_undefined_logits_are_counted_as_on_a_cpu(interpreted, data, rows, vocab
     slots = data.draw(st.lists(st.integers(-1, 2), min_size=rows, max_size=rows)) if of_members else None
     table = None if slots is None else torch.tensor(slots, dtype=torch.int64)
     counts, expected = (torch.arange(4) for _ in range(2))
-    interpreted("esplug.kernels.logits").count_undefined(logits, table, counts)
+    interpreted("esplug.vllm_worker.logits_kernel").count_undefined(logits, table, counts)
     count_undefined(logits, table, expected)
     assert torch.equal(counts, expected)

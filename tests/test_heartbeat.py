@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from esplug.engine import Engine
-from esplug.engine_messages import Sampling, Weights
-from esplug.heartbeat import Heartbeat
-from esplug.history import CatchUp, CaughtUp
-from esplug.weights import MasterWeights
+from esplug.checkpoints.history import CatchUp, CaughtUp
+from esplug.engines.actor import Engine
+from esplug.engines.messages import Sampling, Weights
+from esplug.vllm_worker.heartbeat import Heartbeat
+from esplug.weights.master import MasterWeights
 
 
 def test_it_ages_from_beat_to_beat_and_not_at_rest() -> None:
@@ -34,9 +34,7 @@ def test_other_processes_share_it() -> None:
     heart = Heartbeat()
     heart.beat()
     time.sleep(0.2)
-    code = (
-        f"from esplug.heartbeat import Heartbeat; heart = Heartbeat({heart.place!r}); print(heart.age()); heart.beat()"
-    )
+    code = f"from esplug.vllm_worker.heartbeat import Heartbeat; heart = Heartbeat({heart.place!r}); print(heart.age()); heart.beat()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(done.stdout) >= 0.2
     assert heart.age() < float(done.stdout)

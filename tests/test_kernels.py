@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esplug.kernels import cpu
-from esplug.noise import eps, member_seed, tensor_key
+from esplug.noise.full_rank import eps, member_seed, tensor_key
+from esplug.noise.kernels import cpu
 
 U64 = st.integers(0, 2**64 - 1)
 STARTS = st.one_of(st.integers(0, 50), st.integers(2**32 - 20, 2**32 + 20), st.integers(2**34 - 20, 2**44))
@@ -203,7 +203,7 @@ def test_kernels_work_where_nothing_can_be_cached() -> None:
         "import numba.core.caching as caching\n"
         "for locator in caching.CacheImpl._locator_classes:\n"
         "    locator.from_function = classmethod(lambda cls, *_: None)\n"
-        "from esplug.kernels import cpu\n"
+        "from esplug.noise.kernels import cpu\n"
         "assert type(cpu._checksum._cache).__name__ == 'NullCache'\n"
         "import numpy\n"
         "assert cpu.checksum(numpy.ones(3, numpy.float32), 0, 'w') > 0\n"
@@ -214,5 +214,5 @@ def test_kernels_work_where_nothing_can_be_cached() -> None:
 
 
 def test_importing_weights_does_not_import_numba() -> None:
-    script = "import sys, esplug.weights, esplug.kernels; assert 'numba' not in sys.modules"
+    script = "import sys, esplug.weights.master, esplug.noise.kernels; assert 'numba' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -22,12 +22,12 @@ from hypothesis import strategies as st
 
 import esplug.loggers
 from esplug import hookimpl
-from esplug.config import make_config
+from esplug.config.run_config import make_config
 from esplug.errors import PluginError, UserError
 from esplug.loggers import LoggerSet
 from esplug.loggers.jsonl import JsonlLogger
 from esplug.loggers.wandb import WandbLogger
-from esplug.plugins import PluginInfo, relay
+from esplug.plugins.registry import PluginInfo, relay
 
 CONFIG = make_config({"wandb_project": "tests", "experiment_name": "one", "eval_freq": 5, "n_iterations": 12})
 METRICS = {

@@ -8,10 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esplug import low_rank, noise
-from esplug.blocks import Block
-from esplug.kernels import cpu
-from esplug.weights import MasterWeights
+from esplug.noise import full_rank as noise
+from esplug.noise import low_rank
+from esplug.noise.kernels import cpu
+from esplug.weights.master import MasterWeights
+from esplug.weights.partition import Block
 
 SEEDS = st.integers(0, 2**64 - 1)
 TYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -6,12 +6,12 @@ import math
 import numpy as np
 import pytest
 
-from esplug.engine_messages import Completion, Generation, Work
+from esplug.engines.messages import Completion, Generation, Work
 from esplug.es.members import population
 from esplug.es.update import coefficients
 from esplug.hookspecs import Reward
-from esplug.metrics import PopulationResult, iteration_record, train_metrics
-from esplug.rewards import Graded
+from esplug.rewards.pool import Graded
+from esplug.runs.metrics import PopulationResult, iteration_record, train_metrics
 
 RIGHT = Graded(Reward(1.0, "right", True, {"format": 1.0, "steps": 4.0}))
 WRONG = Graded(Reward(0.2, "wrong", False, {"format": 0.5}))

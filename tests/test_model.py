@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from esplug.checkpoints.base_model import model_folder, weights_size
+from esplug.data.prompt_encoder import PromptEncoder
 from esplug.errors import UserError
-from esplug.model import model_folder, weights_size
-from esplug.prompt_encoder import PromptEncoder
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi <b>"}]
 
@@ -55,7 +55,7 @@ def test_a_folder_that_is_no_model_says_what_is_missing(files, words, tmp_path) 
 
 @pytest.mark.parametrize("name", ["./no/model", "/no/model", "~/no-such-model", "a/b/c"])
 def test_what_can_be_no_hub_id_is_looked_for_on_disk_alone(name, monkeypatch) -> None:
-    monkeypatch.setattr("esplug.model.hub_revision", lambda *_: pytest.fail("asked the Hub"))
+    monkeypatch.setattr("esplug.checkpoints.base_model.hub_revision", lambda *_: pytest.fail("asked the Hub"))
     with pytest.raises(UserError, match=f"^--model-name {re.escape(name)}: no such folder$"):
         model_folder(name)
 
@@ -80,7 +80,7 @@ def test_a_hub_id_is_fetched_at_its_commit(name, revision, reached, asked, tiny_
         assert question == ("org/model", revision, "model")
         return reached
 
-    monkeypatch.setattr("esplug.model.hub_revision", hub_revision)
+    monkeypatch.setattr("esplug.checkpoints.base_model.hub_revision", hub_revision)
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     assert model_folder(name) == tiny_model.resolve()
 
@@ -98,7 +98,7 @@ def test_what_the_hub_has_not_or_cannot_give_is_one_line(monkeypatch) -> None:
         (lambda *_: None, r"out of reach; .*hf download owner/model --local-dir DIR`, then give DIR$"),
         (lambda *_: COMMIT, r"not readable from the Hub \(no route\)$"),
     ):
-        monkeypatch.setattr("esplug.model.hub_revision", answer)
+        monkeypatch.setattr("esplug.checkpoints.base_model.hub_revision", answer)
         with pytest.raises(UserError, match=rf"^--model-name owner/model: .*{words}"):
             model_folder("owner/model")
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from esplug.noise import SCALE, eps, member_seed, philox, tensor_key, tensor_keys
+from esplug.noise.full_rank import SCALE, eps, member_seed, philox, tensor_key, tensor_keys
 
 SEED = member_seed(7, 3, 1)
 

@@ -21,7 +21,7 @@ import typer
 from packaging.requirements import Requirement
 
 import esplug
-from esplug.cli import app
+from esplug.cli.app import app
 
 ROOT = Path(__file__).parent.parent
 TASKS = ("esplug_tasks_countdown", "esplug_tasks_math")
@@ -132,7 +132,7 @@ def test_a_clean_environment_trains_from_the_wheels(dist: Path, tmp_path: Path, 
     plugins = json.loads(run(program, "plugins", "--json"))["plugins"]
     tasks = {plugin["name"]: plugin["distribution"] for plugin in plugins if plugin["kind"] == "task"}
     assert tasks == {"countdown": "esplug-tasks-countdown", "math": "esplug-tasks-math"}
-    grade = "from esplug.task import Task; print(Task.load('math').reward(r'so \\boxed{\\frac{1}{2}}', '0.5').value)"
+    grade = "from esplug.plugins.task import Task; print(Task.load('math').reward(r'so \\boxed{\\frac{1}{2}}', '0.5').value)"
     assert float(run(python, "-c", grade)) == 1.0
     where = "import esplug, esplug_tasks_math; print(esplug.__file__, esplug_tasks_math.__file__)"
     assert all(str(site) in file for file in run(python, "-c", where).split())

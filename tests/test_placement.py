@@ -4,10 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esplug.config import make_config
-from esplug.cores import GIB
+from esplug.config.run_config import make_config
 from esplug.errors import UserError
-from esplug.placement import (
+from esplug.planning.placement import (
     GPU_DRIVER,
     GPU_KV_CACHE_MIN,
     Node,
@@ -17,6 +16,7 @@ from esplug.placement import (
     gpu_master_room,
     plan_engines,
 )
+from esplug.utils.cores import GIB
 
 LAPTOP = Resources((Node(gpus=0, cores=8, memory=16 * GIB),))
 SERVER = Resources((Node(gpus=8, cores=64, memory=512 * GIB),))

@@ -44,7 +44,7 @@ def test_a_retiring_argument_is_told_once_and_still_passed(tmp_path) -> None:
         "esplug_shapings_steep-0.3.dist-info/entry_points.txt": "[esplug.shapings]\nsteep = steep\nnew = new\n",
     }
     code = f"""
-from esplug import plugins
+from esplug.plugins import registry as plugins
 {example}
 plugins._SPECS = {{**plugins._SPECS, "shaping": ShapingSpec}}
 for name in ("steep", "steep", "new"):

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from esplug.cli.plugins import render
 from esplug.errors import PluginError, UserError
-from esplug.plugin_table import render
-from esplug.plugins import find, list_plugins, load
-from esplug.task import Task
+from esplug.plugins.registry import find, list_plugins, load
+from esplug.plugins.task import Task
 
 GOOD = """
 from esplug import hookimpl
@@ -129,7 +129,7 @@ def test_listing_imports_nothing(install: Install) -> None:
 def test_listing_stays_light() -> None:
     code = """
         import sys
-        from esplug.plugin_table import print_plugins
+        from esplug.cli.plugins import print_plugins
         print_plugins(True)
         heavy = {"torch", "vllm", "ray", "numba", "wandb", "datasets", "numpy", "rich", "transformers"}
         assert not heavy & set(sys.modules), heavy & set(sys.modules)

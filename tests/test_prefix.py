@@ -3,8 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esplug import EvolutionStrategiesTrainer, prefix
-from esplug.placement import Plan
+from esplug import EvolutionStrategiesTrainer
+from esplug.planning import shared_prefix as prefix
+from esplug.planning.placement import Plan
 
 PROMPTS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8), min_size=1, max_size=4)
 

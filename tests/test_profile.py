@@ -4,12 +4,12 @@ import json
 
 import numpy as np
 
-from esplug.engine_messages import Completion, Generation, Work
+from esplug.engines.messages import Completion, Generation, Work
 from esplug.es.members import population
 from esplug.hookspecs import Reward
-from esplug.metrics import PopulationResult
-from esplug.profile import trace
-from esplug.rewards import Graded
+from esplug.rewards.pool import Graded
+from esplug.runs.metrics import PopulationResult
+from esplug.runs.trace import trace
 
 
 def test_a_trace_holds_every_piece_of_work_in_its_lane() -> None:

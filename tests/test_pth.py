@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from esplug import stored_tensors
+from esplug.checkpoints import tensor_files as stored_tensors
+from esplug.checkpoints.pth import join
 from esplug.errors import UserError
-from esplug.pth import join
 from tests.tiny import make_tiny_model
 
 WHAT = "--checkpoint w.pth"

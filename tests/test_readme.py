@@ -33,7 +33,7 @@ def test_the_task_in_the_readme_installs_and_works(tmp_path) -> None:
     ]
     subprocess.run([*pip, str(project)], check=True)
     code = (
-        "from esplug.task import Task\n"
+        "from esplug.plugins.task import Task\n"
         "task = Task.load('reverse', {})\n"
         "questions, targets = task.collate([{'word': 'stone'}])\n"
         "assert 'stone' in task.template(questions[0])\n"

@@ -13,8 +13,8 @@ import pytest
 import tomli_w
 
 from esplug.errors import RunError
-from esplug.estimates import compare
-from esplug.metrics_file import Row
+from esplug.evaluation.statistics import compare
+from esplug.loggers.metrics_file import Row
 from esplug.report.curves import LIMIT, curve
 from esplug.report.figures import of_one, of_run
 from esplug.report.run_data import read_run, read_runs

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from esplug.config import make_config
-from esplug.evaluation import Evaluation
-from esplug.placement import Plan
-from esplug.results import results
-from esplug.splits import EvaluationSplit
+from esplug.config.run_config import make_config
+from esplug.data.splits import EvaluationSplit
+from esplug.evaluation.figures import Evaluation
+from esplug.planning.placement import Plan
+from esplug.runs.results_json import results
 from tests.test_evaluation import split
 
 ASKED = {"s": EvaluationSplit(["one", "two"], [[1], [2]], ["1", "2"]), "t": EvaluationSplit(["three"], [[3]], ["3"])}

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from esplug.config import RunConfig, flag_of, make_config, panel_of
+from esplug.checkpoints.seed_log import Base, Header, SeedLog, Step
+from esplug.config.run_config import RunConfig, flag_of, make_config, panel_of
+from esplug.data.splits import EvaluationSplit
 from esplug.errors import UserError
-from esplug.evaluation import Evaluation, Sample, SplitEvaluation
-from esplug.resume import check_environment, note_changes, past_evaluations, reopen, stored_config
-from esplug.run_directory import RunDirectory
-from esplug.seed_log import Base, Header, SeedLog, Step
-from esplug.splits import EvaluationSplit
+from esplug.evaluation.figures import Evaluation, Sample, SplitEvaluation
+from esplug.runs.directory import RunDirectory
+from esplug.runs.resume import check_environment, note_changes, past_evaluations, reopen, stored_config
 from tests.faults.test_checkpoints import files_no_longer_than
 
 SETTINGS: dict[str, Any] = {"task": "custom", "n_iterations": 4, "experiment_name": "run", "n_vllm_engines": 1}
@@ -118,7 +118,7 @@ def test_what_changes_the_mathematics_is_refused_unless_allowed(field, tmp_path)
 
 
 def test_what_was_asked_of_the_first_process_alone_does_not_stand_in_the_way(tmp_path) -> None:
-    from esplug import cli
+    from esplug.cli import app as cli
 
     schedule = {"sigma_schedule": "linear", "sigma_end": 0.0002}
     run, before = make_run(tmp_path, steps=2, task="countdown", profile=3, **schedule)

@@ -8,10 +8,10 @@ from fractions import Fraction
 
 import pytest
 
-from esplug import run_directory
-from esplug.config import make_config, read_toml
+from esplug.config.run_config import make_config, read_toml
 from esplug.errors import UserError
-from esplug.run_directory import RunDirectory, claim
+from esplug.runs import directory as run_directory
+from esplug.runs.directory import RunDirectory, claim
 
 
 def config(base, **settings):

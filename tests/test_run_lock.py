@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from esplug import run_lock
 from esplug.errors import UserError
-from esplug.run_lock import FILE_NAME, locked
+from esplug.utils import file_lock as run_lock
+from esplug.utils.file_lock import FILE_NAME, locked
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from esplug.run_lock import locked
+from esplug.utils.file_lock import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)

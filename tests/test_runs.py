@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from esplug.errors import RunError
-from esplug.run_lock import locked
-from esplug.run_summary import duration, summarise
+from esplug.runs.summary import duration, summarise
+from esplug.utils.file_lock import locked
 from tests.runs import make_run
 from tests.test_cli import HEAVY, run_cli
 
@@ -193,7 +193,7 @@ def test_listing_imports_nothing_heavy(tmp_path) -> None:
     make_run(tmp_path)
     code = (
         f"import sys; sys.argv = ['esplug', 'runs', {str(tmp_path)!r}]\n"
-        "from esplug.cli import main\n"
+        "from esplug.cli.app import main\n"
         "try: main()\n"
         f"finally: print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
     )

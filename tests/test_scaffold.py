@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from esplug.scaffold import NewPlugin
+from esplug.authoring.scaffold import NewPlugin
 from tests.packages import build_and_install, run_with
 from tests.test_cli import errors_of, run_cli
 

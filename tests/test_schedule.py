@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esplug.schedule import Piece, Schedule
+from esplug.engines.scheduler import Piece, Schedule
 
 
 def simulate(

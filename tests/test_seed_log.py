@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from esplug.checkpoints.seed_log import Base, Header, SeedLog, Step, movement, parts, read
 from esplug.errors import UserError
 from esplug.es.members import population
-from esplug.seed_log import Base, Header, SeedLog, Step, movement, parts, read
 
 U64 = st.integers(0, 2**64 - 1)
 COEFFICIENTS = st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=8).map(tuple)

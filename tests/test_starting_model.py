@@ -11,13 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import esplug.starting_model as starting_module
-from esplug.checkpoint import save_model
+import esplug.checkpoints.starting_model as starting_module
+from esplug.checkpoints.export import export
+from esplug.checkpoints.folders import save_model
+from esplug.checkpoints.seed_log import Base, Header, SeedLog, Step
+from esplug.checkpoints.starting_model import kind_of, starting_model
 from esplug.errors import UserError
-from esplug.export import export
-from esplug.seed_log import Base, Header, SeedLog, Step
-from esplug.starting_model import kind_of, starting_model
-from esplug.weights import MasterWeights
+from esplug.weights.master import MasterWeights
 
 
 @pytest.fixture
@@ -233,7 +233,7 @@ def test_what_a_killed_process_left_is_removed_and_what_is_in_use_is_not(base, t
     make_run(tmp_path / "run", base, str(base))
     code = (
         "import os, sys; from contextlib import ExitStack; from pathlib import Path\n"
-        "from esplug.starting_model import starting_model\n"
+        "from esplug.checkpoints.starting_model import starting_model\n"
         "stack = ExitStack(); starting_model('x', sys.argv[1], None, Path(sys.argv[2]), stack)\n"
         "os.kill(os.getpid(), 9)"
     )

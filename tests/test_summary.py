@@ -2,12 +2,12 @@
 
 import pytest
 
-from esplug.compare import compare_evaluations
-from esplug.console import get_console
-from esplug.evaluation import Evaluation, SplitEvaluation
-from esplug.placement import Plan
-from esplug.run_result import RunResult
-from esplug.summary import print_comparison, print_evaluation, print_summary
+from esplug.cli.summary import print_comparison, print_evaluation, print_summary
+from esplug.evaluation.figures import Evaluation, SplitEvaluation
+from esplug.planning.placement import Plan
+from esplug.runs.compare import compare_evaluations
+from esplug.runs.result import RunResult
+from esplug.utils.console import get_console
 from tests.test_evaluation import sample
 
 PLAN = Plan(2, "cpu", 0, 1)

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-import esplug.weights as weights_module
-from esplug import shards
-from esplug.blocks import Block
+import esplug.weights.master as weights_module
+from esplug.checkpoints import safetensors_shards as shards
+from esplug.checkpoints.safetensors_shards import read_tensors
 from esplug.errors import UserError
-from esplug.noise import eps
-from esplug.shards import read_tensors
-from esplug.weights import MasterWeights
+from esplug.noise.full_rank import eps
+from esplug.weights.master import MasterWeights
+from esplug.weights.partition import Block
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -221,7 +221,7 @@ def test_an_abandoned_iteration_does_no_harm(small_jobs: None) -> None:
 
 
 def test_an_error_in_a_kernel_reaches_the_consumer(monkeypatch: pytest.MonkeyPatch) -> None:
-    from esplug.kernels import cpu
+    from esplug.noise.kernels import cpu
 
     def fail(*_: object) -> None:
         raise MemoryError("no room")
@@ -282,7 +282,7 @@ def test_threads_run_on_the_given_cores_and_leave_the_caller_alone(monkeypatch: 
     master = MasterWeights([("w", torch.ones(3))], threads=2, cores=[core])
     seen: list[tuple[set[int], int]] = []
     monkeypatch.setattr(
-        "esplug.kernels.cpu.checksum",
+        "esplug.noise.kernels.cpu.checksum",
         lambda *_: seen.append((os.sched_getaffinity(0), threading.get_ident())) or 0,
     )
     master.checksum()
@@ -426,7 +426,7 @@ def test_threads_that_make_noise_have_no_openmp_teams_of_their_own() -> None:
     """Once a process has more OpenMP threads than cores, its teams stop spinning, and vLLM is slow on several cores."""
     script = """
         import os, torch
-        from esplug.weights import MasterWeights
+        from esplug.weights.master import MasterWeights
 
         torch.set_num_threads(2)
         torch.ones(2**21).sum()  # the main thread's team

@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from esplug.config import RunConfig, make_config, read_toml
-from esplug.data import load_batch_source, load_eval_splits
+from esplug.config.run_config import RunConfig, make_config, read_toml
+from esplug.data.batches import load_batch_source, load_eval_splits
 from esplug.doctor.finding import Finding
 from esplug.doctor.installation import installation
 from esplug.doctor.machine import disk, machine
@@ -14,11 +14,11 @@ from esplug.doctor.model import fit, model
 from esplug.doctor.plugin_health import plugin_health
 from esplug.doctor.stack import Stack, look
 from esplug.errors import UserError
-from esplug.memory import MemoryPlan
-from esplug.plugins import Kind
-from esplug.resolution import resolve
-from esplug.task import Task
-from esplug.text import cause
+from esplug.planning.memory import MemoryPlan
+from esplug.plugins.registry import Kind
+from esplug.plugins.task import Task
+from esplug.runs.settings import resolve
+from esplug.utils.text import cause
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ def installation() -> list[Finding]:
 @cache
 def _warn_once(warning: str) -> None:
     if warning:
-        from esplug.console import get_console
+        from esplug.utils.console import get_console
 
         get_console().print(f"warning: {warning}", markup=False, soft_wrap=True)
 

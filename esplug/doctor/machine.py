@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from esplug.config import RunConfig
-from esplug.cores import GIB, usable_cores
+from esplug.config.run_config import RunConfig
 from esplug.doctor.finding import Finding
 from esplug.doctor.stack import Stack
-from esplug.free_memory import free_memory
-from esplug.memory import size
-from esplug.placement import Node, Resources
+from esplug.planning.memory import size
+from esplug.planning.placement import Node, Resources
+from esplug.utils.cores import GIB, usable_cores
+from esplug.utils.free_memory import free_memory
 
 _OBJECT_STORE = GIB // 2  # of shared memory, which a run's own Ray asks for
 _INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")  # those that vLLM's CPU kernels use

@@ -7,18 +7,18 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from esplug.config import RunConfig
+from esplug.checkpoints.base_model import kept_folder, longest_prompt, may_be_on_hub, model_folder, weights_size
+from esplug.checkpoints.seed_log import FILE_NAME, read
+from esplug.checkpoints.starting_model import kind_of
+from esplug.config.run_config import RunConfig
 from esplug.doctor.finding import Finding, State
 from esplug.doctor.machine import disk, local_resources, nearest_folder
 from esplug.doctor.stack import Stack
 from esplug.errors import UserError
-from esplug.free_memory import free_memory
-from esplug.hub import hub_revision
-from esplug.memory import Gpu, MemoryPlan, cpu_items, master_bytes, plan_memory, size
-from esplug.model import kept_folder, longest_prompt, may_be_on_hub, model_folder, weights_size
-from esplug.placement import GPU_KV_CACHE_MIN, GPU_SPARE, plan_engines
-from esplug.seed_log import FILE_NAME, read
-from esplug.starting_model import kind_of
+from esplug.planning.memory import Gpu, MemoryPlan, cpu_items, master_bytes, plan_memory, size
+from esplug.planning.placement import GPU_KV_CACHE_MIN, GPU_SPARE, plan_engines
+from esplug.utils.free_memory import free_memory
+from esplug.utils.hub import hub_revision
 
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 _NOT_OFFLINE = ("", "0", "false", "no", "off")

@@ -13,9 +13,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from esplug.cluster import visible_devices
+from esplug.engines.cluster import visible_devices
 from esplug.errors import UserError
-from esplug.memory import Gpu
+from esplug.planning.memory import Gpu
 
 _MODULES = ("torch", "transformers", "ray", "vllm")
 _TIMEOUT = 180.0  # seconds, for a cold disk

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from esplug.noise import member_seed
+from esplug.noise.full_rank import member_seed
 
 
 @dataclass(frozen=True, slots=True)

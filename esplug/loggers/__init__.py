@@ -9,11 +9,11 @@ import pluggy
 
 from esplug.errors import PluginError, UserError
 from esplug.loggers.background import GRACE, PATIENCE, BackgroundLogger, warn_failed
-from esplug.plugins import load
-from esplug.text import cause
+from esplug.plugins.registry import load
+from esplug.utils.text import cause
 
 if TYPE_CHECKING:
-    from esplug.config import RunConfig
+    from esplug.config.run_config import RunConfig
 
 
 class LoggerSet:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pluggy
 
-from esplug.text import cause
+from esplug.utils.text import cause
 
 PATIENCE = 5.0  # seconds that all loggers together may make a run wait at its start, and again at its end
 GRACE = 0.2  # of these, for those that are given up to leave

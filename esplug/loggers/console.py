@@ -4,10 +4,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from esplug.console import get_console
 from esplug.hookspecs import hookimpl
 from esplug.loggers.sample_table import as_text
-from esplug.text import brief, printable
+from esplug.utils.console import get_console
+from esplug.utils.text import brief, printable
 
 synchronous = True
 _SHOWN = 2  # prompts of each split, the same ones every time

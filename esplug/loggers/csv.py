@@ -12,12 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from esplug import durable
 from esplug.hookspecs import hookimpl
 from esplug.loggers.resumed import rows_before
+from esplug.utils import atomic_write as durable
 
 if TYPE_CHECKING:
-    from esplug.config import RunConfig
+    from esplug.config.run_config import RunConfig
 
 
 class CsvLogger:

@@ -14,14 +14,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from esplug import durable
 from esplug.hookspecs import hookimpl
-from esplug.json_files import strict_json
+from esplug.loggers.metrics_file import FILE_NAME
 from esplug.loggers.resumed import is_logged_again, read_row
-from esplug.metrics_file import FILE_NAME
+from esplug.utils import atomic_write as durable
+from esplug.utils.json_files import strict_json
 
 if TYPE_CHECKING:
-    from esplug.config import RunConfig
+    from esplug.config.run_config import RunConfig
 
 
 class JsonlLogger:

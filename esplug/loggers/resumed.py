@@ -5,10 +5,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from esplug.metrics_file import FILE_NAME
+from esplug.loggers.metrics_file import FILE_NAME
 
 if TYPE_CHECKING:
-    from esplug.config import RunConfig
+    from esplug.config.run_config import RunConfig
 
 
 def remembered(path: Path, fresh: str) -> str:

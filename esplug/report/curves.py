@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from esplug.metrics_file import Row
+from esplug.loggers.metrics_file import Row
 
 #: Points of a curve; of a longer run, each stands for a block of iterations.
 LIMIT = 400

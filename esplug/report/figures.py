@@ -4,7 +4,7 @@ import html
 from collections.abc import Sequence
 from functools import partial
 
-from esplug.metrics_file import Row
+from esplug.loggers.metrics_file import Row
 from esplug.report.plots import Panel, Series, bars, lines
 from esplug.report.run_data import RunData
 from esplug.report.text import visible

@@ -9,15 +9,15 @@ from hashlib import sha256
 from importlib.resources import files
 from typing import Any
 
-from esplug.config import RunConfig, panel_of
-from esplug.estimates import Estimate
-from esplug.evaluation import SplitEvaluation
+from esplug.config.run_config import RunConfig, panel_of
+from esplug.evaluation.figures import SplitEvaluation
+from esplug.evaluation.statistics import Estimate
 from esplug.report.figures import of_run
 from esplug.report.plots import Panel, template
 from esplug.report.run_data import RunData
 from esplug.report.samples import groups
 from esplug.report.text import shown, visible
-from esplug.run_summary import Score, duration, scores_of
+from esplug.runs.summary import Score, duration, scores_of
 
 #: Settings that only say where a run is.
 _PLACES = ("output_directory", "experiment_name")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
-from esplug.metrics_file import Row
+from esplug.loggers.metrics_file import Row
 from esplug.report.curves import Curve, blocks, curve, rounded
 from esplug.report.run_data import RunData
 from esplug.report.text import visible

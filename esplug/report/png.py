@@ -5,7 +5,7 @@ from pathlib import Path
 
 from esplug.errors import UserError
 from esplug.report.plots import Panel, template
-from esplug.text import brief
+from esplug.utils.text import brief
 
 #: Pixels of a picture before scaling; scaled threefold it prints 3 inches wide at 600 dots an inch.
 _WIDTH, _HEIGHT, _SCALE = 640, 400, 3

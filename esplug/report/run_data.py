@@ -8,13 +8,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from esplug.checkpoints.seed_log import read
 from esplug.errors import UserError
-from esplug.estimates import Estimate, average, compare
-from esplug.evaluation import Sample, SplitEvaluation
-from esplug.metrics_file import FILE_NAME, Row, by_step, numbers, read_bytes, rows_of
-from esplug.run_directory import RunDirectory
-from esplug.run_summary import RunSummary, Score, main_figure, read_json, read_settings, scores_of, summarise
-from esplug.seed_log import read
+from esplug.evaluation.figures import Sample, SplitEvaluation
+from esplug.evaluation.statistics import Estimate, average, compare
+from esplug.loggers.metrics_file import FILE_NAME, Row, by_step, numbers, read_bytes, rows_of
+from esplug.runs.directory import RunDirectory
+from esplug.runs.summary import RunSummary, Score, main_figure, read_json, read_settings, scores_of, summarise
 
 _ITERATION = re.compile(r"iteration(\d+)\.json")
 _EVALUATION = re.compile(r"model_eval_task(.*)_iteration(\d+)\.json", re.DOTALL)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from esplug.evaluation import Sample, SplitEvaluation
+from esplug.evaluation.figures import Sample, SplitEvaluation
 
 #: How many of each kind are shown.
 SHOWN = 4

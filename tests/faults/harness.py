@@ -25,10 +25,10 @@ from typing import Any
 
 import psutil
 
-from esplug import seed_log
-from esplug.checkpoint import newest_first, verify
-from esplug.cores import usable_cores
+from esplug.checkpoints import seed_log
+from esplug.checkpoints.folders import newest_first, verify
 from esplug.errors import UserError
+from esplug.utils.cores import usable_cores
 from tests.faults.test_secrets import SECRETS
 
 TASK = """

@@ -20,15 +20,15 @@ from typing import Any
 import psutil
 import pytest
 
-from esplug import seed_log
-from esplug.checkpoint import newest_first, verify
-from esplug.cores import usable_cores
-from esplug.engine_messages import EngineSettings, Generation, Sampling, Weights
-from esplug.engines import Job
+from esplug.checkpoints import seed_log
+from esplug.checkpoints.folders import newest_first, verify
+from esplug.checkpoints.history import History
+from esplug.engines.messages import EngineSettings, Generation, Sampling, Weights
+from esplug.engines.pool import Job
 from esplug.errors import RunError, UserError
-from esplug.history import History
-from esplug.placement import Plan
+from esplug.planning.placement import Plan
 from esplug.trainer import EvolutionStrategiesTrainer
+from esplug.utils.cores import usable_cores
 from tests.faults.harness import EVAL_FREQ, Desk, Launched, ballast, check, done, pause, reach, small_disk
 from tests.vllm.test_training import KeptEngines, Trainer
 
@@ -153,7 +153,7 @@ _CONTENDER = """
 import sys
 from pathlib import Path
 from esplug.errors import UserError
-from esplug.run_lock import locked
+from esplug.utils.file_lock import locked
 sys.stdin.readline()
 try:
     with locked(Path(sys.argv[1])):
@@ -400,7 +400,7 @@ def damage(path: Path, draw: Random) -> str:
 
 def catch_up_damaged(undisturbed: Path, model: Path, folder: Path, draw: Random) -> Counter[str]:
     """Damage a file of a run's checkpoints or its seed log, and catch up with the run as an engine does."""
-    from esplug.weights import MasterWeights
+    from esplug.weights.master import MasterWeights
 
     run = folder / "damaged"
     shutil.rmtree(run, ignore_errors=True)

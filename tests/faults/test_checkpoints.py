@@ -23,12 +23,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from esplug.checkpoint import newest_first, periodic_name, prune, save_model, verify
+from esplug.checkpoints.export import export
+from esplug.checkpoints.folders import newest_first, periodic_name, prune, save_model, verify
+from esplug.checkpoints.seed_log import Base, Header, SeedLog
+from esplug.checkpoints.starting_model import starting_model
 from esplug.errors import UserError
-from esplug.export import export
-from esplug.seed_log import Base, Header, SeedLog
-from esplug.starting_model import starting_model
-from esplug.weights import MasterWeights
+from esplug.weights.master import MasterWeights
 
 
 @pytest.fixture
@@ -167,7 +167,7 @@ import os, sys
 from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
-from esplug.checkpoint import save_model, periodic_name
+from esplug.checkpoints.folders import save_model, periodic_name
 
 base, folder = Path(sys.argv[1]), Path(sys.argv[2])
 for line in sys.stdin:

@@ -30,7 +30,7 @@ SETUP = """
     from types import SimpleNamespace
     import esplug.loggers
     from esplug import hookimpl
-    from esplug.plugins import PluginInfo, relay
+    from esplug.plugins.registry import PluginInfo, relay
 
     class Bad:
         def __init__(self, do, *hooks):

@@ -10,11 +10,11 @@ from typing import Any, get_args
 
 import pytest
 
-from esplug import cli
-from esplug.config import RunConfig, flag_of, make_config, read_toml
-from esplug.cores import GIB
+from esplug.cli import app as cli
+from esplug.config.run_config import RunConfig, flag_of, make_config, read_toml
 from esplug.errors import RunError, UserError
-from esplug.placement import Node, Resources
+from esplug.planning.placement import Node, Resources
+from esplug.utils.cores import GIB
 from tests.test_cli import run_cli
 
 VALUES = {

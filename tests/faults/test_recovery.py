@@ -7,10 +7,10 @@ from random import Random
 
 import pytest
 
-from esplug.checkpoint import periodic_name, save_model
+from esplug.checkpoints.folders import periodic_name, save_model
+from esplug.checkpoints.seed_log import Base, Header, SeedLog, Step
 from esplug.es.members import population
-from esplug.seed_log import Base, Header, SeedLog, Step
-from esplug.weights import MasterWeights
+from esplug.weights.master import MasterWeights
 from tests.faults import mishaps
 
 RUN_SEED, MEMBERS, DAMAGES = 5, 4, 60

@@ -24,10 +24,10 @@ import psutil
 import pytest
 
 from esplug.errors import UserError
-from esplug.grader import TRACEBACK_LENGTH
 from esplug.hookspecs import Reward
-from esplug.process_tree import memory_exceeds
-from esplug.rewards import COUNT_EVERY, MOST_DESCENDANTS, Graded, RewardPool
+from esplug.rewards.grader import TRACEBACK_LENGTH
+from esplug.rewards.pool import COUNT_EVERY, MOST_DESCENDANTS, Graded, RewardPool
+from esplug.utils.process_tree import memory_exceeds
 from tests.test_rewards import grade, graders, leaves_sleepers, nothing_left
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])

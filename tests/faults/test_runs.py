@@ -10,7 +10,7 @@ from random import Random
 
 import pytest
 
-from esplug.export import export
+from esplug.checkpoints.export import export
 from tests.faults import mishaps
 from tests.faults.harness import PORTS, Desk, Launched, check, done, occupied, reach
 from tests.faults.test_secrets import SECRETS, secrets_in

@@ -82,16 +82,16 @@ WRITE = """
 
     import numpy as np
 
-    from esplug.config import make_config
+    from esplug.config.run_config import make_config
     from esplug.es import population
-    from esplug.evaluation import Evaluation
-    from esplug.evaluator import EvaluationSplit
+    from esplug.evaluation.figures import Evaluation
+    from esplug.evaluation.evaluator import EvaluationSplit
     from esplug.loggers import LoggerSet
-    from esplug.model_card import model_card
-    from esplug.placement import Plan
-    from esplug.results import results
-    from esplug.run_directory import RunDirectory, environment
-    from esplug.seed_log import Base, Header, SeedLog, Step
+    from esplug.checkpoints.model_card import model_card
+    from esplug.planning.placement import Plan
+    from esplug.runs.results_json import results
+    from esplug.runs.directory import RunDirectory, environment
+    from esplug.checkpoints.seed_log import Base, Header, SeedLog, Step
     from tests.test_evaluation import split
 
     plan = Plan(2, "cpu", 0, 1)

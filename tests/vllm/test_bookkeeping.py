@@ -106,7 +106,7 @@ def generated(scheduler: Any, requests: Any, ahead: bool, stops: bool) -> tuple[
 
 
 def test_a_scheduler_of_another_kind_stays_as_it_is() -> None:
-    from esplug.bookkeeping import LightBookkeeping
+    from esplug.vllm_worker.scheduler_patch import LightBookkeeping
 
     other = SimpleNamespace(kv_cache_manager=SimpleNamespace())
     spared = LightBookkeeping(other)
@@ -117,7 +117,7 @@ def test_a_scheduler_of_another_kind_stays_as_it_is() -> None:
 @given(requests=REQUESTS, n_blocks=st.integers(12, 40), caching=st.booleans())
 @settings(max_examples=60, deadline=None)
 def test_steps_blocks_and_answers_stay_the_same(tiny_model, ahead, requests, n_blocks, caching) -> None:
-    from esplug.bookkeeping import LightBookkeeping
+    from esplug.vllm_worker.scheduler_patch import LightBookkeeping
 
     plain, light = (scheduler_of(str(tiny_model), ahead, n_blocks, caching) for _ in range(2))
     spared = LightBookkeeping(light)
@@ -135,9 +135,9 @@ def test_steps_blocks_and_answers_stay_the_same(tiny_model, ahead, requests, n_b
 def test_a_real_engine_answers_the_same_and_hands_answers_over_once(tiny_model) -> None:
     import ray
 
-    from esplug.cluster import Cluster
-    from esplug.engine import Engine
-    from esplug.engine_messages import Sampling, Weights
+    from esplug.engines.actor import Engine
+    from esplug.engines.cluster import Cluster
+    from esplug.engines.messages import Sampling, Weights
     from tests.vllm.test_engine_weights import start_probe
 
     class Plain(Engine):
@@ -157,7 +157,7 @@ def test_a_real_engine_answers_the_same_and_hands_answers_over_once(tiny_model) 
                 del processor.process_outputs
 
         def lighten(self) -> bool:
-            from esplug.bookkeeping import LightBookkeeping
+            from esplug.vllm_worker.scheduler_patch import LightBookkeeping
 
             self._bookkeeping = LightBookkeeping(self._llm.llm_engine.engine_core.engine_core.scheduler)
             return self._bookkeeping.answers and self._bookkeeping.blocks

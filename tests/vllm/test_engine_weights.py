@@ -12,7 +12,7 @@ MODELS = [("llama", False), ("qwen2", False), ("qwen3", True), ("gemma", True)]
 
 @pytest.fixture(scope="module")
 def cluster():
-    from esplug.cluster import Cluster
+    from esplug.engines.cluster import Cluster
 
     cluster = Cluster(None, "none")
     yield cluster
@@ -25,8 +25,8 @@ def start_probe(model: Path, dtype: str = "float32", ranks: int = 1, kind: type 
     from ray.util.placement_group import placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    from esplug.engine_messages import EngineSettings
-    from esplug.history import CatchUp
+    from esplug.checkpoints.history import CatchUp
+    from esplug.engines.messages import EngineSettings
 
     place = PlacementGroupSchedulingStrategy(placement_group([{"CPU": 0.1}]), 0)  # as the pool of engines has it
     probe = ray.remote(kind or _probe_class()).options(num_cpus=0.1, scheduling_strategy=place).remote(None)
@@ -35,7 +35,7 @@ def start_probe(model: Path, dtype: str = "float32", ranks: int = 1, kind: type 
 
 
 def _probe_class():
-    from esplug.engine import Engine
+    from esplug.engines.actor import Engine
 
     class Probe(Engine):
         def logprobs(self) -> list[float]:
@@ -54,7 +54,7 @@ def _probe_class():
             """Write these tensors, and say whether by the fast path."""
 
             def put(wrapper) -> bool:
-                from esplug.weights import MasterWeights
+                from esplug.weights.master import MasterWeights
 
                 worker = getattr(wrapper, "worker", wrapper)
                 master, worker._es_master = worker._es_master, MasterWeights(tensors.items())
@@ -68,8 +68,8 @@ def _probe_class():
             """Look for the fast path with other weights than the model's, or only forget it; say why there is none."""
 
             def forget(wrapper) -> str:
-                from esplug.fast_path import FastPath, UnmappedError
-                from esplug.weights import MasterWeights
+                from esplug.vllm_worker.direct_load import FastPath, UnmappedError
+                from esplug.weights.master import MasterWeights
 
                 worker = getattr(wrapper, "worker", wrapper)
                 worker._es_fast_path, master, reason = None, worker._es_master, "forgotten"
@@ -90,7 +90,7 @@ def _probe_class():
             """Say why checkpoints with one tensor more or less cannot go the short way."""
 
             def refuse(wrapper) -> list[str]:
-                from esplug.fast_path import Places, UnmappedError
+                from esplug.vllm_worker.direct_load import Places, UnmappedError
 
                 worker, found = getattr(wrapper, "worker", wrapper), []
                 shapes = worker._es_master.shapes
@@ -187,8 +187,8 @@ def test_members_leave_no_trace_and_perturb_as_defined(cluster, tiny_models) -> 
     import torch
     from safetensors.torch import load_file
 
-    from esplug.engine_messages import Weights
-    from esplug.noise import eps
+    from esplug.engines.messages import Weights
+    from esplug.noise.full_rank import eps
 
     folder = tiny_models("llama", True)
     probe, checksum = start_probe(folder)
@@ -226,7 +226,7 @@ def test_both_ways_lead_to_the_same_in_bfloat16(cluster, tiny_models) -> None:
     """Biases are made float32 there, and weights are packed in another way than in float32."""
     import ray
 
-    from esplug.engine_messages import Weights
+    from esplug.engines.messages import Weights
 
     probe, _ = start_probe(tiny_models("qwen2", False), "bfloat16")
     assert ray.get(probe.kept.remote()) != [0]
@@ -245,9 +245,9 @@ def test_tensor_parallel_ranks_have_the_parts_of_one_model(cluster, tiny_models,
     import numpy as np
     import ray
 
-    from esplug.engine_messages import Weights
-    from esplug.shards import read_tensors
-    from esplug.weights import MasterWeights
+    from esplug.checkpoints.safetensors_shards import read_tensors
+    from esplug.engines.messages import Weights
+    from esplug.weights.master import MasterWeights
 
     folder = tiny_models(architecture, tied)
     one = MasterWeights.load(folder)

@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from esplug import Reward, cli
-from esplug.config import make_config, read_toml
-from esplug.engine_messages import EngineSettings
-from esplug.estimates import compare
-from esplug.evaluator import CHUNK
-from esplug.history import History
-from esplug.placement import Plan
+from esplug import Reward
+from esplug.checkpoints.history import History
+from esplug.cli import app as cli
+from esplug.config.run_config import make_config, read_toml
+from esplug.engines.messages import EngineSettings
+from esplug.evaluation.evaluator import CHUNK
+from esplug.evaluation.statistics import compare
+from esplug.planning.placement import Plan
 from esplug.trainer import EvolutionStrategiesTrainer
 from tests.vllm.test_training import KeptEngines
 

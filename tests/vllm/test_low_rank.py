@@ -22,7 +22,7 @@ def test_a_run_moves_the_model_and_is_replayed_bit_for_bit(tiny_model, tmp_path)
     from safetensors.torch import load_file
 
     from esplug import EvolutionStrategiesTrainer
-    from esplug.export import export
+    from esplug.checkpoints.export import export
 
     questions = [f"Say {i}" for i in range(16)]
 
@@ -74,7 +74,7 @@ def test_a_model_that_vllm_has_no_adapters_for_is_one_line(tiny_models, tmp_path
 
 @pytest.fixture(scope="module")
 def cluster():
-    from esplug.cluster import Cluster
+    from esplug.engines.cluster import Cluster
 
     cluster = Cluster(None, "none")
     yield cluster
@@ -82,7 +82,7 @@ def cluster():
 
 
 def _probe_class():
-    from esplug.engine import Engine
+    from esplug.engines.actor import Engine
 
     class Probe(Engine):
         def logprobs(self, slots: list[int]) -> list[list[float]]:
@@ -131,7 +131,7 @@ def _probe_class():
 
 
 def perturbed(tensors: Any, seed: int, scale: float, rank: int, only: str | None = None) -> Any:
-    from esplug import low_rank
+    from esplug.noise import low_rank
 
     return {
         name: tensor + scale * low_rank.eps(seed, name, tensor.shape, rank)
@@ -147,7 +147,7 @@ def test_every_linear_layer_of_every_member_is_as_if_dense(cluster, tiny_models,
     import ray
     from safetensors.torch import load_file
 
-    from esplug.low_rank import is_perturbed
+    from esplug.noise.low_rank import is_perturbed
 
     folder = tiny_models(architecture, tied)
     tensors = load_file(folder / "model.safetensors")
@@ -179,7 +179,7 @@ def test_every_linear_layer_of_every_member_is_as_if_dense(cluster, tiny_models,
 def look_after_one_that_diverges(probe: Any) -> None:
     import ray
 
-    from esplug.engine_messages import Sampling, Weights
+    from esplug.engines.messages import Sampling, Weights
 
     weights = [Weights(seed, 0.05) for seed in (1, 2, 3)]
     ask = weights, PROMPTS, [0] * 3, Sampling(8)
@@ -198,7 +198,7 @@ def test_tensor_parallel_ranks_have_their_parts_of_adapters_and_updates(cluster,
     import numpy as np
     import ray
 
-    from esplug.weights import MasterWeights
+    from esplug.weights.master import MasterWeights
 
     folder, rank = tiny_model, 2  # its ranks share keys and values
     one = MasterWeights.load(folder, low_rank=rank)
@@ -226,8 +226,8 @@ def test_what_a_gpu_s_engine_computes_for_a_batch_is_what_a_cpu_s_does(interpret
     from vllm.lora.layers import LoRAMapping
 
     kinds = [
-        interpreted("esplug.row_adapters").RowAdapters,
-        interpreted("esplug.masked_adapters").MaskedAdapters,
+        interpreted("esplug.vllm_worker.adapters_gpu").RowAdapters,
+        interpreted("esplug.vllm_worker.adapters_cpu").MaskedAdapters,
     ]
     drawn = torch.Generator().manual_seed(0)
     a = tuple(torch.randn(3, 1, 8, 20, generator=drawn) for _ in range(2))

@@ -20,21 +20,21 @@ import numpy as np
 import psutil
 import pytest
 
-from esplug.config import RunConfig, make_config
-from esplug.cost import times_of, work_of
-from esplug.engine_messages import EngineSettings
-from esplug.engines import EnginePool
+from esplug.checkpoints.history import CaughtUp, History
+from esplug.config.run_config import RunConfig, make_config
+from esplug.dry_run.probe import Probe
+from esplug.engines.messages import EngineSettings
+from esplug.engines.pool import EnginePool
 from esplug.errors import RunError, UserError
-from esplug.history import CaughtUp, History
-from esplug.placement import Plan
-from esplug.probe import Probe
+from esplug.planning.cost import times_of, work_of
+from esplug.planning.placement import Plan
 from esplug.report.figures import of_one
 from esplug.report.page import render
 from esplug.report.run_data import read_run
-from esplug.run_result import RunResult
-from esplug.run_summary import summarise
+from esplug.runs.result import RunResult
+from esplug.runs.summary import summarise
 from esplug.trainer import EvolutionStrategiesTrainer
-from esplug.weights import MasterWeights
+from esplug.weights.master import MasterWeights
 
 pytestmark = pytest.mark.vllm
 
@@ -333,7 +333,7 @@ def test_its_evaluations_keep_every_answer_and_grade(run) -> None:
 
 
 def test_its_seeds_and_coefficients_are_those_of_the_method(run) -> None:
-    from esplug.noise import member_seed
+    from esplug.noise.full_rank import member_seed
 
     for iteration in range(2):
         members = read_iteration(run, iteration)["members"]
@@ -348,7 +348,7 @@ def test_its_seeds_and_coefficients_are_those_of_the_method(run) -> None:
 
 
 def test_its_model_is_the_update_computed_by_hand(run, desk) -> None:
-    from esplug.noise import eps
+    from esplug.noise.full_rank import eps
 
     base = tensors_of(desk.model)
     saved = tensors_of(run / "checkpoints" / "checkpoint-es_fine_tuned_iteration_2")
@@ -411,7 +411,7 @@ def test_its_model_answers_in_transformers_as_in_the_last_evaluation(run) -> Non
 
 
 def test_nothing_is_left_of_a_run(trained) -> None:
-    for kind in ("raylet", "ray::Engine", "esplug.grader"):
+    for kind in ("raylet", "ray::Engine", "esplug.rewards.grader"):
         assert any(kind in command for command in trained.seen), kind
     assert trained.left == []
 
@@ -428,7 +428,7 @@ def test_a_broken_task_fails_alone_with_its_owner_and_a_remedy(desk, task) -> No
 
 
 def test_settings_need_only_fit_together_with_the_tasks_defaults(desk, monkeypatch) -> None:
-    from esplug import cli
+    from esplug.cli import app as cli
 
     monkeypatch.syspath_prepend(desk.site)
     config, _ = cli._resolve({"task": "codes", "max_model_len": 64}, None, "train")
@@ -651,7 +651,9 @@ def test_a_reward_that_sometimes_raises_or_hangs_is_counted(start, one_engine, c
             return super()._postprocess_outputs(outputs, targets)
 
     def graders() -> list[psutil.Process]:
-        return [child for child in _descendants(os.getpid()) if "esplug.grader" in _command(child) and _lives(child)]
+        return [
+            child for child in _descendants(os.getpid()) if "esplug.rewards.grader" in _command(child) and _lives(child)
+        ]
 
     trainer = start(one_engine, Watching, reward_function=reward, reward_function_timeout=1.0, num_iterations=2)
     result = trainer.fit()

@@ -1,0 +1,201 @@
+"""The checks of a task: options, defaults, rows, prompts, targets; :mod:`.answers` has those of its rewards."""
+
+import json
+import math
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import cloudpickle
+import pluggy
+
+from esplug.authoring.conformance import Check, Checklist, Fault, Report, loads, resolved
+from esplug.authoring.conformance.answers import Gold, reward_checks
+from esplug.config.run_config import RunConfig, make_config
+from esplug.data.batches import Batch, Split, load_batch_source, load_eval_splits
+from esplug.data.splits import fingerprint
+from esplug.hookspecs import Prompt
+from esplug.plugins.registry import PluginInfo
+from esplug.plugins.task import Task
+from esplug.utils.text import cause
+
+_ANOTHER_PROCESS = "from esplug.authoring.conformance.tasks import print_contents; print_contents()"
+
+
+def task_checks(
+    plugin: object,
+    options: Mapping[str, object] | None = None,
+    *,
+    train_dataset: str | None = None,
+    eval_dataset: str | None = None,
+    gold: Gold | None = None,
+    report: Report | None = None,
+) -> list[Check]:
+    """Check a task. Its time limit is its own default or, where it has none, esplug's.
+
+    Args:
+        plugin: the name of an installed task; or a module, class or object with its hooks.
+        options: the task's options, as ``--task-option`` gives them.
+        train_dataset: rows to train on, as ``--train-dataset`` names them; ``None`` for the task's own.
+        eval_dataset: rows to evaluate on, likewise.
+        gold: makes of a target an answer that is right. Without it the target's own texts are tried, and what
+            they earn is reported.
+        report: is told of each check, before and after.
+
+    Raises:
+        UserError: no such task is installed, or what the user gave cannot be used.
+    """
+    checks = Checklist(report)
+    info, load = resolved("task", plugin)
+    if (hooks := checks.run("loads", partial(loads, load))) is None:
+        return checks.results
+    if checks.run("options", partial(_options, info, hooks)) is None:
+        return checks.results
+    task = Task.wrap(info, hooks, options)
+    config = checks.run("defaults", partial(_defaults, task))
+    batches: list[Batch] = []
+    paths: dict[Split, str | None] = {"train": train_dataset, "eval": eval_dataset}
+    for split, path in paths.items():
+        rows = partial(_rows, task, split, path, isinstance(plugin, str))
+        batches += checks.run(f"{split} rows", rows, users=path is not None) or []
+    if config is None or not batches:
+        return checks.results
+    questions = [question for batch in batches for question in batch[0]]
+    targets = [target for batch in batches for target in batch[1]]
+    checks.run("prompts", partial(_prompts, task, questions))
+    if checks.run("targets pickle", partial(_targets, targets)) is None:
+        return checks.results
+    reward = task.reward if isinstance(plugin, str) else partial(_reward_uninstalled, plugin, dict(task.options))
+    few = [batches[0][1][0], batches[-1][1][0], batches[-1][1][-1]]
+    reward_checks(checks, reward, few, timeout=config.reward_function_timeout, memory=config.reward_memory, gold=gold)
+    return checks.results
+
+
+def _options(info: PluginInfo, hooks: pluggy.HookRelay) -> tuple[Mapping[str, Any], str]:
+    """Convert the text of every default, as if the user had typed it."""
+    declared = Task.wrap(info, hooks).options
+    again = Task.wrap(info, hooks, {name: _typed(name, value) for name, value in declared.items()}).options
+    for name, value in declared.items():
+        if again[name] != value:
+            raise Fault(f"option {name!r} is {value!r}, but typing that makes it {again[name]!r}")
+    shown = (f"{name}: {type(value).__name__} = {value!r}" for name, value in declared.items())
+    return declared, ", ".join(shown) or "none"
+
+
+def _typed(name: str, value: object) -> str:
+    if isinstance(value, float) and math.isnan(value):
+        raise Fault(f"option {name!r} is NaN, which equals nothing; take another default")
+    try:
+        return str(value)
+    except ValueError:  # Python's own limit
+        raise Fault(f"option {name!r} is an int of too many digits to be typed; take a smaller default") from None
+
+
+def _defaults(task: Task) -> tuple[RunConfig, str]:
+    defaults = task.defaults()
+    shown = ", ".join(f"{name} = {value!r}" for name, value in defaults.items())
+    return make_config(defaults), shown or "none"
+
+
+def _rows(task: Task, split: Split, path: str | None, installed: bool) -> tuple[list[Batch], str]:
+    """Load a split twice, as two processes of one run would; an uninstalled task only where it is."""
+    if split == "eval" and path is None and task.load_rows(split, None) is None:
+        return [], "none: the task has no evaluation data of its own (--eval-dataset names some)"
+    batches = _load(task, split, path)
+    first = _contents(task, batches)
+    again = _contents_elsewhere(task, split, path) if installed else _contents(task, _load(task, split, path))
+    # A template that gives another prompt every time is for the check of the prompts to name.
+    if first != again and first == _contents(task, batches):
+        where = "in another process" if installed else "again"
+        raise Fault(f"they differ when they are loaded {where}, so that no run can be resumed or repeated")
+    counts = ", ".join(f"{len(batch[0])} in {name}" for name, batch in batches.items())
+    how = "loaded in another process" if installed else "loaded again"
+    return list(batches.values()), f"{counts}; collated to as many questions and targets; the same when {how}"
+
+
+def _load(task: Task, split: Split, path: str | None) -> dict[str, Batch]:
+    if split == "train":
+        rows = load_batch_source(task, path, batch_size=1, seed=0)
+        return {"train": (rows.prompts, rows.targets)}
+    return {name: batches[0] for name, batches in load_eval_splits(task, path, None).items()}
+
+
+def _contents(task: Task, batches: Mapping[str, Batch]) -> dict[str, str]:
+    """Name what each split holds by its prompts and targets, as a run does."""
+    return {
+        name: fingerprint((_shown(task.template(question)) for question in questions), targets)
+        for name, (questions, targets) in batches.items()
+    }
+
+
+def _shown(prompt: Prompt) -> str:
+    return prompt if isinstance(prompt, str) else repr([(each["role"], each["content"]) for each in prompt])
+
+
+def _contents_elsewhere(task: Task, split: Split, path: str | None) -> dict[str, str]:
+    """Do the same in another process, in which texts hash otherwise and sets have another order."""
+    seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
+    paths = os.pathsep.join(map(os.path.abspath, sys.path))
+    done = subprocess.run(
+        [sys.executable, "-c", _ANOTHER_PROCESS],
+        input=json.dumps([task.name, dict(task.options), split, path]),
+        env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode != 0:
+        *_, why = ["", *done.stderr.strip().splitlines()]
+        raise Fault(f"another process cannot load them: {why or f'it ends with status {done.returncode}'}")
+    contents: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+    return contents
+
+
+def print_contents() -> None:
+    """Print what a split holds, as JSON in the last line; standard input says which split of which task."""
+    name, options, split, path = json.load(sys.stdin)
+    task = Task.load(name, options)
+    contents = _contents(task, _load(task, split, path))
+    print(f"\n{json.dumps(contents)}", flush=True)
+
+
+def _prompts(task: Task, questions: list[Any]) -> tuple[bool, str]:
+    prompts = [task.template(question) for question in questions]
+    for number, (prompt, question) in enumerate(zip(prompts, questions, strict=True), start=1):
+        if not all(isinstance(text, str) for text in _texts_of(prompt)):
+            raise Fault(f"prompt {number} has a message whose content is no text")
+        if not "".join(_texts_of(prompt)).strip():
+            raise Fault(f"prompt {number} is empty")
+        if task.template(question) != prompt:
+            raise Fault(f"prompt {number} differs when it is made again from the same question")
+    lengths = [sum(map(len, _texts_of(prompt))) for prompt in prompts]
+    kinds = " and ".join(sorted({"text" if isinstance(prompt, str) else "chat messages" for prompt in prompts}))
+    return True, f"{len(prompts)} of {min(lengths)} to {max(lengths)} characters, as {kinds}; the same when made again"
+
+
+def _texts_of(prompt: Prompt) -> list[str]:
+    return [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
+
+
+def _targets(targets: list[Any]) -> tuple[bool, str]:
+    sizes = []
+    for number, target in enumerate(targets, start=1):
+        try:
+            pickled = cloudpickle.dumps(target)
+            pickle.loads(pickled)
+        except Exception as error:
+            raise Fault(
+                f"target {number} ({type(target).__name__}) cannot be pickled [{cause(error)}]; "
+                "have collate return plain data"
+            ) from error
+        sizes.append(len(pickled))
+    return True, f"{len(targets)} of {min(sizes)} to {max(sizes)} bytes"
+
+
+def _reward_uninstalled(plugin: object, options: Mapping[str, Any], model_output: str, target: Any) -> Any:
+    """Grade with a plugin that no entry point names; runs in the grading process."""
+    _, load = resolved("task", plugin)
+    return load().reward(model_output=model_output, target=target, options=options)

@@ -1,0 +1,59 @@
+"""Making the model of any iteration from its base and the seed log, without vLLM, Ray or a GPU.
+
+The checksum in the log proves the weights before the folder appears; :mod:`esplug.checkpoints.replay` says how they come about.
+"""
+
+import os
+from contextlib import ExitStack
+from pathlib import Path
+
+from esplug.checkpoints.replay import Progress
+from esplug.checkpoints.replayed_model import Exported, write_model
+from esplug.checkpoints.seed_log import FILE_NAME, read
+from esplug.checkpoints.starting_model import base_of
+from esplug.checkpoints.tensor_files import DTYPES, Dtype
+from esplug.errors import UserError
+
+
+def export(
+    log_or_run: Path,
+    out: Path,
+    *,
+    base: str | Path | None = None,
+    iteration: int | None = None,
+    dtype: Dtype | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Exported:
+    """Write the model of an iteration as a folder that ``transformers`` and vLLM open as it is.
+
+    Args:
+        log_or_run: a seed log, or the directory of a run, whose evaluations then go into the model card.
+        out: the folder to be made; it appears complete or not at all.
+        base: what the run started from, if the log's name of it is out of date: a folder, a Hugging Face id, or
+            whatever else :mod:`esplug.checkpoints.starting_model` knows.
+        iteration: updates to make, 0 giving the base model itself; all there are by default.
+        dtype: type of the floating-point tensors, by default the base model's own.
+        threads: how many compute; by default one for each core.
+        progress: told what is going on.
+
+    Raises:
+        UserError: ``out`` exists or cannot be written, the log cannot be read or has fewer iterations, or the
+            base model is missing, damaged or another one.
+        RunError: the replayed weights are not those of the run.
+    """
+    log, run = (log_or_run / FILE_NAME, log_or_run) if log_or_run.is_dir() else (log_or_run, None)
+    if run and not log.is_file():
+        raise UserError(f"{run}: no {FILE_NAME} there; name the directory of a training run, or a seed log")
+    if dtype not in (None, *DTYPES):
+        raise UserError(f"--dtype {dtype}: choose one of {', '.join(DTYPES)}")
+    if os.path.lexists(out):
+        raise UserError(f"--out {out}: exists; choose another folder, or remove it")
+    if iteration is not None and iteration < 0:
+        raise UserError(f"--iteration {iteration}: must be 0 or more")
+    recorded = read(log, iteration)
+    if iteration is not None and iteration > len(recorded.steps):
+        raise UserError(f"--iteration {iteration}: there are only {len(recorded.steps)} iterations in {log}")
+    with ExitStack() as stack:
+        folder = base_of(log, None if base is None else str(base), out.absolute().parent, stack)
+        return write_model(recorded, log, folder, out, run=run, dtype=dtype, threads=threads, progress=progress)

@@ -1,0 +1,247 @@
+"""Model folders that appear complete or not at all, and that show whether they are still what was written.
+
+``esplug.json`` lists the size and hash of each file that decides what the model answers. It is canonical JSON (keys
+sorted, no blanks, a newline at the end): ``{"files":{"config.json":{"blake2b":"32 hex digits","bytes":...},...},
+"format":"esplug-model","hash":"32 hex digits","version":1}``, in which ``hash`` is that of the same line without it.
+Hashes are 16-byte BLAKE2b. Files that a user adds, and the model card, are no part of it.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from esplug.checkpoints.base_model import MODEL_FILES
+from esplug.errors import RunError, UserError
+from esplug.utils import atomic_write as durable
+from esplug.utils.cores import usable_cores
+from esplug.utils.text import one_line
+
+MANIFEST = "esplug.json"
+FORMAT, VERSION = "esplug-model", 1
+
+#: Files of a model folder that hold weights, which are written anew rather than copied.
+_WEIGHTS = (
+    ".safetensors",
+    ".safetensors.index.json",
+    ".bin",
+    ".bin.index.json",
+    ".pth",
+    ".pt",
+    ".gguf",
+    ".h5",
+    ".msgpack",
+    ".onnx",
+)
+_CHUNK = 2**22  # bytes to hash at a time
+_PERIODIC = re.compile(r"iteration-(\d+)")
+_LEFTOVER = re.compile(r"\.(.+)\.(part|old)")
+
+
+def save_model(save_weights: Callable[[Path], None], base: Path, target: Path) -> Path:
+    """Write a model folder that ``transformers`` and vLLM open as it is, with its manifest.
+
+    Args:
+        save_weights: writes the safetensors into the folder it is given.
+        base: the model's folder, whose configuration and tokenizer are copied.
+        target: where the model goes; it appears complete or not at all, and what was there before stays till then.
+
+    Raises:
+        OSError: it could not be written; ``filename`` is the target.
+        RunError: the engine's machine does not see the folder.
+    """
+    temporary, outdated = _part(target), _old(target)
+    try:
+        _tidy(target)
+        temporary.mkdir(parents=True)
+        for file in sorted(base.iterdir()):
+            if file.is_file() and not file.name.startswith(".") and not file.name.endswith((MANIFEST, *_WEIGHTS)):
+                shutil.copyfile(file, temporary / file.name)
+        save_weights(temporary)
+        if not any(temporary.glob("*.safetensors")):
+            raise RunError(
+                f"{target.parent}: not visible from the engine's machine; use an output directory that all nodes share"
+            )
+        mode = (temporary / "config.json").stat().st_mode
+        for weights in temporary.glob("*.safetensors"):  # which safetensors writes for the owner's eyes only
+            weights.chmod(mode)
+        (temporary / MANIFEST).write_bytes(_manifest(temporary))
+        for path in (*temporary.iterdir(), temporary):
+            durable.sync(path)
+        if target.exists():
+            target.rename(outdated)
+        temporary.rename(target)
+        durable.sync(target.parent)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror or one_line(error), str(target)) from error
+        raise
+    shutil.rmtree(outdated, ignore_errors=True)
+    return target
+
+
+def verify(folder: Path) -> None:
+    """Find out whether a model folder still is what was written. One without a manifest passes.
+
+    Raises:
+        UserError: a file is missing, cut short, changed or unreadable. The message names it.
+    """
+    files = _read_manifest(folder / MANIFEST)
+    for name, (size, _) in files.items():
+        try:
+            found = (folder / name).stat().st_size
+        except FileNotFoundError:
+            raise UserError(_damage(folder / name, f"missing, though {MANIFEST} lists it")) from None
+        except OSError as error:
+            raise UserError(f"{folder / name}: cannot be read ({error.strerror or error})") from error
+        if found != size:
+            fault = "cut short" if found < size else "changed"
+            raise UserError(_damage(folder / name, f"{fault}: it has {found} bytes instead of {size}"))
+    for name, found_hash in _hashes(folder, files).items():
+        if found_hash != files[name][1]:
+            raise UserError(_damage(folder / name, "changed: its bytes are not those that were written"))
+
+
+# --- periodic checkpoints --------------------------------------------------------------------------------------
+
+
+def periodic_name(iteration: int) -> str:
+    """Return the name of the folder of the weights after so many iterations."""
+    return f"iteration-{iteration}"
+
+
+def newest_first(folder: Path) -> list[tuple[int, Path]]:
+    """Return the iterations and folders of the complete periodic checkpoints, the newest first.
+
+    Nothing is hashed: :func:`verify` each before it is used.
+    """
+    found = [(_PERIODIC.fullmatch(path.name), path) for path in _entries(folder)]
+    complete = [(int(name[1]), path) for name, path in found if name and (path / MANIFEST).is_file()]
+    return sorted(complete, reverse=True)
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all periodic checkpoints but the newest ``keep``, and what killed saves left.
+
+    What cannot be removed stays.
+    """
+    for path in _entries(folder):
+        leftover = _LEFTOVER.fullmatch(path.name)
+        if leftover:
+            with suppress(OSError):
+                _tidy(folder / leftover[1])
+    for _, path in newest_first(folder)[keep:]:
+        with suppress(OSError):  # under another name first: half of it must not be taken for a checkpoint
+            shutil.rmtree(path.rename(_part(path)), ignore_errors=True)
+
+
+def set_aside(folder: Path, iteration: int) -> None:
+    """Rename periodic checkpoints of later iterations, of which the seed log does not know."""
+    for number, path in newest_first(folder):
+        if number > iteration:
+            rename_aside(path, "not-in-log")
+
+
+def rename_aside(path: Path, why: str) -> Path:
+    """Give a checkpoint that is of no use a name of which nothing takes notice. Returns its new place."""
+    aside = path.with_name(f"{path.name}-{why}")
+    shutil.rmtree(aside, ignore_errors=True)
+    return path.rename(aside)
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _part(target: Path) -> Path:
+    return target.with_name(f".{target.name}.part")
+
+
+def _old(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")
+
+
+def _tidy(target: Path) -> None:
+    """Clear away what a killed save left beside ``target``; put back what it was about to replace."""
+    outdated = _old(target)
+    if outdated.exists() and not target.exists():
+        outdated.rename(target)
+    for leftover in (_part(target), outdated):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+# --- the manifest ----------------------------------------------------------------------------------------------
+
+
+def _manifest(folder: Path) -> bytes:
+    names = [path.name for path in folder.iterdir() if path.name.endswith(MODEL_FILES)]
+    hashes = _hashes(folder, names)
+    files = {name: {"bytes": (folder / name).stat().st_size, "blake2b": hashes[name]} for name in names}
+    return _canonical({"format": FORMAT, "version": VERSION, "files": files})
+
+
+def _canonical(content: dict[str, Any]) -> bytes:
+    hashed = blake2b(_line(content), digest_size=16).hexdigest()
+    return _line(content | {"hash": hashed})
+
+
+def _line(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode() + b"\n"
+
+
+def _read_manifest(path: Path) -> dict[str, tuple[int, str]]:
+    """Return the size and hash of each file, by name; nothing where there is no manifest.
+
+    Raises:
+        UserError: it is damaged, or written by a newer esplug.
+    """
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    try:
+        content = json.loads(text)
+        if content["format"] == FORMAT and content["version"] > VERSION:
+            raise UserError(f"{path}: written by a newer esplug, in version {content['version']}; upgrade esplug")
+        content.pop("hash")
+        if text != _canonical(content):
+            raise ValueError("not what was written")
+        return {Path(name).name: (file["bytes"], file["blake2b"]) for name, file in content["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(_damage(path, "changed or cut short")) from error
+
+
+def _hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Hash files, several at a time.
+
+    Raises:
+        UserError: one cannot be read.
+    """
+    with ThreadPoolExecutor(len(usable_cores())) as pool:
+        return dict(pool.map(lambda name: (name, _hash(folder / name)), names))
+
+
+def _hash(path: Path) -> str:
+    state = blake2b(digest_size=16)
+    try:
+        with path.open("rb", buffering=0) as file:
+            while chunk := file.read(_CHUNK):
+                state.update(chunk)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    return state.hexdigest()
+
+
+def _damage(path: Path, fault: str) -> str:
+    return f"{path}: {fault}; copy the folder anew, or, if you meant the change, remove its {MANIFEST}"

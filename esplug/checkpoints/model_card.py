@@ -1,0 +1,270 @@
+"""The model card: what a fine-tuned model is, how it was made and how good it is. It holds nothing private.
+
+Of the settings it shows those that decide the result, not where on which machines it was computed. Of a path
+it shows the last part.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import esplug
+from esplug.checkpoints.seed_log import FILE_NAME, Header
+from esplug.config.run_config import RunConfig, panel_of, read_toml
+from esplug.errors import UserError
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_CACHED = re.compile(r"/models--([\w.-]+)--([\w.-]+)/snapshots/")
+_SECRET = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
+_PANELS = ("Task", "Model", "Evolution Strategies", "Generation", "Evaluation")
+_MAY_BE_PATHS = ("model_name", "checkpoint", "train_dataset", "eval_dataset", "task_options")
+_LICENCE = re.compile(r"^license(?:_name|_link)?:[ \t]*\S.*$", re.MULTILINE)
+_FRONT_MATTER = re.compile(r"\A---\r?\n(.*?)\n---\s", re.DOTALL)
+_EVALUATION = re.compile(r"model_eval_task.*_iteration(\d+)\.json")
+_LONGEST_METRICS = 2**20
+
+
+def model_card(
+    header: Header, iteration: int, checksum: int, run: Path | None, base_card: Path, dtype: str | None
+) -> str:
+    """Return the model card of an exported model, as Markdown with YAML front matter.
+
+    Args:
+        header: of the seed log.
+        iteration: updates that the model has had.
+        checksum: 64-bit checksum of its master weights.
+        run: directory of the run, if it is known: whence settings and evaluations come.
+        base_card: the base model's own card, whose licence is taken over, if there is one.
+        dtype: type of the weights where it is not the base model's.
+    """
+    settings = _settings(header, run)
+    base_id = _hub_id(header)
+    base = base_id or _shown(header.base.name)
+    name = f"{Path(base).name} fine-tuned on {settings.get('task', 'a task')}"
+    parts = [
+        _front_matter(base_id, base_card),
+        f"# {name}",
+        f"`{base}` after {iteration} {'iteration' if iteration == 1 else 'iterations'} of fine-tuning with Evolution "
+        f"Strategies, by esplug {esplug.__version__}: no backpropagation, only "
+        f"random perturbations of {_perturbed(header)} and the rewards of the answers that they give.",
+        _table(("", ""), _facts(header, base, settings, iteration, checksum, dtype)),
+        *_evaluation(run, iteration),
+        "## How to reproduce",
+        "The run's seed log and the base model give these weights again, bit for bit; the checksum above is of the "
+        "master weights, and is verified before a model is written:",
+        f"```sh\nesplug export {FILE_NAME} --out model --iteration {iteration}"
+        + (f" --dtype {dtype}" if dtype else "")
+        + ("" if base_id else f" --base {base}")
+        + "\n```",
+    ]
+    if settings:
+        parts += [
+            "To train anew, `esplug train --config config.toml` with these settings:",
+            f"```toml\n{_toml(settings)}```",
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _perturbed(header: Header) -> str:
+    return f"rank {header.low_rank} of its linear layers" if header.low_rank else "all weights"
+
+
+def _settings(header: Header, run: Path | None) -> dict[str, Any]:
+    """Return the settings that decide the result, without anything private."""
+    given = dict(header.settings)
+    if run and (run / "config.toml").is_file():
+        with suppress(UserError):  # the log's own settings will do
+            given |= read_toml(str(run / "config.toml"))
+    known = {name: value for name, value in given.items() if name in RunConfig.model_fields}
+    return {
+        name: _without_paths(value) if name in _MAY_BE_PATHS else value
+        for name, value in known.items()
+        if panel_of(name) in _PANELS
+    }
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, str):
+        return ",".join(map(_shown, value.split(",")))
+    if isinstance(value, list | tuple):
+        return [_without_paths(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _without_paths(item) for key, item in value.items() if not _SECRET.search(str(key))}
+    return value
+
+
+def _shown(name: str) -> str:
+    """Return the last part of a path that says something about the machine; a Hub id as it is."""
+    private = name.strip().startswith(("/", "~", "..", "file:"))
+    return Path(name.strip()).name if private else name
+
+
+def _hub_id(header: Header) -> str | None:
+    """Return the base model's name on the Hub; ``None`` for a folder, which has no revision."""
+    cached = _CACHED.search(header.base.name)
+    if cached:
+        return f"{cached[1]}/{cached[2]}"
+    name = header.base.name.partition("@")[0]
+    return name if header.base.revision and _HUB_ID.fullmatch(name) else None
+
+
+def _front_matter(base_id: str | None, base_card: Path) -> str:
+    lines = [f"base_model: {json.dumps(base_id)}", "base_model_relation: finetune"] if base_id else []
+    lines += ["library_name: transformers", "pipeline_tag: text-generation", "tags:", "- evolution-strategies"]
+    lines += ["- esplug", *_licence(base_card)]
+    return "\n".join(["---", *lines, "---"])
+
+
+def _licence(base_card: Path) -> list[str]:
+    """Return the licence lines of the base model's card: they bind what is made from it."""
+    try:
+        matter = _FRONT_MATTER.match(base_card.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        return []
+    return [line.strip() for line in _LICENCE.findall(matter[1])] if matter else []
+
+
+def _facts(
+    header: Header, base: str, settings: Mapping[str, Any], iteration: int, checksum: int, dtype: str | None
+) -> Iterator[tuple[str, str]]:
+    yield "base model", f"`{base}`" + (f", revision `{header.base.revision}`" if header.base.revision else "")
+    for title, field in (("task", "task"), ("training data", "train_dataset"), ("evaluation data", "eval_dataset")):
+        if field in settings:
+            yield title, f"`{settings[field]}`"
+        elif field != "task" and settings:
+            yield title, "the task's own"
+    yield "iterations", str(iteration)
+    for title, field in (
+        ("population size", "population_size"),
+        ("sigma", "sigma"),
+        ("alpha", "alpha"),
+        ("momentum", "momentum"),
+        ("mirrored pairs", "antithetic"),
+        ("reward shaping", "reward_shaping"),
+        ("prompts per iteration", "batch_size"),
+    ):
+        if field in settings:
+            value = settings[field]
+            shown = {True: "yes", False: "no"}[value] if isinstance(value, bool) else f"{value}"
+            schedule = settings.get(f"{field}_schedule", "constant")
+            if schedule != "constant":
+                shown += f", {schedule} to {settings.get(f'{field}_end', 'a tenth')}"
+            yield title, shown
+    yield "run seed", str(header.run_seed)
+    yield "master weights", "the model's types" if header.master_dtype == "model" else header.master_dtype
+    if dtype:
+        yield "written as", dtype
+    yield "checksum", f"`{checksum:016x}`"
+
+
+# --- evaluations -----------------------------------------------------------------------------------------------
+
+
+def _evaluation(run: Path | None, iteration: int) -> list[str]:
+    """Return the section on evaluations: the first, and the last up to ``iteration``; nothing without any."""
+    evaluations = _evaluations(run, iteration) if run else {}
+    if not evaluations:
+        return []
+    shown = sorted({min(evaluations), max(evaluations)})
+    counts = _counts(run) if run else {}
+    rows = [
+        (
+            _escaped(split),
+            figure,
+            str(counts.get((split, figure), "")),
+            *(_interval(evaluations[each].get(split, {}), f"eval/{split}/{figure}") for each in shown),
+        )
+        for split, metrics in sorted(evaluations[shown[-1]].items())
+        for figure in _figures(split, metrics)
+    ]
+    if not rows:
+        return []
+    return [
+        "## Evaluation",
+        _table(
+            ("split", "figure", "prompts", *(f"iteration {each}" if each else "base model" for each in shown)),
+            rows,
+        ),
+        "Means with 95% intervals over prompts: Wilson's for proportions, else the bootstrap's.",
+    ]
+
+
+def _evaluations(run: Path, iteration: int) -> dict[int, dict[str, dict[str, Any]]]:
+    """Return the metrics of the first evaluation and the last up to ``iteration``, by iteration and split."""
+    files: dict[int, list[Path]] = {}
+    for path in sorted((run / "eval-output").glob("*.json")):
+        name = _EVALUATION.fullmatch(path.name)
+        if name and int(name[1]) <= iteration:
+            files.setdefault(int(name[1]), []).append(path)
+    wanted = {min(files), max(files)} if files else set()
+    found: dict[int, dict[str, dict[str, Any]]] = {}
+    for number in wanted:
+        for path in files[number]:
+            record = _head(path)
+            if record:
+                found.setdefault(number, {})[str(record["split"])] = record["metrics"]
+    return found
+
+
+def _head(path: Path) -> dict[str, Any] | None:
+    """Read an evaluation's file up to its samples, which may be many."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        text, found, _ = file.read(_LONGEST_METRICS).partition('"samples":')
+    try:
+        record = json.loads(text.rstrip().removesuffix(",") + "}" if found else text)
+    except ValueError:
+        return None
+    fits = isinstance(record, dict) and "split" in record and isinstance(record.get("metrics"), dict)
+    return record if fits else None
+
+
+def _counts(run: Path) -> dict[tuple[str, str], int]:
+    """Return over how many prompts each split's figures are taken, from ``results.json``."""
+    try:
+        splits = json.loads((run / "results.json").read_text(encoding="utf-8"))["splits"]
+        return {
+            (split, figure): int(each["n"])
+            for split, record in splits.items()
+            for figure, each in record["figures"].items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _figures(split: str, metrics: Mapping[str, Any]) -> list[str]:
+    """Name the figures to show: pass@k and the reward, where they do not say the same."""
+    root = f"eval/{split}/"
+    named = [key.removeprefix(root).removesuffix("/mean") for key in metrics if key.endswith("/mean")]
+    shown = [name for name in named if re.fullmatch(r"pass@\d+|reward", name)]
+    if "pass@1" in shown and "reward" in shown:
+        same = all(metrics.get(f"{root}pass@1/{x}") == metrics.get(f"{root}reward/{x}") for x in ("mean", "ci95_low"))
+        shown = [name for name in shown if not (same and name == "reward")]
+    return shown
+
+
+def _interval(metrics: Mapping[str, Any], root: str) -> str:
+    mean, low, high = (metrics.get(f"{root}/{part}") for part in ("mean", "ci95_low", "ci95_high"))
+    if mean is None or low is None or high is None:
+        return ""
+    return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+
+
+# --- text ------------------------------------------------------------------------------------------------------
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [columns, tuple("---" for _ in columns), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _toml(settings: Mapping[str, Any]) -> str:
+    import tomli_w
+
+    return tomli_w.dumps({name: value for name, value in settings.items() if value is not None})

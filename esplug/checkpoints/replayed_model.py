@@ -1,0 +1,110 @@
+"""Writes the model that a seed log and its base model define, once replaying has proved its checksum."""
+
+import shutil
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from esplug.checkpoints.folders import save_model
+from esplug.checkpoints.model_card import model_card
+from esplug.checkpoints.replay import Progress, Replay
+from esplug.checkpoints.seed_log import Header, Recorded
+from esplug.checkpoints.tensor_files import Dtype, create_files, declare_dtype, stored_tensors, written_bytes
+from esplug.errors import RunError, UserError
+from esplug.utils.cores import usable_cores
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        folder: the model.
+        iteration: updates that it has had.
+        checksum: 64-bit checksum of its master weights, as the log has it.
+        nbytes: size of the weight files.
+        torn: whether a torn last record of the log was dropped.
+    """
+
+    folder: Path
+    iteration: int
+    checksum: int
+    nbytes: int
+    torn: bool
+
+
+def write_model(
+    recorded: Recorded,
+    log: Path,
+    base: Path,
+    out: Path,
+    *,
+    run: Path | None = None,
+    dtype: Dtype | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Exported:
+    """Replay the steps of a seed log on its base model, and write the result as a model folder.
+
+    Args:
+        recorded: the log's header and the steps to replay.
+        log: the log's file, for error messages.
+        base: folder of the base model.
+        out: the folder to write. It appears complete or not at all.
+        run: directory of the run, whose evaluations go into the model card.
+        dtype: type of the floating-point tensors; by default that of the base model.
+        threads: number of threads; by default one per core.
+        progress: called with the progress.
+
+    Raises:
+        UserError: ``out`` cannot be written, or the base model is not the one in the log.
+        RunError: the replayed weights do not have the log's checksum.
+    """
+    header, steps = recorded.header, recorded.steps
+    expected = steps[-1].checksum if steps else header.base.weights_checksum
+    with ExitStack() as stack:
+        source = stored_tensors(base, stack)
+        replay = Replay(header, threads or len(usable_cores()), progress)
+        _check_base(replay.run("checking the base", source, ()), header, base)
+        nbytes = sum(written_bytes(tensor, dtype) for tensor in source)
+        _check_space(out, nbytes)
+
+        def write(target: Path) -> None:
+            if dtype:
+                declare_dtype(target / "config.json", dtype)
+            card = model_card(header, len(steps), expected, run, base / "README.md", dtype)
+            (target / "README.md").write_text(card, encoding="utf-8")
+            with ExitStack() as files:
+                places = create_files(target, source, dtype, files)
+                found = replay.run("replaying", source, steps, places)
+            if found != expected:
+                raise RunError(
+                    f"{log}: replaying {len(steps)} iterations gave weights with checksum {found:016x} instead of "
+                    f"{expected:016x}, so nothing was written; was the run made with another version of esplug?"
+                )
+
+        try:
+            save_model(write, base, out)
+        except OSError as error:
+            raise UserError(f"--out {out}: cannot be written ({error.strerror or error})") from error
+    return Exported(out, len(steps), expected, nbytes, recorded.torn)
+
+
+def _check_base(found: int, header: Header, folder: Path) -> None:
+    if found != header.base.weights_checksum:
+        raise UserError(
+            f"{folder}: not the model that the run started from ({header.base.name}): its weights have checksum "
+            f"{found:016x}, the log says {header.base.weights_checksum:016x}; name the right one with --base"
+        )
+
+
+def _check_space(out: Path, wanted: int) -> None:
+    """See early whether the disk has room.
+
+    Raises:
+        UserError: it has not.
+    """
+    parent = next(folder for folder in out.absolute().parents if folder.exists())
+    free = shutil.disk_usage(parent).free
+    if free < wanted:
+        raise UserError(f"--out {out}: needs {wanted / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; make room")

@@ -1,0 +1,157 @@
+"""The model that a run starts from, whatever it is kept as.
+
+A folder and a Hugging Face id are taken as they are. A seed log, or the directory of a run, is replayed; an
+ES-at-Scale ``.pth`` is joined with its model. What that makes is kept for as long as it is needed.
+"""
+
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+from esplug.checkpoints.base_model import local_folder, model_folder
+from esplug.checkpoints.folders import verify
+from esplug.checkpoints.replayed_model import write_model
+from esplug.checkpoints.seed_log import FILE_NAME, FORMAT, Header, read
+from esplug.errors import UserError
+from esplug.utils.console import get_console
+from esplug.utils.file_lock import is_abandoned, locked
+
+_PREFIX = ".starting-"
+_REMEDY = "say where it is with the --base of `esplug export`"
+_LOG_BEGINS = f'{{"format":"{FORMAT}"'.encode()
+
+
+def starting_model(
+    model_name: str, checkpoint: str | None, revision: str | None, scratch: Path, stack: ExitStack
+) -> Path:
+    """Return a folder that vLLM can load and that holds the starting weights.
+
+    Args:
+        model_name: ``--model-name``: folder or Hugging Face id, whose configuration and tokenizer a ``.pth`` takes.
+        checkpoint: ``--checkpoint``: what holds the weights, where it is not ``model_name``.
+        revision: commit of the model if it comes from the Hub; ``None`` for what its name says.
+        scratch: where a temporary folder goes if one is needed, in sight of all engines.
+        stack: removes that folder when it is closed.
+
+    Raises:
+        UserError: there is no such model, or it is damaged, or its parts do not fit together.
+    """
+    if checkpoint is None:
+        return _find(model_name, "--model-name", None, revision, scratch, stack)
+    return _find(checkpoint, "--checkpoint", model_name, revision, scratch, stack)
+
+
+def base_of(log: Path, given: str | None, scratch: Path, stack: ExitStack) -> Path:
+    """Return a folder with the weights that the run of a seed log started from.
+
+    Args:
+        log: the seed log.
+        given: where the user says they are; ``None`` for what the log says.
+        scratch: as for :func:`starting_model`.
+        stack: likewise.
+
+    Raises:
+        UserError: as for :func:`starting_model`.
+    """
+    if given is not None:
+        return _find(given, "--base", _model_name(read(log, 0).header), None, scratch, stack)
+    logs = _lineage(log)
+    header = read(logs[-1], 0).header
+    name, revision = header.base.name, header.base.revision
+    try:
+        folder = _find(name, "the log's base model", _model_name(header), revision, scratch, stack)
+    except UserError as error:
+        raise UserError(f"{error}; {_REMEDY}") from error
+    for earlier in reversed(logs[1:]):
+        folder = _replay(earlier, folder, scratch, stack)
+    return folder
+
+
+def kind_of(name: str) -> Literal["model", "log", "pth"]:
+    """Say what a name stands for: a folder or Hub id, a seed log or run directory, or a file of ``torch.save``."""
+    try:
+        path = Path(name).expanduser()
+        if path.name == FILE_NAME or (path / FILE_NAME).is_file():
+            return "log"
+        if path.is_file():
+            with path.open("rb") as file:
+                begins = file.readline(len(_LOG_BEGINS))
+            return "log" if begins == _LOG_BEGINS else "pth"
+    except (OSError, RuntimeError, ValueError):  # no such user's home; a name too long
+        pass
+    return "pth" if name.endswith(".pth") else "model"
+
+
+def _find(name: str, flag: str, model_name: str | None, revision: str | None, scratch: Path, stack: ExitStack) -> Path:
+    """Return the folder of a model that is kept in any way; arguments as for :func:`starting_model`."""
+    kind, path = kind_of(name), Path(name)
+    if kind == "log":
+        log = _log_file(path)
+        try:
+            return _replay(log, base_of(log, None, scratch, stack), scratch, stack)
+        except UserError as error:
+            raise UserError(f"{flag} {name}: {error}") from error
+    if kind == "pth":
+        if model_name is None or model_name == name:
+            raise UserError(f"{flag} {name}: weights without a model; give it as --checkpoint, beside --model-name")
+        from esplug.checkpoints.pth import join
+
+        base = _find(model_name, "--model-name", None, revision, scratch, stack)
+        get_console().print(f"reading {name}", markup=False, soft_wrap=True)
+        return join(path.expanduser(), base, _temporary(scratch, stack) / "model", f"{flag} {name}")
+    folder = local_folder(name, flag)
+    if folder:
+        verify(folder)
+    elif revision:
+        name = f"{name.partition('@')[0]}@{revision}"
+    return model_folder(name, flag)
+
+
+def _replay(log: Path, base: Path, scratch: Path, stack: ExitStack) -> Path:
+    get_console().print(f"replaying {log}", markup=False, soft_wrap=True)
+    exported = write_model(read(log), log, base, _temporary(scratch, stack) / "model")
+    if exported.torn:
+        get_console().print("its last record is torn, as after a crash, and is left out", markup=False)
+    return exported.folder
+
+
+def _lineage(log: Path) -> list[Path]:
+    """Return a log, that which its run started from, and so on to the first."""
+    logs = [log]
+    while kind_of(name := read(logs[-1], 0).header.base.name) == "log":
+        earlier = _log_file(Path(name))
+        if earlier.resolve() in (each.resolve() for each in logs):
+            raise UserError(f"{log}: by its header it started from {name}, and that from it; {_REMEDY}")
+        try:
+            read(earlier, 0)
+        except UserError as error:
+            raise UserError(f"the log's base model {error}; {_REMEDY}") from error
+        logs.append(earlier)
+    return logs
+
+
+def _model_name(header: Header) -> str | None:
+    """Return the model that a run's ``.pth`` was joined with."""
+    name = header.settings.get("model_name")
+    return name if isinstance(name, str) else None
+
+
+def _log_file(path: Path) -> Path:
+    path = path.expanduser()
+    return path / FILE_NAME if path.is_dir() else path
+
+
+def _temporary(scratch: Path, stack: ExitStack) -> Path:
+    """Make a folder for as long as it is needed; and remove those of processes that were killed."""
+    try:
+        scratch.mkdir(parents=True, exist_ok=True)
+        for left in filter(is_abandoned, scratch.glob(f"{_PREFIX}*")):
+            shutil.rmtree(left, ignore_errors=True)
+        made = TemporaryDirectory(dir=scratch, prefix=_PREFIX, ignore_cleanup_errors=True)
+        folder = Path(stack.enter_context(made))
+        stack.enter_context(locked(folder))
+    except OSError as error:
+        raise UserError(f"{scratch}: cannot be written ({error.strerror or error})") from error
+    return folder

@@ -1,0 +1,206 @@
+"""Tensors where they lie in safetensors files, to be read and written a piece at a time.
+
+They are read rather than mapped: a mapped file's pages would count as this process's memory.
+"""
+
+import json
+import os
+import struct
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from esplug.checkpoints.safetensors_shards import opened, plan_shards, tensor_files, write_index
+from esplug.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+Dtype: TypeAlias = Literal["bfloat16", "float16", "float32"]
+DTYPES: tuple[Dtype, ...] = ("bfloat16", "float16", "float32")
+STRETCH = 2**20
+"""Elements to read, change and write at a time."""
+
+_FLOATS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+# In the order in which the safetensors library lays out a file; a type that it adds goes last.
+_ORDER = ("U64", "I64", "F64", "C64", "F32", "U32", "I32", "BF16", "F16", "U16", "I16", "I8", "U8", "BOOL")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor that is ``nbytes`` from byte ``offset`` of an open file.
+
+    Attributes:
+        name: in the checkpoint.
+        dtype: as safetensors names it, such as ``BF16``.
+        shape: in the checkpoint.
+        descriptor: of the file.
+        offset: in bytes, from the file's start.
+        nbytes: size.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    descriptor: int
+    offset: int
+    nbytes: int
+
+    @property
+    def is_float(self) -> bool:
+        """Whether it is perturbed and updated; others are only copied."""
+        return self.dtype in _FLOATS
+
+    @property
+    def count(self) -> int:
+        """Number of elements; of bytes where they are only copied."""
+        return prod(self.shape) if self.is_float else self.nbytes
+
+    def empty(self, count: int) -> "torch.Tensor":
+        """Return a flat tensor of this one's floating-point type, uninitialised."""
+        import torch
+
+        return torch.empty(count, dtype=getattr(torch, _FLOATS[self.dtype]), device="cpu")
+
+    def read(self, content: memoryview, offset: int) -> None:
+        """Fill ``content`` with the bytes from ``offset`` of the tensor on.
+
+        Raises:
+            UserError: the file was cut short meanwhile.
+        """
+        done = 0
+        while done < len(content):
+            read_now = os.preadv(self.descriptor, [content[done:]], self.offset + offset + done)
+            if not read_now:
+                raise UserError(f"the base model's tensor {self.name} was cut short meanwhile; fetch the model again")
+            done += read_now
+
+    def write(self, content: memoryview, offset: int) -> None:
+        """Write ``content`` from byte ``offset`` of the tensor on.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        done = 0
+        while done < len(content):
+            done += os.pwrite(self.descriptor, content[done:], self.offset + offset + done)
+
+    def copy(self, place: "StoredTensor", start: int, stop: int) -> None:
+        """Copy bytes ``start .. stop`` to another tensor's place."""
+        content = memoryview(bytearray(stop - start))
+        self.read(content, start)
+        place.write(content, start)
+
+
+def stored_tensors(folder: Path, stack: ExitStack) -> list[StoredTensor]:
+    """Find the tensors of a model folder, in its order; the files stay open until ``stack`` is closed.
+
+    Raises:
+        UserError: a file is missing or damaged, or a tensor's type cannot be updated.
+    """
+    found: list[StoredTensor] = []
+    for path, names in tensor_files(folder).items():
+        with opened(path):  # the header is found to be right
+            file = stack.enter_context(path.open("rb", buffering=0))
+        size = struct.unpack("<Q", file.read(8))[0]
+        header = json.loads(file.read(size))
+        for name in names:
+            if name not in header:
+                raise UserError(f"{path}: tensor {name} is missing; fetch the model again")
+            dtype, (begin, end) = header[name]["dtype"], header[name]["data_offsets"]
+            if dtype.startswith("F") and dtype not in _FLOATS:
+                raise UserError(f"{path}: tensor {name} has type {dtype}, which cannot be updated")
+            shape = tuple(header[name]["shape"])
+            found.append(StoredTensor(name, dtype, shape, file.fileno(), 8 + size + begin, end - begin))
+    return found
+
+
+def written_bytes(tensor: StoredTensor, dtype: Dtype | None) -> int:
+    """Return the size of a tensor written in ``dtype``; ``None`` leaves its own."""
+    if not tensor.is_float:
+        return tensor.nbytes
+    return tensor.count * (4 if _written_as(tensor, dtype) == "F32" else 2)
+
+
+def create_files(
+    folder: Path, tensors: Sequence[StoredTensor], dtype: Dtype | None, files: ExitStack
+) -> dict[str, StoredTensor]:
+    """Make a model's weight files, complete but for the tensors' bytes. Returns the place of each tensor.
+
+    Within a file tensors lie in the order of the safetensors library: by type, large elements first, then by name.
+
+    Args:
+        folder: there already.
+        tensors: those of the model.
+        dtype: type of the floating-point tensors; ``None`` leaves each its own.
+        files: keeps the files open.
+
+    Raises:
+        OSError: they could not be written.
+    """
+    sizes = {tensor.name: written_bytes(tensor, dtype) for tensor in tensors}
+    shards = plan_shards(sizes)
+    by_name = {tensor.name: tensor for tensor in tensors}
+    places: dict[str, StoredTensor] = {}
+    for file, names in shards.items():
+        types = {name: _written_as(by_name[name], dtype) for name in names}
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        end = 0
+        for name in sorted(names, key=lambda name: (_rank(types[name]), name)):
+            offsets = [end, end + sizes[name]]
+            header[name] = {"dtype": types[name], "shape": list(by_name[name].shape), "data_offsets": offsets}
+            end = offsets[1]
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (-len(text) % 8)
+        opened = files.enter_context((folder / file).open("wb", buffering=0))
+        opened.write(struct.pack("<Q", len(text)) + text)
+        opened.truncate(8 + len(text) + end)
+        for name in names:
+            begin = 8 + len(text) + header[name]["data_offsets"][0]
+            shape = by_name[name].shape
+            places[name] = StoredTensor(name, types[name], shape, opened.fileno(), begin, sizes[name])
+    write_index(folder, shards, sizes)
+    return places
+
+
+def declare_dtype(path: Path, dtype: Dtype) -> None:
+    """Change the type that a model's configuration names, by which others choose what to compute in.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"the base model's config.json is damaged ({error}); fetch the model again") from error
+
+    def change(part: dict[str, Any]) -> None:
+        for key, value in part.items():
+            if key in ("dtype", "torch_dtype") and isinstance(value, str):
+                part[key] = dtype
+            elif isinstance(value, dict) and key.endswith("_config") and key != "quantization_config":
+                change(value)
+
+    change(config)
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def as_bytes(tensor: "torch.Tensor") -> memoryview:
+    """Return the bytes of a contiguous tensor, without a copy."""
+    import torch
+
+    return tensor.view(torch.uint8).numpy().data
+
+
+def _written_as(tensor: StoredTensor, dtype: Dtype | None) -> str:
+    """Return the type that a tensor gets, as safetensors names it."""
+    if dtype is None or not tensor.is_float:
+        return tensor.dtype
+    return next(short for short, name in _FLOATS.items() if name == dtype)
+
+
+def _rank(dtype: str) -> int:
+    return _ORDER.index(dtype) if dtype in _ORDER else len(_ORDER)

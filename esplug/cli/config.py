@@ -1,0 +1,53 @@
+"""``esplug config``: the settings of a run with where each comes from, and the schema of the file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from esplug.cli.completion import plugin_names
+from esplug.cli.options import ConfigFile, Debug, with_settings
+
+app = typer.Typer(help="Show the settings of a run and where each comes from, or the schema of the TOML file.")
+
+
+@app.callback(invoke_without_command=True)
+def _no_command(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)
+
+
+@app.command()
+@with_settings("train")
+def show(
+    flags: Mapping[str, Any],
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Show what going on with this run would use: its directory.")
+    ] = None,
+    config: ConfigFile = None,
+    debug: Debug = False,
+) -> None:
+    """Print the settings that `esplug train` with the same flags would use, as TOML; comments say where from."""
+    from esplug.cli.config_text import annotated_toml
+    from esplug.runs.settings import resolve
+
+    typer.echo(annotated_toml(resolve(flags, config, "train", resume)), nl=False)
+
+
+@app.command()
+def schema(
+    task: Annotated[
+        str | None,
+        typer.Option(help="Describe this task's options too.", autocompletion=plugin_names("task")),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Print the JSON schema of the TOML file, for editors."""
+    import json
+
+    from esplug.cli.config_text import json_schema
+    from esplug.plugins.task import Task
+
+    typer.echo(json.dumps(json_schema(Task.load(task) if task else None), indent=2))

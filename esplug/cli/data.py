@@ -1,0 +1,109 @@
+"""``esplug data``: list the data sets that can be built, and build one."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from esplug.cli.completion import plugin_names
+from esplug.utils.text import brief
+
+if TYPE_CHECKING:
+    from esplug.data.build import Built
+
+app = typer.Typer(help="Build data sets for training and evaluation.")
+
+
+def _folder(name: str | Path) -> Path:
+    """Read the name of a folder that is there or can be made."""
+    try:
+        folder = Path(name).expanduser()
+        other = folder.exists() and not folder.is_dir()
+    except (OSError, RuntimeError) as error:  # a name too long; no such user's home
+        raise typer.BadParameter(f"{brief(repr(str(name)))}: {getattr(error, 'strerror', None) or error}") from error
+    if other or not str(name).strip() or len(str(name).splitlines()) != 1:
+        raise typer.BadParameter(f"{str(name)!r} is no folder")
+    return folder
+
+
+Out = Annotated[Path, typer.Option("--out", metavar="DIR", parser=_folder, help="Where data sets go.")]
+
+
+@app.callback(invoke_without_command=True)
+def _no_command(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)
+
+
+@app.command(name="list")
+def list_datasets(out: Out = Path("datasets")) -> None:
+    """List the data sets that installed packages can build, without importing them."""
+    from esplug.data.build import folders
+    from esplug.plugins.registry import list_plugins
+
+    rows = [("name", "distribution", "version", "built")]
+    for plugin in list_plugins():
+        if plugin.kind == "dataset":
+            built = [str(folder) for folder in folders(plugin.name, out) if folder.is_dir()]
+            rows.append((plugin.name, plugin.distribution, plugin.version, ", ".join(built) or "-"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        typer.echo("  ".join(map(str.ljust, row, widths)).rstrip())
+    if len(rows) == 1:
+        typer.echo("No data set is installed. Try: pip install esplug-tasks-math")
+
+
+@app.command(name="build")
+def build_dataset(
+    name: Annotated[
+        str,
+        typer.Argument(help="Data set, as `esplug data list` names it.", autocompletion=plugin_names("dataset")),
+    ],
+    out: Out = Path("datasets"),
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--source",
+            metavar="DIR",
+            parser=_folder,
+            help="Take Hub data sets from DIR/OWNER/NAME, as `hf download --repo-type dataset` makes them.",
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a data set that is there.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Build a data set and save it as DatasetDicts, with a record of its sources in provenance.json."""
+    from esplug.data.build import build
+
+    _show(build(name, out, source, force))
+
+
+def _show(built: "Built") -> None:
+    from rich.table import Column, Table
+
+    from esplug.utils.console import get_console
+
+    console = get_console()
+    saved = Table(
+        Column("folder", overflow="fold"),
+        "split",
+        "rows",
+        "sha256",
+        title=f"Built by {built.plugin}",
+        title_justify="left",
+    )
+    for folder, splits in built.splits.items():
+        for split in splits:
+            saved.add_row(str(folder), split.name, f"{split.rows:,}", split.sha256[:12])
+    console.print(saved)
+    if not built.sources:
+        console.print("Made by the package itself; nothing was fetched.")
+        return
+    sources = Table(Column("source", overflow="fold"), "split", "revision", "rows", "sha256", "licence")
+    for source in built.sources:
+        shown = f"{source.repo}:{source.config}" if source.config else source.repo
+        sources.add_row(
+            shown, source.split, source.revision[:12], f"{source.rows:,}", source.sha256[:12], source.licence
+        )
+    console.print(sources)

@@ -1,0 +1,112 @@
+"""``esplug export``: the model of any iteration, from its seed log."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from esplug.errors import UserError
+from esplug.utils.text import one_line
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
+
+    from esplug.checkpoints.replay import Progress
+    from esplug.checkpoints.replayed_model import Exported
+
+
+def export(
+    run_or_log: Annotated[Path, typer.Argument(metavar="RUN_OR_LOG", help="Directory of a run, or its seeds.log.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to make.")],
+    iteration: Annotated[
+        int | None, typer.Option("--iteration", metavar="K", help="Updates to make, 0 for none.  \\[default: all]")
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(metavar="bfloat16|float16|float32", help="Type of the weights.  \\[default: the base model's]"),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            "--base",
+            metavar="MODEL",
+            help="What the run started from: a model, seed log, run or .pth.  \\[default: as the log says]",
+        ),
+    ] = None,
+    push_to_hub: Annotated[
+        str | None, typer.Option("--push-to-hub", metavar="REPO", help="Upload the folder to this Hub repository.")
+    ] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Write the model of any iteration as a Hugging Face folder, from the run's seed log and the base model."""
+    from typing import cast
+
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    from esplug.checkpoints.export import export as export_model
+    from esplug.checkpoints.tensor_files import Dtype
+    from esplug.utils.console import get_console
+
+    columns = (TextColumn("{task.description:<18}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    console = get_console()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        exported = export_model(
+            run_or_log,
+            out,
+            base=base,
+            iteration=iteration,
+            dtype=cast(Dtype | None, dtype),  # the function checks it
+            progress=_shown_on(bars),
+        )
+    _show(exported)
+    if push_to_hub is not None:
+        url = push(exported, push_to_hub)
+        console.print(f"uploaded       {url}", markup=False, soft_wrap=True)
+
+
+def push(exported: "Exported", repo: str) -> str:
+    """Upload an exported model to the Hub. Returns where it is.
+
+    Raises:
+        UserError: there is no token, or the Hub is out of reach or refuses.
+    """
+    import logging
+
+    from huggingface_hub import HfApi
+
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries would stand above our one line
+    try:
+        api = HfApi()
+        name = api.create_repo(repo, exist_ok=True).repo_id
+        message = f"esplug export: iteration {exported.iteration}, checksum {exported.checksum:016x}"
+        api.upload_folder(repo_id=name, folder_path=exported.folder, commit_message=message)
+    except Exception as error:
+        raise UserError(
+            f"--push-to-hub {repo}: not uploaded ({type(error).__name__}: {one_line(error)}); the model lies in "
+            f"{exported.folder}; try again with `hf auth login` and `hf upload {repo} {exported.folder}`"
+        ) from error
+    return f"https://huggingface.co/{name}"
+
+
+def _shown_on(bars: "Bars") -> "Progress":
+    """Return a function that shows the work under way as a bar of its own."""
+    tasks: dict[str, TaskID] = {}
+
+    def show(what: str, done: int, total: int) -> None:
+        if what not in tasks:
+            tasks[what] = bars.add_task(what, total=total)
+        bars.update(tasks[what], completed=done)
+
+    return show
+
+
+def _show(exported: "Exported") -> None:
+    from esplug.utils.console import get_console
+
+    console = get_console()
+    if exported.torn:
+        console.print("the log's last record is torn, as after a crash, and was left out", markup=False)
+    console.print(f"model          {exported.folder}", markup=False, soft_wrap=True)
+    console.print(f"iteration      {exported.iteration}", markup=False)
+    console.print(f"weights        {exported.nbytes / 1e9:.2f} GB, checksum {exported.checksum:016x}", markup=False)

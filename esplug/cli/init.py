@@ -1,0 +1,56 @@
+"""``esplug init``: write a new plugin package."""
+
+import shlex
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from esplug.errors import UserError
+from esplug.utils.text import brief
+
+
+class Kind(StrEnum):
+    """What ``esplug init`` writes and ``esplug check`` checks."""
+
+    task = "task"
+    shaping = "shaping"
+    logger = "logger"
+
+
+def init(
+    name: Annotated[str, typer.Argument(help="What users will type, such as answer-length.")],
+    kind: Annotated[Kind, typer.Option("--kind", help="What the plugin is.")],
+    directory: Annotated[
+        Path | None,
+        typer.Option(
+            "--directory",
+            metavar="DIR",
+            help="Folder to make, or an empty one.  \\[default: ./ and the package's name]",
+        ),
+    ] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Write a new plugin package that works as it is: hooks, tests, README, CI that publishes."""
+    from esplug.authoring.scaffold import NewPlugin
+
+    plugin = NewPlugin.named(kind.value, name)
+    try:
+        folder = Path(plugin.distribution) if directory is None else directory.expanduser()
+    except RuntimeError as error:
+        raise UserError(f"--directory {brief(str(directory))}: {error}; name another folder") from error
+    plugin.write(folder)
+    typer.echo(f"{plugin.distribution}, with the {plugin.kind} {plugin.name!r}, is in {folder}:")
+    for path in plugin.files:
+        typer.echo(f"  {path}")
+    typer.echo("Next:")
+    for command in (
+        f"cd {shlex.quote(str(folder))}",
+        'python -m pip install -e ".[test]"',
+        "ruff check . && ruff format .",
+        "pytest",
+        f"esplug check {plugin.name}",
+        plugin.training,
+    ):
+        typer.echo(f"  {command}")

@@ -1,0 +1,76 @@
+"""The command line's options for settings: one for every field of the configuration, made from the field itself."""
+
+import inspect
+from collections.abc import Callable
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
+
+import typer
+
+from esplug.cli.completion import completer
+from esplug.config.run_config import Command, RunConfig, flag_of, panel_of
+
+Function: TypeAlias = Callable[..., None]
+ConfigFile = Annotated[str | None, typer.Option("--config", help="TOML file of settings; flags override it.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+_NUMBERS = {int: "INTEGER", float: "FLOAT"}
+
+
+def with_settings(for_command: Command, leave_out: frozenset[str] = frozenset()) -> Callable[[Function], Function]:
+    """Give a command one option for every field of :class:`RunConfig`, made from the field itself.
+
+    The command gets what the user typed, and nothing else, as ``flags``.
+    """
+
+    def decorate(command: Function) -> Function:
+        fields = [field for field in RunConfig.model_fields if field not in leave_out]
+
+        def run(**values: Any) -> None:
+            flags = {field: values.pop(field) for field in fields}
+            given = {field: value for field, value in flags.items() if value not in (None, [])}
+            command(flags=given, **values)
+
+        own = [p for p in inspect.signature(command).parameters.values() if p.name != "flags"]
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        parameters = [*own, *(_option(field, for_command) for field in fields)]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        vars(run)["__signature__"] = inspect.Signature(parameters)
+        return run
+
+    return decorate
+
+
+def _option(name: str, command: Command) -> inspect.Parameter:
+    """Make a typer option from a configuration field."""
+    field = RunConfig.model_fields[name]
+    flag, metavar = flag_of(name, command), None
+    kind: Any = _plain_type(field.annotation)
+    if get_origin(kind) is Literal:
+        kind, metavar = str, "|".join(get_args(kind))
+    elif kind in _NUMBERS:  # RunConfig reads them, and says what they may be
+        kind, metavar = str, _NUMBERS[kind]
+    if kind is bool:
+        flag = f"{flag}/--no-{flag.removeprefix('--')}"
+    default = field.default
+    if name in ("task_options", "stop"):
+        kind, metavar = list[str], "KEY=VALUE" if name == "task_options" else "TEXT"
+    elif get_origin(kind) is list:
+        kind, metavar, default = str, "A,B", ",".join(map(str, default))
+    shown = f"  [default: {default}]" if default not in (None, {}, [], "") and kind is not bool else ""
+    option = typer.Option(
+        flag,
+        help=f"{field.description}{shown}".replace("[default", r"\[default"),
+        rich_help_panel=panel_of(name),
+        metavar=metavar,
+        show_default=False,
+        autocompletion=completer(name),
+    )
+    annotation = Annotated[kind | None, option]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _plain_type(annotation: Any) -> Any:
+    """Take the ``None`` out of ``X | None``."""
+    if get_origin(annotation) in (Union, UnionType):
+        return next(part for part in get_args(annotation) if part is not type(None))
+    return annotation

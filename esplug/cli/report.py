@@ -1,0 +1,64 @@
+"""``esplug report``: one page about a run, or several compared."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from esplug.errors import UserError
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Directories of runs; several are compared.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Page to write.  \\[default: RUN/report.html; of several, ./report.html]"),
+    ] = None,
+    png: Annotated[bool, typer.Option("--png", help="Write the figures as PNG files beside the page too.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Write one self-contained HTML page: curves, times, samples before and after, settings."""
+    from esplug.runs.summary import is_run
+
+    for run in runs:
+        if not is_run(run):
+            raise UserError(f"{run}: {_not_a_run(run)}")
+    from esplug.report.figures import compared, of_one
+    from esplug.report.page import render
+    from esplug.report.run_data import read_runs
+    from esplug.report.text import visible
+    from esplug.utils import atomic_write as durable
+
+    page = output or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
+    found = read_runs(runs)
+    panels = compared(found) if len(found) > 1 else of_one(found[0])
+    try:
+        durable.write(page, render(found, panels).encode(errors="backslashreplace"))
+    except OSError as error:
+        raise UserError(f"{page}: cannot be written ({error.strerror or error}); name a file with --output") from error
+    print(visible(str(page)))
+    if png:
+        from esplug.report.png import write_pngs
+
+        print(*(visible(str(picture)) for picture in write_pngs(panels, page)), sep="\n")
+
+
+def _not_a_run(path: Path) -> str:
+    """Say what is wrong with a path, and name the nearest run."""
+    from difflib import get_close_matches
+
+    from esplug.runs.summary import find_runs
+
+    fault = "not a run's directory" if path.is_dir() else "not a directory" if path.exists() else "no such directory"
+    known: dict[str, Path] = {}
+    for folder in (path, path.parent, Path("experiments")):
+        try:
+            found = find_runs(folder)
+        except OSError:
+            continue
+        for run in found:
+            known.setdefault(run.name, run)
+    near = get_close_matches(path.name, known, n=3, cutoff=0.5) or (sorted(known)[:3] if path.is_dir() else [])
+    if near:
+        return f"{fault}; did you mean {' or '.join(str(known[name]) for name in near)}?"
+    return f"{fault}; `esplug runs` lists those there are"

@@ -1,0 +1,70 @@
+"""``esplug runs``: the runs in an output directory, the last changed first."""
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from esplug.errors import UserError
+from esplug.report.text import visible
+from esplug.utils.text import brief
+
+if TYPE_CHECKING:
+    from esplug.runs.summary import RunSummary
+
+_COLUMNS = ("run", "state", "iterations", "task", "model", "first", "best [95% interval]", "time", "last change")
+
+
+def runs(
+    directory: Annotated[Path, typer.Argument(metavar="DIRECTORY", help="Where the runs are.")] = Path("experiments"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
+    """List the runs in an output directory: state, iterations, first and best evaluation, time."""
+    from esplug.runs.summary import find_runs, is_run, summarise
+
+    try:
+        paths = [directory] if is_run(directory) else find_runs(directory)
+    except OSError as error:
+        raise UserError(
+            f"{directory}: cannot be listed ({error.strerror or error}); name the --output-directory of your runs, or "
+            "make one with `esplug train`"
+        ) from error
+    found = sorted(map(summarise, paths), key=lambda run: run.changed, reverse=True)
+    if as_json:
+        print(json.dumps([{**asdict(run), "path": str(run.path)} for run in found], indent=2))
+    elif found:
+        print(_table(found, directory))
+    else:
+        print(visible(f"no runs in {directory}; make one with `esplug train`, or name another directory"))
+
+
+def _table(found: list["RunSummary"], directory: Path) -> str:
+    """Align the runs, a line each, which is never cut: a narrow terminal wraps it."""
+    rows = [_COLUMNS, *(_row(run, directory) for run in found)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def _row(run: "RunSummary", directory: Path) -> tuple[str, ...]:
+    from esplug.runs.summary import duration
+
+    planned = "?" if run.planned is None else run.planned
+    return (
+        _cell(run.name if run.path == directory else str(run.path.relative_to(directory))),
+        run.state,
+        f"{run.iterations}/{planned}" if run.planned != 0 else "",
+        _cell(run.task),
+        _cell(Path(run.model).name),
+        f"{run.first.mean:.3f}" if run.first else "",
+        f"{run.best} {run.best.figure}" if run.best else "",
+        duration(run.seconds),
+        time.strftime("%Y-%m-%d %H:%M", time.localtime(run.changed)),
+    )
+
+
+def _cell(text: str) -> str:
+    """Put a name that anybody may have given into one line, of characters that a terminal shows and does not obey."""
+    return brief(visible(text))

@@ -1,0 +1,84 @@
+"""Encodes prompts, text or chat messages, into the model's token ids."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from esplug.checkpoints.base_model import longest_prompt
+from esplug.errors import UserError
+from esplug.hookspecs import Prompt
+from esplug.utils.text import one_line
+
+#: Tokens that end a turn of a chat: ChatML's, Llama's, Gemma's and Phi's.
+_TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
+
+
+@dataclass(frozen=True)
+class PromptEncoder:
+    """Turns prompts into token ids, once for all engines and members.
+
+    Attributes:
+        tokenizer: of ``transformers``.
+        longest: most tokens a prompt may have, so that an answer of full length fits.
+    """
+
+    tokenizer: Any
+    longest: int
+
+    @classmethod
+    def load(cls, folder: Path, max_model_len: int | None, max_tokens: int) -> "PromptEncoder":
+        """Load the tokenizer of a model folder.
+
+        Raises:
+            UserError: it has none, or the model is too short for ``max_tokens``.
+        """
+        longest = longest_prompt(folder, max_model_len, max_tokens)
+        try:
+            from transformers import AutoTokenizer
+
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+        except Exception as error:
+            raise UserError(f"{folder}: its tokenizer cannot be loaded ({one_line(error)})") from error
+        return cls(tokenizer, longest)
+
+    @property
+    def turn_ends(self) -> tuple[int, ...]:
+        """Tokens at which an answer ends, whether or not the model takes them for its end-of-text token.
+
+        A base model asked in a chat format does not, and would go on to invent the next turns.
+        """
+        added = self.tokenizer.get_added_vocab()
+        return tuple(added[token] for token in _TURN_ENDS if token in added)
+
+    def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Return token ids for each prompt. Chat messages go through the model's chat template.
+
+        Raises:
+            UserError: a prompt is empty or too long, or the model has no chat template for messages.
+        """
+        encoded: list[list[int]] = []
+        for prompt in prompts:
+            text, special = (prompt, True) if isinstance(prompt, str) else (self.render(prompt), False)
+            encoded.append(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+        for number, ids in enumerate(encoded):
+            if not 0 < len(ids) <= self.longest:
+                start = self.render(prompts[number])[:60]
+                fault = f"has {len(ids)} tokens; at most {self.longest} fit before --max-tokens" if ids else "is empty"
+                raise UserError(f"prompt {start!r} {fault}")
+        return encoded
+
+    def render(self, prompt: Prompt) -> str:
+        """Return a prompt as the text the model sees."""
+        if isinstance(prompt, str):
+            return prompt
+        if not isinstance(prompt, list):
+            raise UserError(f"a prompt must be text or a list of chat messages, not {type(prompt).__name__}")
+        if self.tokenizer.chat_template is None:
+            raise UserError(
+                "the task asks with chat messages, but this model has no chat template; use an instruct model"
+            )
+        try:
+            return str(self.tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
+        except Exception as error:  # templates are programs, and may refuse a role
+            raise UserError(f"the model's chat template refuses the task's messages ({error})") from error

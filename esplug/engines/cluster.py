@@ -1,0 +1,160 @@
+"""The connection to Ray: a cluster that is there, or a local one of our own; and what can run on it."""
+
+import os
+import secrets
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from esplug.errors import RunError, UserError
+from esplug.planning.placement import Node, Resources
+from esplug.utils.cores import usable_cores
+from esplug.utils.text import one_line
+
+_LOCAL_STARTS = 3
+
+
+class Cluster:
+    """The connection to Ray: a cluster at ``address``, or a local one of our own."""
+
+    def __init__(self, address: str | None, use_gpus: str | None) -> None:
+        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed")  # we say it more shortly
+        import ray
+
+        self._owned = not ray.is_initialized()
+        if not self._owned:
+            return
+        self._visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        try:
+            with _signals_wait():
+                self._connect(address, use_gpus)
+        except BaseException:
+            self.close()
+            raise
+
+    def _connect(self, address: str | None, use_gpus: str | None) -> None:
+        import ray
+
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
+        if address:
+            try:
+                _knock(address)
+                ray.init(address=address, **common)
+            except (OSError, RuntimeError, ValueError) as error:
+                raise UserError(
+                    f"--ray-address {address}: no Ray cluster answers there ({one_line(error)}); "
+                    "where it wants a token, set RAY_AUTH_MODE=token"
+                ) from error
+            return
+        if use_gpus is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = "" if use_gpus == "none" else visible_devices(use_gpus, self._visible)
+        if "RAY_AUTH_TOKEN_PATH" not in os.environ and not (Path.home() / ".ray" / "auth_token").exists():
+            # Ray would make that file, which the first two runs of a machine would write over each other.
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        for attempt in range(1, _LOCAL_STARTS + 1):
+            try:
+                ray.init(
+                    address="local",
+                    num_cpus=len(usable_cores()),
+                    num_gpus=local_gpus(),
+                    include_dashboard=False,
+                    object_store_memory=512 * 2**20,
+                    **common,
+                )
+                return
+            except (OSError, RuntimeError, ValueError) as error:  # such as a port that another run was quicker to take
+                ray.shutdown()
+                if attempt == _LOCAL_STARTS:
+                    raise RunError(f"Ray does not start here: {one_line(error)}") from error
+
+    def resources(self) -> Resources:
+        """Say what the cluster has."""
+        import ray
+
+        found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        nodes = (Node(*(int(node.get(name, 0)) for name in ("GPU", "CPU", "memory"))) for node in found)
+        return Resources(tuple(nodes))
+
+    def close(self) -> None:
+        """Leave the cluster; stop it if it is our own."""
+        import ray
+
+        if not self._owned:
+            return
+        with _signals_wait():
+            ray.shutdown()
+        if self._visible is None:
+            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+        else:
+            os.environ["CUDA_VISIBLE_DEVICES"] = self._visible
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Put off what would interrupt Ray's start or end, halfway through which it can crash. A second signal is not."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    from ray._private import utils
+
+    handlers = {number: signal.getsignal(number) or signal.SIG_DFL for number in (signal.SIGINT, signal.SIGTERM)}
+    received: list[int] = []
+
+    def restore() -> None:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+    def note(number: int, _: object) -> None:
+        received.append(number)
+        if len(received) > 1:
+            restore()
+            signal.raise_signal(number)
+
+    install = getattr(utils, "set_sigterm_handler", None)
+    utils.set_sigterm_handler = lambda _: None  # Ray's own would exit at once
+    for number in handlers:
+        signal.signal(number, note)
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = install
+        restore()
+        if received:
+            signal.raise_signal(received[0])
+
+
+def _knock(address: str) -> None:
+    """See that something listens at ``host:port``; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host, int(port)), timeout=5).close()
+
+
+def visible_devices(use_gpus: str, visible: str | None) -> str:
+    """Choose GPUs by their position among those this process may use.
+
+    Args:
+        use_gpus: positions, such as ``0,1``.
+        visible: ``CUDA_VISIBLE_DEVICES`` as a scheduler may have set it.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    allowed = visible.split(",") if visible else [str(i) for i in range(local_gpus())]
+    chosen = [int(part) for part in use_gpus.split(",")]
+    if allowed and max(chosen) >= len(allowed):
+        raise UserError(f"--use-gpus {use_gpus}: there are {len(allowed)} GPUs, numbered from 0")
+    return ",".join(allowed[i] for i in chosen) if allowed else ""
+
+
+def local_gpus() -> int:
+    """Count the GPUs that this process may use and that the installed torch can drive."""
+    import torch
+
+    return torch.cuda.device_count()

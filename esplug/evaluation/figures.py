@@ -1,0 +1,162 @@
+"""Figures of an evaluation, each with its uncertainty."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import groupby
+from statistics import fmean
+from typing import Any
+
+from esplug.evaluation.statistics import Estimate, average, estimate, mean_estimate, pass_at_k
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One graded answer of an evaluation.
+
+    Attributes:
+        index: the row's position in its split.
+        sample: which of the answers to that row, from 0.
+        finished: whether the answer ended by itself, rather than at ``max_tokens``.
+        passed: ``correct`` where the task says it, else whether the reward reaches ``max_reward``.
+    """
+
+    split: str
+    index: int
+    sample: int
+    prompt: str
+    target: Any
+    output: str
+    reward: float
+    label: str
+    correct: bool | None
+    passed: bool
+    tokens: int
+    finished: bool
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    def row(self) -> dict[str, Any]:
+        """Return the sample as loggers and files take it."""
+        names = (name for name in self.__slots__ if name != "metrics")
+        return {name: getattr(self, name) for name in names} | ({"metrics": dict(self.metrics)} if self.metrics else {})
+
+
+@dataclass(frozen=True)
+class SplitEvaluation:
+    """All samples of a split at one iteration, row after row.
+
+    Attributes:
+        split: its name.
+        samples: equally many for every row.
+        pass_k: the k of pass@k to report.
+        by_task: whether the task says which answers are correct; otherwise the reward decides.
+    """
+
+    split: str
+    samples: list[Sample]
+    pass_k: tuple[int, ...] = (1,)
+    by_task: bool = True
+
+    @cached_property
+    def rows(self) -> list[list[Sample]]:
+        """The samples of each row."""
+        return [list(samples) for _, samples in groupby(self.samples, key=lambda sample: sample.index)]
+
+    def passes(self, k: int = 1) -> list[float]:
+        """pass@k of each row."""
+        return [pass_at_k(len(row), sum(sample.passed for sample in row), k) for row in self.rows]
+
+    @cached_property
+    def rewards(self) -> list[float]:
+        """Mean reward of each row; exact, so that the order of its samples makes no difference."""
+        return [fmean(sample.reward for sample in row) for row in self.rows]
+
+    @property
+    def pass_at_1(self) -> Estimate:
+        """Share of answers that pass."""
+        return self.figures["pass@1"]
+
+    @property
+    def reward(self) -> Estimate:
+        """Mean reward."""
+        return self.figures["reward"]
+
+    @cached_property
+    def figures(self) -> dict[str, Estimate]:
+        """Every figure under its name: pass@k, reward, tokens, finished, the task's own metrics, labels' shares."""
+        values = {f"pass@{k}": self.passes(k) for k in self.pass_k} | {"reward": self.rewards}
+        values["tokens"] = [fmean(sample.tokens for sample in row) for row in self.rows]
+        values["finished"] = [sum(sample.finished for sample in row) / len(row) for row in self.rows]
+        for name in sorted({name for sample in self.samples for name in sample.metrics}):
+            measured = [[s.metrics[name] for s in row if name in s.metrics] for row in self.rows]
+            values[f"metrics/{name}"] = [fmean(each) for each in measured if each]
+        for label in sorted({sample.label for sample in self.samples if sample.label}):
+            values[f"labels/{label}"] = [Counter(s.label for s in row)[label] / len(row) for row in self.rows]
+        return {name: (mean_estimate if name == "tokens" else estimate)(each) for name, each in values.items()}
+
+    def record(self, iteration: int) -> dict[str, Any]:
+        """Return what ``eval-output/`` keeps: figures and every sample."""
+        return {
+            "split": self.split,
+            "iteration": iteration,
+            "metrics": self.metrics(),
+            "samples": [sample.row() for sample in self.samples],
+        }
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any], pass_k: tuple[int, ...]) -> "SplitEvaluation":
+        """Read a record again.
+
+        Raises:
+            KeyError, TypeError: it is not one.
+        """
+        samples = [Sample(**row) for row in record["samples"]]
+        by_task = any(sample.correct is not None for sample in samples)
+        return cls(record["split"], samples, pass_k, by_task)
+
+    def metrics(self) -> dict[str, float]:
+        """Return the figures under their logged names."""
+        return _logged(f"eval/{self.split}", self.figures)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All splits at one iteration."""
+
+    iteration: int
+    splits: list[SplitEvaluation]
+    seconds: float
+
+    @cached_property
+    def average(self) -> dict[str, Estimate]:
+        """The splits' pass@k and reward averaged, each split weighing the same."""
+        names = [*(f"pass@{k}" for k in self.splits[0].pass_k), "reward"]
+        return {name: average([split.figures[name] for split in self.splits]) for name in names}
+
+    @property
+    def mean(self) -> float:
+        """The figure by which the best model is chosen: average pass@1, or reward where no task says what passes."""
+        return self.average["pass@1" if self.splits[0].by_task else "reward"].mean
+
+    def metrics(self) -> dict[str, float]:
+        """Return every split's figures and their averages."""
+        out: dict[str, float] = {}
+        for split in self.splits:
+            out |= split.metrics()
+        return out | _logged("eval/average", self.average) | {"time/evaluate": self.seconds}
+
+
+def _logged(root: str, figures: Mapping[str, Estimate]) -> dict[str, float]:
+    """Name means and interval bounds; of labels' shares the mean alone."""
+    out = {}
+    for name, figure in figures.items():
+        if name.startswith("labels/"):
+            out[f"{root}/{name}"] = figure.mean
+        else:
+            out |= {
+                f"{root}/{name}/mean": figure.mean,
+                f"{root}/{name}/ci95_low": figure.low,
+                f"{root}/{name}/ci95_high": figure.high,
+            }
+    return out

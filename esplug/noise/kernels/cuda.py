@@ -1,0 +1,521 @@
+"""Fused noise kernels for GPUs, in Triton: those of :mod:`esplug.noise.kernels.cpu`, bit for bit, for tensors on a GPU.
+
+Starting a kernel takes longer than most tensors do, so all pieces of a job go in one: a table tells each program what
+it works on. Every element is read and written once. Products and sums are rounded apart, so Triton must not fuse them.
+With ``TRITON_INTERPRET=1`` set when this module is imported, the kernels run on the CPU, which is how they are tested.
+"""
+
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import TypeAlias
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+
+from esplug.noise import full_rank as noise
+from esplug.noise import low_rank
+
+_QUADS = 256  # groups of four elements that one program makes
+_WARPS = 2
+_CENTRE = tl.constexpr(float(2**23 + noise.MEAN))
+_SCALE = tl.constexpr(noise.SCALE)
+_ROUNDS = tl.constexpr(noise.ROUNDS)
+_M0, _M1 = tl.constexpr(noise.MULTIPLIERS[0]), tl.constexpr(noise.MULTIPLIERS[1])
+_STEP0, _STEP1 = tl.constexpr(noise.KEY_STEPS[0]), tl.constexpr(noise.KEY_STEPS[1])
+# The interpreter rounds to bfloat16 in another way than GPUs do.
+_INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+_TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+_BITS = {4: tl.int32, 2: tl.int16}
+_KEPT_TABLES = 64
+_MOST_FACTOR_BYTES = 2**28
+_LINE = 1, 4 * _QUADS, 3  # a row may begin inside a Philox block
+_SIDE = 64  # of the square that a program updates with noise of low rank
+_SQUARE = _SIDE, _SIDE, 0
+_WARPS_OF_SQUARE = 2
+_DEPTH = 16  # the least that tensor cores sum up; a lower rank is filled up with zeros
+
+#: A block of a matrix: its weights, first row and column, the matrix's columns, and members' keys.
+_Matrix: TypeAlias = tuple[torch.Tensor, int, int, int, Sequence[tuple[int, int]]]
+
+
+def array(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor as the kernels take it, in one dimension or two, of which rows may lie apart."""
+    return tensor.detach()
+
+
+def flat(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a view of a contiguous tensor in one dimension."""
+    return array(tensor.view(-1))
+
+
+def perturb(master: torch.Tensor, out: torch.Tensor, start: int, key: int, scale: float, pitch: int = 0) -> None:
+    """Write ``round(master + scale * eps)`` to ``out``; see :func:`esplug.noise.kernels.cpu.perturb`."""
+    perturb_all([(master, out, start, key, pitch)], scale)
+
+
+def update(
+    master: torch.Tensor, start: int, keys: Sequence[int], coefficients: Sequence[float], pitch: int = 0
+) -> None:
+    """Add ``sum_k coefficients[k] * eps_k`` to ``master``; see :func:`esplug.noise.kernels.cpu.update`."""
+    update_all([(master, start, keys, pitch)], coefficients)
+
+
+def update_low_rank(
+    master: torch.Tensor,
+    row: int,
+    column: int,
+    width: int,
+    keys: Sequence[tuple[int, int]],
+    coefficients: Sequence[float],
+    rank: int,
+) -> None:
+    """Add ``sum_k coefficients[k] * eps_k`` of low rank; see :func:`esplug.noise.kernels.cpu.update_low_rank`."""
+    update_low_rank_all([(master, row, column, width, keys)], coefficients, rank)
+
+
+def checksum(master: torch.Tensor, start: int, name: str, pitch: int = 0) -> int:
+    """Return the 64-bit checksum of a stretch or block of the tensor ``name``; see the one for CPUs."""
+    return checksum_all([(master, start, name, pitch)])[0]
+
+
+def convert_all(pieces: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Write each piece to its target, rounded to the type of that, halves to even."""
+    sources, targets = zip(*pieces, strict=True)
+    torch._foreach_copy_(list(targets), list(sources))
+
+
+def perturb_all(pieces: Iterable[tuple[torch.Tensor, torch.Tensor, int, int, int]], scale: float) -> None:
+    """Perturb pieces, given as :func:`perturb` takes them: (master, out, start, key, pitch)."""
+    sorts = defaultdict(list)
+    for piece in pieces:
+        sorts[piece[0].dtype, piece[1].dtype].append(piece)
+    for (kept, written), alike in sorts.items():
+        table = _Table.of([(master, out, start, pitch) for master, out, start, _, pitch in alike])
+        keys = table.numbers([key for _, _, _, key, _ in alike])
+        with torch.cuda.device_of(keys):
+            _perturb[(table.programs,)](
+                *(table.owners, table.entries, keys, noise.float32(scale)),
+                MASTER=_TYPES[kept],
+                OUT=_TYPES[written],
+                QUADS=_QUADS,
+                ALIGNED=table.aligned,
+                num_warps=_WARPS,
+                enable_fp_fusion=False,
+            )
+
+
+def update_all(pieces: Iterable[tuple[torch.Tensor, int, Sequence[int], int]], coefficients: Sequence[float]) -> None:
+    """Update pieces, given as :func:`update` takes them: (master, start, keys, pitch)."""
+    sorts = defaultdict(list)
+    for piece in pieces:
+        sorts[piece[0].dtype].append(piece)
+    for kept, alike in sorts.items():
+        table = _Table.of([(master, master, start, pitch) for master, start, _, pitch in alike])
+        keys = table.numbers([key for _, _, each, _ in alike for key in each])
+        with torch.cuda.device_of(keys):
+            _update[(table.programs,)](
+                *(table.owners, table.entries, keys),
+                torch.tensor(coefficients, dtype=torch.float32, device=keys.device),
+                len(coefficients),
+                MASTER=_TYPES[kept],
+                QUADS=_QUADS,
+                ALIGNED=table.aligned,
+                num_warps=_WARPS,
+                enable_fp_fusion=False,
+            )
+
+
+def update_low_rank_all(
+    pieces: Iterable[tuple[torch.Tensor, int, int, int, Sequence[tuple[int, int]]]],
+    coefficients: Sequence[float],
+    rank: int,
+) -> None:
+    """Update pieces, given as :func:`update_low_rank` takes them: (master, row, column, width, keys).
+
+    Members' factors are made before, as integers of two bytes, for as many weights at a time as their memory allows.
+    """
+    factors = torch.tensor(coefficients, dtype=torch.float32) * low_rank.scale(rank)
+    sorts = defaultdict(list)
+    for piece in pieces:
+        for block in _cut(*piece, per_side=2 * len(coefficients) * rank):
+            sorts[block[0].dtype].append(block)
+    for kept, alike in sorts.items():
+        taken = 0
+        group: list[_Matrix] = []
+        for block in alike:
+            wanted = 2 * len(coefficients) * rank * sum(block[0].shape)
+            if group and taken + wanted > _MOST_FACTOR_BYTES:
+                _update_with_factors(group, kept, factors, rank)
+                taken, group = 0, []
+            group.append(block)
+            taken += wanted
+        _update_with_factors(group, kept, factors, rank)
+
+
+def _cut(
+    master: torch.Tensor, row: int, column: int, width: int, keys: Sequence[tuple[int, int]], *, per_side: int
+) -> Iterator[_Matrix]:
+    """Cut a matrix into blocks whose factors, of so many bytes a row and column, are not too large."""
+    rows, columns = master.shape
+    if per_side * (rows + columns) <= _MOST_FACTOR_BYTES or max(rows, columns) <= _SIDE:
+        yield master, row, column, width, keys
+    elif rows >= columns:
+        half = rows // 2
+        yield from _cut(master[:half], row, column, width, keys, per_side=per_side)
+        yield from _cut(master[half:], row + half, column, width, keys, per_side=per_side)
+    else:
+        half = columns // 2
+        yield from _cut(master[:, :half], row, column, width, keys, per_side=per_side)
+        yield from _cut(master[:, half:], row, column + half, width, keys, per_side=per_side)
+
+
+def _update_with_factors(pieces: Sequence[_Matrix], kept: torch.dtype, factors: torch.Tensor, rank: int) -> None:
+    device = pieces[0][0].device
+    made = _factors(pieces, len(factors), rank, device)
+    table = _Table.of(
+        [(master, master, row * width + column, width) for master, row, column, width, _ in pieces], _SQUARE
+    )
+    places = table.numbers([tensor.data_ptr() for pair in made for tensor in pair])
+    depth = 1 if rank == 1 else _DEPTH
+    with torch.cuda.device_of(places):
+        _update_low_rank[(table.programs,)](
+            *(table.owners, table.entries, places, factors.to(device), len(factors), rank),
+            MASTER=_TYPES[kept],
+            SIDE=_SIDE,
+            DEPTH=depth,
+            ALIGNED=table.aligned,
+            num_warps=_WARPS_OF_SQUARE,
+            enable_fp_fusion=False,
+        )
+
+
+def _factors(
+    pieces: Sequence[_Matrix], members: int, rank: int, device: torch.device
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Make members' factors of blocks, given as (master, row, column, width, keys).
+
+    Returns:
+        Of each block ``A``, float16[members, rank, columns], and ``B``, float16[members, rows, rank].
+    """
+    made = []
+    blocks, keys = [], []
+    for master, row, column, width, pairs in pieces:
+        rows, columns = master.shape
+        a = torch.empty(members, rank, columns, dtype=torch.float16, device=device)
+        b = torch.empty(members, rows, rank, dtype=torch.float16, device=device)
+        made.append((a, b))
+        blocks += [(a[0], a[0], column, width), (b[0].view(1, -1), b[0].view(1, -1), row * rank, 0)]
+        keys += [[pair[which] for pair in pairs] for which in (0, 1)]
+    table = _Table.of(blocks)
+    numbers = table.numbers([key for each in keys for key in each])
+    with torch.cuda.device_of(numbers):
+        _fill[(table.programs * members,)](
+            *(table.owners, table.entries, numbers, members), QUADS=_QUADS, ALIGNED=table.aligned, num_warps=_WARPS
+        )
+    return made
+
+
+def checksum_all(pieces: Sequence[tuple[torch.Tensor, int, str, int]]) -> list[int]:
+    """Return the checksum of each piece, given as :func:`checksum` takes them: (master, start, name, pitch)."""
+    sums = [0] * len(pieces)
+    sorts = defaultdict(list)
+    for place, piece in enumerate(pieces):
+        sorts[piece[0].itemsize].append(place)
+    for itemsize, places in sorts.items():
+        alike = [pieces[place] for place in places]
+        table = _Table.of([(master, master, start, pitch) for master, start, _, pitch in alike])
+        hashes = table.numbers([_hash(name) for _, _, name, _ in alike])
+        parts = torch.zeros(table.programs, dtype=torch.int64, device=hashes.device)
+        with torch.cuda.device_of(hashes):
+            _checksum[(table.programs,)](
+                *(table.owners, table.entries, hashes, parts),
+                BITS=_BITS[itemsize],
+                BLOCK=4 * _QUADS,
+            )
+        totals = torch.zeros(len(alike), dtype=torch.int64, device=hashes.device)
+        totals.index_add_(0, table.owners, parts)
+        for place, total in zip(places, totals.tolist(), strict=True):
+            sums[place] = total % 2**64
+    return sums
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """What each program of a kernel works on.
+
+    Attributes:
+        owners: int32[programs], the piece of each.
+        entries: int64[pieces, 10]: addresses of master and target, first element, pitch, columns, elements between the
+            rows of both, programs in a row, the first program, and rows.
+        aligned: whether every Philox block's elements lie in four columns of a row, at addresses that allow to read
+            and write them at once.
+    """
+
+    owners: torch.Tensor
+    entries: torch.Tensor
+    aligned: bool
+
+    @property
+    def programs(self) -> int:
+        return self.owners.numel()
+
+    @classmethod
+    def of(
+        cls, pieces: Sequence[tuple[torch.Tensor, torch.Tensor, int, int]], tile: tuple[int, int, int] = _LINE
+    ) -> "_Table":
+        """Make the table for (master, out, start, pitch), or take one made before for the same.
+
+        A program works on so many rows and columns of a piece as ``tile`` says; third, how many columns it may miss.
+        """
+        device = pieces[0][0].device
+        high, wide, missed = tile
+        known: Hashable = (device, tile, *(_place_of(*piece) for piece in pieces))
+        if known not in _tables:
+            entries: list[list[int]] = []
+            counts: list[int] = []
+            for master, out, start, pitch in ((_rows(each[0]), _rows(each[1]), *each[2:]) for each in pieces):
+                rows, columns = master.shape
+                per_row = triton.cdiv(columns + missed, wide)
+                places = master.data_ptr(), out.data_ptr(), start, pitch, columns, master.stride(0), out.stride(0)
+                entries.append([*places, per_row, sum(counts), rows])
+                counts.append(triton.cdiv(rows, high) * per_row)
+            numbers = torch.arange(len(counts), dtype=torch.int32).repeat_interleave(torch.tensor(counts))
+            if len(_tables) >= _KEPT_TABLES:
+                _tables.pop(next(iter(_tables)))
+            aligned = all(_aligned(*piece) for piece in pieces)
+            _tables[known] = cls(numbers.to(device), torch.tensor(entries, dtype=torch.int64).to(device), aligned)
+        return _tables[known]
+
+    def numbers(self, words: Sequence[int]) -> torch.Tensor:
+        """Return 64-bit words beside the table, as int64, which the kernels take without their sign."""
+        return torch.from_numpy(np.array(words, dtype=np.uint64).view(np.int64)).to(self.owners.device)
+
+
+_tables: dict[Hashable, _Table] = {}
+
+
+def _place_of(master: torch.Tensor, out: torch.Tensor, start: int, pitch: int) -> Hashable:
+    return master.data_ptr(), out.data_ptr(), master.shape, master.stride(), out.stride(), start, pitch
+
+
+def _aligned(master: torch.Tensor, out: torch.Tensor, start: int, pitch: int) -> bool:
+    in_fours = start % 4 == 0 and master.shape[-1] % 4 == 0 and (master.ndim == 1 or pitch % 4 == 0)
+    return in_fours and all(
+        tensor.data_ptr() % (4 * tensor.itemsize) == 0 and (tensor.ndim == 1 or tensor.stride(0) % 4 == 0)
+        for tensor in (master, out)
+    )
+
+
+def _hash(name: str) -> int:
+    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little")
+
+
+def _rows(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a stretch as a block of one row."""
+    return tensor if tensor.ndim == 2 else tensor.view(1, -1)
+
+
+@triton.jit
+def _centred(word):
+    """Return the byte sum of a Philox word less its mean, as float32."""
+    if _INTERPRETED:
+        sums = (word & 0xFF) + ((word >> 8) & 0xFF) + ((word >> 16) & 0xFF) + (word >> 24) + 0x4B000000
+    else:  # one instruction
+        sums = tl.inline_asm_elementwise(
+            "dp4a.u32.u32 $0, $1, 0x01010101, 0x4B000000;", "=r,r", [word], dtype=tl.uint32, is_pure=True, pack=1
+        )
+    # As the bits of a float32, 0x4B000000 + n is 2**23 + n: quicker than converting an integer, and as exact.
+    return sums.to(tl.float32, bitcast=True) - _CENTRE
+
+
+@triton.jit
+def _store(place, value, wanted, OUT: tl.constexpr):
+    """Write float32 values rounded to type ``OUT``, halves to even."""
+    if _INTERPRETED and tl.bfloat16 == OUT:
+        bits = value.to(tl.uint32, bitcast=True)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        rounded = tl.where(value == value, rounded, (bits >> 16) | 0x40)
+        tl.store(place, rounded.to(tl.uint16).to(tl.bfloat16, bitcast=True), mask=wanted)
+    else:
+        tl.store(place, value.to(OUT), mask=wanted)
+
+
+@triton.jit
+def _integers(block, key):
+    """Return the unscaled noise of Philox blocks, as four tensors of float32: the first elements of all, and so on."""
+    a, b = block.to(tl.uint32), (block >> 32).to(tl.uint32)
+    c, d = a * 0, a * 0
+    key = key.to(tl.uint64, bitcast=True)
+    first, second = key.to(tl.uint32), (key >> 32).to(tl.uint32)
+    for _ in tl.static_range(_ROUNDS):
+        p, q = a.to(tl.uint64) * _M0, c.to(tl.uint64) * _M1
+        a, b = (q >> 32).to(tl.uint32) ^ b ^ first, q.to(tl.uint32)
+        c, d = (p >> 32).to(tl.uint32) ^ d ^ second, p.to(tl.uint32)
+        first, second = first + _STEP0, second + _STEP1
+    return _centred(a), _centred(b), _centred(c), _centred(d)
+
+
+@triton.jit
+def _eps(block, key):
+    """Return the noise of Philox blocks, likewise."""
+    a, b, c, d = _integers(block, key)
+    return a * _SCALE, b * _SCALE, c * _SCALE, d * _SCALE
+
+
+@triton.jit
+def _in_order(a, b, c, d, SIZE: tl.constexpr):
+    """Return four tensors' elements in turn."""
+    return tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), (SIZE,))
+
+
+@triton.jit
+def _place(entry, program, QUADS: tl.constexpr, ALIGNED: tl.constexpr):
+    """Return a program's row, the column of its first lane, which lanes are wanted, and their Philox blocks.
+
+    What is the same for all lanes stays out of them: 64-bit arithmetic would take longer there than the noise.
+    """
+    first, pitch, columns = tl.load(entry + 2), tl.load(entry + 3), tl.load(entry + 4)
+    per_row, program = tl.load(entry + 7).to(tl.int32), program - tl.load(entry + 8).to(tl.int32)
+    row, quad = (program // per_row).to(tl.int64), (program % per_row).to(tl.int64) * QUADS
+    start = first + row * pitch
+    lane, column = tl.arange(0, 4 * QUADS), quad * 4
+    if ALIGNED:
+        wanted = lane < tl.multiple_of(tl.minimum(columns - column, 4 * QUADS).to(tl.int32), 4)
+    else:
+        column -= start & 3
+        end = tl.minimum(columns - column, 4 * QUADS).to(tl.int32)
+        wanted = (lane >= tl.maximum(-column, 0).to(tl.int32)) & (lane < end)
+    return row, column, wanted, ((start >> 2) + quad + tl.arange(0, QUADS)).to(tl.uint64)
+
+
+@triton.jit
+def _lanes(entry, which, stride, row, column, TYPE: tl.constexpr, QUADS: tl.constexpr, ALIGNED: tl.constexpr):
+    """Return the addresses of a program's elements."""
+    first = tl.load(entry + which).to(tl.pointer_type(TYPE)) + (row * tl.load(entry + stride) + column)
+    if ALIGNED:  # four at a time
+        first = tl.multiple_of(first, 4 * (TYPE.primitive_bitwidth // 8))
+    return first + tl.arange(0, 4 * QUADS)
+
+
+@triton.jit
+def _perturb(
+    owners, entries, keys, scale, MASTER: tl.constexpr, OUT: tl.constexpr, QUADS: tl.constexpr, ALIGNED: tl.constexpr
+):
+    piece = tl.load(owners + tl.program_id(0))
+    entry = entries + piece * 10
+    row, column, wanted, block = _place(entry, tl.program_id(0), QUADS, ALIGNED)
+    weight = tl.load(_lanes(entry, 0, 5, row, column, MASTER, QUADS, ALIGNED), mask=wanted, other=0.0).to(tl.float32)
+    a, b, c, d = _eps(block, tl.load(keys + piece))
+    out = _lanes(entry, 1, 6, row, column, OUT, QUADS, ALIGNED)
+    _store(out, weight + scale * _in_order(a, b, c, d, 4 * QUADS), wanted, OUT)
+
+
+@triton.jit(do_not_specialize=["members"])
+def _update(
+    owners, entries, keys, coefficients, members, MASTER: tl.constexpr, QUADS: tl.constexpr, ALIGNED: tl.constexpr
+):
+    piece = tl.load(owners + tl.program_id(0))
+    entry = entries + piece * 10
+    row, column, wanted, block = _place(entry, tl.program_id(0), QUADS, ALIGNED)
+    zero = tl.zeros((QUADS,), tl.float32)
+    total_a, total_b, total_c, total_d = zero, zero, zero, zero
+    for k in range(members):
+        coefficient = tl.load(coefficients + k)
+        a, b, c, d = _eps(block, tl.load(keys + piece * members + k))
+        total_a, total_b = total_a + coefficient * a, total_b + coefficient * b
+        total_c, total_d = total_c + coefficient * c, total_d + coefficient * d
+    total = _in_order(total_a, total_b, total_c, total_d, 4 * QUADS)
+    place = _lanes(entry, 0, 5, row, column, MASTER, QUADS, ALIGNED)
+    _store(place, tl.load(place, mask=wanted, other=0.0).to(tl.float32) + total, wanted, MASTER)
+
+
+@triton.jit(do_not_specialize=["members"])
+def _fill(owners, entries, keys, members, QUADS: tl.constexpr, ALIGNED: tl.constexpr):
+    """Write members' noise, unscaled, one behind the other."""
+    program, member = tl.program_id(0) // members, (tl.program_id(0) % members).to(tl.int64)
+    piece = tl.load(owners + program)
+    entry = entries + piece * 10
+    row, column, wanted, block = _place(entry, program, QUADS, ALIGNED)
+    a, b, c, d = _integers(block, tl.load(keys + piece * members + member))
+    out = _lanes(entry, 1, 6, member * tl.load(entry + 9) + row, column, tl.float16, QUADS, ALIGNED)
+    tl.store(out, _in_order(a, b, c, d, 4 * QUADS).to(tl.float16), mask=wanted)
+
+
+@triton.jit
+def _product(a, b, row, column, rows, columns, rank, DEPTH: tl.constexpr):
+    """Return a square of ``B A``, of integers whose sums float32 holds: exact in any order."""
+    if DEPTH == 1:
+        left = tl.load(b + row, mask=row < rows, other=0.0).to(tl.float32)
+        right = tl.load(a + column, mask=column < columns, other=0.0).to(tl.float32)
+        return left[:, None] * right[None, :]
+    else:
+        product = tl.zeros((row.shape[0], column.shape[0]), tl.float32)
+        for first in range(0, rank, DEPTH):
+            q = first + tl.arange(0, DEPTH)
+            high = tl.load(
+                b + (row * rank)[:, None] + q[None, :], mask=(row < rows)[:, None] & (q < rank)[None, :], other=0.0
+            )
+            wide = tl.load(
+                a + q[:, None] * columns + column[None, :],
+                mask=(q < rank)[:, None] & (column < columns)[None, :],
+                other=0.0,
+            )
+            product = tl.dot(high, wide, product)
+        return product
+
+
+@triton.jit(do_not_specialize=["members", "rank"])
+def _update_low_rank(
+    owners,
+    entries,
+    places,
+    factors,
+    members,
+    rank,
+    MASTER: tl.constexpr,
+    SIDE: tl.constexpr,
+    DEPTH: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
+    piece = tl.load(owners + tl.program_id(0))
+    entry = entries + piece * 10
+    master, columns, stride = tl.load(entry).to(tl.pointer_type(MASTER)), tl.load(entry + 4), tl.load(entry + 5)
+    columns, rows = columns.to(tl.int32), tl.load(entry + 9).to(tl.int32)
+    if ALIGNED:
+        master = tl.multiple_of(master, 4 * (MASTER.primitive_bitwidth // 8))
+        columns, stride = tl.multiple_of(columns, 4), tl.multiple_of(stride, 4)
+    per_row, program = tl.load(entry + 7).to(tl.int32), tl.program_id(0) - tl.load(entry + 8).to(tl.int32)
+    row = program // per_row * SIDE + tl.arange(0, SIDE)
+    column = program % per_row * SIDE + tl.arange(0, SIDE)
+    a = tl.load(places + 2 * piece).to(tl.pointer_type(tl.float16))
+    b = tl.load(places + 2 * piece + 1).to(tl.pointer_type(tl.float16))
+    total = tl.zeros((SIDE, SIDE), tl.float32)
+    for k in range(members):
+        product = _product(a, b, row, column, rows, columns, rank, DEPTH)
+        total = total + tl.load(factors + k) * product
+        a += rank * columns
+        b += rank * rows
+    wanted = (row < rows)[:, None] & (column < columns)[None, :]
+    place = master + (row.to(tl.int64) * stride)[:, None] + column[None, :]
+    _store(place, tl.load(place, mask=wanted, other=0.0).to(tl.float32) + total, wanted, MASTER)
+
+
+@triton.jit
+def _checksum(owners, entries, hashes, sums, BITS: tl.constexpr, BLOCK: tl.constexpr):
+    piece = tl.load(owners + tl.program_id(0))
+    entry = entries + piece * 10
+    per_row, program = tl.load(entry + 7), tl.program_id(0) - tl.load(entry + 8)
+    row, column = program // per_row, (program % per_row) * BLOCK + tl.arange(0, BLOCK)
+    wanted = column < tl.load(entry + 4)
+    place = tl.load(entry).to(tl.pointer_type(BITS)) + row * tl.load(entry + 5) + column
+    word = tl.load(place, mask=wanted, other=0).to(tl.int64) & ((1 << BITS.primitive_bitwidth) - 1)
+    index = (tl.load(entry + 2) + row * tl.load(entry + 3) + column).to(tl.uint64)
+    z = (tl.load(hashes + piece).to(tl.uint64, bitcast=True) + index * 0x9E3779B97F4A7C15) ^ word.to(tl.uint64)
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB
+    z = tl.where(wanted, z ^ (z >> 31), 0)
+    tl.store(sums + tl.program_id(0), tl.sum(z.to(tl.int64, bitcast=True)))

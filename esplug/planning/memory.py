@@ -1,0 +1,228 @@
+"""What an engine takes of the memory of a machine or GPU, by the arithmetic with which a run places its engines."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from esplug.checkpoints.base_model import weights_size
+from esplug.checkpoints.safetensors_shards import read_shapes, widest
+from esplug.config.run_config import RunConfig
+from esplug.planning import shared_prefix as prefix
+from esplug.planning.adapter_sizes import adapter_elements
+from esplug.planning.placement import (
+    CPU_ENGINE_OVERHEAD,
+    CPU_KV_CACHE_MAX,
+    CPU_MEMORY_SHARE,
+    GPU_ACTIVATIONS,
+    OnGpu,
+    Plan,
+    cpu_kv_cache_bytes,
+    element_bytes,
+    gpu_master_room,
+)
+from esplug.weights.partition import Block
+
+Place: TypeAlias = Literal["memory", "GPU"]
+
+_CPU_ANSWERS = 256  # that vLLM decodes at a time there, for each process of an engine
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """Something that an engine keeps: bytes in this machine's memory, or on each GPU that the engine spans."""
+
+    what: str
+    place: Place
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU: its name, and its memory in bytes, of which some may be taken."""
+
+    name: str
+    total: int
+    free: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """What engines take, if all are on one machine.
+
+    Attributes:
+        plan: how many engines, on what.
+        items: of one engine.
+        share: of each GPU's memory, or of what is free for engines on a CPU, that vLLM takes.
+        free: memory of the machine, in bytes.
+        gpu: of the emptiest ones that suffice, the one with the least free memory; ``None`` on a CPU.
+        master_room: of that GPU, beside vLLM, for one engine's master weights, in bytes; ``None`` on a CPU.
+        kv_bytes_per_token: what the KV cache takes for a token; ``None`` where the model's configuration does not say.
+        longest: prompt and answer together, in tokens.
+    """
+
+    plan: Plan
+    items: tuple[Item, ...]
+    share: float
+    free: int
+    gpu: Gpu | None
+    master_room: int | None
+    kv_bytes_per_token: int | None
+    longest: int | None
+
+    def taken(self, place: Place) -> int:
+        """Return what all engines take of the machine's memory, or those on one GPU of that GPU's."""
+        engines = self.plan.n_engines if place == "memory" else self.plan.engines_per_gpu
+        return engines * sum(item.nbytes for item in self.items if item.place == place)
+
+    def available(self, place: Place) -> int:
+        """Return what is free there."""
+        return self.free if place == "memory" else self.gpu.free if self.gpu else 0
+
+    @property
+    def kv_cache(self) -> int:
+        """Bytes of one engine's KV cache, on each of its GPUs."""
+        return next(item.nbytes for item in self.items if item.what == "KV cache")
+
+    @property
+    def kv_tokens(self) -> int | None:
+        """Tokens of prompts and answers that an engine's KV cache holds at a time."""
+        ranks = max(1, self.plan.gpus_per_engine)
+        return ranks * self.kv_cache // self.kv_bytes_per_token if self.kv_bytes_per_token else None
+
+
+def cpu_items(model: Path, config: RunConfig) -> tuple[Item, ...]:
+    """Return what one CPU engine keeps besides its KV cache; their sum decides how many engines a machine gets.
+
+    Raises:
+        UserError: the weights are damaged.
+    """
+    weights = element_bytes(config.dtype) * weights_size(model)[1]
+    items = [
+        Item("weights", "memory", weights),
+        Item("weights, packed", "memory", weights),
+        Item("master", "memory", master_bytes(model, config.master_dtype)),
+        Item("Python, torch, vLLM", "memory", CPU_ENGINE_OVERHEAD),
+    ]
+    if config.low_rank:
+        nbytes = 4 * adapter_elements(model, config.low_rank, config.members_at_once(1))
+        items.append(Item("adapters", "memory", nbytes))
+    return tuple(items)
+
+
+def plan_memory(model: Path, config: RunConfig, plan: Plan, free: int, gpus: list[Gpu]) -> MemoryPlan:
+    """Add up what the engines of a plan take.
+
+    Args:
+        model: folder.
+        config: of the run.
+        plan: from :func:`esplug.planning.placement.plan_engines`.
+        free: memory of the machine, in bytes.
+        gpus: to be used; none on a CPU.
+
+    Raises:
+        UserError: the model is damaged.
+    """
+    share, gpu, room = config.gpu_memory_utilization, None, None
+    if plan.device == "cpu":
+        share = share or CPU_MEMORY_SHARE
+        items = cpu_items(model, config)
+        needed = sum(item.nbytes for item in items)
+        most = cpu_kv_cache_most(model, config)
+        items += (Item("KV cache", "memory", cpu_kv_cache_bytes(free, share, plan.n_engines, needed, most)),)
+    else:
+        gpu = sorted(gpus, key=lambda each: each.free, reverse=True)[: plan.n_gpus][-1]
+        members = config.members_at_once(plan.n_engines)
+        taken = on_gpu(model, config.dtype, config.master_dtype, config.low_rank, members, plan.gpus_per_engine)
+        share = share or taken.memory_share(gpu.total, plan.engines_per_gpu, config.master_device)
+        free_each = (gpu.free - int(share * gpu.total)) // plan.engines_per_gpu
+        room = gpu_master_room(free_each, gpu.total, (1 - share) / plan.engines_per_gpu)
+        cache = max(0, taken.kv_cache(gpu.total, share / plan.engines_per_gpu))
+        fits = config.master_device == "gpu" or (config.master_device == "auto" and taken.master <= room)
+        items = (
+            Item("weights", "GPU", taken.weights),
+            Item("activations", "GPU", GPU_ACTIVATIONS),
+            *([Item("adapters", "GPU", taken.adapters)] if taken.adapters else []),
+            Item("KV cache", "GPU", cache),
+            # As a worker decides it.
+            Item("master", *(("GPU", taken.master) if fits else ("memory", master_bytes(model, config.master_dtype)))),
+            Item("Python, torch, vLLM", "memory", CPU_ENGINE_OVERHEAD),
+        )
+    return MemoryPlan(plan, items, share, free, gpu, room, *_kv_cache_of_an_answer(model, config))
+
+
+def cpu_kv_cache_most(model: Path, config: RunConfig) -> int:
+    """Return the bytes of a KV cache that holds all answers that an engine on a CPU decodes at a time.
+
+    To make more takes seconds of its start, as every page of it is cleared.
+    """
+    per_token, longest = _kv_cache_of_an_answer(model, config)
+    if not (per_token and longest):
+        return CPU_KV_CACHE_MAX
+    blocks = math.ceil(longest / prefix.LEAST) + 1
+    return _CPU_ANSWERS * config.n_gpu_per_vllm_engine * blocks * prefix.LEAST * per_token
+
+
+def on_gpu(model: Path, dtype: str, master_dtype: str, low_rank: int | None, members: int, ranks: int) -> OnGpu:
+    """Return what one engine takes of each of its GPUs.
+
+    Args:
+        model: folder.
+        dtype: the setting of that name; likewise ``master_dtype``.
+        master_dtype: see there.
+        low_rank: of the members' perturbations; full where it is ``None``.
+        members: at once, with low rank.
+        ranks: GPUs that the engine spans.
+    """
+    width = element_bytes(dtype)
+    adapters = width * adapter_elements(model, low_rank, members) if low_rank else 0
+    return OnGpu(width * weights_size(model)[1] // ranks, adapters, master_bytes(model, master_dtype) // ranks)
+
+
+def master_bytes(model: Path, master_dtype: str, blocks: Mapping[str, Block] | None = None) -> int:
+    """Return the size of a model's master weights.
+
+    Args:
+        model: folder.
+        master_dtype: the setting of that name.
+        blocks: what is kept of tensors of which only a part is.
+    """
+    parts = blocks or {}
+    kept = (parts.get(name, Block.whole(shape)).of(shape) for name, shape in read_shapes(model).items())
+    return (4 if master_dtype == "float32" else widest(model)) * sum(map(math.prod, kept))
+
+
+def size(nbytes: int) -> str:
+    """Write a number of bytes in GB, as disks and GPUs are sold."""
+    return f"{nbytes / 1e9:.2f} GB" if nbytes < 10e9 else f"{nbytes / 1e9:.1f} GB"
+
+
+def _description(model: Path) -> dict[str, Any]:
+    """Return the part of a model's configuration that describes its language model."""
+    read = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    inner = read.get("text_config")
+    return inner if isinstance(inner, dict) else read if isinstance(read, dict) else {}
+
+
+def _kv_cache_of_an_answer(model: Path, config: RunConfig) -> tuple[int | None, int | None]:
+    """Return the bytes of a token, and the most tokens of prompt and answer; ``None`` for what is not known."""
+    described = _description(model)
+    own = described.get("max_position_embeddings")
+    return _kv_bytes(described, config), config.max_model_len or (own if isinstance(own, int) else None)
+
+
+def _kv_bytes(described: dict[str, Any], config: RunConfig) -> int | None:
+    """Return the bytes that one token's keys and values take in all layers; ``None`` where layers differ in that."""
+    kinds = described.get("layer_types")
+    slides = described.get("sliding_window") and described.get("use_sliding_window", True)
+    if set(kinds) != {"full_attention"} if kinds else slides:
+        return None
+    names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads")
+    sizes: list[Any] = [described.get(name) for name in names]
+    layers, hidden, heads, kept = *sizes[:3], sizes[3] or sizes[2]
+    if not all(isinstance(each, int) and each > 0 for each in (layers, hidden, heads, kept)):
+        return None
+    width: int = described.get("head_dim") or hidden // heads
+    return int(2 * layers * kept * width * element_bytes(config.dtype))

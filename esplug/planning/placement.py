@@ -1,0 +1,193 @@
+"""How many engines a run gets, and on what. Pure arithmetic over what the machine or cluster has."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from esplug.config.run_config import RunConfig
+from esplug.errors import UserError
+from esplug.utils.cores import GIB
+
+#: What a CPU engine takes besides weights and KV cache: Python, torch, vLLM and its buffers.
+CPU_ENGINE_OVERHEAD = 2 * GIB
+#: A KV cache on the CPU never needs to be larger than this, nor useful if smaller than the other.
+CPU_KV_CACHE_MAX, CPU_KV_CACHE_MIN = 4 * GIB, GIB // 4
+#: Share of what is free that engines on a CPU take unless the user says how much.
+CPU_MEMORY_SHARE = 0.5
+#: What vLLM takes of a GPU besides weights and KV cache, and what is left for what comes and goes, such as saving.
+GPU_ACTIVATIONS, GPU_SPARE = 3 * GIB, 2 * GIB
+#: What a GPU lacks before an engine starts, at most: its driver takes it.
+GPU_DRIVER = GIB
+#: The smallest KV cache of an engine that shares a GPU.
+GPU_KV_CACHE_MIN = GIB // 2
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What one machine has: GPUs, CPU cores, and memory in bytes."""
+
+    gpus: int
+    cores: int
+    memory: int
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What there is: the machines of the cluster. An engine does not span machines."""
+
+    nodes: tuple[Node, ...]
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of all nodes."""
+        return sum(node.gpus for node in self.nodes)
+
+    @property
+    def cores(self) -> int:
+        """CPU cores of all nodes."""
+        return sum(node.cores for node in self.nodes)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What each engine gets."""
+
+    n_engines: int
+    device: Literal["cuda", "cpu"]
+    gpus_per_engine: int
+    cores_per_engine: int
+    engines_per_gpu: int = 1
+
+    @property
+    def gpu_share(self) -> float:
+        """GPUs of one engine, as Ray counts them."""
+        return self.gpus_per_engine / self.engines_per_gpu
+
+    @property
+    def n_gpus(self) -> int:
+        """GPUs of all engines."""
+        return math.ceil(self.n_engines * self.gpu_share)
+
+    def describe(self) -> str:
+        """Say the plan in words."""
+        engines = f"{self.n_engines} engine{'s' * (self.n_engines > 1)}"
+        if self.engines_per_gpu > 1:
+            return f"{engines}, {self.engines_per_gpu} to a GPU"
+        if self.device == "cuda":
+            return f"{engines} of {self.gpus_per_engine} GPU{'s' * (self.gpus_per_engine > 1)}"
+        return f"{engines} of {self.cores_per_engine} CPU core{'s' * (self.cores_per_engine > 1)}"
+
+
+def plan_engines(config: RunConfig, found: Resources, engine_bytes: int) -> Plan:
+    """Decide number and size of the engines.
+
+    Args:
+        config: asks for engines and GPUs; ``None`` means all there are.
+        found: what there is.
+        engine_bytes: memory of one CPU engine, from :func:`esplug.planning.memory.cpu_items`.
+
+    Raises:
+        UserError: more is asked for than there is.
+    """
+    span, wanted = config.n_gpu_per_vllm_engine, config.n_vllm_engines
+    if config.use_gpus not in (None, "none") and found.gpus == 0:
+        raise UserError(
+            f"--use-gpus {config.use_gpus}: no usable GPU found here; leave it out to run on the CPU, "
+            "or install esplug[gpu] on a machine with one"
+        )
+    if found.gpus and config.use_gpus != "none":
+        sharing = config.n_vllm_engines_per_gpu
+        # Each needs a core to drive it.
+        most = sum(min(node.gpus * sharing // span, node.cores) for node in found.nodes)
+        if (wanted or 1) > most:
+            raise UserError(_too_many(config, found.gpus, "GPU", len(found.nodes)))
+        return Plan(wanted or most, "cuda", span, 1, sharing)
+    if config.n_vllm_engines_per_gpu > 1:
+        raise UserError(
+            f"--n-vllm-engines-per-gpu {config.n_vllm_engines_per_gpu}: the engines run on the CPU here; leave it out"
+        )
+    if config.master_device == "gpu":
+        raise UserError("--master-device gpu: the engines run on the CPU here; leave it out")
+    most = sum(node.cores // span for node in found.nodes)
+    if (wanted or 1) > most:
+        raise UserError(_too_many(config, found.cores, "CPU core", len(found.nodes)))
+    room = engine_bytes + CPU_KV_CACHE_MIN
+    fitting = sum(min(node.cores // span, int(0.8 * node.memory) // room) for node in found.nodes)
+    n_engines = wanted or max(1, fitting)
+    return Plan(n_engines, "cpu", 0, _cores_each(found, n_engines, span))
+
+
+def _cores_each(found: Resources, n_engines: int, span: int) -> int:
+    """Return the most cores that each of ``n_engines`` can have, in multiples of ``span``."""
+    most = max(node.cores for node in found.nodes)
+    for cores in range(most - most % span, span, -span):
+        if sum(node.cores // cores for node in found.nodes) >= n_engines:
+            return cores
+    return span
+
+
+def cpu_kv_cache_bytes(free: int, share: float, engines_here: int, engine_bytes: int, most: int) -> int:
+    """Size the KV cache of one CPU engine from the node's free memory in bytes; it can use ``most`` of them."""
+    left = int(free * share) // engines_here - engine_bytes
+    return max(CPU_KV_CACHE_MIN, min(CPU_KV_CACHE_MAX, most, left))
+
+
+@dataclass(frozen=True, slots=True)
+class OnGpu:
+    """Bytes of one engine on each of its GPUs.
+
+    Attributes:
+        weights: of the model, in the type that the engine computes in.
+        adapters: likewise, of members of low rank.
+        master: of the master weights, if they are there.
+    """
+
+    weights: int
+    adapters: int
+    master: int
+
+    def kv_cache(self, total: int, share: float) -> int:
+        """Return what is left for the KV cache of ``share`` of a GPU of ``total`` bytes; negative where too little."""
+        return int(share * total) - self.weights - self.adapters - GPU_ACTIVATIONS
+
+    def memory_share(self, total: int, engines: int, master_device: Literal["auto", "gpu", "host"]) -> float:
+        """Return the share of a GPU for vLLM unless the user says how much: less than usual if the master then fits.
+
+        Args:
+            total: memory of the GPU, in bytes.
+            engines: on that GPU, which share what is returned.
+            master_device: the setting of that name. With ``auto``, a fifth of the GPU is kept for KV caches.
+        """
+        usual = 0.9 if engines == 1 else 0.7  # each has a master there, too
+        beside = math.floor(100 * (1 - (GPU_DRIVER + engines * (self.master + GPU_SPARE)) / total)) / 100
+        if master_device == "host" or beside >= usual:
+            return usual
+        least = GPU_KV_CACHE_MIN if master_device == "gpu" else total // 5 // engines
+        return beside if self.kv_cache(total, beside / engines) >= least else usual
+
+
+def gpu_master_room(free: int, total: int, share: float) -> int:
+    """Return the bytes that a GPU has for an engine's master weights; negative where there is no room.
+
+    Args:
+        free: memory of the GPU, in bytes, once vLLM has taken its own.
+        total: all of it.
+        share: of that, which is left to this engine for other things than vLLM, which may yet want all of its own.
+    """
+    return min(free, int(share * total)) - GPU_SPARE
+
+
+def element_bytes(dtype: str) -> int:
+    """Return the bytes of a number in the engines' ``dtype``; vLLM's own choice, ``auto``, has 16 bits."""
+    return 4 if dtype == "float32" else 2
+
+
+def _too_many(config: RunConfig, there: int, unit: str, nodes: int) -> str:
+    wanted, span = config.n_vllm_engines, config.n_gpu_per_vllm_engine
+    asked = f"--n-vllm-engines {wanted} x " if wanted else ""
+    if unit == "GPU" and config.n_vllm_engines_per_gpu > 1:
+        need = math.ceil((wanted or 1) / config.n_vllm_engines_per_gpu)
+        return f"--n-vllm-engines {wanted} asks for {need} GPUs or a core each, but there are {there} GPUs"
+    need, on = (wanted or 1) * span, f" on {nodes} nodes" if nodes > 1 else ""
+    plural = "s" if there > 1 else ""
+    return f"{asked}--n-gpu-per-vllm-engine {span} asks for {need} {unit}s, but there are {there} {unit}{plural}{on}"

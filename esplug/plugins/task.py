@@ -1,0 +1,180 @@
+"""A loaded task as the core uses it: the plugin's hooks with options filled in and results checked."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pluggy
+
+from esplug.config.run_config import make_config
+from esplug.errors import PluginError, UserError
+from esplug.hookspecs import Prompt, Reward, Row
+from esplug.plugins import registry as plugins
+from esplug.plugins.registry import PluginInfo
+from esplug.utils.text import cause, suggest
+
+_BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task with its options. Pickles as name and options, so that ``task.reward`` crosses processes.
+
+    Attributes:
+        info: where the task comes from.
+        relay: the plugin's hooks.
+        options: every option the task declares, with the user's values converted to the declared types.
+    """
+
+    info: PluginInfo
+    relay: pluggy.HookRelay
+    options: Mapping[str, Any]
+
+    @classmethod
+    def load(cls, name: str, options: Mapping[str, object] | None = None) -> "Task":
+        """Import the task of this name and convert the user's options.
+
+        Args:
+            name: the entry point's name.
+            options: option name to value; text is converted to the type of the option's default.
+
+        Raises:
+            PluginError: the task cannot be loaded, does not take an option, or takes it in another type.
+        """
+        return cls.wrap(plugins.find("task", name), plugins.load("task", name), options)
+
+    @classmethod
+    def wrap(cls, info: PluginInfo, relay: pluggy.HookRelay, options: Mapping[str, object] | None = None) -> "Task":
+        """Make a task from hooks that are already loaded, for example an uninstalled plugin under test."""
+        with plugins.blame(info, "options"):
+            declared = dict(relay.options() or {})
+        return cls(info, relay, _filled_in(info, declared, options or {}))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Task.load, (self.name, dict(self.options))
+
+    @property
+    def name(self) -> str:
+        """The entry point's name."""
+        return self.info.name
+
+    def defaults(self) -> dict[str, Any]:
+        """Return the task's recommended run configuration, ``{}`` where it has none.
+
+        Raises:
+            UserError: the task refuses the value of an option.
+            PluginError: they are no valid configuration, which is no fault of the user's.
+        """
+        with plugins.blame(self.info, "defaults"):
+            recommended = dict(self.relay.defaults(options=self.options) or {})
+        try:
+            make_config(recommended)
+        except UserError as error:
+            raise PluginError(
+                f"{self.info}: its defaults are not valid settings [{error}]; update or mend it"
+            ) from error
+        return recommended
+
+    def load_rows(self, split: str, path: str | None) -> Sequence[Row] | Mapping[str, Sequence[Row]] | None:
+        """Ask the task for rows; ``None`` leaves the reading to esplug.
+
+        Raises:
+            UserError: the task refuses the path or the value of an option.
+        """
+        rows: Sequence[Row] | Mapping[str, Sequence[Row]] | None
+        with plugins.blame(self.info, "load_rows"):
+            rows = self.relay.load_rows(split=split, path=path, options=self.options)
+        return rows
+
+    def collate(self, rows: Sequence[Row]) -> tuple[list[Any], list[Any]]:
+        """Turn B rows into B questions and B targets.
+
+        Raises:
+            UserError: the rows lack a column, or the task refuses a value.
+            PluginError: the hook returns something else than two lists of length B.
+        """
+        with plugins.blame(self.info, "collate"):
+            try:
+                pair = self.relay.collate(batch=rows, options=self.options)
+            except KeyError as error:
+                raise _missing_column(self.info, self.options, error, rows) from error
+        match pair:
+            case (list() | tuple() as questions, list() | tuple() as targets):
+                lengths = len(questions), len(targets)
+                if lengths == (len(rows), len(rows)):
+                    return list(questions), list(targets)
+                fault = f"{lengths[0]} questions and {lengths[1]} targets for {len(rows)} rows"
+            case _:
+                fault = f"{type(pair).__name__} instead of two lists"
+        raise PluginError(f"{self.info}: collate returned {fault}; it must return (questions, targets)")
+
+    def template(self, question: Any) -> Prompt:
+        """Turn a question into text or chat messages.
+
+        Raises:
+            PluginError: the hook fails or returns neither.
+        """
+        with plugins.blame(self.info, "template"):
+            prompt: Prompt = self.relay.template(question=question, options=self.options)
+        if not (isinstance(prompt, str) or _are_messages(prompt)):
+            raise PluginError(
+                f"{self.info}: template returned {type(prompt).__name__}; it must return text "
+                'or a list of {"role": ..., "content": ...}'
+            )
+        return prompt
+
+    def reward(self, model_output: str, target: Any) -> float | tuple[str | Mapping[str, Any], float] | Reward:
+        """Grade one answer just as the hook does: exceptions and odd results are the caller's to count."""
+        grade: float | tuple[str | Mapping[str, Any], float] | Reward
+        grade = self.relay.reward(model_output=model_output, target=target, options=self.options)
+        return grade
+
+
+def _missing_column(info: PluginInfo, options: Mapping[str, Any], error: KeyError, rows: Sequence[Row]) -> UserError:
+    column = error.args[0] if error.args else None
+    # An option whose value is the column's name is how the task lets the user name another.
+    mapping = next((option for option, value in options.items() if value == column), None)
+    remedy = f"; name another with --task-option {mapping}=COLUMN" if mapping else ""
+    for number, row in enumerate(rows, start=1):
+        if column not in row:
+            return UserError(
+                f"task {info.name!r} needs the column {column!r}, which row {number} of the batch lacks; "
+                f"columns found: {', '.join(map(str, row)) or 'none'}{remedy}"
+            )
+    return PluginError(f"{info}: collate failed [{cause(error)}]; --debug shows the traceback")
+
+
+def _are_messages(prompt: object) -> bool:
+    return isinstance(prompt, list) and all(
+        isinstance(message, Mapping) and {"role", "content"} <= message.keys() for message in prompt
+    )
+
+
+def _filled_in(info: PluginInfo, declared: Mapping[str, Any], given: Mapping[str, object]) -> dict[str, Any]:
+    """Check the user's options against the declared ones and convert them to the defaults' types."""
+    for name in given:
+        if not declared:
+            raise PluginError(f"task {info.name!r} takes no options; leave out {name!r}")
+        if name not in declared:
+            hint = suggest(name, declared) or "choose from"
+            raise PluginError(f"task {info.name!r} has no option {name!r}; {hint} ({', '.join(declared)})")
+    return dict(declared) | {name: _converted(info, name, given[name], declared[name]) for name in given}
+
+
+def _converted(info: PluginInfo, name: str, value: object, default: object) -> object:
+    expected = type(default)
+    if expected not in (str, int, float, bool):
+        raise PluginError(
+            f"{info}: the default of option {name!r} is a {expected.__name__}; it must be a str, int, float or bool"
+        )
+    try:
+        if isinstance(value, str):
+            return _BOOLEANS[value.strip().lower()] if expected is bool else expected(value)
+        if expected is float and type(value) is int:
+            return float(value)
+        if type(value) is expected:
+            return value
+    except (KeyError, ValueError):
+        pass
+    wanted = "bool (true or false)" if expected is bool else expected.__name__
+    raise PluginError(f"task {info.name!r}: option {name!r} must be {wanted}, not {value!r}")

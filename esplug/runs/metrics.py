@@ -1,0 +1,105 @@
+"""What a training iteration reports: the numbers for loggers and the record on disk."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+from esplug.engines.messages import Generation
+from esplug.es.diagnostics import mirrored_correlation
+from esplug.es.members import Member
+from esplug.es.update import FloatArray
+from esplug.rewards.pool import Graded
+
+
+@dataclass(frozen=True, slots=True)
+class PopulationResult:
+    """What a population earned on a batch.
+
+    Attributes:
+        rewards: float64[N, B]; reward of member n's answer to prompt b.
+        graded: N lists of B grades.
+        generations: N sets of B answers.
+        generate_seconds: from the first prompt sent to the last answer received.
+        grade_seconds: spent waiting for grades after that.
+    """
+
+    rewards: FloatArray
+    graded: list[list[Graded]]
+    generations: list[Generation]
+    generate_seconds: float
+    grade_seconds: float
+
+    @property
+    def grades(self) -> list[Graded]:
+        """All N x B grades."""
+        return list(chain.from_iterable(self.graded))
+
+
+def train_metrics(result: PopulationResult, n_engines: int, *, antithetic: bool) -> dict[str, float]:
+    """Return an iteration's metrics.
+
+    ``train/reward/*`` describe the N members' mean rewards; ``time/*`` are seconds, of which ``switch`` and
+    ``engine_generate`` are averages over the engines.
+    """
+    means, grades = result.rewards.mean(axis=1), result.grades
+    completions = [completion for generation in result.generations for completion in generation.completions]
+    tokens = sum(completion.tokens for completion in completions)
+    labels = Counter(grade.reward.label for grade in grades if grade.reward.label)
+    metrics = {
+        "train/reward/mean": float(means.mean()),
+        "train/reward/min": float(means.min()),
+        "train/reward/max": float(means.max()),
+        "train/reward/std": float(means.std()),
+        "train/tokens/mean": tokens / len(completions),
+        "train/finished": sum(completion.finished for completion in completions) / len(completions),
+        "train/tokens_per_second": tokens / result.generate_seconds,
+        "train/rewards_failed": float(sum(grade.failed for grade in grades)),
+        "time/generate": result.generate_seconds,
+        "time/grade_wait": result.grade_seconds,
+        "time/switch": sum(generation.switch_seconds for generation in result.generations) / n_engines,
+        "time/engine_generate": sum(generation.generate_seconds for generation in result.generations) / n_engines,
+    }
+    metrics |= {f"train/labels/{label}": count / len(grades) for label, count in sorted(labels.items())}
+    named = sorted({name for grade in grades for name in grade.reward.metrics})
+    for name in named:
+        values = [grade.reward.metrics[name] for grade in grades if name in grade.reward.metrics]
+        metrics[f"train/metrics/{name}/mean"] = sum(values) / len(values)
+    if antithetic:
+        metrics["train/mirrored_correlation"] = mirrored_correlation(result.rewards)
+    return metrics
+
+
+def iteration_record(
+    iteration: int,
+    members: Sequence[Member],
+    utilities: FloatArray,
+    steps: Sequence[float],
+    result: PopulationResult,
+    metrics: dict[str, float],
+    checksum: int,
+) -> dict[str, Any]:
+    """Return what ``train-output/`` keeps of an iteration; seeds and coefficients suffice to replay it."""
+    return {
+        "iteration": iteration,
+        "checksum": f"{checksum:016x}",
+        "members": [
+            {
+                "index": member.index,
+                "seed": member.seed,
+                "sign": member.sign,
+                "reward": float(rewards.mean()),
+                "utility": float(utility),
+                "coefficient": step,
+                "switch_seconds": generation.switch_seconds,
+                "generate_seconds": generation.generate_seconds,
+                "tokens": [completion.tokens for completion in generation.completions],
+                "rewards": rewards.tolist(),
+            }
+            for member, utility, step, rewards, generation in zip(
+                members, utilities, steps, result.rewards, result.generations, strict=True
+            )
+        ],
+        "metrics": metrics,
+    }

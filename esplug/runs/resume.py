@@ -1,0 +1,246 @@
+"""Going on with an interrupted run: what it left, and which settings may be others now."""
+
+import json
+import re
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from esplug.checkpoints.folders import set_aside
+from esplug.checkpoints.seed_log import FILE_NAME as SEED_LOG
+from esplug.checkpoints.seed_log import Header, SeedLog
+from esplug.config.run_config import RunConfig, flag_of, make_config, panel_of, read_toml
+from esplug.data.splits import EvaluationSplit
+from esplug.errors import UserError
+from esplug.evaluation.figures import Evaluation, SplitEvaluation
+from esplug.runs.directory import RunDirectory
+from esplug.utils import atomic_write as durable
+from esplug.utils.console import get_console
+from esplug.utils.file_lock import locked
+from esplug.utils.json_files import write_json
+
+#: Settings without effect on the weights, besides those of the panels below. The seed log knows the base model by
+#: its checksum, so that its folder may have moved.
+_FREE = {"n_iterations", "model_name", "checkpoint", "eval_dataset"}
+_FREE_PANELS = {"Evaluation", "Engines", "Output"}
+#: What the seed log itself is made of.
+_FIXED = ("seed", "master_dtype", "perturbation", "rank")
+_NOTED = re.compile(r"\w+-from-iteration(\d+)\.(?:toml|json)")
+
+
+def stored_config(run: Path) -> RunConfig:
+    """Read the settings of a run.
+
+    Raises:
+        UserError: there is no training run, or its settings are damaged.
+    """
+    path = RunDirectory(run).config
+    if not path.is_file():
+        raise UserError(f"--resume {run}: no run there (no {path.name}); name the directory of a training run")
+    try:
+        settings = read_toml(str(path))
+        if "n_iterations" not in settings:
+            raise UserError(f"{path}: n_iterations is missing")
+        config = make_config(settings)
+    except UserError as error:
+        remedy = f"restore {path.name}; {SEED_LOG}'s first line has the settings that the run began with"
+        raise UserError(f"--resume {run}: its settings are damaged ({error}); {remedy}") from error
+    if not config.n_iterations:
+        raise UserError(f"--resume {run}: an evaluation, which has nothing to go on with; start it again")
+    return config
+
+
+def inherited(run: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that a run goes on with where the user asks for no others.
+
+    Args:
+        run: its directory.
+        asked: what the user asks for now, by field name.
+
+    Raises:
+        UserError: there is no run, or it is asked for what cannot change.
+    """
+    before = stored_config(run).model_dump(exclude_none=True)
+    wanted = before | dict(asked)
+    if wanted["recipe"] != before["recipe"]:
+        raise UserError("--recipe: a resumed run has its settings; name those to change, such as --alpha, instead")
+    for field in ("output_directory", "experiment_name"):
+        if wanted.get(field) != before.get(field):
+            raise UserError(f"{flag_of(field)}: a resumed run stays where it is, in {run}; leave it out")
+    before.pop("profile", None)  # that was for the process before
+    return before
+
+
+def reopen(
+    run: Path, config: RunConfig, *, allow_change: bool, stack: ExitStack
+) -> tuple[RunDirectory, SeedLog | None, RunConfig]:
+    """Take hold of an interrupted run's directory and of its seed log. Nothing is changed but a damaged log.
+
+    Args:
+        run: its directory.
+        config: the settings to go on with.
+        allow_change: let them be others than those it began with, or was last allowed.
+        stack: lets go at its end.
+
+    Returns:
+        The directory; the seed log, or ``None`` if the run had not come to its first iteration; and the settings,
+        with as many engines as before where they do not say how many.
+
+    Raises:
+        UserError: another process is at it, it is finished, its log is lost, or a setting has changed that must not.
+    """
+    if not config.n_iterations:
+        raise UserError(f"--resume {run}: {flag_of('n_iterations')} 0 leaves nothing to go on with; ask for more")
+    stored_config(run)
+    stack.enter_context(locked(run))
+    directory = RunDirectory(run)
+    log = stack.enter_context(SeedLog.open(directory.seed_log)) if directory.seed_log.exists() else None
+    if log is None and any(directory.iterations.glob("iteration*.json")):
+        raise UserError(f"--resume {run}: {SEED_LOG} is not there, without which nobody knows the weights; put it back")
+    done = len(log.steps) if log else 0
+    if log and log.damage:
+        _say(f"{directory.seed_log}: {log.damage}; going on from there. The file as it was is {log.copy}")
+    fixed = _of_the_log(log.header) if log else {}
+    _check_changes(run, _last_config(directory, log).model_dump() | fixed, config, allow_change)
+    if done > config.n_iterations or (done == config.n_iterations and _finished(directory, config)):
+        raise UserError(
+            f"--resume {run}: {done} iterations are done; ask for more with --n-iterations, such as {2 * done}"
+        )
+    engines = _last_environment(directory)[0].get("engines")
+    if config.n_vllm_engines is None and isinstance(engines, Mapping):
+        config = config.model_copy(update={"n_vllm_engines": engines.get("n_engines")})
+    return directory, log, config
+
+
+def check_environment(directory: RunDirectory, now: Mapping[str, Any], *, allow_change: bool) -> None:
+    """Compare machine, software, engines and data with those of before.
+
+    Raises:
+        UserError: the training data is other.
+    """
+    before, path = _last_environment(directory)
+    data = "train_data"
+    if before.get(data) and now.get(data) and before[data] != now[data] and not allow_change:
+        raise UserError(
+            f"--resume {directory.path}: the training data is not what it was (rows and fingerprint were "
+            f"{before[data]}, are {now[data]}); restore it, or go on nevertheless with --allow-change"
+        )
+    changed = [key for key in ("engines", "packages", "processor") if before.get(key) != now.get(key)]
+    if changed:
+        _say(f"{' and '.join(changed)} differ from before ({path}), so answers may be rounded differently")
+
+
+def note_changes(directory: RunDirectory, config: RunConfig, environment: dict[str, Any], log: SeedLog) -> None:
+    """Keep what a run goes on with, for the next time that it is resumed.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    iteration = len(log.steps)
+    for kind in ("config", "environment"):  # of iterations that a damaged log has lost
+        for number, path in _noted(directory, kind):
+            if number > iteration:
+                path.unlink()
+    set_aside(directory.checkpoints, iteration)
+    if environment != _last_environment(directory)[0]:
+        write_json(directory.path / f"environment-from-iteration{iteration}.json", environment, indent=2)
+    if config != _last_config(directory, log):
+        durable.write(directory.path / f"config-from-iteration{iteration}.toml", config.to_toml().encode())
+    if config != stored_config(directory.path):
+        directory.write_config(config)
+
+
+def _noted(directory: RunDirectory, kind: str) -> list[tuple[int, Path]]:
+    """Return the iterations from which on something was other, and the files that say so, the newest first."""
+    found = ((_NOTED.fullmatch(path.name), path) for path in directory.path.glob(f"{kind}-from-iteration*"))
+    return sorted(((int(name[1]), path) for name, path in found if name), reverse=True)
+
+
+def _last_environment(directory: RunDirectory) -> tuple[dict[str, Any], Path]:
+    """Return what the run last noted of machine, software, engines and data, and where; empty if that is damaged."""
+    path = next((path for _, path in _noted(directory, "environment")), directory.path / "environment.json")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = {}
+    return content if isinstance(content, dict) else {}, path
+
+
+def _last_config(directory: RunDirectory, log: SeedLog | None) -> RunConfig:
+    """Return the settings that the run was last known to compute with, whatever was done to its ``config.toml``.
+
+    Raises:
+        UserError: they are damaged.
+    """
+    noted = next((path for _, path in _noted(directory, "config")), None)
+    try:
+        settings = read_toml(str(noted)) if noted else log.header.settings if log else {}
+        known = {name: value for name, value in settings.items() if name in RunConfig.model_fields}
+        return make_config(known) if known else stored_config(directory.path)
+    except UserError as error:
+        raise UserError(f"--resume {directory.path}: its earlier settings are damaged ({error})") from error
+
+
+def past_evaluations(
+    directory: RunDirectory, splits: Mapping[str, EvaluationSplit], config: RunConfig, first: int
+) -> list[Evaluation]:
+    """Read the evaluations of these splits that a run going on at iteration ``first`` does not make again, in order.
+
+    Those of other prompts, or of another number of answers to each, are left out.
+    """
+    found = []
+    for iteration in range(first + (not config.evaluates_at(first))):
+        try:
+            records = [json.loads(directory.evaluation(name, iteration).read_text("utf-8")) for name in splits]
+            evaluated = [SplitEvaluation.of_record(record, tuple(config.pass_k)) for record in records]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        same = ([row[0].prompt for row in each.rows] == splits[each.split].texts for each in evaluated)
+        answers = {len(row) for each in evaluated for row in each.rows}
+        if all(same) and answers == {config.eval_n_samples}:
+            found.append(Evaluation(iteration, evaluated, 0.0))
+    return found
+
+
+def _of_the_log(header: Header) -> dict[str, Any]:
+    """Return the settings of which the log itself is made."""
+    kind = "low-rank" if header.low_rank else "full"
+    return {
+        "seed": header.run_seed,
+        "master_dtype": header.master_dtype,
+        "perturbation": kind,
+        "rank": header.low_rank,
+    }
+
+
+def _check_changes(run: Path, before: Mapping[str, Any], now: RunConfig, allow_change: bool) -> None:
+    scheduled = {now.sigma_schedule, now.alpha_schedule} != {"constant"}
+    free = _FREE - {"n_iterations"} if scheduled else _FREE
+    for name, was in before.items():
+        wanted = getattr(now, name)
+        if was == wanted or name in free or panel_of(name) in _FREE_PANELS:
+            continue
+        flag = flag_of(name)
+        if name in _FIXED:
+            raise UserError(f"--resume {run}: {flag} was {was} and cannot change within a run; start another run")
+        if not allow_change:
+            raise UserError(
+                f"--resume {run}: {flag} was {was!r} and would be {wanted!r}, which changes what the run computes; "
+                "leave it, or say --allow-change"
+            )
+
+
+def _finished(directory: RunDirectory, config: RunConfig) -> bool:
+    """Whether nothing is left to do: the last model is there, and so is the last evaluation, if there are any."""
+    if not (directory.checkpoints / config.final_name).is_dir():
+        return False
+    try:
+        results = json.loads((directory.path / "results.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return not directory.evaluations.is_dir()
+    return bool(results.get("iteration") == config.n_iterations)
+
+
+def _say(text: str) -> None:
+    get_console().print(text, markup=False, soft_wrap=True)

@@ -1,0 +1,204 @@
+"""What a run has come to, read from its directory in milliseconds, whatever state that is in."""
+
+import json
+import tomllib
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from esplug.loggers.metrics_file import FILE_NAME, Row, by_step, read_bytes, rows_of, seconds_of
+from esplug.runs.directory import RunDirectory
+from esplug.utils.file_lock import is_held
+
+State = Literal["running", "finished", "evaluated", "interrupted", "failed", "damaged"]
+_ENDED: tuple[State, ...] = ("finished", "interrupted", "failed")
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """An evaluation's main figure with its 95% interval.
+
+    Attributes:
+        figure: ``pass@1``, or ``reward`` where no task says what passes.
+        iteration: updates made before.
+    """
+
+    figure: str
+    iteration: int
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """What a run has come to.
+
+    Attributes:
+        path: the run's directory.
+        name: of the directory.
+        state: ``evaluated`` is a finished run that was not to train; ``damaged`` one whose settings cannot be read.
+        reason: why it failed or is damaged, as far as it is known.
+        iterations: updates in the seed log.
+        planned: updates to make.
+        first, last, best: evaluations.
+        seconds: spent in iterations and evaluations.
+        changed: when something was written last, in Unix seconds.
+    """
+
+    path: Path
+    name: str
+    state: State
+    reason: str
+    iterations: int
+    planned: int | None
+    task: str
+    model: str
+    first: Score | None
+    last: Score | None
+    best: Score | None
+    seconds: float
+    changed: float
+
+
+def is_run(path: Path) -> bool:
+    """Whether a directory is a run's; one that cannot be entered is not."""
+    run = RunDirectory(path)
+    try:
+        return any(file.is_file() for file in (run.config, run.seed_log, path / FILE_NAME))
+    except OSError:
+        return False
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """Return the runs in a folder, and those of ``esplug eval --compare``, which lie one level deeper.
+
+    Hidden folders, such as a dry run's, are passed over.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    found = []
+    for child in _folders(folder):
+        if is_run(child):
+            found.append(child)
+            continue
+        with suppress(OSError):  # somebody else's
+            found += filter(is_run, _folders(child))
+    return found
+
+
+def summarise(path: Path) -> RunSummary:
+    """Read a run's directory."""
+    run, metrics = RunDirectory(path), read_bytes(path / FILE_NAME)
+    settings, fault = read_settings(path)
+    results, status = read_json(path / "results.json"), read_json(run.status)
+    scores = scores_of(by_step(rows_of(metrics, b'"eval/average/')[0], "eval/average/"), main_figure(results))
+    planned = settings.get("n_iterations")
+    planned = planned if isinstance(planned, int) else None
+    return RunSummary(
+        path=path,
+        name=path.resolve().name,
+        state="damaged" if fault else _state(run, planned, results, status),
+        reason=fault or str(status.get("reason") or ""),
+        iterations=_iterations(run.seed_log),
+        planned=planned,
+        task=str(settings.get("task", "")),
+        model=str(settings.get("checkpoint") or settings.get("model_name", "")),
+        first=scores[0] if scores else None,
+        last=scores[-1] if scores else None,
+        best=max(scores, key=lambda score: score.mean, default=None),
+        seconds=seconds_of(metrics),
+        changed=_changed(run),
+    )
+
+
+def read_settings(path: Path) -> tuple[dict[str, Any], str]:
+    """Read a run's ``config.toml`` as it is, without validating it; return also what is wrong with it, or nothing."""
+    try:
+        with RunDirectory(path).config.open("rb") as file:
+            return tomllib.load(file), ""
+    except OSError as error:
+        return {}, f"config.toml cannot be read ({error.strerror or error})"
+    except (ValueError, RecursionError):
+        return {}, "config.toml is not TOML"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read an object; nothing where the file is not there or damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def main_figure(results: Mapping[str, Any]) -> str:
+    """Name the figure that a run is judged by: pass@1, or the reward where it decides what passes."""
+    splits = results.get("splits")
+    splits = splits.values() if isinstance(splits, Mapping) else ()
+    by_reward = (isinstance(each, Mapping) and str(each.get("passes")).startswith("reward") for each in splits)
+    return "reward" if any(by_reward) else "pass@1"
+
+
+def scores_of(rows: tuple[Row, ...], figure: str, split: str = "average") -> list[Score]:
+    """Return a split's scores, evaluation after evaluation; bounds that are missing are the mean."""
+    found = []
+    for row in rows:
+        root = f"eval/{split}/{figure}"
+        mean = row.get(f"{root}/mean")
+        if mean is not None:
+            low, high = (row.values.get(f"{root}/ci95_{bound}", mean) for bound in ("low", "high"))
+            found.append(Score(figure, row.step, mean, low, high))
+    return found
+
+
+def duration(seconds: float) -> str:
+    """Write a time as people say it: ``4.8 s``, ``48 s``, ``4 min 40 s``, ``2 h 05 min``."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _state(run: RunDirectory, planned: int | None, results: Mapping[str, Any], status: Mapping[str, Any]) -> State:
+    """Tell what became of a run. One that left no word, as after ``kill -9``, is judged by what it left."""
+    said = next((state for state in _ENDED if status.get("status") == state), None)
+    held = is_held(run.path)
+    if held or (held is None and said is None):  # a run that is resumed has its last word still
+        return "running"
+    if said is None:
+        said = "finished" if planned is not None and results.get("iteration") == planned else "interrupted"
+    return "evaluated" if said == "finished" and planned == 0 else said
+
+
+def _iterations(seed_log: Path) -> int:
+    from esplug.checkpoints.seed_log import count  # which imports NumPy
+
+    try:
+        return count(seed_log)
+    except OSError:
+        return 0
+
+
+def _changed(run: RunDirectory) -> float:
+    times = [0.0]
+    for file in (run.config, run.seed_log, run.status, run.path / FILE_NAME, run.path / "results.json"):
+        try:
+            times.append(file.stat().st_mtime)
+        except OSError:
+            continue
+    return max(times)

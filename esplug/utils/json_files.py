@@ -1,0 +1,31 @@
+"""JSON files, written atomically and as strict JSON."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from esplug.utils import atomic_write as durable
+
+
+def write_json(path: Path, record: Mapping[str, Any], indent: int | None = None) -> None:
+    """Write a file, and the folder it is in.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    path.parent.mkdir(exist_ok=True)
+    text = json.dumps(strict_json(record), ensure_ascii=False, allow_nan=False, default=str, indent=indent)
+    durable.write(path, f"{text}\n".encode(errors="backslashreplace"))
+
+
+def strict_json(value: Any) -> Any:
+    """Make a value fit for strict JSON: numbers that are not finite become null, keys become text."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): strict_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict_json(item) for item in value]
+    return value

@@ -1,0 +1,69 @@
+"""Live progress on a terminal: members within the iteration, iterations within the run."""
+
+from contextlib import AbstractContextManager, ExitStack
+from types import TracebackType
+from typing import Any, Self
+
+from esplug.utils.console import get_console
+
+
+class LiveProgress(AbstractContextManager["LiveProgress"]):
+    """Two bars below the log lines; silent where standard output is not a terminal.
+
+    Args:
+        iterations: in the run.
+        done: of these, by an earlier process.
+        enabled: ``False`` where the user wants no console output.
+    """
+
+    def __init__(self, iterations: int, done: int = 0, *, enabled: bool) -> None:
+        self._iterations, self._done = iterations, done
+        self._enabled = enabled and get_console().is_terminal
+        self._bars: Any = None
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        if self._enabled:
+            from rich.progress import (
+                BarColumn,
+                MofNCompleteColumn,
+                Progress,
+                TextColumn,
+                TimeElapsedColumn,
+                TimeRemainingColumn,
+            )
+
+            columns = (
+                TextColumn("{task.description:<22}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+            )
+            self._bars = self._stack.enter_context(Progress(*columns, console=get_console(), transient=True))
+            self._run = self._bars.add_task(
+                "iterations", total=self._iterations, completed=self._done, visible=self._iterations > 0
+            )
+            self._step = self._bars.add_task("", total=1, visible=False)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+        self._bars = None
+
+    def begin(self, what: str, total: int) -> None:
+        """Start counting a phase: the members of an iteration, or the batches of an evaluation."""
+        if self._bars:
+            self._bars.reset(self._step, description=what, total=total, visible=True)
+
+    def advance(self) -> None:
+        """Count one member or batch."""
+        if self._bars:
+            self._bars.advance(self._step)
+
+    def iteration_done(self) -> None:
+        """Count one iteration."""
+        if self._bars:
+            self._bars.advance(self._run)

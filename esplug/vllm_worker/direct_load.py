@@ -1,0 +1,241 @@
+"""The short way into vLLM's model: weights are written as its layers keep them, and packed once.
+
+The long way, vLLM's ``reload_weights``, copies each of a checkpoint's tensors into its part of a layer's before that is
+packed, which on a CPU takes as long as making the noise; and it needs all weights on every tensor-parallel rank.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from esplug.weights.partition import Block
+
+if TYPE_CHECKING:
+    from esplug.weights.master import MasterWeights
+
+_PROBES = 4  # inputs by which packed weights, which nobody can read, are compared
+_SPARE = ("lm_head.weight", "rotary_emb.inv_freq")  # checkpoints may have these without need: tied, or computed
+Shape = tuple[int, ...]
+
+
+class UnmappedError(Exception):
+    """Why a model's weights cannot go the short way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where a checkpoint's tensors belong in the model of one tensor-parallel rank.
+
+    Attributes:
+        parts: by each parameter's name, the tensors of which it consists, end to end.
+        blocks: what the rank has of each of these.
+    """
+
+    parts: dict[str, tuple[str, ...]]
+    blocks: dict[str, Block]
+
+    @classmethod
+    def find(cls, model: torch.nn.Module, shapes: Mapping[str, Shape], rank: int) -> "Places":
+        """Go by vLLM's layers, and by the names that the model says it fuses.
+
+        Args:
+            model: of vLLM.
+            shapes: of the checkpoint's tensors.
+            rank: of this process in tensor parallelism.
+
+        Raises:
+            UnmappedError: there is a parameter of which this does not tell where it comes from.
+        """
+        fused: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
+        from vllm.model_executor.layers.attention import Attention
+
+        places = cls({}, {})
+        seen: set[int] = set()
+        for path, module in model.named_modules():
+            name = path.removesuffix(".base_layer")  # of a layer with adapters
+            if hasattr(module, "process_weights_after_loading") and not isinstance(module, Attention):
+                raise UnmappedError(f"{path} computes more from its weights than is known")
+            parent, _, leaf = name.rpartition(".")
+            # A bias comes before its weight, with which it is packed.
+            for kind, parameter in sorted(module.named_parameters(recurse=False)):
+                if id(parameter) in seen:  # tied
+                    continue
+                seen.add(id(parameter))
+                target, stored = f"{path}.{kind}", f"{name}.{kind}"
+                parts = [stored] if stored in shapes else [f"{parent}.{each}.{kind}" for each in fused.get(leaf, ())]
+                if not parts or not all(part in shapes for part in parts):
+                    raise UnmappedError(f"{target} has no counterpart in the checkpoint")
+                if any(part in places.blocks for part in parts):
+                    raise UnmappedError(f"{target} shares its weights with another parameter")
+                places.parts[target] = tuple(parts)
+                found = _blocks(target, module, kind, [shapes[part] for part in parts], rank)
+                places.blocks.update(zip(parts, found, strict=True))
+        for name in shapes.keys() - places.blocks.keys():
+            if not name.endswith(_SPARE):
+                raise UnmappedError(f"the checkpoint's {name} has no known place in the model")
+        return places
+
+
+class FastPath:
+    """Writes weights into vLLM's model, having proven with those that vLLM has loaded that it writes the same.
+
+    Args:
+        model: as vLLM has loaded it.
+        master: the same weights; of tensor-parallel ranks' each, the blocks of ``places``.
+        places: of the weights in the model.
+        dtype: the model's.
+
+    Raises:
+        UnmappedError: a parameter does not have the shape, or the model would not compute the same.
+            It must be given its weights by ``reload_weights`` then.
+    """
+
+    def __init__(self, model: torch.nn.Module, master: "MasterWeights", places: Places, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._packed: list[tuple[str, Any]] = []
+        self._in_place: dict[str, Callable[[], torch.Tensor]] = {}
+        self._finish: dict[str, Callable[[torch.Tensor], None]] = {}
+        try:
+            self._layout = master.fused(places.parts)
+            for target in places.parts:
+                self._add(model, master, target)
+            before = self._fingerprint(model)
+            self.write(master, None, 0.0)
+            after = self._fingerprint(model)
+        except torch.OutOfMemoryError:
+            raise
+        except (KeyError, ValueError, RuntimeError) as error:  # no floating point, or shapes that do not fit
+            raise UnmappedError(str(error)) from error
+        for name, value in before.items():
+            if value != after[name]:
+                raise UnmappedError(f"{name} would not be as vLLM has loaded it")
+
+    @torch.no_grad()
+    def write(self, master: "MasterWeights", member_seed: int | None, scale: float) -> None:
+        """Give the model ``master + scale * eps(member_seed)``; without a seed, the master itself."""
+        into = {target: parameter() for target, parameter in self._in_place.items()}
+        for name, tensor in master.perturbed(member_seed, scale, self._dtype, self._layout, into):
+            self._finish[name](tensor)
+        if master.device.type == "cuda":  # the model may run on another stream
+            torch.cuda.synchronize(master.device)
+
+    def _add(self, model: torch.nn.Module, master: "MasterWeights", target: str) -> None:
+        """Say where a parameter's weights are written, and what then is still to be done with them."""
+        from vllm.model_executor.layers.linear import UnquantizedLinearMethod
+        from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+
+        path, _, kind = target.rpartition(".")
+        module: Any = model.get_submodule(path)
+        method = getattr(module, "quant_method", None)
+        if kind == "weight" and hasattr(module, "cpu_linear") and isinstance(method, UnquantizedLinearMethod):
+            self._packed.append((target, module))
+            self._finish[target] = functools.partial(_pack_linear, module)
+            return
+        parameter, given = getattr(module, kind), self._layout.shapes[target]
+        wanted = tuple(parameter.shape)
+        if isinstance(module, VocabParallelEmbedding):  # which is padded
+            wanted = (min(given[0], wanted[0]), *wanted[1:])
+        if given != wanted:
+            raise ValueError(f"{target} has shape {wanted} instead of {given}")
+        outputs = _output_embeddings(model, parameter)
+        self._packed += [(target, layer) for layer in outputs]
+        if parameter.dtype == self._dtype and parameter.device == master.device and parameter.is_contiguous():
+            self._in_place[target] = lambda: getattr(module, kind).data[: given[0]] if given else parameter.data
+            self._finish[target] = lambda _: _pack_embeddings(outputs)
+        else:
+            self._finish[target] = functools.partial(_put, module, kind, outputs)
+
+    @torch.no_grad()
+    def _fingerprint(self, model: torch.nn.Module) -> dict[str, tuple[object, ...]]:
+        """Return what tells the model's parameters, and what those that are packed compute, from others."""
+        seen: dict[str, tuple[object, ...]] = {}
+        for name, parameter in model.named_parameters():
+            if parameter.numel():
+                seen[name] = (parameter.dtype, parameter.device, _checksum(parameter.data))
+        generator = torch.Generator().manual_seed(0)
+        for target, layer in self._packed:
+            inputs = torch.randn(_PROBES, self._layout.shapes[target][1], generator=generator).to(self._dtype)
+            outputs = layer.cpu_linear(inputs, layer.weight, getattr(layer, "bias", None))
+            seen[f"{target} (packed)"] = (_checksum(outputs),)
+        return seen
+
+
+def _checksum(tensor: torch.Tensor) -> object:
+    """Return what tells a tensor from others of its shape, without taking memory of its size."""
+    from esplug.weights.master import kernels_for
+
+    if tensor.is_floating_point() and tensor.itemsize <= 4 and tensor.is_contiguous():
+        kernels = kernels_for(tensor.device)
+        return kernels.checksum(kernels.flat(tensor), 0, "")
+    return tensor.tolist()
+
+
+def _blocks(target: str, module: Any, kind: str, shapes: Sequence[Shape], rank: int) -> list[Block]:
+    """Say what a rank has of the tensors that make up a parameter of one of vLLM's layers."""
+    from vllm.model_executor.layers import linear
+    from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+
+    size = getattr(module, "tp_size", 1)
+    rows: list[tuple[int, int]]
+    counted = [True] * len(shapes)
+    if size == 1 or (isinstance(module, linear.RowParallelLinear) and kind == "bias"):
+        return [Block.whole(shape, counted=rank == 0) for shape in shapes]
+    if isinstance(module, linear.RowParallelLinear) and kind == "weight" and len(shapes[0]) == 2:
+        width = shapes[0][1] // size
+        return [Block((0, shapes[0][0]), (rank * width, (rank + 1) * width))]
+    if isinstance(module, VocabParallelEmbedding):
+        rows = [(module.shard_indices.org_vocab_start_index, module.shard_indices.org_vocab_end_index)]
+    elif isinstance(module, linear.QKVParallelLinear):
+        shared = module.num_kv_head_replicas  # ranks that have the same keys and values
+        heights = [module.num_heads * module.head_size, module.num_kv_heads * module.head_size]
+        heights.append(module.num_kv_heads * module.v_head_size)
+        shards = [rank, rank // shared, rank // shared]
+        counted = [True, rank % shared == 0, rank % shared == 0]
+        rows = [(shard * height, (shard + 1) * height) for shard, height in zip(shards, heights, strict=True)]
+    elif isinstance(module, linear.ColumnParallelLinear):
+        if len(shapes) != len(getattr(module, "output_sizes", shapes)):
+            rows = []
+        else:
+            rows = [(rank * (shape[0] // size), (rank + 1) * (shape[0] // size)) for shape in shapes]
+    else:
+        rows = []
+    if len(rows) != len(shapes):
+        raise UnmappedError(f"{target} is spread over processes in a way that is not known")
+    whole = [Block.whole(shape) for shape in shapes]
+    return [Block(each, all_.columns, count) for each, all_, count in zip(rows, whole, counted, strict=True)]
+
+
+def _pack_linear(layer: Any, tensor: torch.Tensor) -> None:
+    """Give a linear layer its weight, of which it keeps a packed copy."""
+    layer.weight = torch.nn.Parameter(tensor, requires_grad=False)
+    layer.quant_method.process_weights_after_loading(layer)
+
+
+def _put(module: Any, kind: str, packed: list[Any], tensor: torch.Tensor) -> None:
+    """Give a layer a parameter that cannot be written in place."""
+    parameter = getattr(module, kind)
+    if kind == "bias" and hasattr(module, "cpu_linear") and parameter.dtype != tensor.dtype:
+        parameter.data = tensor  # it is made float32 for packed weights, with which it is packed once more
+    else:
+        parameter[: len(tensor)].copy_(tensor)
+    _pack_embeddings(packed)
+
+
+def _pack_embeddings(layers: list[Any]) -> None:
+    for layer in layers:
+        layer.quant_method.process_weights_after_loading(layer)
+
+
+def _output_embeddings(model: torch.nn.Module, parameter: torch.nn.Parameter) -> list[Any]:
+    """Find the layers that compute with a packed copy of these embeddings, tied or not."""
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+
+    layers = [
+        module
+        for module in model.modules()
+        if isinstance(module, VocabParallelEmbedding) and module.weight is parameter and hasattr(module, "cpu_linear")
+    ]
+    return [layer for layer in layers if isinstance(layer, ParallelLMHead)] or layers
