@@ -3,9 +3,9 @@ r"""How does it scale? The real scheduler on simulated clocks, and the real driv
     python benchmarks/scaling.py                 # both tables
     python benchmarks/scaling.py --record RUN    # take answer lengths and times from a run's directory
 
-``simulate`` drives :class:`esplug.engines.scheduler.Schedule`, the class that hands out work in every run, by a discrete-event
-clock. A member's answers have the lengths of a member of a real run, drawn with replacement, and take
-``a + b * longest + c * tokens`` seconds, fitted to that run. Efficiency is the time that n engines would need
+``simulate`` drives :class:`esplug.engines.scheduler.WorkScheduler`, the class that hands out work in every run,
+by a discrete-event clock. A member's answers have the lengths of a member of a real run, drawn with replacement, and
+take ``a + b * longest + c * tokens`` seconds, fitted to that run. Efficiency is the time that n engines would need
 without ever waiting, each member's weights written once and its batch answered whole, over the time that they take.
 ``reference`` hands members to n engines at a time and waits for the slowest.
 
@@ -31,7 +31,7 @@ from machine import processor
 from esplug.checkpoints.history import CatchUp, CaughtUp, History
 from esplug.engines.messages import Completion, EngineSettings, Generation, Sampling, Weights, Work
 from esplug.engines.pool import EnginePool, Job
-from esplug.engines.scheduler import Schedule
+from esplug.engines.scheduler import WorkScheduler
 from esplug.planning.placement import Plan
 
 RECORD = Path(__file__).parent / "results" / "answers.json"
@@ -83,7 +83,7 @@ def record(run: Path, path: Path) -> None:
 def ours(answers: Answers, members: Sequence[Sequence[int]], engines: int, mini_batch: int) -> float:
     """Return when the last of the members is done under esplug's schedule."""
     pieces = [[answers.seconds(row[at : at + mini_batch]) for at in range(0, len(row), mini_batch)] for row in members]
-    schedule = Schedule(range(len(pieces)), lambda job: len(pieces[job]))
+    schedule = WorkScheduler(range(len(pieces)), lambda job: len(pieces[job]))
     holds: dict[int, int] = {}
     events: list[tuple[float, int]] = []
     spent: dict[int, tuple[float, float]] = {}

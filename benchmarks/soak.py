@@ -4,7 +4,8 @@ r"""Faults let loose on real runs with a tiny model: how often each was tried, h
 
 Needs no model and no network. A run has survived if it, or its resumption, ended with the checksums, records and rows
 of metrics of an undisturbed run, and left no process behind. ``others`` are the faults that need no engine, which the
-tests in `tests/faults/` let loose as often here as there. Everything at once takes about an hour on two cores.
+tests in `tests/integration/faults/` let loose as often here as there. Everything at once
+takes about an hour on two cores.
 """
 
 import argparse
@@ -32,14 +33,14 @@ from rich.console import Console
 from rich.table import Table
 
 from esplug.checkpoints import seed_log
-from tests.faults import mishaps
-from tests.faults.conftest import Tally
-from tests.faults.harness import Desk, check, done, lost, occupied, reach
-from tests.faults.mishaps import interrupt
-from tests.tiny import make_tiny_model
+from tests.helpers.tiny import make_tiny_model
+from tests.integration.faults import mishaps
+from tests.integration.faults.conftest import Tally
+from tests.integration.faults.harness import Desk, check, done, lost, occupied, reach
+from tests.integration.faults.mishaps import interrupt
 
 LONGEST = 120  # iterations of the undisturbed run
-FOLDER = Path(__file__).parent.parent / "tests" / "faults"
+FOLDER = Path(__file__).parent.parent / "tests" / "integration" / "faults"
 #: What one attempt does: how many faults it is, and how to do it, which returns what was lost.
 Attempt = tuple[int, Callable[[], Counter[str]]]
 AGAIN = "rows computed again"

@@ -24,7 +24,7 @@ from machine import processor
 
 from esplug.engines.pool import EnginePool
 from esplug.trainer import EvolutionStrategiesTrainer
-from tests.tiny import make_tiny_model
+from tests.helpers.tiny import make_tiny_model
 
 PROMPTS = [f"Question number {number} of a batch, which asks for something." for number in range(32)]
 SMALL = Path(__file__).parent.parent / "models" / "SmolLM2-135M-Instruct"

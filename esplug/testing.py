@@ -11,8 +11,8 @@ return them, as a list of :class:`Check`.
 
 from collections.abc import Mapping
 
-from esplug.authoring.conformance import Check
 from esplug.authoring.conformance.answers import Gold
+from esplug.authoring.conformance.checklist import Check
 from esplug.authoring.conformance.loggers import logger_checks
 from esplug.authoring.conformance.shapings import shaping_checks
 from esplug.authoring.conformance.tasks import task_checks

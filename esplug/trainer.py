@@ -19,7 +19,7 @@ from esplug.checkpoints.starting_model import starting_model
 from esplug.config.run_config import RunConfig, make_config
 from esplug.data.batches import Batches
 from esplug.data.prompt_encoder import PromptEncoder
-from esplug.data.prompts import Batch, Questions
+from esplug.data.prompts import Batch, PromptBuilder
 from esplug.doctor.installation import require_installation
 from esplug.engines.cluster import Cluster
 from esplug.engines.messages import EngineSettings, Generation, Sampling, Weights
@@ -30,12 +30,12 @@ from esplug.es.update import FloatArray, coefficients
 from esplug.evaluation.evaluator import Evaluator
 from esplug.evaluation.figures import Evaluation
 from esplug.hookspecs import Prompt
-from esplug.loggers import LoggerSet
+from esplug.loggers.logger_set import LoggerSet
 from esplug.planning import shared_prefix as prefix
 from esplug.planning.memory import cpu_items, cpu_kv_cache_most
 from esplug.planning.placement import plan_engines
-from esplug.plugins import registry as plugins
-from esplug.rewards.anomalies import UNDEFINED, Watch
+from esplug.plugins import registry
+from esplug.rewards.anomalies import UNDEFINED, AnomalyReporter
 from esplug.rewards.pool import PendingRewards, RewardPool
 from esplug.runs.directory import RunDirectory, environment
 from esplug.runs.metrics import PopulationResult, iteration_record, train_metrics
@@ -141,7 +141,7 @@ class EvolutionStrategiesTrainer:
         self.eval_dataloader_dict = dict(eval_dataloader_dict or {})
         self.evaluations: list[Evaluation] = []
         self.checksum = 0
-        self._watch = Watch()
+        self._watch = AnomalyReporter()
         self._under_way = False
 
     # --- the loop ---------------------------------------------------------------------------------------
@@ -303,7 +303,7 @@ class EvolutionStrategiesTrainer:
         else:
             RunDirectory.check(asked)
         config, first = self.config, len(log.steps) if log else 0
-        self._shape = plugins.load("shaping", config.reward_shaping).shape
+        self._shape = registry.load("shaping", config.reward_shaping).shape
         self.loggers = LoggerSet(config.logging)
         self._model = starting_model(
             config.model_name,
@@ -327,7 +327,7 @@ class EvolutionStrategiesTrainer:
         stack.callback(cluster.close)
         self._plan = plan_engines(config, cluster.resources(), self._engine_bytes)
         encoder = loading.result()
-        self._questions = Questions(encoder, self.template_function)
+        self._questions = PromptBuilder(encoder, self.template_function)
         splits = {name: self._questions.split(name, loader) for name, loader in self.eval_dataloader_dict.items()}
         asked_together = [split.prompts for split in splits.values()]
         train_data = None

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from esplug.utils.console import get_console
-from tests.tiny import make_tiny_model
+from tests.helpers.tiny import make_tiny_model
 
 # Triton asks once, when it is imported, whether to run kernels by its interpreter: on the CPU.
 _before = os.environ.get("TRITON_INTERPRET", "0")

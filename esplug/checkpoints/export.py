@@ -1,6 +1,6 @@
 """Making the model of any iteration from its base and the seed log, without vLLM, Ray or a GPU.
 
-The checksum in the log proves the weights before the folder appears; :mod:`esplug.checkpoints.replay` says how they come about.
+The log's checksum is verified before the folder appears. See :mod:`esplug.checkpoints.replay` for the computation.
 """
 
 import os

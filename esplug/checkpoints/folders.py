@@ -18,7 +18,7 @@ from typing import Any
 
 from esplug.checkpoints.base_model import MODEL_FILES
 from esplug.errors import RunError, UserError
-from esplug.utils import atomic_write as durable
+from esplug.utils import atomic_write
 from esplug.utils.cores import usable_cores
 from esplug.utils.text import one_line
 
@@ -72,11 +72,11 @@ def save_model(save_weights: Callable[[Path], None], base: Path, target: Path) -
             weights.chmod(mode)
         (temporary / MANIFEST).write_bytes(_manifest(temporary))
         for path in (*temporary.iterdir(), temporary):
-            durable.sync(path)
+            atomic_write.sync(path)
         if target.exists():
             target.rename(outdated)
         temporary.rename(target)
-        durable.sync(target.parent)
+        atomic_write.sync(target.parent)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, OSError):

@@ -8,10 +8,10 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import esplug
 from esplug.checkpoints.seed_log import FILE_NAME, Header
 from esplug.config.run_config import RunConfig, panel_of, read_toml
 from esplug.errors import UserError
@@ -48,7 +48,7 @@ def model_card(
         _front_matter(base_id, base_card),
         f"# {name}",
         f"`{base}` after {iteration} {'iteration' if iteration == 1 else 'iterations'} of fine-tuning with Evolution "
-        f"Strategies, by esplug {esplug.__version__}: no backpropagation, only "
+        f"Strategies, by esplug {version('esplug')}: no backpropagation, only "
         f"random perturbations of {_perturbed(header)} and the rewards of the answers that they give.",
         _table(("", ""), _facts(header, base, settings, iteration, checksum, dtype)),
         *_evaluation(run, iteration),

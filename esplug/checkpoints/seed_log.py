@@ -43,7 +43,7 @@ from esplug.es.members import population
 from esplug.es.update import momentum_weights
 from esplug.noise.full_rank import float32
 from esplug.noise.low_rank import scale
-from esplug.utils import atomic_write as durable
+from esplug.utils import atomic_write
 
 FILE_NAME = "seeds.log"
 FORMAT, VERSION = "esplug-seed-log", 3
@@ -204,7 +204,7 @@ class SeedLog:
         line = _header_line(header)
         if path.exists():
             raise UserError(f"{path}: exists; continue that run, or start one in another directory")
-        durable.write(path, line)  # so that a log, if there is one, has a whole header
+        atomic_write.write(path, line)  # so that a log, if there is one, has a whole header
         return cls(path, Recorded(header, [], False), len(line))
 
     @classmethod

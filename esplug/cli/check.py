@@ -13,7 +13,7 @@ from esplug.utils.console import get_console
 from esplug.utils.text import brief, suggest
 
 if TYPE_CHECKING:
-    from esplug.authoring.conformance import Check
+    from esplug.authoring.conformance.checklist import Check
 
 _NAME = 31  # columns for the name of a check
 
@@ -84,7 +84,7 @@ def _named(kind: Kind | None, name: str) -> tuple[Kind, str]:
     Raises:
         UserError: the kind is not told.
     """
-    from esplug.authoring.scaffold import without_prefix
+    from esplug.authoring.scaffold.new_plugin import without_prefix
 
     told, short = without_prefix(name)
     if told is None or any(plugin.name == name for plugin in list_plugins()):

@@ -33,7 +33,7 @@ def init(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Write a new plugin package that works as it is: hooks, tests, README, CI that publishes."""
-    from esplug.authoring.scaffold import NewPlugin
+    from esplug.authoring.scaffold.new_plugin import NewPlugin
 
     plugin = NewPlugin.named(kind.value, name)
     try:

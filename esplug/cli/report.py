@@ -27,13 +27,13 @@ def report(
     from esplug.report.page import render
     from esplug.report.run_data import read_runs
     from esplug.report.text import visible
-    from esplug.utils import atomic_write as durable
+    from esplug.utils import atomic_write
 
     page = output or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
     found = read_runs(runs)
     panels = compared(found) if len(found) > 1 else of_one(found[0])
     try:
-        durable.write(page, render(found, panels).encode(errors="backslashreplace"))
+        atomic_write.write(page, render(found, panels).encode(errors="backslashreplace"))
     except OSError as error:
         raise UserError(f"{page}: cannot be written ({error.strerror or error}); name a file with --output") from error
     print(visible(str(page)))

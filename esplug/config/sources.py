@@ -8,7 +8,7 @@ from esplug.config.recipes import RECIPES
 
 
 @dataclass(frozen=True, slots=True)
-class Merged:
+class MergedSettings:
     """What layers come to.
 
     Attributes:
@@ -22,7 +22,7 @@ class Merged:
     option_origins: dict[str, str]
 
 
-def merge(layers: Mapping[str, Mapping[str, Any]]) -> Merged:
+def merge(layers: Mapping[str, Mapping[str, Any]]) -> MergedSettings:
     """Merge settings; later layers win.
 
     Where a layer names a recipe, that decides alpha and its schedule, whatever earlier layers say; where it makes a
@@ -51,7 +51,7 @@ def merge(layers: Mapping[str, Mapping[str, Any]]) -> Merged:
                 value = _joined(merged[key], value) if key in merged else value
             merged[key] = value
             origins[key] = origin if key in layer else f"recipe {layer['recipe']}"
-    return Merged(merged, {key: origins[key] for key in merged}, option_origins)
+    return MergedSettings(merged, {key: origins[key] for key in merged}, option_origins)
 
 
 def read_options(value: Any) -> dict[str, Any]:

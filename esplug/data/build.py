@@ -11,7 +11,7 @@ from typing import Any
 from esplug.data.readers import Rows, load_commit, load_repository
 from esplug.errors import PluginError, UserError
 from esplug.hookspecs import HubSource, Row
-from esplug.plugins import registry as plugins
+from esplug.plugins import registry
 from esplug.plugins.registry import PluginInfo
 from esplug.utils.hub import hub_revision
 from esplug.utils.text import cause
@@ -86,13 +86,13 @@ def build(name: str, out: Path, source: Path | None = None, force: bool = False)
         UserError: a folder is there already, or a source cannot be had.
         PluginError: there is no such data set, or its plugin fails.
     """
-    plugin = plugins.find("dataset", name)
+    plugin = registry.find("dataset", name)
     taken = [folder for folder in folders(name, out) if folder.exists()]
     if taken and not force:
         raise UserError(f"{taken[0]} exists already; --force replaces it, --out writes elsewhere")
     fetcher = _Fetcher(source)
-    hooks = plugins.load("dataset", name)
-    with plugins.blame(plugin, "build"):
+    hooks = registry.load("dataset", name)
+    with registry.blame(plugin, "build"):
         made = hooks.build(fetch=fetcher)
     parts = _checked(plugin, made)
     staged = {}

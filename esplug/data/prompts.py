@@ -15,7 +15,7 @@ Batch: TypeAlias = tuple[Sequence[Any], Sequence[Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Questions:
+class PromptBuilder:
     """Asks questions the way the task asks them.
 
     Attributes:

@@ -10,7 +10,7 @@ from esplug.checkpoints.seed_log import read
 from esplug.config.run_config import RunConfig
 from esplug.data.batches import Batch, Batches, load_batch_source, load_eval_splits
 from esplug.data.prompt_encoder import PromptEncoder
-from esplug.data.prompts import Questions
+from esplug.data.prompts import PromptBuilder
 from esplug.doctor.installation import version_of
 from esplug.doctor.machine import nearest_folder
 from esplug.doctor.memory_table import memory_table
@@ -108,7 +108,7 @@ def _show_data(config: RunConfig, task: Task, data: Data, folder: Path | None) -
 def _lengths(encoder: PromptEncoder | None, task: Task, questions: Sequence[Any]) -> str:
     if encoder is None:
         return ""
-    lengths = [len(ids) for ids in Questions(encoder, task.template).encode(questions)]
+    lengths = [len(ids) for ids in PromptBuilder(encoder, task.template).encode(questions)]
     return f", {sum(lengths) / len(lengths):.0f} tokens a prompt on average, {max(lengths):,} at most"
 
 

@@ -13,13 +13,13 @@ from esplug.errors import UserError
 from esplug.planning import shared_prefix as prefix
 from esplug.planning.adapter_sizes import adapter_options
 from esplug.planning.memory import on_gpu
-from esplug.planning.placement import CPU_MEMORY_SHARE, GPU_KV_CACHE_MIN, OnGpu
+from esplug.planning.placement import CPU_MEMORY_SHARE, GPU_KV_CACHE_MIN, GpuFootprint
 from esplug.utils.cores import usable_cores
 from esplug.utils.free_memory import free_memory
 from esplug.utils.text import one_line
 from esplug.vllm_worker.detokenizer import Detokenizer, Stops
 from esplug.vllm_worker.heartbeat import Heartbeat
-from esplug.vllm_worker.scheduler_patch import LightBookkeeping
+from esplug.vllm_worker.scheduler_patch import SchedulerPatch
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
@@ -65,7 +65,7 @@ class Engine:
         self._heartbeat = Heartbeat()
         self._low_rank: int | None = None
         self._prefix_caching = True
-        self._bookkeeping: LightBookkeeping | None = None
+        self._bookkeeping: SchedulerPatch | None = None
 
     def location(self) -> tuple[str, int]:
         """Return this node's id and its free memory in bytes."""
@@ -137,7 +137,7 @@ class Engine:
             **extra,
         )
         if self.light_bookkeeping:
-            self._bookkeeping = LightBookkeeping(self._llm.llm_engine.engine_core.engine_core.scheduler)
+            self._bookkeeping = SchedulerPatch(self._llm.llm_engine.engine_core.engine_core.scheduler)
         step = self._llm.llm_engine.step
         self._llm.llm_engine.step = lambda: self._step(step)
         room = (1 - share_of_memory) / settings.engines_per_gpu
@@ -322,7 +322,7 @@ def _made(kind: Callable[..., Any], settings: EngineSettings, **options: Any) ->
         raise
 
 
-def _on_gpu(settings: EngineSettings) -> tuple[OnGpu, int]:
+def _on_gpu(settings: EngineSettings) -> tuple[GpuFootprint, int]:
     """Return what an engine takes of a GPU, and the memory of that."""
     import torch
 

@@ -10,7 +10,7 @@ START_TIMEOUT = 300.0
 
 
 @dataclass(slots=True, eq=False)
-class Seat:
+class EngineSlot:
     """An engine's place: who sits there, on which of its machine's cores, when it was last heard of and asked."""
 
     index: int
@@ -30,7 +30,7 @@ class Seat:
         self.gone, self.silent_for = False, None
 
 
-class Lookout:
+class LivenessMonitor:
     """Asks engines for signs of life while others wait for their work, and kills those that give none.
 
     Args:
@@ -38,7 +38,7 @@ class Lookout:
         timeout: seconds without progress after which an engine is killed.
     """
 
-    def __init__(self, seats: Sequence[Seat], timeout: float) -> None:
+    def __init__(self, seats: Sequence[EngineSlot], timeout: float) -> None:
         self._seats, self._timeout = seats, timeout
         self._interval = min(30.0, timeout / 10)  # between signs of life, in seconds
         self._listened = time.monotonic()
@@ -62,7 +62,7 @@ class Lookout:
             for seat in self._seats:
                 self._listen(seat)
 
-    def _hear(self, seat: Seat) -> None:
+    def _hear(self, seat: EngineSlot) -> None:
         """Note a sign of life: when the engine last got on with its work."""
         import ray
 
@@ -74,7 +74,7 @@ class Lookout:
             pass
         seat.pulse = None
 
-    def _listen(self, seat: Seat) -> None:
+    def _listen(self, seat: EngineSlot) -> None:
         """Ask an engine for a sign of life, and kill it if it has not given one for too long."""
         import ray
 

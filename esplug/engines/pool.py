@@ -10,9 +10,9 @@ from typing import Any, Generic, TypeVar
 
 from esplug.checkpoints.history import CaughtUp, History
 from esplug.engines.actor import Engine, memory_share
-from esplug.engines.liveness import Lookout, Seat
+from esplug.engines.liveness import EngineSlot, LivenessMonitor
 from esplug.engines.messages import EngineSettings, Generation, Sampling, Weights
-from esplug.engines.scheduler import Piece, Schedule
+from esplug.engines.scheduler import Piece, WorkScheduler
 from esplug.errors import RunError, UserError
 from esplug.planning.placement import Plan, cpu_kv_cache_bytes
 from esplug.utils.console import get_console
@@ -79,8 +79,8 @@ class EnginePool:
         self.restarts = 0
         self._settings, self._engine_bytes, self._kv_cache_most = settings, engine_bytes, kv_cache_most
         self._folder, self._max_restarts = folder, max_restarts
-        self._seats: list[Seat] = []
-        self._lookout = Lookout(self._seats, timeout)
+        self._seats: list[EngineSlot] = []
+        self._lookout = LivenessMonitor(self._seats, timeout)
         self._placement: Any = None
         self._history = History(0)
 
@@ -110,7 +110,7 @@ class EnginePool:
                 f"Ray found no room for {self.plan.describe()} within 60 s; is another run using it?"
             ) from error
         for index in range(self.plan.n_engines):
-            self._seats.append(Seat(index, None))
+            self._seats.append(EngineSlot(index, None))
             self._occupy(self._seats[-1])
         self._share_machines()
         starting = [(seat, self._start(seat)) for seat in self._seats]
@@ -126,9 +126,9 @@ class EnginePool:
         """
         import ray
 
-        schedule: Schedule[Job[Key]] = Schedule(jobs, _pieces)
+        schedule: WorkScheduler[Job[Key]] = WorkScheduler(jobs, _pieces)
         idle = deque(self._seats)
-        running: dict[Any, tuple[Seat, Piece[Job[Key]] | None]] = {}  # without a piece, an engine is starting
+        running: dict[Any, tuple[EngineSlot, Piece[Job[Key]] | None]] = {}  # without a piece, an engine is starting
         answered: dict[Key, dict[int, list[Generation]]] = {}  # by a job's first key, and piece
         raised: set[tuple[Key, int]] = set()
         prompts = _Prompts()
@@ -213,7 +213,7 @@ class EnginePool:
 
     # --- starting and replacing -------------------------------------------------------------------------
 
-    def _occupy(self, seat: Seat) -> None:
+    def _occupy(self, seat: EngineSlot) -> None:
         """Put a new process in a seat; it does nothing yet."""
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -238,7 +238,7 @@ class EnginePool:
                 here, share = neighbours[node], memory_share(self._settings)
                 seat.kv_cache = cpu_kv_cache_bytes(free, share, here, self._engine_bytes, self._kv_cache_most)
 
-    def _location(self, seat: Seat) -> tuple[str, int]:
+    def _location(self, seat: EngineSlot) -> tuple[str, int]:
         """Return an engine's machine and that machine's free memory; here an engine has not yet begun to load."""
         import ray
 
@@ -250,11 +250,11 @@ class EnginePool:
             else:
                 return location
 
-    def _start(self, seat: Seat) -> Any:
+    def _start(self, seat: EngineSlot) -> Any:
         most = self.plan.cores_per_engine if self._settings.device == "cpu" else None
         return seat.actor.start.remote(self._settings, seat.cores, most, seat.kv_cache, self._history.catch_up())
 
-    def _started(self, seat: Seat, ref: Any) -> CaughtUp:
+    def _started(self, seat: EngineSlot, ref: Any) -> CaughtUp:
         """Wait for a first start. One that raises would do so again; one that died may have better luck."""
         import ray
 
@@ -267,7 +267,7 @@ class EnginePool:
         seat.ready = True
         return caught_up
 
-    def _replace(self, seat: Seat, error: Exception) -> Any:
+    def _replace(self, seat: EngineSlot, error: Exception) -> Any:
         """Start a new engine in the seat of one that failed. Returns what to wait for.
 
         Raises:
@@ -276,7 +276,7 @@ class EnginePool:
         self._vacate(seat, error)
         return self._start(seat)
 
-    def _vacate(self, seat: Seat, error: Exception) -> None:
+    def _vacate(self, seat: EngineSlot, error: Exception) -> None:
         """Put a new process in the seat of an engine that failed.
 
         Raises:
@@ -298,7 +298,7 @@ class EnginePool:
             ray.kill(seat.actor)
         self._occupy(seat)
 
-    def _revive(self, seat: Seat, error: Exception) -> CaughtUp:
+    def _revive(self, seat: EngineSlot, error: Exception) -> CaughtUp:
         """Replace an engine and wait until the new one has caught up."""
         import ray
 
@@ -312,7 +312,7 @@ class EnginePool:
                 self._welcome(seat, caught_up)
                 return caught_up
 
-    def _welcome(self, seat: Seat, caught_up: CaughtUp) -> None:
+    def _welcome(self, seat: EngineSlot, caught_up: CaughtUp) -> None:
         """See that a replacement has the weights of the others."""
         seat.ready = True
         for folder, reason in caught_up.damaged:
@@ -329,14 +329,14 @@ class EnginePool:
 
     # --- asking and waiting -----------------------------------------------------------------------------
 
-    def _ask(self, seats: Sequence[Seat], method: str, *arguments: Any) -> list[Any]:
+    def _ask(self, seats: Sequence[EngineSlot], method: str, *arguments: Any) -> list[Any]:
         """Call a method of several engines at once; one that fails is replaced and asked again, once if it raised."""
         import ray
 
-        def ask(seat: Seat) -> Any:
+        def ask(seat: EngineSlot) -> Any:
             return getattr(seat.actor, method).remote(*arguments)
 
-        def answer(seat: Seat, ref: Any) -> Any:
+        def answer(seat: EngineSlot, ref: Any) -> Any:
             raised = False
             while True:
                 try:
@@ -383,14 +383,14 @@ class EnginePool:
             for seat, own in zip(self._seats, tensors, strict=True)
         }
 
-    def _failure(self, seat: Seat, error: Exception, more: str = "") -> Exception:
+    def _failure(self, seat: EngineSlot, error: Exception, more: str = "") -> Exception:
         """Make the error that ends the run."""
         cause = getattr(error, "cause", None)
         if isinstance(cause, UserError):
             return cause
         return RunError(f"engine {seat.index} {self._what_happened(seat, error)}{more}{self._log_tail(seat)}")
 
-    def _what_happened(self, seat: Seat, error: Exception) -> str:
+    def _what_happened(self, seat: EngineSlot, error: Exception) -> str:
         import ray
 
         if seat.silent_for:
@@ -401,10 +401,10 @@ class EnginePool:
             return f"failed ({type(cause).__name__}: {lines[-1].strip() if lines else 'no message'})"
         return "ran out of memory and was killed" if isinstance(error, ray.exceptions.OutOfMemoryError) else "died"
 
-    def _log(self, seat: Seat) -> Path:
+    def _log(self, seat: EngineSlot) -> Path:
         return self._folder / "logs" / f"engine-{seat.index}.log"
 
-    def _log_tail(self, seat: Seat, lines: int = 15) -> str:
+    def _log_tail(self, seat: EngineSlot, lines: int = 15) -> str:
         path = self._log(seat)
         try:
             tail = path.read_text(errors="replace").splitlines()[-lines:]

@@ -25,7 +25,7 @@ class Piece(Generic[Job]):
     of: _Begun[Job]
 
 
-class Schedule(Generic[Job]):
+class WorkScheduler(Generic[Job]):
     """Hands out the pieces of jobs, each to whichever engine asks.
 
     Switching an engine to a job's weights takes time. So an engine that has begun a job goes on with it until no

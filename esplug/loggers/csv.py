@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from esplug.hookspecs import hookimpl
 from esplug.loggers.resumed import rows_before
-from esplug.utils import atomic_write as durable
+from esplug.utils import atomic_write
 
 if TYPE_CHECKING:
     from esplug.config.run_config import RunConfig
@@ -43,10 +43,10 @@ class CsvLogger:
                 rows = [*csv.DictReader(file), row]
             self._write([*self._columns, *new], rows)
         else:
-            durable.append(self._path, _text([_cells(self._columns, row)]))
+            atomic_write.append(self._path, _text([_cells(self._columns, row)]))
 
     def _write(self, columns: list[str], rows: Iterable[Mapping[str, Any]]) -> None:
-        durable.write(self._path, _text([columns, *(_cells(columns, row) for row in rows)]))
+        atomic_write.write(self._path, _text([columns, *(_cells(columns, row) for row in rows)]))
         self._columns = columns
 
 

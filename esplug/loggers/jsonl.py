@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from esplug.hookspecs import hookimpl
 from esplug.loggers.metrics_file import FILE_NAME
 from esplug.loggers.resumed import is_logged_again, read_row
-from esplug.utils import atomic_write as durable
+from esplug.utils import atomic_write
 from esplug.utils.json_files import strict_json
 
 if TYPE_CHECKING:
@@ -44,16 +44,16 @@ class JsonlLogger:
         if replaced:  # put aside first, so that a kill in between loses nothing
             aside = self._path.with_name("metrics.replaced.jsonl")
             before = aside.read_bytes().splitlines() if aside.exists() else []
-            durable.write(aside, _text([*before, *replaced]))
+            atomic_write.write(aside, _text([*before, *replaced]))
         if _text(kept) != data:
-            durable.write(self._path, _text(kept))
+            atomic_write.write(self._path, _text(kept))
 
     @hookimpl
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append a row."""
         values = {name: value if isinstance(value, int) else float(value) for name, value in metrics.items()}  # NumPy's
         row = {"step": step, "time": time.time(), **strict_json(values)}
-        durable.append(self._path, json.dumps(row, allow_nan=False).encode() + b"\n")
+        atomic_write.append(self._path, json.dumps(row, allow_nan=False).encode() + b"\n")
 
 
 def _is_replaced(line: bytes, config: "RunConfig", iteration: int) -> bool:

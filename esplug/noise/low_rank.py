@@ -2,12 +2,12 @@
 
 A member perturbs the weight of every linear layer, a matrix of ``out`` rows and ``in`` columns, by ``scale * eps`` with
 ``eps = B A / sqrt(r)`` (EGGROLL, arXiv 2511.16652): ``A`` has ``r`` rows of ``in`` and ``B`` has ``out`` rows of ``r``
-elements, both of the noise of :mod:`esplug.noise.full_rank`, so that each element of ``eps`` has mean 0 and variance 1 again.
+elements, both of the noise of :mod:`.full_rank`, so that each element of ``eps`` has mean 0 and variance 1 again.
 Factors are tensors of noise like any other, under the names that they have in adapter files: ``NAME.lora_A`` and
 ``NAME.lora_B``.
 Embeddings, output embeddings, norms and biases are left as they are.
 
-Noise is an integer from -510 to 510 times :data:`esplug.noise.full_rank.SCALE`, so ``B A`` is summed up as integers, exactly and
+Noise is an integer from -510 to 510 times :data:`esplug.noise.SCALE`, so ``B A`` is summed up as integers, exactly and
 in any order as long as they stay below ``2**24``, which rank 64 does. Rounding begins with the product of that sum and
 a coefficient: the update is the exact sum of outer products, and the same on any device.
 """

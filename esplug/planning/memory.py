@@ -17,13 +17,13 @@ from esplug.planning.placement import (
     CPU_KV_CACHE_MAX,
     CPU_MEMORY_SHARE,
     GPU_ACTIVATIONS,
-    OnGpu,
+    GpuFootprint,
     Plan,
     cpu_kv_cache_bytes,
     element_bytes,
     gpu_master_room,
 )
-from esplug.weights.partition import Block
+from esplug.weights.partition import TensorBlock
 
 Place: TypeAlias = Literal["memory", "GPU"]
 
@@ -165,7 +165,7 @@ def cpu_kv_cache_most(model: Path, config: RunConfig) -> int:
     return _CPU_ANSWERS * config.n_gpu_per_vllm_engine * blocks * prefix.LEAST * per_token
 
 
-def on_gpu(model: Path, dtype: str, master_dtype: str, low_rank: int | None, members: int, ranks: int) -> OnGpu:
+def on_gpu(model: Path, dtype: str, master_dtype: str, low_rank: int | None, members: int, ranks: int) -> GpuFootprint:
     """Return what one engine takes of each of its GPUs.
 
     Args:
@@ -178,10 +178,10 @@ def on_gpu(model: Path, dtype: str, master_dtype: str, low_rank: int | None, mem
     """
     width = element_bytes(dtype)
     adapters = width * adapter_elements(model, low_rank, members) if low_rank else 0
-    return OnGpu(width * weights_size(model)[1] // ranks, adapters, master_bytes(model, master_dtype) // ranks)
+    return GpuFootprint(width * weights_size(model)[1] // ranks, adapters, master_bytes(model, master_dtype) // ranks)
 
 
-def master_bytes(model: Path, master_dtype: str, blocks: Mapping[str, Block] | None = None) -> int:
+def master_bytes(model: Path, master_dtype: str, blocks: Mapping[str, TensorBlock] | None = None) -> int:
     """Return the size of a model's master weights.
 
     Args:
@@ -190,7 +190,7 @@ def master_bytes(model: Path, master_dtype: str, blocks: Mapping[str, Block] | N
         blocks: what is kept of tensors of which only a part is.
     """
     parts = blocks or {}
-    kept = (parts.get(name, Block.whole(shape)).of(shape) for name, shape in read_shapes(model).items())
+    kept = (parts.get(name, TensorBlock.whole(shape)).of(shape) for name, shape in read_shapes(model).items())
     return (4 if master_dtype == "float32" else widest(model)) * sum(map(math.prod, kept))
 
 

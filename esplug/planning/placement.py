@@ -133,7 +133,7 @@ def cpu_kv_cache_bytes(free: int, share: float, engines_here: int, engine_bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class OnGpu:
+class GpuFootprint:
     """Bytes of one engine on each of its GPUs.
 
     Attributes:

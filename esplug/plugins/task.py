@@ -9,7 +9,7 @@ import pluggy
 from esplug.config.run_config import make_config
 from esplug.errors import PluginError, UserError
 from esplug.hookspecs import Prompt, Reward, Row
-from esplug.plugins import registry as plugins
+from esplug.plugins import registry
 from esplug.plugins.registry import PluginInfo
 from esplug.utils.text import cause, suggest
 
@@ -41,12 +41,12 @@ class Task:
         Raises:
             PluginError: the task cannot be loaded, does not take an option, or takes it in another type.
         """
-        return cls.wrap(plugins.find("task", name), plugins.load("task", name), options)
+        return cls.wrap(registry.find("task", name), registry.load("task", name), options)
 
     @classmethod
     def wrap(cls, info: PluginInfo, relay: pluggy.HookRelay, options: Mapping[str, object] | None = None) -> "Task":
         """Make a task from hooks that are already loaded, for example an uninstalled plugin under test."""
-        with plugins.blame(info, "options"):
+        with registry.blame(info, "options"):
             declared = dict(relay.options() or {})
         return cls(info, relay, _filled_in(info, declared, options or {}))
 
@@ -65,7 +65,7 @@ class Task:
             UserError: the task refuses the value of an option.
             PluginError: they are no valid configuration, which is no fault of the user's.
         """
-        with plugins.blame(self.info, "defaults"):
+        with registry.blame(self.info, "defaults"):
             recommended = dict(self.relay.defaults(options=self.options) or {})
         try:
             make_config(recommended)
@@ -82,7 +82,7 @@ class Task:
             UserError: the task refuses the path or the value of an option.
         """
         rows: Sequence[Row] | Mapping[str, Sequence[Row]] | None
-        with plugins.blame(self.info, "load_rows"):
+        with registry.blame(self.info, "load_rows"):
             rows = self.relay.load_rows(split=split, path=path, options=self.options)
         return rows
 
@@ -93,7 +93,7 @@ class Task:
             UserError: the rows lack a column, or the task refuses a value.
             PluginError: the hook returns something else than two lists of length B.
         """
-        with plugins.blame(self.info, "collate"):
+        with registry.blame(self.info, "collate"):
             try:
                 pair = self.relay.collate(batch=rows, options=self.options)
             except KeyError as error:
@@ -114,7 +114,7 @@ class Task:
         Raises:
             PluginError: the hook fails or returns neither.
         """
-        with plugins.blame(self.info, "template"):
+        with registry.blame(self.info, "template"):
             prompt: Prompt = self.relay.template(question=question, options=self.options)
         if not (isinstance(prompt, str) or _are_messages(prompt)):
             raise PluginError(

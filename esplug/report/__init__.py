@@ -1,1 +1,4 @@
-"""``esplug report``: one page of figures, samples and settings of one run or several."""
+"""`esplug report`: one HTML page with the figures, samples and settings of one or several runs.
+
+Runs in the driver and reads run directories only. May import :mod:`esplug.runs` and below, but no engines.
+"""

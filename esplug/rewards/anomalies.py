@@ -11,7 +11,7 @@ from esplug.utils.console import get_console
 UNDEFINED = "error:NaN"
 
 
-class Watch:
+class AnomalyReporter:
     """Says each thing once."""
 
     def __init__(self) -> None:

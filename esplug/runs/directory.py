@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from esplug.config.run_config import RunConfig
 from esplug.errors import RunError, UserError
-from esplug.utils import atomic_write as durable
+from esplug.utils import atomic_write
 from esplug.utils.cores import usable_cores
 from esplug.utils.file_lock import holder, locked
 from esplug.utils.json_files import write_json
@@ -117,7 +117,7 @@ class RunDirectory:
 
     def write_config(self, config: RunConfig) -> None:
         """Write the settings."""
-        durable.write(self.config, config.to_toml().encode())
+        atomic_write.write(self.config, config.to_toml().encode())
 
     def write_evaluation(self, split: str, iteration: int, record: Mapping[str, Any]) -> None:
         """Write one split's samples and figures."""

@@ -14,7 +14,7 @@ from esplug.config.run_config import RunConfig
 from esplug.engines.pool import EnginePool
 from esplug.errors import RunError
 from esplug.evaluation.figures import Evaluation
-from esplug.loggers import LoggerSet
+from esplug.loggers.logger_set import LoggerSet
 from esplug.runs.directory import RunDirectory
 from esplug.utils.console import get_console
 from esplug.utils.json_files import write_json

@@ -15,7 +15,7 @@ from esplug.data.splits import EvaluationSplit
 from esplug.errors import UserError
 from esplug.evaluation.figures import Evaluation, SplitEvaluation
 from esplug.runs.directory import RunDirectory
-from esplug.utils import atomic_write as durable
+from esplug.utils import atomic_write
 from esplug.utils.console import get_console
 from esplug.utils.file_lock import locked
 from esplug.utils.json_files import write_json
@@ -146,7 +146,7 @@ def note_changes(directory: RunDirectory, config: RunConfig, environment: dict[s
     if environment != _last_environment(directory)[0]:
         write_json(directory.path / f"environment-from-iteration{iteration}.json", environment, indent=2)
     if config != _last_config(directory, log):
-        durable.write(directory.path / f"config-from-iteration{iteration}.toml", config.to_toml().encode())
+        atomic_write.write(directory.path / f"config-from-iteration{iteration}.toml", config.to_toml().encode())
     if config != stored_config(directory.path):
         directory.write_config(config)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from esplug.config.run_config import Command, RunConfig, make_config, read_toml
-from esplug.config.sources import Merged, merge
+from esplug.config.sources import MergedSettings, merge
 from esplug.plugins.task import Task
 
 
@@ -16,7 +16,7 @@ class Resolved:
 
     config: RunConfig
     task: Task
-    merged: Merged
+    merged: MergedSettings
 
 
 def resolve(flags: Mapping[str, Any], config_file: str | None, command: Command, resume: Path | None) -> Resolved:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from esplug.errors import UserError
-from esplug.utils import atomic_write as durable
+from esplug.utils import atomic_write
 
 FILE_NAME = "run.lock"
 _PATIENCE = 0.2  # seconds in which a process that has just come says who it is, and one that only asks has gone
@@ -33,7 +33,7 @@ def locked(folder: Path) -> Iterator[None]:
             if not _take(file.fileno(), fcntl.LOCK_EX):
                 raise UserError(f"{folder}: {_described(_owner(path))}")
         owner = {"pid": os.getpid(), "host": socket.gethostname(), "user": _user(), "since": time.time()}
-        with durable.named(path):
+        with atomic_write.named(path):
             file.truncate(0)
             file.write(json.dumps(owner).encode())
         yield

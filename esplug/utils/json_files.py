@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from esplug.utils import atomic_write as durable
+from esplug.utils import atomic_write
 
 
 def write_json(path: Path, record: Mapping[str, Any], indent: int | None = None) -> None:
@@ -17,7 +17,7 @@ def write_json(path: Path, record: Mapping[str, Any], indent: int | None = None)
     """
     path.parent.mkdir(exist_ok=True)
     text = json.dumps(strict_json(record), ensure_ascii=False, allow_nan=False, default=str, indent=indent)
-    durable.write(path, f"{text}\n".encode(errors="backslashreplace"))
+    atomic_write.write(path, f"{text}\n".encode(errors="backslashreplace"))
 
 
 def strict_json(value: Any) -> Any:

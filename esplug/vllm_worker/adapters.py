@@ -14,7 +14,7 @@ from esplug.noise.low_rank import factor_keys, is_perturbed
 if TYPE_CHECKING:
     import torch
 
-    from esplug.vllm_worker.direct_load import Places
+    from esplug.vllm_worker.direct_load import ParameterMap
 
 
 class Adapters:
@@ -30,7 +30,7 @@ class Adapters:
         UserError: there is a linear layer for which vLLM has no adapter.
     """
 
-    def __init__(self, model: Any, places: "Places", shapes: dict[str, tuple[int, ...]], rank: int) -> None:
+    def __init__(self, model: Any, places: "ParameterMap", shapes: dict[str, tuple[int, ...]], rank: int) -> None:
         import torch
 
         from esplug.weights.master import kernels_for
@@ -89,7 +89,9 @@ _Target = tuple[Any, Any, int, int]
 _Piece = tuple[Any, Any, int, int, int]
 
 
-def _layers(manager: Any, places: "Places", shapes: dict[str, tuple[int, ...]]) -> list[tuple[Any, tuple[str, ...]]]:
+def _layers(
+    manager: Any, places: "ParameterMap", shapes: dict[str, tuple[int, ...]]
+) -> list[tuple[Any, tuple[str, ...]]]:
     """Return vLLM's layers with adapters, each with the tensors that make up its weight."""
     layers, missing = [], {name for name in shapes if is_perturbed(name, shapes[name])}
     for path, layer in manager.modules.items():

@@ -10,11 +10,11 @@ import torch
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.utils.torch_utils import direct_register_custom_op
 
-from esplug.noise.kernels import adapters
+from esplug.vllm_worker import adapter_kernel
 
 
 class RowAdapters(PunicaWrapperCPU):  # type: ignore[misc]
-    """Adds what each row's adapter makes of it, by :func:`esplug.vllm_worker.adapter_kernel.add`. For GPUs, despite its base."""
+    """Adds each row's adapter output with :func:`.adapter_kernel.add`. For GPUs, despite its base class."""
 
     def __init__(self, max_num_batched_tokens: int, max_batches: int, device: torch.device, **named: Any) -> None:
         super().__init__(max_num_batched_tokens, max_batches, device, **named)
@@ -39,7 +39,7 @@ class RowAdapters(PunicaWrapperCPU):  # type: ignore[misc]
 
 direct_register_custom_op(
     "esplug_add_adapters",
-    adapters.add,
+    adapter_kernel.add,
     mutates_args=["y"],
     fake_impl=lambda *_, **__: None,  # stands in for it while vLLM compiles its model
 )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from esplug.weights.partition import Block
+from esplug.weights.partition import TensorBlock
 
 if TYPE_CHECKING:
     from esplug.weights.master import MasterWeights
@@ -26,7 +26,7 @@ class UnmappedError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class ParameterMap:
     """Where a checkpoint's tensors belong in the model of one tensor-parallel rank.
 
     Attributes:
@@ -35,10 +35,10 @@ class Places:
     """
 
     parts: dict[str, tuple[str, ...]]
-    blocks: dict[str, Block]
+    blocks: dict[str, TensorBlock]
 
     @classmethod
-    def find(cls, model: torch.nn.Module, shapes: Mapping[str, Shape], rank: int) -> "Places":
+    def find(cls, model: torch.nn.Module, shapes: Mapping[str, Shape], rank: int) -> "ParameterMap":
         """Go by vLLM's layers, and by the names that the model says it fuses.
 
         Args:
@@ -79,7 +79,7 @@ class Places:
         return places
 
 
-class FastPath:
+class DirectLoader:
     """Writes weights into vLLM's model, having proven with those that vLLM has loaded that it writes the same.
 
     Args:
@@ -93,7 +93,9 @@ class FastPath:
             It must be given its weights by ``reload_weights`` then.
     """
 
-    def __init__(self, model: torch.nn.Module, master: "MasterWeights", places: Places, dtype: torch.dtype) -> None:
+    def __init__(
+        self, model: torch.nn.Module, master: "MasterWeights", places: ParameterMap, dtype: torch.dtype
+    ) -> None:
         self._dtype = dtype
         self._packed: list[tuple[str, Any]] = []
         self._in_place: dict[str, Callable[[], torch.Tensor]] = {}
@@ -173,7 +175,7 @@ def _checksum(tensor: torch.Tensor) -> object:
     return tensor.tolist()
 
 
-def _blocks(target: str, module: Any, kind: str, shapes: Sequence[Shape], rank: int) -> list[Block]:
+def _blocks(target: str, module: Any, kind: str, shapes: Sequence[Shape], rank: int) -> list[TensorBlock]:
     """Say what a rank has of the tensors that make up a parameter of one of vLLM's layers."""
     from vllm.model_executor.layers import linear
     from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
@@ -182,10 +184,10 @@ def _blocks(target: str, module: Any, kind: str, shapes: Sequence[Shape], rank: 
     rows: list[tuple[int, int]]
     counted = [True] * len(shapes)
     if size == 1 or (isinstance(module, linear.RowParallelLinear) and kind == "bias"):
-        return [Block.whole(shape, counted=rank == 0) for shape in shapes]
+        return [TensorBlock.whole(shape, counted=rank == 0) for shape in shapes]
     if isinstance(module, linear.RowParallelLinear) and kind == "weight" and len(shapes[0]) == 2:
         width = shapes[0][1] // size
-        return [Block((0, shapes[0][0]), (rank * width, (rank + 1) * width))]
+        return [TensorBlock((0, shapes[0][0]), (rank * width, (rank + 1) * width))]
     if isinstance(module, VocabParallelEmbedding):
         rows = [(module.shard_indices.org_vocab_start_index, module.shard_indices.org_vocab_end_index)]
     elif isinstance(module, linear.QKVParallelLinear):
@@ -204,8 +206,8 @@ def _blocks(target: str, module: Any, kind: str, shapes: Sequence[Shape], rank: 
         rows = []
     if len(rows) != len(shapes):
         raise UnmappedError(f"{target} is spread over processes in a way that is not known")
-    whole = [Block.whole(shape) for shape in shapes]
-    return [Block(each, all_.columns, count) for each, all_, count in zip(rows, whole, counted, strict=True)]
+    whole = [TensorBlock.whole(shape) for shape in shapes]
+    return [TensorBlock(each, all_.columns, count) for each, all_, count in zip(rows, whole, counted, strict=True)]
 
 
 def _pack_linear(layer: Any, tensor: torch.Tensor) -> None:

@@ -18,10 +18,10 @@ from esplug.vllm_worker.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
     from esplug.checkpoints.history import CatchUp, CaughtUp
-    from esplug.vllm_worker.direct_load import FastPath, Places
+    from esplug.vllm_worker.direct_load import DirectLoader, ParameterMap
     from esplug.weights.master import MasterWeights
-    from esplug.weights.partition import Block
-    from esplug.weights.process_group import Ranks
+    from esplug.weights.partition import TensorBlock
+    from esplug.weights.rank_group import RankGroup
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's mallopt
 
@@ -29,7 +29,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's mallopt
 class ESWorkerExtension:
     """Holds the master weights and writes a member's perturbed weights into vLLM's model.
 
-    Weights enter by :class:`esplug.vllm_worker.direct_load.FastPath` where that is possible, and each tensor-parallel rank then has
+    Weights enter by :class:`.direct_load.DirectLoader` where that is possible, and each tensor-parallel rank then has
     those of its own part of the model alone. Elsewhere every rank has all, and they enter through vLLM's own
     ``reload_weights`` with checkpoint-named tensors, which takes care of fused projections and shards.
     """
@@ -37,8 +37,8 @@ class ESWorkerExtension:
     rank: int
     device: torch.device
     model_runner: Any
-    _es_places: "Places | None"  # None also where weights enter the long way
-    _es_fast_path: "FastPath | None"
+    _es_places: "ParameterMap | None"  # None also where weights enter the long way
+    _es_fast_path: "DirectLoader | None"
     _es_in_host: bool  # whether master weights are in the host's memory though a GPU computes
     _es_master: "MasterWeights"
     _es_undefined: torch.Tensor
@@ -63,11 +63,11 @@ class ESWorkerExtension:
         """
         # numba, which the kernels need, must not be imported before vLLM's CPU engine has started.
         from esplug.weights.master import MasterWeights
-        from esplug.weights.process_group import Ranks
+        from esplug.weights.rank_group import RankGroup
 
         cores, beat, ranks = rank_cores[self.rank], Heartbeat(heartbeat).beat, _ranks()
 
-        def load(blocks: "Mapping[str, Block]", ranks: "Ranks") -> None:
+        def load(blocks: "Mapping[str, TensorBlock]", ranks: "RankGroup") -> None:
             vars(self).pop("_es_master", None)  # there may be no room for two
             if starting:
                 needed = master_bytes(Path(folder), master_dtype, blocks)
@@ -85,17 +85,17 @@ class ESWorkerExtension:
                 fast_path = self._es_find_fast_path(places, ranks)
             if fast_path is None:
                 places = None
-                load({}, Ranks())
+                load({}, RankGroup())
             self._es_places, self._es_fast_path = places, fast_path
         elif self._es_places is not None:
             load(self._es_places.blocks, ranks)
         else:
-            load({}, Ranks())
+            load({}, RankGroup())
         caught_up = self._es_master.catch_up(Path(folder), catch_up)
         _keep_freed_memory()
         return caught_up
 
-    def _es_keep_in_host(self, needed: int, share: float, choice: str, ranks: "Ranks") -> bool:
+    def _es_keep_in_host(self, needed: int, share: float, choice: str, ranks: "RankGroup") -> bool:
         """Choose where the master weights are kept: on the GPU if they fit into its share on all ranks, or must."""
         from esplug.errors import UserError
 
@@ -122,25 +122,25 @@ class ESWorkerExtension:
 
             use_c_kernels(model)
 
-    def _es_find_places(self, folder: Path, ranks: "Ranks") -> "Places | None":
+    def _es_find_places(self, folder: Path, ranks: "RankGroup") -> "ParameterMap | None":
         from esplug.checkpoints.safetensors_shards import read_shapes
-        from esplug.vllm_worker.direct_load import Places, UnmappedError
+        from esplug.vllm_worker.direct_load import ParameterMap, UnmappedError
 
         places, reason = None, ""
         try:
-            places = Places.find(self.model_runner.get_model(), read_shapes(folder), ranks.rank)
+            places = ParameterMap.find(self.model_runner.get_model(), read_shapes(folder), ranks.rank)
         except UnmappedError as error:
             reason = str(error)
         return places if _all_can(ranks, reason) else None
 
-    def _es_find_fast_path(self, places: "Places", ranks: "Ranks") -> "FastPath | None":
+    def _es_find_fast_path(self, places: "ParameterMap", ranks: "RankGroup") -> "DirectLoader | None":
         """Compare what the fast path writes with what vLLM has loaded; unless that is the same, do without."""
-        from esplug.vllm_worker.direct_load import FastPath, UnmappedError
+        from esplug.vllm_worker.direct_load import DirectLoader, UnmappedError
 
         model, dtype = self.model_runner.get_model(), self.model_runner.model_config.dtype
         fast_path, reason = None, ""
         try:
-            fast_path = FastPath(model, self._es_master, places, dtype)
+            fast_path = DirectLoader(model, self._es_master, places, dtype)
         except UnmappedError as error:
             reason = str(error)
         return fast_path if _all_can(ranks, reason) else None
@@ -196,17 +196,17 @@ class ESWorkerExtension:
                 tensor.zero_()
 
 
-def _ranks() -> "Ranks":
+def _ranks() -> "RankGroup":
     """Return the tensor-parallel processes that this one is part of."""
     from vllm.distributed.parallel_state import get_tp_group
 
-    from esplug.weights.process_group import Ranks
+    from esplug.weights.rank_group import RankGroup
 
     group = get_tp_group()
-    return Ranks(group.cpu_group, group.rank_in_group) if group.world_size > 1 else Ranks()
+    return RankGroup(group.cpu_group, group.rank_in_group) if group.world_size > 1 else RankGroup()
 
 
-def _all_can(ranks: "Ranks", reason: str) -> bool:
+def _all_can(ranks: "RankGroup", reason: str) -> bool:
     """Say whether no rank has a reason why its weights cannot go the short way, and log this one's."""
     if reason:
         logging.getLogger(__name__).warning("esplug writes weights through vLLM's reload_weights: %s", reason)

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from esplug.vllm_worker.detokenizer import Stops
 
 
-class LightBookkeeping:
+class SchedulerPatch:
     """Spares a scheduler of vLLM what nobody looks at. Parts that its version does otherwise stay as they are.
 
     Args:

@@ -27,8 +27,8 @@ from esplug.checkpoints.seed_log import movement
 from esplug.errors import UserError
 from esplug.noise.full_rank import tensor_key, tensor_keys
 from esplug.noise.low_rank import factor_keys, is_perturbed
-from esplug.weights.partition import Block, Job, Kept, Layout, Stretch, plan
-from esplug.weights.process_group import Ranks
+from esplug.weights.partition import Job, Kept, Layout, Stretch, TensorBlock, plan
+from esplug.weights.rank_group import RankGroup
 
 if TYPE_CHECKING:
     from esplug.noise.kernels.cpu import Array
@@ -79,13 +79,13 @@ class MasterWeights:
         threads: int = 1,
         cores: Sequence[int] | None = None,
         beat: Callable[[], None] = lambda: None,
-        blocks: Mapping[str, Block] | None = None,
+        blocks: Mapping[str, TensorBlock] | None = None,
         device: str | torch.device = "cpu",
         in_host: bool = False,
-        ranks: Ranks | None = None,
+        ranks: RankGroup | None = None,
         low_rank: int | None = None,
     ) -> None:
-        self._master_dtype, self._beat, self._ranks = master_dtype, beat, ranks or Ranks()
+        self._master_dtype, self._beat, self._ranks = master_dtype, beat, ranks or RankGroup()
         self._low_rank = low_rank
         self._device, self._in_host = torch.device(device), in_host
         self._kernels = kernels_for(self._device, in_host=in_host)
@@ -96,7 +96,7 @@ class MasterWeights:
         self._tensors: dict[str, torch.Tensor] = {}
         self._dtypes: dict[str, torch.dtype] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
-        self._blocks: dict[str, Block] = {}
+        self._blocks: dict[str, TensorBlock] = {}
         self._kept: dict[str, Kept] = {}
         for name, tensor in tensors:
             if name in self._tensors:
@@ -108,7 +108,7 @@ class MasterWeights:
                 )
             kept = torch.float32 if tensor.is_floating_point() and master_dtype == "float32" else tensor.dtype
             shape = tuple(tensor.shape)
-            block = (blocks or {}).get(name) or Block.whole(shape, counted=self._ranks.rank == 0)
+            block = (blocks or {}).get(name) or TensorBlock.whole(shape, counted=self._ranks.rank == 0)
             self._dtypes[name], self._shapes[name], self._blocks[name] = tensor.dtype, shape, block
             self._tensors[name] = self._place(block.of(shape), kept).copy_(self._cut(name, tensor))
             if tensor.is_floating_point():
@@ -127,10 +127,10 @@ class MasterWeights:
         threads: int = 1,
         cores: Sequence[int] | None = None,
         beat: Callable[[], None] = lambda: None,
-        blocks: Mapping[str, Block] | None = None,
+        blocks: Mapping[str, TensorBlock] | None = None,
         device: str | torch.device = "cpu",
         in_host: bool = False,
-        ranks: Ranks | None = None,
+        ranks: RankGroup | None = None,
         low_rank: int | None = None,
     ) -> "MasterWeights":
         """Read the safetensors of a Hugging Face model folder, sharded or not. Arguments as for the class.

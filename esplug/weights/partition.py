@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class TensorBlock:
     """The part of a checkpoint's tensor that a tensor-parallel rank keeps.
 
     The tensor is seen as a matrix of its first dimension by all others; one of a single dimension is a column.
@@ -26,7 +26,7 @@ class Block:
     counted: bool = True
 
     @classmethod
-    def whole(cls, shape: Sequence[int], *, counted: bool = True) -> "Block":
+    def whole(cls, shape: Sequence[int], *, counted: bool = True) -> "TensorBlock":
         """Return all of a tensor."""
         return cls((0, shape[0] if shape else 1), (0, math.prod(shape[1:])), counted)
 

@@ -7,7 +7,7 @@ from functools import partial
 from itertools import chain
 from typing import Any, TypeAlias
 
-from esplug.authoring.conformance import Checklist, Fault
+from esplug.authoring.conformance.checklist import Checklist, Fault
 from esplug.hookspecs import Reward
 from esplug.rewards.pool import Graded, RewardPool
 

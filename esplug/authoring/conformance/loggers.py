@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pluggy
 
-from esplug.authoring.conformance import Check, Checklist, Fault, Report, loads, resolved
+from esplug.authoring.conformance.checklist import Check, Checklist, Fault, Report, loads, resolved
 from esplug.config.run_config import make_config
-from esplug.loggers import LoggerSet, is_synchronous
+from esplug.loggers.logger_set import LoggerSet, is_synchronous
 
 _SLOW = 1.0  # seconds that a synchronous logger may hold a run up, for one call
 _CONFIG = {"task": "custom", "n_iterations": 4, "eval_freq": 2, "experiment_name": "check"}

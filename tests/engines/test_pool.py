@@ -1,0 +1,371 @@
+"""The pool's own work on real Ray, with engines that are quick to start: handing out, replacing, agreeing.
+
+`tests/integration/faults/test_runs.py` has the same on real vLLM.
+"""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from esplug.checkpoints.history import CatchUp, CaughtUp, History
+from esplug.checkpoints.seed_log import Step
+from esplug.engines.messages import Completion, EngineSettings, Generation, Sampling, Weights, Work
+from esplug.engines.pool import EnginePool, Job
+from esplug.errors import RunError, UserError
+from esplug.planning.placement import Plan
+
+pytestmark = pytest.mark.vllm
+
+BASE = 1000
+
+
+class QuickEngine:
+    """Weights are one number, to which updates are added; what it is told to do, it does once, or always."""
+
+    def __init__(self, log_path: str) -> None:
+        self.folder = Path(log_path).parents[1]
+        self.index = int(Path(log_path).stem.rpartition("-")[2])
+        (self.folder / "logs").mkdir(exist_ok=True)
+        with Path(log_path).open("a") as log:
+            log.write("loading\n")
+
+    def _misbehave(self, where: str) -> None:
+        """Look for an order left in the folder: die, raise, or stop."""
+        for order in sorted(self.folder.glob(f"{where}-{self.index}-*")):
+            kind, times = order.name.rpartition("-")[2], int(order.read_text())
+            if not times:
+                continue
+            order.write_text(str(times - 1))
+            if kind in ("die", "stop"):
+                os.kill(os.getpid(), {"die": signal.SIGKILL, "stop": signal.SIGSTOP}[kind])
+                time.sleep(3600)  # another thread may get the signal first, and this one go on for a moment
+            if kind == "slow":
+                time.sleep(3)
+                continue
+            raise {
+                "disk": OSError(28, "No space left on device"),
+                "port": RuntimeError("[Errno 98] Address already in use"),
+                "user": UserError("a damaged file"),
+            }.get(kind, RuntimeError("CUDA error"))
+
+    def location(self) -> tuple[str, int]:
+        self._misbehave("location")
+        return "here", 2**30
+
+    def pulse(self) -> float:
+        return 0.0
+
+    def start(self, settings: Any, share: Any, most: Any, cache: Any, catch_up: CatchUp) -> CaughtUp:
+        assert share[1] == 2, "it was started before its machine was shared out"
+        assert not hasattr(self, "state"), "it was started twice"
+        self._misbehave("start")
+        moving = [step for step in catch_up.steps if any(step.coefficients)]
+        self.state = BASE + sum(round(1000 * sum(step.coefficients)) for step in moving)
+        return CaughtUp(BASE, self.state, len(moving))
+
+    def generate(self, weights: Any, prompts: Any, seeds: Any, sampling: Any) -> list[Generation]:
+        time.sleep(0.05)
+        self._misbehave("generate")
+        work = (Work(-1, time.time(), 0.01, 0.05, len(weights)),)
+        return [
+            Generation([Completion(f"{prompt} {each.member_seed} {self.state}", 1, True) for prompt in prompts], work)
+            for each in weights
+        ]
+
+    def update(self, seeds: list[int], coefficients: list[float]) -> int:
+        self._misbehave("update")
+        self.state += round(1000 * sum(coefficients))
+        self._misbehave("updated")
+        return self.state
+
+    def save(self, folder: str, exact: bool) -> None:
+        self._misbehave("save")
+        Path(folder, "weights").write_text(f"{self.state} {exact}")
+
+    def tensor_checksums(self) -> dict[str, int]:
+        return {"same": 5, "other": self.state}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_here() -> Iterator[None]:
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def pool(tmp_path, monkeypatch):
+    monkeypatch.setattr(EnginePool, "engine", QuickEngine)
+    made = []
+
+    def pool(timeout: float = 60.0, max_restarts: int = 10) -> EnginePool:
+        settings = EngineSettings("model", "auto", "float32", "auto", "cpu", 1, None, 0.5)
+        plan = Plan(2, "cpu", 0, 1)
+        made.append(EnginePool(plan, settings, 0, 0, tmp_path, timeout=timeout, max_restarts=max_restarts))
+        return made[-1]
+
+    yield pool
+    for each in made:
+        each.close()
+
+
+def order(folder: Path, where: str, index: int, kind: str, times: int = 1) -> None:
+    (folder / f"{where}-{index}-{kind}").write_text(str(times))
+
+
+def jobs(count: int, mini_batch: int = 8, prompts: int = 2, members: int = 1) -> Iterator[Job[int]]:
+    ids = [[prompt + 1, 2] for prompt in range(prompts)]
+    for first in range(0, count, members):
+        keys = range(first, min(count, first + members))
+        yield Job(keys, [Weights(i, 0.1) for i in keys], ids, [0] * prompts, Sampling(4), mini_batch)
+
+
+def work(pool: EnginePool, history: History, iterations: int = 3, mini_batch: int = 8, members: int = 1) -> list[Any]:
+    """Do what a trainer does, and return all that comes of it."""
+    seen: list[Any] = []
+    for iteration in range(iterations):
+        answers = dict(pool.run(jobs(7, mini_batch, members=members)))
+        seen.append([[c.text for c in answers[i].completions] for i in range(7)])
+        coefficients = (0.5 + iteration, -0.25)
+        checksum = pool.update([1, 2], list(coefficients))
+        history.append(Step(iteration, coefficients, False, checksum))
+        seen.append(checksum)
+    return seen
+
+
+def begin(pool: EnginePool) -> History:
+    history = History(7)
+    history.base = pool.start(history).base
+    return history
+
+
+UNDISTURBED: list[Any] = []
+
+
+@pytest.fixture
+def undisturbed(pool) -> list[Any]:
+    if not UNDISTURBED:
+        quiet = pool()
+        UNDISTURBED.extend(work(quiet, begin(quiet)))
+        quiet.close()
+    return UNDISTURBED
+
+
+@pytest.mark.parametrize(
+    ("where", "kind"), [("generate", "die"), ("generate", "raise"), ("update", "die"), ("updated", "die")]
+)
+def test_an_engine_that_fails_once_is_replaced_and_changes_nothing(where, kind, pool, undisturbed, tmp_path) -> None:
+    mine = pool()
+    history = begin(mine)
+    order(tmp_path, where, 1, kind)
+    assert work(mine, history) == undisturbed
+    assert mine.restarts == 1
+
+
+@pytest.mark.parametrize("kind", ["die", "raise"])
+def test_a_mini_batch_that_an_engine_loses_is_done_again(kind, pool, undisturbed, tmp_path) -> None:
+    mine = pool()
+    history = begin(mine)
+    order(tmp_path, "generate", 1, kind)
+    assert work(mine, history, mini_batch=1) == undisturbed
+    assert mine.restarts == 1
+
+
+@pytest.mark.parametrize(("kind", "mini_batch"), [("die", 8), ("die", 1), ("raise", 1)])
+def test_a_batch_of_members_that_an_engine_loses_is_done_again(kind, mini_batch, pool, undisturbed, tmp_path) -> None:
+    mine = pool()
+    history = begin(mine)
+    order(tmp_path, "generate", 1, kind)
+    assert work(mine, history, mini_batch=mini_batch, members=3) == undisturbed
+    assert mine.restarts == 1
+
+
+def test_members_of_a_batch_share_its_time(pool) -> None:
+    mine = pool()
+    begin(mine)
+    generations = dict(mine.run(jobs(7, 1, members=3)))
+    assert sorted(generations) == list(range(7))
+    assert [len(generations[i].work) for i in (0, 6)] == [2, 2]  # mini-batches
+    assert sum(each.generate_seconds for each in generations.values()) == pytest.approx(3 * 2 * 0.05)
+    assert sum(each.switch_seconds for each in generations.values()) == pytest.approx(3 * 2 * 0.01)
+
+
+def test_the_last_member_is_shared_by_engines_that_have_nothing_else_to_do(pool) -> None:
+    mine = pool()
+    begin(mine)
+    ((_, last),) = mine.run(jobs(1, 2, 17))
+    assert {each.engine for each in last.work} == {0, 1}
+    assert len(last.work) == 9
+    assert [answer.text.split(",")[0] for answer in last.completions] == [f"[{number + 1}" for number in range(17)]
+
+
+def test_a_silent_engine_is_replaced_and_changes_nothing(pool, undisturbed, tmp_path, capsys) -> None:
+    mine = pool(timeout=2.0)
+    history = begin(mine)
+    order(tmp_path, "generate", 0, "stop")
+    assert work(mine, history) == undisturbed
+    assert (
+        "engine 0 made no progress for 2 s (--engine-timeout); replacing it (1 of at most 10)"
+        in capsys.readouterr().out
+    )
+
+
+def test_an_engine_that_dies_while_idle_or_starting_is_replaced(pool, undisturbed, tmp_path) -> None:
+    order(tmp_path, "location", 1, "die")
+    order(tmp_path, "start", 0, "die", times=2)
+    mine = pool()
+    history = begin(mine)
+    assert mine.restarts == 3
+    idle = mine._seats[1].actor
+    pid = _pid(idle)
+    os.kill(pid, signal.SIGKILL)
+    assert work(mine, history) == undisturbed
+    assert mine.restarts == 4
+
+
+def test_an_idle_engine_that_dies_does_not_keep_the_driver_busy(pool, tmp_path, capsys) -> None:
+    mine = pool(timeout=1.0)
+    begin(mine)
+    rounds, wait = [], ray_wait()
+    order(tmp_path, "generate", 0, "slow")
+    os.kill(_pid(mine._seats[1].actor), signal.SIGKILL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ray.wait", lambda *args, **named: rounds.append(None) or wait(*args, **named))
+        assert len(dict(mine.run(jobs(1)))) == 1
+    assert len(rounds) < 100
+    assert len(dict(mine.run(jobs(7)))) == 7
+    assert "engine 1 died; replacing it" in capsys.readouterr().out
+
+
+def ray_wait() -> Any:
+    import ray
+
+    return ray.wait
+
+
+def test_a_port_that_another_process_was_quicker_to_take_is_no_reason_to_give_up(pool, tmp_path) -> None:
+    order(tmp_path, "start", 0, "port")
+    mine = pool()
+    begin(mine)
+    assert mine.restarts == 1
+
+
+def test_only_in_saving_is_an_error_of_the_system_the_disk_s(pool, undisturbed, tmp_path) -> None:
+    mine = pool()
+    history = begin(mine)
+    order(tmp_path, "update", 1, "disk")
+    assert work(mine, history) == undisturbed
+    assert mine.restarts == 1
+
+
+def _pid(actor: Any) -> int:
+    import ray
+
+    pid: int = ray.get(actor.__ray_call__.remote(lambda _: os.getpid()))
+    return pid
+
+
+def test_while_the_driver_is_busy_no_engine_counts_as_silent(pool) -> None:
+    mine = pool(timeout=1.0)
+    begin(mine)
+    time.sleep(2)
+    assert len(dict(mine.run(jobs(4)))) == 4
+    for _ in mine.run(jobs(4)):
+        time.sleep(0.4)
+    assert mine.restarts == 0
+
+
+def test_engines_that_die_again_and_again_end_the_run_and_say_why(pool, tmp_path) -> None:
+    mine = pool(max_restarts=3)
+    history = begin(mine)
+    order(tmp_path, "generate", 0, "die", times=99)
+    order(tmp_path, "generate", 1, "die", times=99)
+    with pytest.raises(
+        RunError, match=r"engine \d died, and 3 were replaced already \(--max-restarts\)\nlast lines of .*log:\n  load"
+    ):
+        work(mine, history)
+    with pytest.raises(RunError, match="--max-restarts"):
+        mine.update([1], [0.5])
+
+
+def test_a_job_that_fails_on_two_engines_ends_the_run_at_once(pool, tmp_path) -> None:
+    mine = pool()
+    history = begin(mine)
+    order(tmp_path, "generate", 0, "raise", times=99)
+    order(tmp_path, "generate", 1, "raise", times=99)
+    with pytest.raises(RunError, match=r"engine \d failed \(RuntimeError: CUDA error\)\nlast lines"):
+        work(mine, history)
+    assert mine.restarts <= 3
+
+
+@pytest.mark.parametrize(("kind", "error"), [("raise", RunError), ("user", UserError)])
+def test_a_model_that_cannot_be_loaded_ends_the_run_at_once(kind, error, pool, tmp_path) -> None:
+    order(tmp_path, "start", 1, kind, times=99)
+    mine = pool()
+    with pytest.raises(error, match=r"CUDA error|a damaged file"):
+        begin(mine)
+    assert mine.restarts == 0
+
+
+def test_a_full_disk_is_not_the_engines_fault(pool, tmp_path) -> None:
+    mine = pool()
+    begin(mine)
+    order(tmp_path, "save", 0, "disk")
+    with pytest.raises(OSError, match="No space left"):
+        mine.save(tmp_path)
+    assert mine.restarts == 0
+    order(tmp_path, "save", 0, "die")
+    mine.save(tmp_path, exact=True)
+    assert (tmp_path / "weights").read_text() == f"{BASE} True"
+    assert mine.restarts == 1
+
+
+def test_weights_that_differ_stop_the_run_and_leave_evidence(pool, tmp_path) -> None:
+    import ray
+
+    mine = pool()
+    history = begin(mine)
+    work(mine, history, 1)
+    ray.get(mine._seats[1].actor.update.remote([9], [0.125]))
+    with pytest.raises(
+        RunError, match=r"weights differ after the update of iteration 1 \(engine 0: \w{16}, engine 1: "
+    ):
+        mine.update([1], [0.5])
+    evidence = json.loads((tmp_path / "checksum-mismatch.json").read_text())
+    assert evidence["iteration"] == 1
+    tensors = {index: engine["tensors"] for index, engine in evidence["engines"].items()}
+    assert [list(each) for each in tensors.values()] == [["other"], ["other"]]
+    assert tensors["0"] != tensors["1"]
+
+
+def test_a_replacement_with_other_weights_stops_the_run(pool, tmp_path) -> None:
+    mine = pool()
+    history = begin(mine)
+    work(mine, history, 2)
+    history.steps[0] = Step(0, (9.0,), False, history.steps[0].checksum)  # as if the log were another run's
+    order(tmp_path, "generate", 0, "die")
+    with pytest.raises(RunError, match=r"engine 0 was replaced.*instead of"):
+        dict(mine.run(jobs(4)))
+
+
+def test_nothing_is_left_of_a_closed_pool(pool) -> None:
+    mine = pool()
+    begin(mine)
+    pids = [_pid(seat.actor) for seat in mine._seats]
+    threads = threading.active_count()
+    mine.close()
+    mine.close()
+    deadline = time.monotonic() + 10
+    while any(os.path.exists(f"/proc/{pid}/exe") for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(os.path.exists(f"/proc/{pid}/exe") for pid in pids)
+    assert threading.active_count() <= threads

@@ -1,0 +1,454 @@
+"""Runs at the command line on which faults are let loose, and what must be true of them afterwards.
+
+All runs of one model at a :class:`Desk` compute the same, whatever their number of engines and their length, if that is
+a multiple of ``EVAL_FREQ``: an undisturbed run of many iterations tells what any shorter one must have left behind.
+"""
+
+import fcntl
+import itertools
+import json
+import os
+import pty
+import re
+import socket
+import subprocess
+import sys
+import termios
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import psutil
+
+from esplug.checkpoints import seed_log
+from esplug.checkpoints.folders import newest_first, verify
+from esplug.errors import UserError
+from esplug.utils.cores import usable_cores
+from tests.integration.faults.test_secrets import SECRETS
+
+TASK = """
+from esplug import Reward, hookimpl
+
+@hookimpl
+def options():
+    return {"equal": False}
+
+@hookimpl
+def load_rows(split, path):
+    rows = [{"question": f"{split} {i}", "answer": i} for i in range(24)]
+    return rows if split == "train" else {"low": rows[:6], "high": rows[2:]}
+
+@hookimpl
+def collate(batch):
+    return [row["question"] for row in batch], [row["answer"] for row in batch]
+
+@hookimpl
+def template(question):
+    return [{"role": "user", "content": question}]
+
+@hookimpl
+def reward(model_output, target, options):
+    codes = [ord(c) % 32 / 32 for c in model_output]
+    value = 0.5 if options["equal"] else sum(codes) / max(1, len(codes)) + target / 100
+    return Reward(value, "even" if len(codes) % 2 == 0 else "odd")
+"""
+EVAL_FREQ = 3
+SETTINGS = f"""
+task = "codes"
+population_size = 8
+max_tokens = 24
+batch_size = 10
+eval_freq = {EVAL_FREQ}
+checkpoint_every = 2
+sigma = 0.02
+alpha = 0.4
+momentum = 0.3
+dtype = "float32"
+use_gpus = "none"
+gpu_memory_utilization = 0.05
+"""
+MARK = "ESPLUG_FAULT_MARK"
+PORTS = (6379, 8265, 10001, 8000, 29500)
+SHOWN, HIDDEN = "\x1b[?25h", "\x1b[?25l"
+_numbers = itertools.count()
+
+
+class Launched:
+    """A command that was started, and all processes below it.
+
+    Args:
+        command: with its arguments.
+        folder: to start it in; its output goes there too.
+        environment: of the process.
+        cores: that it and all below it may use.
+        terminal: give it one of its own, on which :meth:`type` types.
+    """
+
+    def __init__(
+        self, command: Sequence[object], folder: Path, environment: dict[str, str], *, cores: list[int], terminal: bool
+    ) -> None:
+        self.mark = f"{os.getpid()}-{next(_numbers)}"
+        self._output = folder / f"{self.mark}.log"
+        self._family: dict[int, psutil.Process] = {}
+        self._ended = 0.0
+        self._terminal: int | None = None
+        arguments: dict[str, Any] = {"cwd": folder, "env": environment | {MARK: self.mark, "COLUMNS": "200"}}
+        self._output.touch()
+
+        def prepare() -> None:
+            os.sched_setaffinity(0, cores)
+            if terminal:
+                fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+        arguments["preexec_fn"] = prepare
+        if terminal:
+            self._terminal, slave = pty.openpty()
+            arguments |= {"stdin": slave, "stdout": slave, "stderr": slave, "start_new_session": True}
+            self._process = subprocess.Popen(list(map(str, command)), **arguments)
+            os.close(slave)
+            threading.Thread(target=self._copy, daemon=True).start()
+        else:
+            with self._output.open("wb") as output:
+                streams: Any = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
+                self._process = subprocess.Popen(list(map(str, command)), **arguments, **streams)
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def text(self) -> str:
+        """What it has printed, without the terminal's control sequences."""
+        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.raw).replace("\r\n", "\n")
+
+    @property
+    def raw(self) -> str:
+        return self._output.read_text(errors="replace")
+
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    def engines(self) -> list[psutil.Process]:
+        """Return the processes of engines, old and new."""
+        return [each for each in self._below() if "ray::Engine" in _command(each)]
+
+    def signal(self, number: int) -> None:
+        self._below()
+        self._process.send_signal(number)
+
+    def type(self, text: str) -> None:
+        """Type on its terminal."""
+        assert self._terminal is not None
+        self._below()
+        os.write(self._terminal, text.encode())
+
+    def until(self, condition: Callable[[], Any], what: str, seconds: float = 180.0) -> bool:
+        """Wait for something. Returns whether it came before the process ended."""
+        deadline = time.monotonic() + seconds
+        while self.running:
+            if condition():
+                return True
+            assert time.monotonic() < deadline, f"{seconds:g} s have passed without {what}\n{self.text[-3000:]}"
+            time.sleep(0.01)
+        return bool(condition())
+
+    def end(self, seconds: float = 180.0) -> int:
+        """Wait for its end, and return its exit status."""
+        try:
+            code = self._process.wait(seconds)
+            self._ended = self._ended or time.monotonic()
+            return code
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running after {seconds:g} s\n{self.text[-3000:]}") from None
+        finally:
+            if self._terminal is not None:
+                time.sleep(0.2)
+
+    def left(self, seconds: float = 90.0, besides: Sequence[str] = ()) -> list[str]:
+        """Return the commands of processes that outlived it by so long; at once if there are none.
+
+        Those whose command holds one of ``besides`` do not count.
+        """
+        deadline = self._ended + seconds
+        while True:
+            marked = f"{MARK}={self.mark}".encode()
+            alive = {each.pid: _command(each) for each in self._family.values() if _lives(each)}
+            for place in Path("/proc").glob("[0-9]*"):
+                with suppress(OSError):
+                    if marked in (place / "environ").read_bytes().split(b"\0"):
+                        alive[int(place.name)] = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            counted = sorted(each for each in alive.values() if not any(name in each for name in besides))
+            if not counted or time.monotonic() > deadline:
+                return counted
+            time.sleep(0.2)
+
+    def terminal_is_sane(self) -> bool:
+        """Whether what is typed is shown, line by line, and the cursor too."""
+        assert self._terminal is not None
+        modes = termios.tcgetattr(self._terminal)[3]
+        return bool(modes & termios.ECHO and modes & termios.ICANON) and self.raw.rfind(SHOWN) >= self.raw.rfind(HIDDEN)
+
+    def kill(self) -> None:
+        """End it and everything below it."""
+        for each in [*self._below(), self._process]:
+            with suppress(psutil.Error, ProcessLookupError):
+                each.kill()
+
+    def _below(self) -> list[psutil.Process]:
+        with suppress(psutil.Error):
+            found = psutil.Process(self.pid).children(recursive=True)
+            self._family |= {each.pid: each for each in found}
+            return found
+        return []
+
+    def _watch(self) -> None:
+        while self.running:
+            self._below()
+            time.sleep(0.3)
+
+    def _copy(self) -> None:
+        with self._output.open("ab", buffering=0) as output, suppress(OSError):
+            while data := os.read(self._terminal or 0, 65536):
+                output.write(data)
+
+
+@dataclass
+class Desk:
+    """A folder with a task, a model and settings, from which runs are started.
+
+    Attributes:
+        folder: where everything is written, but for runs that are told another place.
+        model: folder of a tiny model.
+    """
+
+    folder: Path
+    model: Path
+
+    def __post_init__(self) -> None:
+        metadata = self.folder / "site" / "codes-0.1.dist-info"
+        metadata.mkdir(parents=True, exist_ok=True)
+        (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: codes\nVersion: 0.1\n")
+        (metadata / "entry_points.txt").write_text("[esplug.tasks]\ncodes = codes_task\n")
+        (self.folder / "site" / "codes_task.py").write_text(TASK)
+        (self.folder / "settings.toml").write_text(SETTINGS + f'model_name = "{self.model.absolute()}"\n')
+        self.launched: list[Launched] = []
+
+    @property
+    def runs(self) -> Path:
+        return self.folder / "runs"
+
+    def start(
+        self, run: Path, iterations: int, *arguments: object, engines: int = 1, terminal: bool = False
+    ) -> Launched:
+        """Start a new run."""
+        place = ("--experiment-name", run.name, "--output-directory", run.parent)
+        settings = ("--config", "settings.toml", *place, "--n-iterations", iterations)
+        return self._train(*settings, *arguments, engines=engines, terminal=terminal)
+
+    def resume(self, run: Path, *arguments: object, engines: int = 1, terminal: bool = False) -> Launched:
+        """Go on with a run."""
+        return self._train("--resume", run, *arguments, engines=engines, terminal=terminal)
+
+    def _train(self, *arguments: object, engines: int, terminal: bool) -> Launched:
+        """Start the command line on as many cores as it has engines: threads that wait for each other wait long
+        where cores are shared with other runs."""
+        environment = os.environ | SECRETS | {"PYTHONPATH": str(self.folder / "site")}
+        command = [sys.executable, "-m", "esplug", "train", *arguments, "--n-vllm-engines", engines]
+        usable = usable_cores()
+        cores = [usable[(len(self.launched) + i) % len(usable)] for i in range(engines)]
+        self.launched.append(Launched(command, self.folder, environment, cores=cores, terminal=terminal))
+        return self.launched[-1]
+
+    def undisturbed(self, iterations: int) -> Path:
+        """Make the run that all others are compared with."""
+        run = self.runs / "undisturbed"
+        launched = self.start(run, iterations)
+        assert launched.end(300) == 0, launched.text
+        assert launched.left() == []
+        return run
+
+    def nothing_left(self) -> None:
+        """See that all that was started is gone; of what SIGKILL has ended, Ray's agents need about a minute."""
+        for launched in self.launched:
+            assert launched.left() == []
+
+    def close(self) -> None:
+        """End what a failed check has left running."""
+        for launched in self.launched:
+            launched.kill()
+
+
+# --- what a run leaves -----------------------------------------------------------------------------------------
+
+
+def done(run: Path) -> int:
+    """Return how many iterations a run has in its seed log."""
+    with suppress(UserError, OSError):
+        return len(seed_log.read(run / "seeds.log").steps)
+    return 0
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def record_of(run: Path, iterations: int) -> dict[str, Any]:
+    """Read what a run wrote of its first iterations, and of the evaluation after them, but for times."""
+    outputs = {}
+    for file in run.glob("*-output/*.json"):
+        number = re.search(r"iteration(\d+)\.json", file.name)
+        assert number, file
+        if int(number[1]) < iterations + file.name.startswith("model_eval"):
+            outputs[file.name] = without_times(json.loads(file.read_text()))
+    listed = [row for row in rows(run) if row["step"] < iterations + ("train/reward/mean" not in row)]
+    return outputs | {"rows": without_times(listed), "steps": seed_log.read(run / "seeds.log", iterations).steps}
+
+
+def without_times(record: Any) -> Any:
+    """Drop what a clock has measured."""
+    if isinstance(record, dict):
+        timed = ("_seconds", "_per_second")
+        return {
+            key: without_times(value)
+            for key, value in record.items()
+            if not key.endswith(timed) and not key.startswith("time/") and key != "time"
+        }
+    return [without_times(item) for item in record] if isinstance(record, list) else record
+
+
+def check(run: Path, undisturbed: Path, iterations: int, *, gaps: bool = False) -> int:
+    """See that a run came to its end as if nothing had happened.
+
+    Args:
+        run: to be looked at.
+        undisturbed: at least as long.
+        iterations: that the run was to make.
+        gaps: records and rows of metrics may be missing, but the updates not.
+
+    Returns:
+        How many records and rows are missing.
+
+    Raises:
+        AssertionError: something is missing, doubled, other, or left over.
+    """
+    expected, found = record_of(undisturbed, iterations), record_of(run, iterations)
+    listed, was = found.pop("rows"), expected.pop("rows")
+    kinds = [[(row["step"], "train/reward/mean" in row) for row in each] for each in (was, listed)]
+    assert len(set(kinds[1])) == len(kinds[1]), f"{run}: doubled rows in metrics.jsonl: {kinds[1]}"
+    if not gaps:
+        assert kinds[0] == kinds[1], f"{run}: other rows in metrics.jsonl: {kinds[1]}"
+        assert expected.keys() == found.keys(), f"{run}: files differ: {sorted(expected.keys() ^ found.keys())}"
+    assert all(row in was for row in listed), f"{run}: rows of metrics differ from the undisturbed run's"
+    for name, content in found.items():
+        assert expected[name] == content, f"{run}: {name} differs from the undisturbed run's"
+    final = run / "checkpoints" / f"checkpoint-es_fine_tuned_iteration_{iterations}"
+    assert (final / "model.safetensors").exists(), f"{run}: no final model"
+    for folder in (final, *(folder for _, folder in newest_first(run / "checkpoints"))):
+        verify(folder)
+    leftovers = [path for path in run.rglob("*") if path.name.startswith(".") or path.suffix in (".part", ".old")]
+    assert leftovers == [], leftovers
+    return len(was) - len(listed) + len(expected) - len(found)
+
+
+def lost(run: Path) -> int:
+    """Return how many rows of metrics were computed again."""
+    aside = run / "metrics.replaced.jsonl"
+    return len(aside.read_text().splitlines()) if aside.exists() else 0
+
+
+# --- moments ---------------------------------------------------------------------------------------------------
+
+
+def reach(launched: Launched, run: Path, phase: str, draw: Random) -> None:
+    """Wait for a random moment of a phase, or the end.
+
+    Phases are ``start`` (of libraries, Ray, engines), ``training`` (any moment), ``evaluation``, ``saving`` (of a
+    full checkpoint) and ``end`` (the final model, the last evaluation, the closing).
+    """
+    if phase == "start":
+        pause(launched, draw.uniform(2, 18))
+        return
+    before, more = done(run), draw.randint(1, 3)
+    if phase == "training":
+        launched.until(lambda: done(run) >= before + more, f"iteration {before + more}")
+        pause(launched, draw.uniform(0, 0.6))
+    elif phase == "evaluation":
+        goal = (before // EVAL_FREQ + 1) * EVAL_FREQ
+        launched.until(lambda: done(run) >= goal, f"iteration {goal}")
+        pause(launched, draw.uniform(0, 0.15))
+    elif phase == "saving":
+        launched.until(lambda: done(run) > before, "an iteration")
+        launched.until(lambda: any((run / "checkpoints").glob(".iteration-*.part")), "a checkpoint being written")
+    else:
+        launched.until(lambda: any((run / "checkpoints").glob("*checkpoint-es_fine_tuned*")), "the final model")
+        pause(launched, draw.uniform(0, 1.5))
+
+
+def pause(launched: Launched, seconds: float) -> None:
+    """Wait for so long, or until a process has ended."""
+    deadline = time.monotonic() + seconds
+    while launched.running and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
+# --- surroundings ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def small_disk(place: Path, size: str = "16m") -> Iterator[Path | None]:
+    """Mount a disk of its own; ``None`` where that is not allowed."""
+    place.mkdir(parents=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place], capture_output=True)
+    try:
+        yield None if mounted.returncode else place
+    finally:
+        if not mounted.returncode:
+            subprocess.run(["umount", "-l", place], check=True)
+
+
+@contextmanager
+def ballast(disk: Path, leave: int) -> Iterator[None]:
+    """Fill a disk but for so many bytes, rounded down to pages."""
+    file = disk / "ballast"
+    state = os.statvfs(disk)
+    try:
+        with file.open("wb") as full, suppress(OSError):
+            os.posix_fallocate(full.fileno(), 0, max(1, state.f_bavail * state.f_frsize - leave))
+        yield
+    finally:
+        file.unlink()
+
+
+@contextmanager
+def occupied(ports: Sequence[int] = PORTS) -> Iterator[int]:
+    """Listen at those of the ports that are free; gives how many of all are taken now."""
+    with ExitStack() as stack:
+        taken = 0
+        for port in ports:
+            listener = stack.enter_context(socket.socket())
+            with suppress(OSError):
+                listener.bind(("", port))
+                listener.listen()
+            taken += 1
+        yield taken
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False

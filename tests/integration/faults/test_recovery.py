@@ -1,0 +1,50 @@
+"""What an interrupted run left may be damaged, and two processes may want to go on with it."""
+
+import functools
+from collections import Counter
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from esplug.checkpoints.folders import periodic_name, save_model
+from esplug.checkpoints.seed_log import Base, Header, SeedLog, Step
+from esplug.es.members import population
+from esplug.weights.master import MasterWeights
+from tests.integration.faults import mishaps
+
+RUN_SEED, MEMBERS, DAMAGES = 5, 4, 60
+
+
+@pytest.fixture
+def run(tiny_model, tmp_path) -> Path:
+    """The seed log and the checkpoints of a run of twelve iterations."""
+    master, draw, run = MasterWeights.load(tiny_model), Random(1), tmp_path / "run"
+    run.mkdir()
+    base = Base(str(tiny_model), None, master.checksum())
+    with SeedLog.create(run / "seeds.log", Header(base, "float32", RUN_SEED)) as log:
+        for iteration in range(12):
+            seeds = [member.seed for member in population(RUN_SEED, iteration, MEMBERS, antithetic=False)]
+            coefficients = tuple(draw.uniform(-0.1, 0.1) for _ in seeds)
+            master.update(seeds, coefficients)
+            log.append(Step(iteration, coefficients, False, master.checksum()))
+            if iteration in (9, 11):
+                target = run / "checkpoints" / periodic_name(iteration + 1)
+                save_model(functools.partial(master.save, exact=True), tiny_model, target)
+    return run
+
+
+@pytest.mark.fault(
+    "one flipped byte or a truncation, then caught up with", DAMAGES, "of a log, what follows: made again"
+)
+def test_a_damaged_checkpoint_or_log_is_noticed_and_the_weights_become_the_same(run, tiny_model, tmp_path) -> None:
+    draw, lost = Random(2), Counter[str]()
+    for _ in range(DAMAGES):
+        lost += mishaps.catch_up_damaged(run, tiny_model, tmp_path, draw)
+    assert len(lost) == 2, f"nothing has happened to the log, or not to its header: {lost}"
+
+
+@pytest.mark.fault("two processes, one directory", 5)
+def test_of_two_processes_one_holds_the_directory_and_the_other_says_who(tmp_path) -> None:
+    for _ in range(5):
+        mishaps.race_for_lock(tmp_path)

@@ -1,0 +1,457 @@
+"""`esplug report`: a page that says what a run did, whatever state the run is in and whatever a model wrote."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+
+from esplug.errors import RunError
+from esplug.evaluation.statistics import compare
+from esplug.loggers.metrics_file import Row
+from esplug.report.curves import LIMIT, curve
+from esplug.report.figures import of_one, of_run
+from esplug.report.run_data import read_run, read_runs
+from esplug.report.samples import groups
+from esplug.report.text import visible
+from tests.cli.test_app import errors_of, run_cli
+from tests.helpers.runs import evaluation, make_run, metrics, sample
+
+BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), "")
+
+
+class Page(HTMLParser):
+    """A page's text, its elements with their attributes, and its figures."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.figures: dict[str, Any] = {}
+        self._inside = ""
+        self.feed(html)
+        self.text = " ".join(" ".join(self.texts).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self._inside = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = ""
+
+    def handle_data(self, data: str) -> None:
+        attributes = self.elements[-1][1] if self.elements else {}
+        if self._inside not in ("script", "style"):
+            self.texts.append(data)
+        elif attributes.get("type") == "application/json":
+            self.figures[str(attributes["id"])] = json.loads(data)
+
+
+@pytest.fixture
+def report(monkeypatch, capfd, tmp_path):
+    """Return a function that reports on runs and reads the page."""
+
+    def make(*paths: Path) -> Page:
+        page = tmp_path / "page.html"
+        code, out, err = run_cli(monkeypatch, capfd, "report", *map(str, paths), "--output", str(page))
+        assert (code, out, err) == (0, f"{page}\n", "")
+        return Page(page.read_text(encoding="utf-8"))
+
+    return make
+
+
+def lines_of(page: Page, name: str) -> dict[str, Any]:
+    """A figure's lines by name, without their bands."""
+    return {trace["name"]: trace for trace in page.figures[name]["data"] if "name" in trace}
+
+
+def test_the_page_says_what_came_out(report, tmp_path) -> None:
+    page = report(make_run(tmp_path, "mine").path)
+    change = compare([1.0, 0, 0, 0], [0.0, 1, 1, 1]).difference
+    assert "mine finished task sums · model owner/tiny" in page.text
+    assert f"pass@1 before → after 0.250 → 0.750 change +0.500 [{change.low:+.3f}, {change.high:+.3f}]" in page.text
+    assert "best pass@1 0.750 [0.301, 0.954] at iteration 2" in page.text
+    assert "iterations 2 of 2" in page.text
+    assert "time 24 s 1,600 training tokens" in page.text
+    assert "weights 0000000000c0ffee" in page.text
+    assert "Improved 3 of 4 answers" in page.text
+    assert "Got worse 1 of 4 answers" in page.text
+    assert "before 0" in page.text
+    assert "after 3" in page.text
+    assert "population_size 30" in page.text
+    assert "python 3.11.7" in page.text
+
+
+def test_the_figures_show_what_was_measured(report, tmp_path) -> None:
+    rows = make_run(tmp_path, evaluations=[evaluation(0, [sample(0, 0.0), sample(1, 1.0)])])
+    page = report(rows.path)
+    (scores,) = lines_of(page, "run-evaluation").values()
+    assert (scores["x"], scores["y"]) == ([0], [0.5])
+    assert scores["error_y"]["array"][0] > 0.3
+    (rewards,) = lines_of(page, "run-reward").values()
+    assert rewards["y"] == [0.2, 0.21]
+    assert rewards["customdata"] == [[0.1, 0.3], [0.1, 0.31]]
+    phases = {name: trace["y"] for name, trace in lines_of(page, "run-phases").items()}
+    assert phases == {
+        "answers": [8, 8],
+        "waiting for grades": [0.5, 0.5],
+        "update": [1.5, 1.5],
+        "evaluation": [2, None],
+    }
+    use = {name: trace["y"][0] for name, trace in lines_of(page, "run-engines").items()}
+    assert use == {"answering": 60, "changing weights": 10, "updating": 15, "waiting": 15}
+    labels = {name: trace["y"][0] for name, trace in lines_of(page, "run-labels").items()}
+    assert labels == {"correct": 10, "wrong": 30}, "of 40 answers: 100 tokens/s for 8 s, 20 tokens each"
+    assert set(lines_of(page, "run-length")) == {"training", "evaluation"}
+    assert set(lines_of(page, "run-steps")) == {"alpha", "sigma"}
+    assert "run-correlation" not in page.figures  # members were not mirrored
+
+
+def test_runs_are_laid_over_each_other(report, tmp_path) -> None:
+    one = make_run(tmp_path, "one", sigma=0.002)
+    two = make_run(tmp_path, "two", done=3)
+    page = report(one.path, two.path)
+    assert set(lines_of(page, "all-reward")) == {"one", "two"}
+    assert set(lines_of(page, "all-evaluation")) == {"one", "two"}
+    assert {name for name in page.figures if name.endswith("-phases")} == {"run1-phases", "run2-phases"}
+    assert "sigma 0.002 0.001" in page.text
+    assert "n_iterations 2 3" in page.text
+    assert "time 24 s 34 s" in page.text
+    assert page.text.count("experiment_name") == 2, "in each run's own settings, not among those that differ"
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path) -> None:
+    paths = [make_run(tmp_path / folder, "run", done=0).path for folder in ("a/x", "b/x", "c")]
+    assert [run.label for run in read_runs(paths)] == ["a/x/run", "b/x/run", "c/run"]
+    assert [run.label for run in read_runs(paths[1:])] == ["x/run", "c/run"]
+    assert [run.label for run in read_runs(paths[:1])] == ["run"]
+
+
+HOSTILE = [
+    "</script><script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "</pre></article><h1>no</h1>",
+    "{{ 7*7 }} {% raw %} ${x}",
+    "<!-- <script>",
+    "\x00\x1b[31mred\x7f\u202etxt\ud83d\u2028",
+    "<a href='http://example.org'>x</a>",
+    "é五🙂 &amp; &lt;",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_nothing_that_a_model_or_a_task_says_becomes_part_of_the_page(text, report, tmp_path) -> None:
+    other = make_run(tmp_path, "other").path
+    harmless = report(make_run(tmp_path, "harmless").path, other)
+    details = {
+        "prompt": text,
+        "target": text,
+        "output": text,
+        "label": text,
+        "split": text.replace("\ud83d", ""),
+        "metrics": {text: 1.0},
+    }
+    before, after = ([sample(i, float(i != k), **details) for i in range(4)] for k in (0, 1))
+    run = make_run(tmp_path, evaluations=[evaluation(0, before), evaluation(2, after)])
+    run.write_status("failed", RunError(text))
+    in_toml = text.replace("\ud83d", "")
+    settings = {"task": in_toml, "model_name": in_toml, in_toml: in_toml, "task_options": {in_toml: in_toml}}
+    run.config.write_text(tomli_w.dumps(settings), encoding="utf-8")
+    (run.path / "environment.json").write_text(json.dumps({text: text, "packages": {text: [text]}}))
+    with (run.path / "metrics.jsonl").open("a") as file:
+        named = {f"train/labels/{text}": 0.5, f"train/metrics/{text}/mean": 0.5}
+        file.write(json.dumps({"step": 2, **metrics(2, **named)}) + "\n")
+    named_so = tmp_path / text.translate({ord("/"): "\u2215", 0: None, 0xD83D: "\udcff"})  # as a folder's can be
+    run.path.rename(named_so)
+    page = report(named_so, other)
+    kinds = {tag for tag, _ in harmless.elements}
+    assert {tag for tag, _ in page.elements} <= kinds
+    assert sum(tag == "script" for tag, _ in page.elements) == len(page.figures) + 2
+    assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
+    assert not [attributes for _, attributes in page.elements if attributes.keys() & {"src", "href"}]
+    shown = "".join(page.texts)
+    assert [each for each in (text, in_toml, named_so.name) if visible(each) not in shown] == []
+    assert visible(shown, len(shown)) == shown
+    names = [trace["name"] for figure in page.figures.values() for trace in figure.get("data", []) if "name" in trace]
+    assert not [name for name in names if "<" in name], "plotly reads names as markup"
+
+
+def test_invisible_characters_are_spelt_out_and_endless_texts_cut() -> None:
+    assert visible("a\x00\x1b\x7f\u202e\ud800\tb\n") == "a␀␛\\x7f\\u202e\\ud800\tb\n"
+    cut = visible("x" * 1_000_000)
+    assert len(cut) < 3100
+    assert "997,000 characters left out" in cut
+
+
+def not_json(path: Path) -> None:
+    rows = path.read_bytes()
+    path.write_bytes(b"\xff\n{\n[1]\n" + rows + b'{"step": 9, "train/reward/me')
+
+
+def nulls(path: Path) -> None:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text(
+        "".join(json.dumps({k: None if "reward" in k else v for k, v in row.items()}) + "\n" for row in rows)
+    )
+
+
+@pytest.mark.parametrize(
+    ("damage", "note"),
+    [
+        (not_json, "3 of 7 lines of metrics.jsonl cannot be read and are left out"),
+        (nulls, None),
+        (Path.unlink, "metrics.jsonl has no rows, so figures are read from train-output and eval-output"),
+    ],
+)
+def test_damaged_metrics_cost_what_is_damaged(damage, note, report, tmp_path) -> None:
+    run = make_run(tmp_path)
+    damage(run.path / "metrics.jsonl")
+    page = report(run.path)
+    assert [text for text in [note] if text and text not in page.text] == []
+    assert sum(attributes.get("class") == "note" for _, attributes in page.elements) == (note is not None)
+    (scores,) = lines_of(page, "run-evaluation").values()
+    assert scores["y"] == [0.25, 0.75]
+    assert ("run-reward" in page.figures) == (damage is not nulls)
+
+
+def test_damaged_samples_and_settings_are_noted(report, tmp_path) -> None:
+    run = make_run(tmp_path, done=4, evaluations=[evaluation(k, [sample(0, k / 4)]) for k in (0, 2, 4)])
+    undecided = json.dumps({"split": "held_out", "samples": [1, {"reward": None}, sample(0, 1.0, passed=None).row()]})
+    for iteration, content in ((0, "{"), (4, undecided)):
+        run.evaluation("held_out", iteration).write_text(content)
+    run.config.write_text("=")
+    page = report(run.path)
+    assert "damaged" in page.text
+    assert "config.toml is not TOML" in page.text
+    for iteration in (0, 4):
+        assert f"model_eval_taskheld_out_iteration{iteration}.json: samples that cannot be read" in page.text
+    assert "All earned the same 1 of 1 answers" in page.text
+
+
+def test_a_damaged_log_is_noted_without_a_remedy_that_is_another_command_s(report, tmp_path) -> None:
+    run = make_run(tmp_path, done=3)
+    data = bytearray(run.seed_log.read_bytes())
+    data[data.index(b"\n") + 20] ^= 255
+    run.seed_log.write_bytes(data)
+    (note,) = read_run(run.path).notes
+    assert note.startswith("seeds.log cannot be read to its end: the record of iteration 0")
+    assert note.endswith("is damaged")
+    assert note in report(run.path).text
+
+
+def test_numbers_beyond_all_bounds_cost_their_lines(report, tmp_path) -> None:
+    run = make_run(tmp_path)
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write(f'{{"step": {"9" * 400}, "train/reward/mean": 1}}\n')
+        file.write(f'{{"step": 2, "train/reward/mean": {"9" * 400}, "time/iteration": 1e999}}\n')
+    page = report(run.path)
+    assert "1 of 6 lines of metrics.jsonl cannot be read" in page.text
+    assert "time 24 s" in page.text
+    (rewards,) = lines_of(page, "run-reward").values()
+    assert rewards["y"] == [0.2, 0.21]
+
+
+@pytest.mark.parametrize("damage", [None, Path.unlink])
+def test_a_task_s_metric_or_label_that_is_named_like_the_figure_is_no_split(damage, report, tmp_path) -> None:
+    details = {"correct": None, "metrics": {"reward": 7.0, "x/reward": 7.0}, "label": "reward"}
+    both = [[sample(i, i + k, **details) for i in range(3)] for k in (0.0, 2.0)]
+    runs = [evaluation(2 * k, samples, by_task=False) for k, samples in enumerate(both)]
+    run = make_run(tmp_path, evaluations=runs)
+    if damage:
+        damage(run.path / "metrics.jsonl")
+    assert read_run(run.path).splits == ["held_out"]
+    assert [score.mean for score in read_run(run.path).scores] == [1.0, 3.0]
+    if not damage:
+        assert "reward before → after 1.000 → 3.000 change +2.000" in report(run.path).text
+
+
+def test_a_run_that_goes_on_can_be_read(report, tmp_path) -> None:
+    run = make_run(tmp_path, done=3, n_iterations=9, status="running", evaluations=[evaluation(0, [sample(0, 1.0)])])
+    (run.path / "results.json").unlink()
+    page = report(run.path)
+    assert "iterations 3 of 9" in page.text
+    assert "Answer reward 1" in page.text
+
+
+def test_a_resumed_run_says_from_where_on_it_was_another(report, tmp_path) -> None:
+    run = make_run(tmp_path)
+    (run.path / "config-from-iteration1.toml").touch()
+    assert "resumed with another config at iteration 1: see config-from-iteration1.toml" in report(run.path).text
+
+
+@pytest.mark.parametrize("evaluations", [[], None])
+def test_an_evaluation_alone_or_none_at_all_makes_a_page(evaluations, report, tmp_path) -> None:
+    run = make_run(tmp_path, done=0 if evaluations is None else 2, evaluations=evaluations)
+    page = report(run.path)
+    figures = {name.partition("-")[2] for name in page.figures if name != "templates"}
+    if evaluations is None:
+        assert "run evaluated" in page.text
+        assert figures == {"evaluation", "length", "phases"}
+        assert "Best 1 of 4 answers" in page.text
+        assert "Worst 3 of 4 answers" in page.text
+    else:
+        assert "Samples" not in page.text
+        assert figures == {"reward", "length", "speed", "steps", "phases", "engines", "labels"}
+
+
+def test_a_run_with_nothing_but_settings_makes_a_page(report, tmp_path) -> None:
+    run = make_run(tmp_path, done=0, evaluations=[], n_iterations=5, status="failed")
+    assert "run failed" in report(run.path).text
+
+
+def test_rewards_decide_where_no_task_says_what_is_correct(report, tmp_path) -> None:
+    runs = [evaluation(k, [sample(i, 0.1 * i + k, correct=None) for i in range(3)], by_task=False) for k in (0, 2)]
+    page = report(make_run(tmp_path, evaluations=runs).path)
+    assert "reward before → after 0.100 → 2.100 change +2.000 [+2.000, +2.000]" in page.text
+
+
+def test_splits_are_shown_one_by_one_and_averaged(report, tmp_path) -> None:
+    splits = [[sample(i, float(i < k), split) for split in ("a", "b") for i in range(4)] for k in (1, 2)]
+    page = report(make_run(tmp_path, evaluations=[evaluation(2 * k, rows) for k, rows in enumerate(splits)]).path)
+    assert set(lines_of(page, "run-evaluation")) == {"average", "a", "b"}
+    assert re.search(r"a 4 0\.250 \[[^]]+] 0\.500 \[[^]]+] \+0\.250", page.text)
+    assert re.search(r"average 0\.250 \[[^]]+] 0\.500 \[[^]]+] \+0\.250", page.text)
+
+
+def test_prompts_that_are_others_are_not_compared(tmp_path) -> None:
+    before, after = ([sample(0, k, prompt=str(k))] for k in (0, 1))
+    run = read_run(make_run(tmp_path, evaluations=[evaluation(0, before), evaluation(2, after)]).path)
+    assert run.change is None
+    assert groups(run.before, run.after) == []
+
+
+def test_long_runs_stay_small_and_keep_their_extremes(tmp_path) -> None:
+    run = make_run(tmp_path, done=1, evaluations=[], n_iterations=5000)
+    with (run.path / "metrics.jsonl").open("a") as file:
+        for iteration in range(5000):
+            peak = {"train/reward/max": 999.0} if iteration == 3333 else {}
+            file.write(json.dumps({"step": iteration, **metrics(iteration, **peak)}) + "\n")
+    data = read_run(run.path)
+    panels = of_one(data)
+    assert sum(len(panel.figure.to_json()) for panel in panels) < 1_000_000
+    assert all("stands for 13 iterations" in panel.caption for panel in panels)
+    line = curve(data.iterations, "train/reward/mean", ("train/reward/min", "train/reward/max"))
+    assert max(line.high) == 999
+    assert len(line.x) <= LIMIT
+
+
+def test_thinned_points_are_means_and_the_rest_is_as_it_was() -> None:
+    rows = [Row(step, {"m": float(step)}) for step in range(2 * LIMIT)]
+    assert curve(rows, "m").y[:2] == [0.5, 2.5]
+    assert curve(rows[:LIMIT], "m").y == [float(step) for step in range(LIMIT)]
+    assert curve(rows, "other").x == []
+
+
+def test_the_page_goes_into_the_run_or_here(monkeypatch, capfd, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
+    one, two = make_run(tmp_path, "one").path, make_run(tmp_path, "two").path
+    for arguments, page in (([one], one / "report.html"), ([one, two], Path("report.html"))):
+        for _ in range(2):  # the second time over the first
+            code, out, _ = run_cli(monkeypatch, capfd, "report", *map(str, arguments))
+            assert (code, out) == (0, f"{page}\n")
+            assert page.stat().st_size < 10_000_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["mien"], ["no such directory", "did you mean", "mine"]),
+        (["."], ["not a run's directory", "did you mean mine"]),
+        (["mine/config.toml"], ["not a directory"]),
+        (["mine", "--output", "no/where/page.html"], ["no/where/page.html", "cannot be written", "--output"]),
+        (["mine", "--output", "mine"], ["cannot be written", "--output"]),
+    ],
+)
+def test_mistakes_are_one_line(arguments, words, monkeypatch, capfd, tmp_path) -> None:
+    make_run(tmp_path, "mine")
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run_cli(monkeypatch, capfd, "report", *arguments)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert [word for word in words if word not in err] == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine"]
+
+
+def test_labels_are_counted_or_else_shares_and_the_rare_ones_are_drawn_together(tmp_path) -> None:
+    run = make_run(tmp_path, done=1, evaluations=[], n_iterations=3)
+    many = {f"train/labels/error:{number}": 0.01 * number for number in range(1, 9)}
+    row = {"step": 1, **metrics(1, **many)}
+    (run.path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    traces = {panel.name: panel.figure.data for panel in of_run(read_run(run.path))}["labels"]
+    assert [trace.name for trace in traces] == [
+        *("correct", "wrong", "error:8", "error:7", "error:6", "error:5", "others"),
+    ]
+    assert traces[-1].y == (4.0,)
+    (run.path / "metrics.jsonl").write_text(json.dumps(row | {"train/tokens_per_second": None}) + "\n")
+    traces = {panel.name: panel.figure.data for panel in of_run(read_run(run.path))}["labels"]
+    assert (traces[0].y, traces[-1].y) == ((25.0,), (10.0,))
+
+
+def test_pictures_without_kaleido_are_one_line_and_the_page_is_written(monkeypatch, capfd, tmp_path) -> None:
+    run = make_run(tmp_path)
+    monkeypatch.setitem(sys.modules, "kaleido", None)
+    code, out, err = run_cli(monkeypatch, capfd, "report", str(run.path), "--png")
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert 'pip install "esplug[png]"' in err
+    assert out == f"{run.path / 'report.html'}\n"
+    assert (run.path / "report.html").exists()
+
+
+def test_pictures_without_a_browser_are_one_line_and_the_page_is_written(monkeypatch, capfd, tmp_path) -> None:
+    pytest.importorskip("kaleido", reason='no kaleido: pip install "esplug[png]"')
+    run = make_run(tmp_path)
+    monkeypatch.setenv("BROWSER_PATH", str(tmp_path / "no-browser"))
+    code, out, err = run_cli(monkeypatch, capfd, "report", str(run.path), "--png")
+    assert (code, out, len(errors_of(err))) == (2, f"{run.path / 'report.html'}\n", 1)
+    assert "apt install chromium" in err
+    assert "Traceback" not in err
+
+
+def browse(page: Path) -> tuple[str, str, list[str]]:
+    """Open a page beside which a picture of it is written; return its elements, the messages, and what it fetched."""
+    log = page.with_suffix(".net.json")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    options += [f"--user-data-dir={page.parent / 'profile'}", "--window-size=1280,1600", "--virtual-time-budget=5000"]
+    options += [f"--log-net-log={log}", "--enable-logging=stderr", f"--screenshot={page.with_suffix('.png')}"]
+    done = subprocess.run([BROWSER, *options, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120)
+    messages = "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
+    # What the browser fetches for itself has no origin.
+    fetched = re.findall(r'"initiator":"null".*?"url":"(https?:[^"]+)"', log.read_text(encoding="utf-8"))
+    return done.stdout, messages, fetched
+
+
+@pytest.mark.skipif(not BROWSER, reason="no chromium: apt-get install chromium")
+def test_a_browser_draws_the_page_without_a_word_and_without_the_network(report, tmp_path) -> None:
+    from PIL import Image
+
+    hostile = [evaluation(k, [sample(i, float(i != k), output=HOSTILE[i]) for i in range(4)]) for k in (0, 2)]
+    page = report(make_run(tmp_path, evaluations=hostile).path, make_run(tmp_path, "other", antithetic=True).path)
+    elements, messages, fetched = browse(tmp_path / "page.html")
+    assert (messages, fetched) == ("", []), "an error, or something that the page's policy refused"
+    assert elements.count('class="main-svg"') >= len(page.figures) - 1 > 10
+    colours = Image.open(tmp_path / "page.png").convert("RGB").getcolors(1 << 24)
+    assert colours is not None
+    assert len(colours) > 100
+    other = tmp_path / "other.html"
+    other.write_text("<img src=http://esplug.invalid/x><script>undefined.x</script>")
+    _, messages, fetched = browse(other)
+    assert "TypeError" in messages, "or this test notices nothing"
+    assert fetched == ["http://esplug.invalid/x"]
+
+
+@pytest.mark.skipif(not BROWSER, reason="no chromium: apt-get install chromium")
+def test_pictures_are_made_for_papers(monkeypatch, capfd, tmp_path) -> None:
+    pytest.importorskip("kaleido", reason='no kaleido: pip install "esplug[png]"')
+    from PIL import Image
+
+    run = make_run(tmp_path, evaluations=[])
+    code, out, _ = run_cli(monkeypatch, capfd, "report", str(run.path), "--png")
+    pictures = out.splitlines()[1:]
+    assert code == 0
+    assert str(run.path / "report-reward.png") in pictures
+    assert {Image.open(picture).size for picture in pictures} == {(1920, 1200)}
