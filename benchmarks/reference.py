@@ -232,13 +232,13 @@ class ReferencePool(EnginePool):
         import ray
 
         refs = [
-            seat.actor.generate.remote(job.weights, job.prompts, job.seeds, job.sampling)
-            for seat, job in zip(self._seats, jobs, strict=False)
+            slot.actor.generate.remote(job.weights, job.prompts, job.seeds, job.sampling)
+            for slot, job in zip(self._slots, jobs, strict=False)
         ]
         return [generation for (generation,) in ray.get(refs)]
 
     def restore(self) -> None:
-        self._ask(self._seats, "restore")
+        self._call(self._slots, "restore")
 
 
 class ReferenceTrainer(EvolutionStrategiesTrainer):

@@ -29,8 +29,8 @@ import numpy as np
 from machine import processor
 
 from esplug.checkpoints.history import CatchUp, CaughtUp, History
+from esplug.engines import EnginePool, Job
 from esplug.engines.messages import Completion, EngineSettings, Generation, Sampling, Weights, Work
-from esplug.engines.pool import EnginePool, Job
 from esplug.engines.scheduler import WorkScheduler
 from esplug.planning.placement import Plan
 
@@ -157,16 +157,16 @@ class Crowd(EnginePool):
 
     processes = 4
 
-    def _occupy(self, seat: Any) -> None:
+    def _spawn(self, slot: Any) -> None:
         import ray
 
-        if seat.index < self.processes:
+        if slot.index < self.processes:
             few = self.plan.n_engines // self.processes + 1
             made = ray.remote(concurrency_groups={"pulse": 1})(StandIn)
-            seat.actor = made.options(num_cpus=0, max_concurrency=few).remote("")
+            slot.actor = made.options(num_cpus=0, max_concurrency=few).remote("")
         else:
-            seat.actor = self._seats[seat.index % self.processes].actor
-        seat.begin()
+            slot.actor = self._slots[slot.index % self.processes].actor
+        slot.reset()
 
 
 def drive(engines: Sequence[int]) -> None:

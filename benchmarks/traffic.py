@@ -57,9 +57,9 @@ class CountingPool(EnginePool):
 
     sent = received = put = 0
 
-    def _occupy(self, seat: Any) -> None:
-        super()._occupy(seat)
-        seat.actor = Counted(seat.actor, self._send)
+    def _spawn(self, slot: Any) -> None:
+        super()._spawn(slot)
+        slot.actor = Counted(slot.actor, self._send)
 
     def _send(self, count: int) -> None:
         self.sent += count

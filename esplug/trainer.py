@@ -21,9 +21,9 @@ from esplug.data.batches import Batches
 from esplug.data.prompt_encoder import PromptEncoder
 from esplug.data.prompts import Batch, PromptBuilder
 from esplug.doctor.installation import require_installation
+from esplug.engines import EnginePool, Job
 from esplug.engines.cluster import Cluster
 from esplug.engines.messages import EngineSettings, Generation, Sampling, Weights
-from esplug.engines.pool import EnginePool, Job
 from esplug.errors import RunError, UserError
 from esplug.es.members import Member, population
 from esplug.es.update import FloatArray, coefficients

@@ -24,7 +24,7 @@ class EngineSlot:
     gone: bool = False  # it answers no more, as whoever waits for its work will learn
     silent_for: float | None = None  # seconds after which it was killed
 
-    def begin(self) -> None:
+    def reset(self) -> None:
         """Start anew, with the actor that has just been put here."""
         self.heard, self.asked, self.ready, self.pulse = time.monotonic(), 0.0, False, None
         self.gone, self.silent_for = False, None
@@ -34,12 +34,12 @@ class LivenessMonitor:
     """Asks engines for signs of life while others wait for their work, and kills those that give none.
 
     Args:
-        seats: of the engines.
+        slots: of the engines.
         timeout: seconds without progress after which an engine is killed.
     """
 
-    def __init__(self, seats: Sequence[EngineSlot], timeout: float) -> None:
-        self._seats, self._timeout = seats, timeout
+    def __init__(self, slots: Sequence[EngineSlot], timeout: float) -> None:
+        self._slots, self._timeout = slots, timeout
         self._interval = min(30.0, timeout / 10)  # between signs of life, in seconds
         self._listened = time.monotonic()
 
@@ -51,39 +51,39 @@ class LivenessMonitor:
             now = time.monotonic()
             unheard, self._listened = now - self._listened, now
             if unheard > 2 * self._interval:  # we were busy or stopped ourselves
-                for seat in self._seats:
-                    seat.heard = min(seat.heard + unheard, now)
-            pulses = {seat.pulse: seat for seat in self._seats if seat.pulse is not None}
+                for slot in self._slots:
+                    slot.heard = min(slot.heard + unheard, now)
+            pulses = {slot.pulse: slot for slot in self._slots if slot.pulse is not None}
             done, _ = ray.wait([*refs, *pulses], num_returns=1, timeout=self._interval)
             if done and done[0] not in pulses:
                 return done[0]
             for ref in done:
                 self._hear(pulses[ref])
-            for seat in self._seats:
-                self._listen(seat)
+            for slot in self._slots:
+                self._listen(slot)
 
-    def _hear(self, seat: EngineSlot) -> None:
+    def _hear(self, slot: EngineSlot) -> None:
         """Note a sign of life: when the engine last got on with its work."""
         import ray
 
         try:
-            seat.heard = time.monotonic() - ray.get(seat.pulse)
+            slot.heard = time.monotonic() - ray.get(slot.pulse)
         except ray.exceptions.ActorDiedError:
-            seat.gone = True
+            slot.gone = True
         except ray.exceptions.RayError:  # it may be out of reach for a moment
             pass
-        seat.pulse = None
+        slot.pulse = None
 
-    def _listen(self, seat: EngineSlot) -> None:
+    def _listen(self, slot: EngineSlot) -> None:
         """Ask an engine for a sign of life, and kill it if it has not given one for too long."""
         import ray
 
-        if seat.gone or seat.silent_for:
+        if slot.gone or slot.silent_for:
             return
-        limit = self._timeout if seat.ready else max(self._timeout, START_TIMEOUT)
-        if time.monotonic() - seat.heard > limit:
-            seat.silent_for = limit
-            ray.kill(seat.actor)
-        elif seat.pulse is None and time.monotonic() - max(seat.heard, seat.asked) > self._interval:
-            seat.asked = time.monotonic()
-            seat.pulse = seat.actor.pulse.options(concurrency_group="pulse").remote()
+        limit = self._timeout if slot.ready else max(self._timeout, START_TIMEOUT)
+        if time.monotonic() - slot.heard > limit:
+            slot.silent_for = limit
+            ray.kill(slot.actor)
+        elif slot.pulse is None and time.monotonic() - max(slot.heard, slot.asked) > self._interval:
+            slot.asked = time.monotonic()
+            slot.pulse = slot.actor.pulse.options(concurrency_group="pulse").remote()

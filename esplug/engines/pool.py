@@ -79,8 +79,8 @@ class EnginePool:
         self.restarts = 0
         self._settings, self._engine_bytes, self._kv_cache_most = settings, engine_bytes, kv_cache_most
         self._folder, self._max_restarts = folder, max_restarts
-        self._seats: list[EngineSlot] = []
-        self._lookout = LivenessMonitor(self._seats, timeout)
+        self._slots: list[EngineSlot] = []
+        self._monitor = LivenessMonitor(self._slots, timeout)
         self._placement: Any = None
         self._history = History(0)
 
@@ -110,11 +110,11 @@ class EnginePool:
                 f"Ray found no room for {self.plan.describe()} within 60 s; is another run using it?"
             ) from error
         for index in range(self.plan.n_engines):
-            self._seats.append(EngineSlot(index, None))
-            self._occupy(self._seats[-1])
+            self._slots.append(EngineSlot(index, None))
+            self._spawn(self._slots[-1])
         self._share_machines()
-        starting = [(seat, self._start(seat)) for seat in self._seats]
-        caught_up = [self._started(seat, ref) for seat, ref in starting]
+        starting = [(slot, self._start(slot)) for slot in self._slots]
+        caught_up = [self._started(slot, ref) for slot, ref in starting]
         self._agree([state.checksum for state in caught_up], "loading the model")
         return caught_up[0]
 
@@ -127,7 +127,7 @@ class EnginePool:
         import ray
 
         schedule: WorkScheduler[Job[Key]] = WorkScheduler(jobs, _pieces)
-        idle = deque(self._seats)
+        idle = deque(self._slots)
         running: dict[Any, tuple[EngineSlot, Piece[Job[Key]] | None]] = {}  # without a piece, an engine is starting
         answered: dict[Key, dict[int, list[Generation]]] = {}  # by a job's first key, and piece
         raised: set[tuple[Key, int]] = set()
@@ -135,37 +135,37 @@ class EnginePool:
 
         def hand_out() -> None:
             for _ in range(len(idle)):
-                seat = idle.popleft()
-                piece = schedule.take(seat.index)
+                slot = idle.popleft()
+                piece = schedule.take(slot.index)
                 if piece is None:
-                    idle.append(seat)
+                    idle.append(slot)
                     continue
                 job, chosen = piece.job, _chosen(piece)
-                ref = seat.actor.generate.remote(job.weights, prompts.ref(piece), job.seeds[chosen], job.sampling)
-                running[ref] = (seat, piece)
+                ref = slot.actor.generate.remote(job.weights, prompts.ref(piece), job.seeds[chosen], job.sampling)
+                running[ref] = (slot, piece)
 
         hand_out()
         while running:
-            done = self._lookout.wait(list(running))
-            seat, piece = running.pop(done)
+            done = self._monitor.wait(list(running))
+            slot, piece = running.pop(done)
             try:
                 result = ray.get(done)
             except ray.exceptions.RayError as error:
                 if piece is not None:
                     name = (piece.job.keys[0], piece.number)
                     if _raised(error) and name in raised:
-                        raise self._failure(seat, error) from error
+                        raise self._failure(slot, error) from error
                     raised |= {name} if _raised(error) else set()
-                    schedule.give_back(seat.index, piece)
-                running[self._replace(seat, error)] = (seat, None)
+                    schedule.requeue(slot.index, piece)
+                running[self._replace(slot, error)] = (slot, None)
                 hand_out()
                 continue
-            idle.append(seat)
+            idle.append(slot)
             if piece is None:
-                self._welcome(seat, result)
+                self._check_replacement(slot, result)
                 hand_out()
                 continue
-            generations = [_on(seat.index, each) for each in result]
+            generations = [_on(slot.index, each) for each in result]
             work = generations[0].work
             schedule.done(sum(each.switch_seconds for each in work), sum(each.generate_seconds for each in work))
             hand_out()
@@ -183,7 +183,7 @@ class EnginePool:
         Raises:
             RunError: the engines' checksums differ, or too many engines had to be replaced.
         """
-        return self._agree(self._ask(self._seats, "update", seeds, coefficients), "the update")
+        return self._agree(self._call(self._slots, "update", seeds, coefficients), "the update")
 
     def save(self, folder: Path, *, exact: bool = False) -> None:
         """Let one engine write the weights to ``folder``, which must be visible to its machine.
@@ -195,66 +195,66 @@ class EnginePool:
         Raises:
             OSError: they could not be written.
         """
-        self._ask(self._seats[:1], "save", str(folder.absolute()), exact)
+        self._call(self._slots[:1], "save", str(folder.absolute()), exact)
 
     def close(self) -> None:
         """Stop all engines."""
         import ray
         from ray.util.placement_group import remove_placement_group
 
-        for seat in self._seats:
+        for slot in self._slots:
             with suppress(Exception):  # Ray may be gone; what went wrong before is what matters
-                ray.kill(seat.actor)
+                ray.kill(slot.actor)
         if self._placement is not None:
             with suppress(Exception):
                 remove_placement_group(self._placement)
-        self._seats.clear()
+        self._slots.clear()
         self._placement = None
 
     # --- starting and replacing -------------------------------------------------------------------------
 
-    def _occupy(self, seat: EngineSlot) -> None:
-        """Put a new process in a seat; it does nothing yet."""
+    def _spawn(self, slot: EngineSlot) -> None:
+        """Put a new process in a slot; it does nothing yet."""
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         gpus, cores = self.plan.gpu_share, self.plan.cores_per_engine
-        place = PlacementGroupSchedulingStrategy(self._placement, seat.index)
+        place = PlacementGroupSchedulingStrategy(self._placement, slot.index)
         actor = ray.remote(concurrency_groups={"pulse": 1})(self.engine)
-        seat.actor = actor.options(num_gpus=gpus, num_cpus=1 if gpus else cores, scheduling_strategy=place).remote(
-            str(self._log(seat).absolute())
+        slot.actor = actor.options(num_gpus=gpus, num_cpus=1 if gpus else cores, scheduling_strategy=place).remote(
+            str(self._log(slot).absolute())
         )
-        seat.begin()
+        slot.reset()
 
     def _share_machines(self) -> None:
         """Give each engine its share of its machine's cores and memory."""
-        locations = [self._location(seat) for seat in self._seats]
+        locations = [self._location(slot) for slot in self._slots]
         neighbours = Counter(node for node, _ in locations)
         placed = Counter[str]()
-        for seat, (node, free) in zip(self._seats, locations, strict=True):
-            seat.cores = placed[node], neighbours[node]
+        for slot, (node, free) in zip(self._slots, locations, strict=True):
+            slot.cores = placed[node], neighbours[node]
             placed[node] += 1
             if self._settings.device == "cpu":
                 here, share = neighbours[node], memory_share(self._settings)
-                seat.kv_cache = cpu_kv_cache_bytes(free, share, here, self._engine_bytes, self._kv_cache_most)
+                slot.kv_cache = cpu_kv_cache_bytes(free, share, here, self._engine_bytes, self._kv_cache_most)
 
-    def _location(self, seat: EngineSlot) -> tuple[str, int]:
+    def _location(self, slot: EngineSlot) -> tuple[str, int]:
         """Return an engine's machine and that machine's free memory; here an engine has not yet begun to load."""
         import ray
 
         while True:
             try:
-                location: tuple[str, int] = self._get(seat.actor.location.remote())
+                location: tuple[str, int] = self._get(slot.actor.location.remote())
             except ray.exceptions.RayError as error:
-                self._vacate(seat, error)
+                self._respawn(slot, error)
             else:
                 return location
 
-    def _start(self, seat: EngineSlot) -> Any:
+    def _start(self, slot: EngineSlot) -> Any:
         most = self.plan.cores_per_engine if self._settings.device == "cpu" else None
-        return seat.actor.start.remote(self._settings, seat.cores, most, seat.kv_cache, self._history.catch_up())
+        return slot.actor.start.remote(self._settings, slot.cores, most, slot.kv_cache, self._history.catch_up())
 
-    def _started(self, seat: EngineSlot, ref: Any) -> CaughtUp:
+    def _started(self, slot: EngineSlot, ref: Any) -> CaughtUp:
         """Wait for a first start. One that raises would do so again; one that died may have better luck."""
         import ray
 
@@ -262,22 +262,22 @@ class EnginePool:
             caught_up: CaughtUp = self._get(ref)
         except ray.exceptions.RayError as error:
             if _raised(error) and _PORT_TAKEN not in str(error):
-                raise self._failure(seat, error) from error
-            return self._revive(seat, error)
-        seat.ready = True
+                raise self._failure(slot, error) from error
+            return self._replace_and_wait(slot, error)
+        slot.ready = True
         return caught_up
 
-    def _replace(self, seat: EngineSlot, error: Exception) -> Any:
-        """Start a new engine in the seat of one that failed. Returns what to wait for.
+    def _replace(self, slot: EngineSlot, error: Exception) -> Any:
+        """Start a new engine in the slot of one that failed. Returns what to wait for.
 
         Raises:
             RunError: too many were replaced already.
         """
-        self._vacate(seat, error)
-        return self._start(seat)
+        self._respawn(slot, error)
+        return self._start(slot)
 
-    def _vacate(self, seat: EngineSlot, error: Exception) -> None:
-        """Put a new process in the seat of an engine that failed.
+    def _respawn(self, slot: EngineSlot, error: Exception) -> None:
+        """Put a new process in the slot of an engine that failed.
 
         Raises:
             RunError: too many were replaced already.
@@ -285,58 +285,58 @@ class EnginePool:
         import ray
 
         if self.restarts >= self._max_restarts:
-            failure = self._failure(seat, error, f", and {self.restarts} were replaced already (--max-restarts)")
+            failure = self._failure(slot, error, f", and {self.restarts} were replaced already (--max-restarts)")
             raise failure from error
         self.restarts += 1
         get_console().print(
-            f"engine {seat.index} {self._what_happened(seat, error)}; replacing it "
+            f"engine {slot.index} {self._what_happened(slot, error)}; replacing it "
             f"({self.restarts} of at most {self._max_restarts})",
             markup=False,
             soft_wrap=True,
         )
         with suppress(Exception):  # it may have raised rather than died, or hang
-            ray.kill(seat.actor)
-        self._occupy(seat)
+            ray.kill(slot.actor)
+        self._spawn(slot)
 
-    def _revive(self, seat: EngineSlot, error: Exception) -> CaughtUp:
+    def _replace_and_wait(self, slot: EngineSlot, error: Exception) -> CaughtUp:
         """Replace an engine and wait until the new one has caught up."""
         import ray
 
         while True:
-            starting = self._replace(seat, error)
+            starting = self._replace(slot, error)
             try:
                 caught_up: CaughtUp = self._get(starting)
             except ray.exceptions.RayError as again:
                 error = again
             else:
-                self._welcome(seat, caught_up)
+                self._check_replacement(slot, caught_up)
                 return caught_up
 
-    def _welcome(self, seat: EngineSlot, caught_up: CaughtUp) -> None:
+    def _check_replacement(self, slot: EngineSlot, caught_up: CaughtUp) -> None:
         """See that a replacement has the weights of the others."""
-        seat.ready = True
+        slot.ready = True
         for folder, reason in caught_up.damaged:
             get_console().print(f"passed over a checkpoint: {folder}: {reason}", markup=False, soft_wrap=True)
         expected = self._history.checksum
         if expected is not None and caught_up.checksum != expected:
             raise RunError(
-                f"engine {seat.index} was replaced, and {caught_up.replayed} updates of the seed log gave it weights "
+                f"engine {slot.index} was replaced, and {caught_up.replayed} updates of the seed log gave it weights "
                 f"with checksum {caught_up.checksum:016x} instead of {expected:016x}; going on would give wrong results"
             )
         get_console().print(
-            f"engine {seat.index} is there again, {caught_up.replayed} updates replayed", markup=False, soft_wrap=True
+            f"engine {slot.index} is there again, {caught_up.replayed} updates replayed", markup=False, soft_wrap=True
         )
 
     # --- asking and waiting -----------------------------------------------------------------------------
 
-    def _ask(self, seats: Sequence[EngineSlot], method: str, *arguments: Any) -> list[Any]:
+    def _call(self, slots: Sequence[EngineSlot], method: str, *arguments: Any) -> list[Any]:
         """Call a method of several engines at once; one that fails is replaced and asked again, once if it raised."""
         import ray
 
-        def ask(seat: EngineSlot) -> Any:
-            return getattr(seat.actor, method).remote(*arguments)
+        def ask(slot: EngineSlot) -> Any:
+            return getattr(slot.actor, method).remote(*arguments)
 
-        def answer(seat: EngineSlot, ref: Any) -> Any:
+        def answer(slot: EngineSlot, ref: Any) -> Any:
             raised = False
             while True:
                 try:
@@ -346,18 +346,18 @@ class EnginePool:
                     if method == "save" and isinstance(cause, OSError):  # of the disk, not of the engine
                         raise cause from error
                     if raised and _raised(error):
-                        raise self._failure(seat, error) from error
+                        raise self._failure(slot, error) from error
                     raised |= _raised(error)
-                    self._revive(seat, error)
-                    ref = ask(seat)
+                    self._replace_and_wait(slot, error)
+                    ref = ask(slot)
 
-        asked = [(seat, ask(seat)) for seat in seats]
-        return [answer(seat, ref) for seat, ref in asked]
+        asked = [(slot, ask(slot)) for slot in slots]
+        return [answer(slot, ref) for slot, ref in asked]
 
     def _get(self, ref: Any) -> Any:
         import ray
 
-        return ray.get(self._lookout.wait([ref]))
+        return ray.get(self._monitor.wait([ref]))
 
     # --- what went wrong --------------------------------------------------------------------------------
 
@@ -376,36 +376,36 @@ class EnginePool:
 
     def _evidence(self) -> dict[str, Any]:
         """Return each engine's place and the checksums of those tensors in which engines differ."""
-        tensors = self._ask(self._seats, "tensor_checksums")
+        tensors = self._call(self._slots, "tensor_checksums")
         differing = [name for name in tensors[0] if len({each[name] for each in tensors}) > 1]
         return {
-            str(seat.index): {"log": str(self._log(seat)), "tensors": {name: f"{own[name]:016x}" for name in differing}}
-            for seat, own in zip(self._seats, tensors, strict=True)
+            str(slot.index): {"log": str(self._log(slot)), "tensors": {name: f"{own[name]:016x}" for name in differing}}
+            for slot, own in zip(self._slots, tensors, strict=True)
         }
 
-    def _failure(self, seat: EngineSlot, error: Exception, more: str = "") -> Exception:
+    def _failure(self, slot: EngineSlot, error: Exception, more: str = "") -> Exception:
         """Make the error that ends the run."""
         cause = getattr(error, "cause", None)
         if isinstance(cause, UserError):
             return cause
-        return RunError(f"engine {seat.index} {self._what_happened(seat, error)}{more}{self._log_tail(seat)}")
+        return RunError(f"engine {slot.index} {self._what_happened(slot, error)}{more}{self._log_tail(slot)}")
 
-    def _what_happened(self, seat: EngineSlot, error: Exception) -> str:
+    def _what_happened(self, slot: EngineSlot, error: Exception) -> str:
         import ray
 
-        if seat.silent_for:
-            return f"made no progress for {seat.silent_for:g} s (--engine-timeout)"
+        if slot.silent_for:
+            return f"made no progress for {slot.silent_for:g} s (--engine-timeout)"
         if _raised(error):
             cause = getattr(error, "cause", None) or error
             lines = [line for line in str(cause).splitlines() if line.strip()]
             return f"failed ({type(cause).__name__}: {lines[-1].strip() if lines else 'no message'})"
         return "ran out of memory and was killed" if isinstance(error, ray.exceptions.OutOfMemoryError) else "died"
 
-    def _log(self, seat: EngineSlot) -> Path:
-        return self._folder / "logs" / f"engine-{seat.index}.log"
+    def _log(self, slot: EngineSlot) -> Path:
+        return self._folder / "logs" / f"engine-{slot.index}.log"
 
-    def _log_tail(self, seat: EngineSlot, lines: int = 15) -> str:
-        path = self._log(seat)
+    def _log_tail(self, slot: EngineSlot, lines: int = 15) -> str:
+        path = self._log(slot)
         try:
             tail = path.read_text(errors="replace").splitlines()[-lines:]
         except OSError:

@@ -50,7 +50,7 @@ class WorkScheduler(Generic[Job]):
         at = self._at.get(engine)
         if at is None or not at.left:
             self._leave(engine)
-            at = self._orphan() or self._next() or self._worth_helping()
+            at = self._abandoned() or self._next() or self._worth_helping()
             if at is None:
                 return None
             at.engines.add(engine)
@@ -67,7 +67,7 @@ class WorkScheduler(Generic[Job]):
         self._switching += switch_seconds
         self._working += seconds
 
-    def give_back(self, engine: int, piece: Piece[Job]) -> None:
+    def requeue(self, engine: int, piece: Piece[Job]) -> None:
         """Take back a piece that an engine could not do, and which holds no job's weights any more."""
         self._leave(engine)
         if not piece.of.left:
@@ -79,7 +79,7 @@ class WorkScheduler(Generic[Job]):
         if at is not None:
             at.engines.remove(engine)
 
-    def _orphan(self) -> _Begun[Job] | None:
+    def _abandoned(self) -> _Begun[Job] | None:
         return next((begun for begun in self._begun if not begun.engines), None)
 
     def _next(self) -> _Begun[Job] | None:

@@ -8,8 +8,8 @@ from typing import Any
 
 from esplug.config.run_config import RunConfig
 from esplug.data.splits import EvaluationSplit
+from esplug.engines import EnginePool, Job
 from esplug.engines.messages import Completion, Generation, Sampling, Weights
-from esplug.engines.pool import EnginePool, Job
 from esplug.evaluation.figures import Sample, SplitEvaluation
 from esplug.rewards.pool import Graded, PendingRewards
 from esplug.utils.progress import LiveProgress

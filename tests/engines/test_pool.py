@@ -16,8 +16,8 @@ import pytest
 
 from esplug.checkpoints.history import CatchUp, CaughtUp, History
 from esplug.checkpoints.seed_log import Step
+from esplug.engines import EnginePool, Job
 from esplug.engines.messages import Completion, EngineSettings, Generation, Sampling, Weights, Work
-from esplug.engines.pool import EnginePool, Job
 from esplug.errors import RunError, UserError
 from esplug.planning.placement import Plan
 
@@ -225,7 +225,7 @@ def test_an_engine_that_dies_while_idle_or_starting_is_replaced(pool, undisturbe
     mine = pool()
     history = begin(mine)
     assert mine.restarts == 3
-    idle = mine._seats[1].actor
+    idle = mine._slots[1].actor
     pid = _pid(idle)
     os.kill(pid, signal.SIGKILL)
     assert work(mine, history) == undisturbed
@@ -237,7 +237,7 @@ def test_an_idle_engine_that_dies_does_not_keep_the_driver_busy(pool, tmp_path, 
     begin(mine)
     rounds, wait = [], ray_wait()
     order(tmp_path, "generate", 0, "slow")
-    os.kill(_pid(mine._seats[1].actor), signal.SIGKILL)
+    os.kill(_pid(mine._slots[1].actor), signal.SIGKILL)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ray.wait", lambda *args, **named: rounds.append(None) or wait(*args, **named))
         assert len(dict(mine.run(jobs(1)))) == 1
@@ -335,7 +335,7 @@ def test_weights_that_differ_stop_the_run_and_leave_evidence(pool, tmp_path) -> 
     mine = pool()
     history = begin(mine)
     work(mine, history, 1)
-    ray.get(mine._seats[1].actor.update.remote([9], [0.125]))
+    ray.get(mine._slots[1].actor.update.remote([9], [0.125]))
     with pytest.raises(
         RunError, match=r"weights differ after the update of iteration 1 \(engine 0: \w{16}, engine 1: "
     ):
@@ -360,7 +360,7 @@ def test_a_replacement_with_other_weights_stops_the_run(pool, tmp_path) -> None:
 def test_nothing_is_left_of_a_closed_pool(pool) -> None:
     mine = pool()
     begin(mine)
-    pids = [_pid(seat.actor) for seat in mine._seats]
+    pids = [_pid(slot.actor) for slot in mine._slots]
     threads = threading.active_count()
     mine.close()
     mine.close()

@@ -46,7 +46,7 @@ def simulate(
         attempts += 1
         if dies(attempts):
             holds.pop(engine)
-            schedule.give_back(engine, piece)
+            schedule.requeue(engine, piece)
         else:
             schedule.done(*schedule_costs[engine])
             done.append((engine, piece.job[0], piece.number))

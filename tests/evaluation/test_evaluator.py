@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from esplug.config.run_config import make_config
 from esplug.data.splits import EvaluationSplit
+from esplug.engines import Job
 from esplug.engines.messages import Completion, Generation, Sampling, Weights
-from esplug.engines.pool import Job
 from esplug.evaluation.evaluator import CHUNK, Evaluator, sampling_seed
 from esplug.evaluation.figures import SplitEvaluation
 from esplug.hookspecs import Reward

@@ -470,10 +470,10 @@ class KeptEngines(EnginePool):
     """Engines that outlive a run. Each run finds them with the base weights, as if just started."""
 
     def start(self, history: History) -> CaughtUp:
-        if not self._seats:
+        if not self._slots:
             return super().start(history)
         self._history = history
-        return self._ask(self._seats, "catch_up", history.catch_up())[0]
+        return self._call(self._slots, "catch_up", history.catch_up())[0]
 
     def close(self) -> None:
         """Not yet."""
@@ -769,7 +769,7 @@ def test_a_probe_measures_engines_and_leaves_nothing(start, two_engines, tmp_pat
     work = work_of(probe.config, len(QUESTIONS), len(QUESTIONS))
     assert times_of(probe.config, work, speed, 2, probe.chunk).iteration > speed.generate
     base = MasterWeights.load(Path(probe.config.model_name), "float32").tensor_checksums()
-    assert two_engines._ask(two_engines._seats, "tensor_checksums") == [base, base]
+    assert two_engines._call(two_engines._slots, "tensor_checksums") == [base, base]
     assert list(tmp_path.iterdir()) == []
 
 

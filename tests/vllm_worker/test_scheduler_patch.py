@@ -109,8 +109,8 @@ def test_a_scheduler_of_another_kind_stays_as_it_is() -> None:
     from esplug.vllm_worker.scheduler_patch import SchedulerPatch
 
     other = SimpleNamespace(kv_cache_manager=SimpleNamespace())
-    spared = SchedulerPatch(other)
-    assert (spared.answers, spared.blocks, vars(other.kv_cache_manager)) == (False, False, {})
+    patch = SchedulerPatch(other)
+    assert (patch.answers, patch.blocks, vars(other.kv_cache_manager)) == (False, False, {})
 
 
 @pytest.mark.parametrize("ahead", [False, True])
@@ -120,9 +120,9 @@ def test_steps_blocks_and_answers_stay_the_same(tiny_model, ahead, requests, n_b
     from esplug.vllm_worker.scheduler_patch import SchedulerPatch
 
     plain, light = (scheduler_of(str(tiny_model), ahead, n_blocks, caching) for _ in range(2))
-    spared = SchedulerPatch(light)
-    assert (spared.answers, spared.blocks) == (True, not caching)
-    spared.stops = SimpleNamespace(complete=lambda _, answer: answer[-1] in STOPS)
+    patch = SchedulerPatch(light)
+    assert (patch.answers, patch.blocks) == (True, not caching)
+    patch.stops = SimpleNamespace(complete=lambda _, answer: answer[-1] in STOPS)
     steps, answers, _ = generated(plain, requests, ahead, stops=True)
     light_steps, light_answers, handed = generated(light, requests, ahead, stops=False)
     assert light_answers == answers

@@ -23,8 +23,8 @@ import pytest
 from esplug.checkpoints import seed_log
 from esplug.checkpoints.folders import newest_first, verify
 from esplug.checkpoints.history import History
+from esplug.engines import Job
 from esplug.engines.messages import EngineSettings, Generation, Sampling, Weights
-from esplug.engines.pool import Job
 from esplug.errors import RunError, UserError
 from esplug.planning.placement import Plan
 from esplug.trainer import EvolutionStrategiesTrainer
@@ -84,7 +84,7 @@ def disagree(model: Path, folder: Path) -> Counter[str]:
     class Disagreeing(EvolutionStrategiesTrainer):
         def train_step(self, iteration: int) -> None:
             if iteration == 1:
-                ray.get(self.engines._seats[1].actor.update.remote([1], [0.5]))
+                ray.get(self.engines._slots[1].actor.update.remote([1], [0.5]))
             super().train_step(iteration)
 
     trainer = Disagreeing(**_settings(model, folder) | {"n_vllm_engines": 2, "num_iterations": 3})
