@@ -67,7 +67,7 @@ def check_low_rank_blocks(cases: int) -> None:
 def check_layers(cases: int) -> None:
     """Compare rows of a batch of adapters with each by itself, and what counts as undefined with the CPU's count."""
     from esplug.noise.kernels import adapters, logits
-    from esplug.vllm_worker.extension import count_undefined
+    from esplug.vllm_worker.undefined_logits import count_undefined
 
     draw = random.Random(3)
     for case in range(cases):  # of few sizes, as each is compiled

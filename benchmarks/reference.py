@@ -27,8 +27,9 @@ import numpy as np
 import torch
 
 from esplug.engines.actor import Engine
+from esplug.engines.jobs import Job, Key
 from esplug.engines.messages import EngineSettings, Generation
-from esplug.engines.pool import EnginePool, Job, Key
+from esplug.engines.pool import EnginePool
 from esplug.es.members import Member
 from esplug.noise.full_rank import tensor_key
 from esplug.rewards.grader import as_reward

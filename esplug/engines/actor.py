@@ -1,4 +1,4 @@
-"""One vLLM engine in a Ray actor: answers prompts with a member's weights and applies updates from seeds."""
+"""Engine actor: one vLLM that answers prompts with a member's weights and applies updates from seeds."""
 
 import functools
 import os
@@ -9,29 +9,26 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from esplug.checkpoints.history import CatchUp, CaughtUp
 from esplug.engines.messages import Completion, EngineSettings, Generation, Sampling, Weights, Work
+from esplug.engines.vllm_options import llm_options, memory_share, rank_cores, set_environment
 from esplug.errors import UserError
-from esplug.planning import shared_prefix as prefix
-from esplug.planning.adapter_sizes import adapter_options
-from esplug.planning.memory import on_gpu
-from esplug.planning.placement import CPU_MEMORY_SHARE, GPU_KV_CACHE_MIN, GpuFootprint
-from esplug.utils.cores import usable_cores
+from esplug.planning import shared_prefix
 from esplug.utils.free_memory import free_memory
 from esplug.utils.text import one_line
 from esplug.vllm_worker.detokenizer import Detokenizer, Stops
-from esplug.vllm_worker.heartbeat import Heartbeat
-from esplug.vllm_worker.scheduler_patch import SchedulerPatch
+from esplug.vllm_worker.heartbeat import Heartbeat, beat_every_step
+from esplug.vllm_worker.master_setup import MasterSetup
+from esplug.vllm_worker.scheduler_patch import SchedulerPatch, scheduler_of
 
 if TYPE_CHECKING:
+    from vllm import SamplingParams
     from vllm.lora.request import LoRARequest
 
 Method = TypeVar("Method", bound=Callable[..., Any])
-#: Cores of the driver's or an engine's machine, as given to ``sched_setaffinity``.
-Cores = list[int]
 LOW_RANK_EXTENSION = "esplug.vllm_worker.low_rank_extension.LowRankWorkerExtension"
 
 
-def _at_work(method: Method) -> Method:
-    """Let an engine's heart beat from the beginning to the end of a method."""
+def _with_heartbeat(method: Method) -> Method:
+    """Start the engine's heartbeat before a method, and stop it afterwards."""
 
     @functools.wraps(method)
     def run(self: "Engine", *arguments: Any, **named: Any) -> Any:
@@ -45,13 +42,13 @@ def _at_work(method: Method) -> Method:
 
 
 class Engine:
-    """The Ray actor. Made idle, so that all engines can be placed before any loads a model.
+    """The Ray actor. It is created idle, so that all engines can be placed before any of them loads a model.
 
-    Everything but :meth:`pulse`, which has a thread of its own, runs in one thread.
+    All methods run in one thread, except for :meth:`pulse`, which has its own.
 
     Attributes:
-        worker_extension: what is added to vLLM's workers, as a dotted name.
-        light_bookkeeping: whether vLLM's scheduler is spared what nobody looks at.
+        worker_extension: class that vLLM adds to its workers, as a dotted name.
+        light_bookkeeping: whether to patch vLLM's scheduler to do less work for each token.
     """
 
     worker_extension = "esplug.vllm_worker.extension.ESWorkerExtension"
@@ -61,11 +58,11 @@ class Engine:
         if log_path:
             _redirect_output(Path(log_path))
         self._llm: Any = None
-        self._weights: tuple[Weights, ...] = ()  # none while nobody knows which
+        self._weights: tuple[Weights, ...] = ()  # in the model; empty if unknown
         self._heartbeat = Heartbeat()
         self._low_rank: int | None = None
         self._prefix_caching = True
-        self._bookkeeping: SchedulerPatch | None = None
+        self._scheduler_patch: SchedulerPatch | None = None
 
     def location(self) -> tuple[str, int]:
         """Return this node's id and its free memory in bytes."""
@@ -89,77 +86,44 @@ class Engine:
 
         Args:
             settings: equal for all engines.
-            share: which of how many equal shares of this machine's cores is this engine's alone, on a CPU.
-            most_cores: take no more of them.
-            kv_cache_bytes: size of the KV cache; ``None`` lets vLLM take its share of the GPU.
-            catch_up: what the run has done so far.
+            share: on a CPU, the index of this engine's share of the machine's cores, and the number of equal shares.
+            most_cores: cores to use at most.
+            kv_cache_bytes: size of the KV cache; ``None`` lets vLLM use its share of the GPU.
+            catch_up: updates of the run so far.
         """
         self._low_rank, self._prefix_caching = settings.low_rank, settings.prefix_caching
-        cores = _own_cores(*share)[:most_cores]
-        ranks = settings.tensor_parallel_size
-        rank_cores = [cores[rank::ranks] or cores for rank in range(ranks)]
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the actor is the process
-        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
-        os.environ["VLLM_NO_USAGE_STATS"] = "1"
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        if settings.device == "cpu":
-            if ranks == 1:  # one process: the threads that torch makes inherit this
-                os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-                os.environ["OMP_NUM_THREADS"] = str(len(cores))
-                os.sched_setaffinity(0, cores)
-            else:
-                os.environ.pop("OMP_NUM_THREADS", None)
-                bind = "|".join(",".join(map(str, part)) for part in rank_cores)
-                os.environ["VLLM_CPU_OMP_THREADS_BIND"] = bind
+        cores = rank_cores(share, most_cores, settings.tensor_parallel_size)
+        set_environment(settings.device, cores)  # vLLM reads it when it is imported
         from vllm import LLM
 
-        share_of_memory = memory_share(settings)
-        extra: dict[str, Any] = {}
-        if settings.low_rank:
-            extra = adapter_options(Path(settings.model), settings.low_rank, settings.members_at_once, settings.device)
-        if settings.engines_per_gpu > 1:
-            extra |= {"kv_cache_memory_bytes": _kv_cache_beside_others(settings, share_of_memory)}
-        if settings.device == "cpu":  # the smallest block there, so that short shared prefixes are cached too
-            extra |= {"kv_cache_memory_bytes": kv_cache_bytes, "block_size": prefix.LEAST, "enforce_eager": True}
-        self._llm = _made(
-            LLM,
-            settings,
-            model=settings.model,
-            dtype=settings.dtype,
-            max_model_len=settings.max_model_len,
-            tensor_parallel_size=ranks,
-            distributed_executor_backend="mp" if ranks > 1 else None,  # within a placement group it would be Ray
-            enable_prefix_caching=settings.prefix_caching,
-            gpu_memory_utilization=share_of_memory / settings.engines_per_gpu,
-            worker_extension_cls=LOW_RANK_EXTENSION if settings.low_rank else self.worker_extension,
-            generation_config="vllm",
-            seed=0,
-            **extra,
-        )
+        gpu_share = (1 - memory_share(settings)) / settings.engines_per_gpu
+        extension = LOW_RANK_EXTENSION if settings.low_rank else self.worker_extension
+        options = llm_options(settings, kv_cache_bytes) | {"worker_extension_cls": extension}
+        self._llm = _create_llm(LLM, settings, options)
         if self.light_bookkeeping:
-            self._bookkeeping = SchedulerPatch(self._llm.llm_engine.engine_core.engine_core.scheduler)
-        step = self._llm.llm_engine.step
-        self._llm.llm_engine.step = lambda: self._step(step)
-        room = (1 - share_of_memory) / settings.engines_per_gpu
-        master = settings.master_dtype, settings.master_device, room
-        self._load_master = (settings.model, *master, settings.low_rank, rank_cores, self._heartbeat.place)
+            self._scheduler_patch = SchedulerPatch(scheduler_of(self._llm))
+        beat_every_step(self._llm, self._heartbeat)
+        master = settings.master_dtype, settings.master_device, gpu_share
+        self._master_setup = MasterSetup(settings.model, *master, settings.low_rank, cores, self._heartbeat.place)
         return self.catch_up(catch_up)
 
-    @_at_work
+    @_with_heartbeat
     def catch_up(self, catch_up: CatchUp) -> CaughtUp:
-        """Read the base model's weights, and from them or from saved ones replay the run's updates."""
+        """Read the base model's or saved weights, and replay the run's updates from there.
+
+        Raises:
+            RuntimeError: tensor-parallel ranks disagree about the result.
+        """
         self._weights = ()
         self._llm.reset_prefix_cache()
-        found: list[CaughtUp] = self._llm.collective_rpc("es_catch_up", args=(*self._load_master, catch_up))
+        found: list[CaughtUp] = self._llm.collective_rpc("es_catch_up", args=(self._master_setup, catch_up))
         if len({(state.base, state.checksum) for state in found}) != 1:
             raise RuntimeError(f"tensor-parallel ranks of one engine differ after loading: {found}")
         return found[0]
 
-    def _step(self, step: Callable[[], Any]) -> Any:
-        self._heartbeat.beat()
-        return step()
+    # --- answering --------------------------------------------------------------------------------------
 
-    @_at_work
+    @_with_heartbeat
     def generate(
         self,
         weights: Sequence[Weights],
@@ -167,11 +131,14 @@ class Engine:
         seeds: Sequence[int],
         sampling: Sampling,
     ) -> list[Generation]:
-        """Answer ``prompts`` (token ids), each with its own seed, with each of ``weights``; several have low rank.
+        """Answer ``prompts`` (token ids), each with its own seed, with each of ``weights``.
 
-        The answers depend on these arguments and the master weights alone, not on what was answered before.
+        The answers depend only on these arguments and the master weights, not on earlier calls.
+
+        Args:
+            weights: one, or several low-rank members.
         """
-        from vllm import SamplingParams, TokensPrompt
+        from vllm import TokensPrompt
 
         began, started, count = time.time(), time.perf_counter(), len(weights)
         switch_seconds = 0.0
@@ -183,24 +150,11 @@ class Engine:
         adapters = self._adapters(weights)
         self._llm.reset_prefix_cache()
         self._cache_shared_prefix(prompts, adapters)
-        stops = self._end_at_texts(sampling)
-        as_it_goes = not self._detokenizer.works or bool(sampling.stop and stops is None)
+        stops = self._stop_in_scheduler(sampling)
+        vllm_detokenizes = not self._detokenizer.works or bool(sampling.stop and stops is None)
         outputs = self._llm.generate(
             [TokensPrompt(prompt_token_ids=list(ids)) for ids in prompts] * count,
-            [
-                SamplingParams(
-                    temperature=sampling.temperature,
-                    top_p=sampling.top_p,
-                    max_tokens=sampling.max_tokens,
-                    stop=list(sampling.stop) if as_it_goes else [],
-                    stop_token_ids=list(sampling.stop_token_ids),
-                    include_stop_str_in_output=True,
-                    detokenize=as_it_goes,
-                    seed=seed if sampling.temperature > 0 else None,
-                )
-                for seed in seeds
-            ]
-            * count,
+            _sampling_params(sampling, seeds, vllm_detokenizes) * count,
             lora_request=[adapter for adapter in adapters for _ in prompts],
             use_tqdm=False,
         )
@@ -208,10 +162,12 @@ class Engine:
         for output in outputs:
             self._heartbeat.beat()
             (answer,) = output.outputs
-            text = answer.text if as_it_goes else self._detokenizer.text(output.prompt_token_ids, answer.token_ids)
+            text = (
+                answer.text if vllm_detokenizes else self._detokenizer.text(output.prompt_token_ids, answer.token_ids)
+            )
             text = stops.cut(text) if stops else text
             completions.append(Completion(text, len(answer.token_ids), answer.finish_reason == "stop"))
-        undefined = self._undefined(adapters)
+        undefined = self._take_undefined(adapters)
         work = Work(-1, began, switch_seconds, time.perf_counter() - started - switch_seconds, count)
         return [
             Generation(completions[i * len(prompts) : (i + 1) * len(prompts)], (work,), undefined[i])
@@ -222,16 +178,16 @@ class Engine:
     def _detokenizer(self) -> Detokenizer:
         return Detokenizer(self._llm.get_tokenizer())
 
-    def _end_at_texts(self, sampling: Sampling) -> Stops | None:
-        """Have the scheduler end answers at texts. Returns what finds them, or ``None`` if that is left to vLLM."""
-        if self._bookkeeping is None:
+    def _stop_in_scheduler(self, sampling: Sampling) -> Stops | None:
+        """Have the patched scheduler stop answers at ``sampling.stop``. Returns ``None`` if vLLM must do it."""
+        if self._scheduler_patch is None:
             return None
-        wanted = bool(sampling.stop) and self._bookkeeping.answers
-        self._bookkeeping.stops = self._detokenizer.stops(sampling.stop) if wanted else None
-        return self._bookkeeping.stops
+        wanted = bool(sampling.stop) and self._scheduler_patch.whole_answers
+        self._scheduler_patch.stops = self._detokenizer.stops(sampling.stop) if wanted else None
+        return self._scheduler_patch.stops
 
     def _write(self, weights: Sequence[Weights]) -> None:
-        """Give the model these weights."""
+        """Write weights into the model: members of low rank into its adapters, all others into its parameters."""
         if self._low_rank and weights[0].member_seed is not None:
             members = [(each.member_seed, each.scale) for each in weights]
             self._llm.collective_rpc("es_set_members", args=(members,))
@@ -240,42 +196,51 @@ class Engine:
             self._llm.collective_rpc("es_set_weights", args=(alone.member_seed, alone.scale))
 
     def _adapters(self, weights: Sequence[Weights]) -> "list[LoRARequest | None]":
-        """Return what tells vLLM which member's adapter to answer with; ``None`` for the model alone."""
+        """Return vLLM's request for each member's adapter; ``None`` for the model without an adapter."""
         if not self._low_rank or weights[0].member_seed is None:
             return [None]
         from vllm.lora.request import LoRARequest
 
         return [LoRARequest(f"member {slot}", slot, "made from its seed") for slot in range(1, len(weights) + 1)]
 
-    def _undefined(self, adapters: "Sequence[LoRARequest | None]") -> list[int]:
-        """Return for how many tokens the model gave NaN or infinity, with each adapter."""
+    def _take_undefined(self, adapters: "Sequence[LoRARequest | None]") -> list[int]:
+        """Return and reset the number of tokens with NaN or infinite logits for each adapter."""
         counts = [sum(each) for each in zip(*self._llm.collective_rpc("es_take_undefined"), strict=True)]
-        if any(counts):  # which the cache would hand on, as 0 x NaN is NaN
+        if any(counts):  # clear the KV cache, because 0 x NaN is NaN in later answers, too
             self._llm.collective_rpc("es_clear_cache")
             self._llm.reset_prefix_cache()
             self._weights = ()
         return [counts[adapter.lora_int_id if adapter else 0] for adapter in adapters]
 
     def _cache_shared_prefix(self, prompts: Sequence[Sequence[int]], adapters: "Sequence[LoRARequest | None]") -> None:
-        """Compute what all prompts begin with once; scheduled together, each would compute it for itself."""
+        """Compute the prompts' shared prefix once. Prompts that are scheduled together would each compute it."""
         from vllm import SamplingParams, TokensPrompt
 
-        if self._prefix_caching and (beginning := prefix.shared(prompts)):
+        if self._prefix_caching and (prefix := shared_prefix.shared(prompts)):
             once = SamplingParams(temperature=0.0, max_tokens=1)
-            prefixes = [TokensPrompt(prompt_token_ids=beginning)] * len(adapters)
+            prefixes = [TokensPrompt(prompt_token_ids=prefix)] * len(adapters)
             self._llm.generate(prefixes, once, lora_request=list(adapters), use_tqdm=False)
 
-    @_at_work
-    def update(self, seeds: list[int], coefficients: list[float]) -> int:
-        """Move the master weights. Returns their new checksum."""
-        self._weights = ()
-        return self._same("es_update", seeds, coefficients)
+    # --- master weights ---------------------------------------------------------------------------------
 
-    @_at_work
+    @_with_heartbeat
+    def update(self, seeds: list[int], coefficients: list[float]) -> int:
+        """Add ``sum_k coefficients[k] * eps(seeds[k])`` to the master weights. Returns their new checksum.
+
+        Raises:
+            RuntimeError: tensor-parallel ranks disagree about the checksum.
+        """
+        self._weights = ()
+        checksums = {int(value) for value in self._llm.collective_rpc("es_update", args=(seeds, coefficients))}
+        if len(checksums) != 1:
+            raise RuntimeError(f"tensor-parallel ranks of one engine differ after es_update: {sorted(checksums)}")
+        return checksums.pop()
+
+    @_with_heartbeat
     def save(self, folder: str, exact: bool) -> None:
         """Write the master weights to ``folder`` as safetensors, in the checkpoint's types or exactly as they are.
 
-        What an engine that died in the middle has left there is removed.
+        Files that an engine left there when it died while saving are removed.
 
         Raises:
             OSError: they could not be written.
@@ -285,32 +250,18 @@ class Engine:
         for error in filter(None, self._llm.collective_rpc("es_save", args=(folder, exact))):
             raise OSError(*error, folder)
 
-    @_at_work
+    @_with_heartbeat
     def tensor_checksums(self) -> dict[str, int]:
         """Return the checksum of each tensor of the master weights."""
         checksums: dict[str, int] = self._llm.collective_rpc("es_tensor_checksums")[0]
         return checksums
 
-    def _same(self, method: str, *args: Any) -> int:
-        """Call a worker method that returns a checksum, and insist that all ranks agree."""
-        checksums = {int(value) for value in self._llm.collective_rpc(method, args=args)}
-        if len(checksums) != 1:
-            raise RuntimeError(f"tensor-parallel ranks of one engine differ after {method}: {sorted(checksums)}")
-        return checksums.pop()
 
-
-def _own_cores(slot: int, shares: int) -> Cores:
-    """Return one of so many equal shares of this machine's usable cores; all of them where there are too few."""
-    cores = usable_cores()
-    each = max(1, len(cores) // shares)
-    return cores[slot * each : (slot + 1) * each] or cores
-
-
-def _made(kind: Callable[..., Any], settings: EngineSettings, **options: Any) -> Any:
-    """Make vLLM's engine.
+def _create_llm(kind: Callable[..., Any], settings: EngineSettings, options: dict[str, Any]) -> Any:
+    """Create vLLM's engine.
 
     Raises:
-        UserError: it has no adapters for this model.
+        UserError: vLLM has no adapters for this model.
     """
     try:
         return kind(**options)
@@ -322,40 +273,23 @@ def _made(kind: Callable[..., Any], settings: EngineSettings, **options: Any) ->
         raise
 
 
-def _on_gpu(settings: EngineSettings) -> tuple[GpuFootprint, int]:
-    """Return what an engine takes of a GPU, and the memory of that."""
-    import torch
+def _sampling_params(sampling: Sampling, seeds: Sequence[int], vllm_detokenizes: bool) -> "list[SamplingParams]":
+    """Return vLLM's parameters for each seed. vLLM looks for stop texts only in answers that it detokenizes."""
+    from vllm import SamplingParams
 
-    model, members = Path(settings.model), settings.members_at_once
-    kinds = settings.dtype, settings.master_dtype, settings.low_rank
-    return on_gpu(model, *kinds, members, settings.tensor_parallel_size), torch.cuda.mem_get_info()[1]
-
-
-def memory_share(settings: EngineSettings) -> float:
-    """Return the share of a GPU's memory, or on a CPU of what is free, that engines take: the user's if given."""
-    if settings.memory_share:
-        return settings.memory_share
-    if settings.device == "cpu":
-        return CPU_MEMORY_SHARE
-    taken, total = _on_gpu(settings)
-    return taken.memory_share(total, settings.engines_per_gpu, settings.master_device)
-
-
-def _kv_cache_beside_others(settings: EngineSettings, share: float) -> int:
-    """Size the KV cache of an engine that shares its GPU, where vLLM would take its neighbours' memory for its own.
-
-    Raises:
-        UserError: there is not enough.
-    """
-    taken, total = _on_gpu(settings)
-    left = taken.kv_cache(total, share / settings.engines_per_gpu)
-    if left < GPU_KV_CACHE_MIN:
-        raise UserError(
-            f"--n-vllm-engines-per-gpu {settings.engines_per_gpu}: each engine may take "
-            f"{share * total / settings.engines_per_gpu / 1e9:.1f} GB, "
-            "which is too little for this model; choose fewer, or more --gpu-memory-utilization"
+    return [
+        SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_tokens,
+            stop=list(sampling.stop) if vllm_detokenizes else [],
+            stop_token_ids=list(sampling.stop_token_ids),
+            include_stop_str_in_output=True,
+            detokenize=vllm_detokenizes,
+            seed=seed if sampling.temperature > 0 else None,
         )
-    return left
+        for seed in seeds
+    ]
 
 
 def _redirect_output(path: Path) -> None:

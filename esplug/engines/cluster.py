@@ -1,4 +1,4 @@
-"""The connection to Ray: a cluster that is there, or a local one of our own; and what can run on it."""
+"""Connection to Ray: an existing cluster or a new local one, and its resources."""
 
 import os
 import secrets
@@ -19,10 +19,21 @@ _LOCAL_STARTS = 3
 
 
 class Cluster:
-    """The connection to Ray: a cluster at ``address``, or a local one of our own."""
+    """The connection to Ray: a cluster at ``address``, or a new local one. Uses Ray as it is if it is initialized.
+
+    Args:
+        address: of an existing cluster.
+        use_gpus: for a local cluster: positions of GPUs, such as ``0,1``; ``none`` for none; ``None`` for all.
+
+    Raises:
+        UserError: no cluster answers at ``address``, or there are fewer GPUs.
+        RunError: Ray does not start here.
+    """
 
     def __init__(self, address: str | None, use_gpus: str | None) -> None:
-        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed")  # we say it more shortly
+        os.environ.setdefault(
+            "RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed"
+        )  # the pool says it in one line
         import ray
 
         self._owned = not ray.is_initialized()
@@ -30,7 +41,7 @@ class Cluster:
             return
         self._visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         try:
-            with _signals_wait():
+            with _defer_signals():
                 self._connect(address, use_gpus)
         except BaseException:
             self.close()
@@ -44,7 +55,7 @@ class Cluster:
         common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
         if address:
             try:
-                _knock(address)
+                _check_port(address)
                 ray.init(address=address, **common)
             except (OSError, RuntimeError, ValueError) as error:
                 raise UserError(
@@ -55,7 +66,7 @@ class Cluster:
         if use_gpus is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = "" if use_gpus == "none" else visible_devices(use_gpus, self._visible)
         if "RAY_AUTH_TOKEN_PATH" not in os.environ and not (Path.home() / ".ray" / "auth_token").exists():
-            # Ray would make that file, which the first two runs of a machine would write over each other.
+            # Ray would create that file, and the first two runs on a machine would overwrite each other's.
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         for attempt in range(1, _LOCAL_STARTS + 1):
             try:
@@ -68,13 +79,13 @@ class Cluster:
                     **common,
                 )
                 return
-            except (OSError, RuntimeError, ValueError) as error:  # such as a port that another run was quicker to take
+            except (OSError, RuntimeError, ValueError) as error:  # such as a port that another run has just taken
                 ray.shutdown()
                 if attempt == _LOCAL_STARTS:
                     raise RunError(f"Ray does not start here: {one_line(error)}") from error
 
     def resources(self) -> Resources:
-        """Say what the cluster has."""
+        """Return the resources of the cluster's live nodes."""
         import ray
 
         found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -82,12 +93,12 @@ class Cluster:
         return Resources(tuple(nodes))
 
     def close(self) -> None:
-        """Leave the cluster; stop it if it is our own."""
+        """Disconnect, and stop the cluster if it is local. Does nothing if Ray was initialized before."""
         import ray
 
         if not self._owned:
             return
-        with _signals_wait():
+        with _defer_signals():
             ray.shutdown()
         if self._visible is None:
             os.environ.pop("CUDA_VISIBLE_DEVICES", None)
@@ -96,8 +107,8 @@ class Cluster:
 
 
 @contextmanager
-def _signals_wait() -> Iterator[None]:
-    """Put off what would interrupt Ray's start or end, halfway through which it can crash. A second signal is not."""
+def _defer_signals() -> Iterator[None]:
+    """Defer SIGINT and SIGTERM while Ray starts or stops, because it can crash halfway. A second one is not."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -117,7 +128,7 @@ def _signals_wait() -> Iterator[None]:
             signal.raise_signal(number)
 
     install = getattr(utils, "set_sigterm_handler", None)
-    utils.set_sigterm_handler = lambda _: None  # Ray's own would exit at once
+    utils.set_sigterm_handler = lambda _: None  # Ray's own handler would exit at once
     for number in handlers:
         signal.signal(number, note)
     try:
@@ -129,19 +140,19 @@ def _signals_wait() -> Iterator[None]:
             signal.raise_signal(received[0])
 
 
-def _knock(address: str) -> None:
-    """See that something listens at ``host:port``; Ray itself would try for minutes."""
+def _check_port(address: str) -> None:
+    """Check that something listens at ``host:port``; Ray itself would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if port.isdigit():
         socket.create_connection((host, int(port)), timeout=5).close()
 
 
 def visible_devices(use_gpus: str, visible: str | None) -> str:
-    """Choose GPUs by their position among those this process may use.
+    """Choose GPUs by their position among those that this process may use.
 
     Args:
         use_gpus: positions, such as ``0,1``.
-        visible: ``CUDA_VISIBLE_DEVICES`` as a scheduler may have set it.
+        visible: ``CUDA_VISIBLE_DEVICES`` as the machine's scheduler may have set it.
 
     Raises:
         UserError: there are fewer.

@@ -1,37 +1,50 @@
-"""Waiting for engines while noticing those that make no progress."""
+"""Liveness monitor: kills engines that stop making progress."""
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-#: An engine that has not started yet gets at least this long for a sign of life, in seconds.
+#: Least time for an engine to start, in seconds, whatever the timeout.
 START_TIMEOUT = 300.0
 
 
 @dataclass(slots=True, eq=False)
 class EngineSlot:
-    """An engine's place: who sits there, on which of its machine's cores, when it was last heard of and asked."""
+    """An engine's place in the pool. A new actor takes it when the engine is replaced.
+
+    Attributes:
+        index: of the slot in the pool.
+        actor: the engine now in the slot.
+        cores: index of the engine's share of its machine's cores, and the number of equal shares.
+        kv_cache: bytes of the KV cache; ``None`` lets vLLM choose.
+        heard: when the engine last made progress, on the monotonic clock.
+        asked: when its pulse was last asked for, likewise.
+        ready: whether it has started.
+        pulse: reference to its answer to the last question, if that is outstanding.
+        gone: whether it no longer answers; the caller who waits for its work gets the error.
+        silent_for: seconds without progress for which it was killed.
+    """
 
     index: int
     actor: Any
-    cores: tuple[int, int] = (0, 1)  # which of how many equal shares of the machine's
+    cores: tuple[int, int] = (0, 1)
     kv_cache: int | None = None
     heard: float = 0.0
     asked: float = 0.0
     ready: bool = False
     pulse: Any = None
-    gone: bool = False  # it answers no more, as whoever waits for its work will learn
-    silent_for: float | None = None  # seconds after which it was killed
+    gone: bool = False
+    silent_for: float | None = None
 
     def reset(self) -> None:
-        """Start anew, with the actor that has just been put here."""
+        """Forget the slot's last actor, once a new one has been put in."""
         self.heard, self.asked, self.ready, self.pulse = time.monotonic(), 0.0, False, None
         self.gone, self.silent_for = False, None
 
 
 class LivenessMonitor:
-    """Asks engines for signs of life while others wait for their work, and kills those that give none.
+    """Asks all engines for their pulse while the caller waits for their work, and kills those that are silent.
 
     Args:
         slots: of the engines.
@@ -40,17 +53,17 @@ class LivenessMonitor:
 
     def __init__(self, slots: Sequence[EngineSlot], timeout: float) -> None:
         self._slots, self._timeout = slots, timeout
-        self._interval = min(30.0, timeout / 10)  # between signs of life, in seconds
+        self._interval = min(30.0, timeout / 10)  # seconds between two questions
         self._listened = time.monotonic()
 
     def wait(self, refs: list[Any]) -> Any:
-        """Return the first of ``refs`` that is done. That of an engine that is killed is done, with an error."""
+        """Return the first of ``refs`` that is ready. A killed engine's reference is ready, with an error."""
         import ray
 
         while True:
             now = time.monotonic()
             unheard, self._listened = now - self._listened, now
-            if unheard > 2 * self._interval:  # we were busy or stopped ourselves
+            if unheard > 2 * self._interval:  # the driver was busy or stopped, so do not blame the engines
                 for slot in self._slots:
                     slot.heard = min(slot.heard + unheard, now)
             pulses = {slot.pulse: slot for slot in self._slots if slot.pulse is not None}
@@ -58,24 +71,24 @@ class LivenessMonitor:
             if done and done[0] not in pulses:
                 return done[0]
             for ref in done:
-                self._hear(pulses[ref])
+                self._receive(pulses[ref])
             for slot in self._slots:
-                self._listen(slot)
+                self._check(slot)
 
-    def _hear(self, slot: EngineSlot) -> None:
-        """Note a sign of life: when the engine last got on with its work."""
+    def _receive(self, slot: EngineSlot) -> None:
+        """Note when the engine last made progress, from its pulse."""
         import ray
 
         try:
             slot.heard = time.monotonic() - ray.get(slot.pulse)
         except ray.exceptions.ActorDiedError:
             slot.gone = True
-        except ray.exceptions.RayError:  # it may be out of reach for a moment
+        except ray.exceptions.RayError:  # it may be unreachable for a moment
             pass
         slot.pulse = None
 
-    def _listen(self, slot: EngineSlot) -> None:
-        """Ask an engine for a sign of life, and kill it if it has not given one for too long."""
+    def _check(self, slot: EngineSlot) -> None:
+        """Kill an engine that has been silent for too long; ask for its pulse if that is due."""
         import ray
 
         if slot.gone or slot.silent_for:

@@ -1,4 +1,4 @@
-"""Messages between the pool of engines and its actors. All are frozen, and hold no live objects."""
+"""Messages between the engine pool and its actors: frozen dataclasses of plain values."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,14 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """What an engine needs to start; equal for all engines of a run."""
+    """Settings with which an engine starts; equal for all engines of a run.
+
+    Attributes:
+        memory_share: on CUDA of each GPU's memory; on a CPU of the free memory, for all engines of a machine.
+        low_rank: rank of the members' perturbations; ``None`` if they are full.
+        members_at_once: low-rank members that an engine answers with in one batch.
+        prefix_caching: whether prompts of one member share a common prefix in the KV cache.
+    """
 
     model: str
     dtype: str
@@ -16,11 +23,11 @@ class EngineSettings:
     device: Literal["cuda", "cpu"]
     tensor_parallel_size: int
     max_model_len: int | None
-    memory_share: float | None  # cuda: of each GPU's memory; cpu: of what is free, for all engines of a machine
-    low_rank: int | None = None  # of the members' perturbations; full where it is None
-    members_at_once: int = 1  # with low rank
+    memory_share: float | None
+    low_rank: int | None = None
+    members_at_once: int = 1
     engines_per_gpu: int = 1
-    prefix_caching: bool = True  # whether prompts of one member share what they begin with
+    prefix_caching: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +40,7 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to sample; temperature 0 is greedy. ``stop`` texts are kept in the answer, ``stop_token_ids`` are not."""
+    """How to sample. Temperature 0 is greedy; ``stop`` texts are kept in the answer, ``stop_token_ids`` are not."""
 
     max_tokens: int
     temperature: float = 0.0
@@ -44,7 +51,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One answer: its text without the prompt, its length in tokens, and whether it ended by itself."""
+    """One answer: its text without the prompt, its length in tokens, and whether it ended before ``max_tokens``."""
 
     text: str
     tokens: int
@@ -53,14 +60,14 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What an engine did in one go.
+    """One call of an engine, and how long it took.
 
     Attributes:
-        engine: its number in the pool, which the pool fills in.
-        began: when, in Unix seconds of its machine.
-        switch_seconds: to write a member's weights; 0 where it held them already.
-        generate_seconds: to answer, after that.
-        members: that were answered with together.
+        engine: index of the engine in the pool, which the pool fills in.
+        began: Unix time on the engine's machine.
+        switch_seconds: time to write a member's weights; 0 if the engine held them already.
+        generate_seconds: time to answer, after that.
+        members: number of members in the call.
     """
 
     engine: int
@@ -75,8 +82,7 @@ class Generation:
     """Answers to a batch of prompts, in their order, and the work that they took.
 
     Attributes:
-        undefined: tokens for which the model gave NaN or infinity instead of probabilities. If there are any, none
-            of the answers means anything.
+        undefined: number of tokens with NaN or infinite logits. If there are any, all the answers are meaningless.
     """
 
     completions: list[Completion]
@@ -85,17 +91,17 @@ class Generation:
 
     @property
     def switch_seconds(self) -> float:
-        """Seconds spent on writing weights; members that were answered with together share them."""
+        """Seconds spent writing weights; members of one call share them equally."""
         return sum(work.switch_seconds / work.members for work in self.work)
 
     @property
     def generate_seconds(self) -> float:
-        """Seconds spent on answering; likewise."""
+        """Seconds spent answering; shared likewise."""
         return sum(work.generate_seconds / work.members for work in self.work)
 
     @classmethod
     def joined(cls, parts: Sequence["Generation"]) -> "Generation":
-        """Put together what answers to successive stretches of the prompts."""
+        """Join the answers to successive slices of the prompts."""
         completions = [completion for part in parts for completion in part.completions]
         work = tuple(work for part in parts for work in part.work)
         return cls(completions, work, sum(part.undefined for part in parts))

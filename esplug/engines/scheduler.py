@@ -1,4 +1,4 @@
-"""Which engine does what next. There are no engines, clocks or Ray in here, so that a simulation can drive it too."""
+"""Work scheduler: decides which engine does what next. Uses neither clocks nor Ray, so simulations can drive it."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -8,94 +8,99 @@ Job = TypeVar("Job")
 
 
 @dataclass(slots=True, eq=False)
-class _Begun(Generic[Job]):
-    """A job of which an engine has begun."""
+class _StartedJob(Generic[Job]):
+    """A job that at least one engine has started.
+
+    Attributes:
+        left: pieces that no engine has taken; the next one is last.
+        engines: those that hold the job's weights and will ask for more of it.
+    """
 
     job: Job
-    left: list[int]  # pieces that no engine has taken, the next one last
-    engines: set[int] = field(default_factory=set)  # those that hold its weights and come back for more
+    left: list[int]
+    engines: set[int] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)
 class Piece(Generic[Job]):
-    """Piece ``number`` of a job: what an engine does in one go."""
+    """Piece ``number`` of a job: what an engine does at a time."""
 
     job: Job
     number: int
-    of: _Begun[Job]
+    started: _StartedJob[Job]
 
 
 class WorkScheduler(Generic[Job]):
-    """Hands out the pieces of jobs, each to whichever engine asks.
+    """Hands out the pieces of jobs to engines that ask for work.
 
-    Switching an engine to a job's weights takes time. So an engine that has begun a job goes on with it until no
-    piece is left, then begins the next. Towards the end, when there is none to begin, it helps with the job that would
-    take longest, if the help comes before the others are through: a job's pieces give the same answers wherever they
-    are done.
+    Switching an engine to a job's weights takes time, so an engine stays with a job until no piece of it is left, and
+    then starts the next job. When there is no job to start, an idle engine helps with the job that would take longest,
+    if its help would arrive in time. The answers do not depend on the engine.
 
     Args:
-        jobs: taken one by one, as engines ask.
-        pieces: how many pieces a job has; at least 1.
+        jobs: consumed one by one, as engines ask.
+        pieces: number of pieces of a job; at least 1.
     """
 
     def __init__(self, jobs: Iterable[Job], pieces: Callable[[Job], int]) -> None:
         self._jobs, self._pieces = iter(jobs), pieces
-        self._begun: list[_Begun[Job]] = []  # of which pieces are left
-        self._at: dict[int, _Begun[Job]] = {}
+        self._unfinished: list[_StartedJob[Job]] = []  # with pieces left
+        self._current: dict[int, _StartedJob[Job]] = {}  # by engine
         self._done = self._switches = 0
-        self._working = self._switching = 0.0  # seconds that these took
+        self._working = self._switching = 0.0  # total seconds of these
 
     def take(self, engine: int) -> Piece[Job] | None:
-        """Return what an idle engine should do now; ``None`` if there is nothing for it, at least for now."""
-        at = self._at.get(engine)
-        if at is None or not at.left:
+        """Return the next piece for an idle engine; ``None`` if there is no work for it now."""
+        started = self._current.get(engine)
+        if started is None or not started.left:
             self._leave(engine)
-            at = self._abandoned() or self._next() or self._worth_helping()
-            if at is None:
+            started = self._abandoned() or self._next() or self._worth_helping()
+            if started is None:
                 return None
-            at.engines.add(engine)
-            self._at[engine] = at
-        number = at.left.pop()
-        if not at.left:
-            self._begun.remove(at)
-        return Piece(at.job, number, at)
+            started.engines.add(engine)
+            self._current[engine] = started
+        number = started.left.pop()
+        if not started.left:
+            self._unfinished.remove(started)
+        return Piece(started.job, number, started)
 
     def done(self, switch_seconds: float, seconds: float) -> None:
-        """Note how long a piece took: to switch weights, 0 where that was not needed, and then to answer."""
+        """Record how long a piece took: to switch weights, 0 if the engine held them already, and then to answer."""
         self._done += 1
         self._switches += switch_seconds > 0
         self._switching += switch_seconds
         self._working += seconds
 
     def requeue(self, engine: int, piece: Piece[Job]) -> None:
-        """Take back a piece that an engine could not do, and which holds no job's weights any more."""
+        """Put back a piece whose engine failed. The engine's replacement holds no job's weights."""
         self._leave(engine)
-        if not piece.of.left:
-            self._begun.append(piece.of)
-        piece.of.left.append(piece.number)
+        if not piece.started.left:
+            self._unfinished.append(piece.started)
+        piece.started.left.append(piece.number)
 
     def _leave(self, engine: int) -> None:
-        at = self._at.pop(engine, None)
-        if at is not None:
-            at.engines.remove(engine)
+        started = self._current.pop(engine, None)
+        if started is not None:
+            started.engines.remove(engine)
 
-    def _abandoned(self) -> _Begun[Job] | None:
-        return next((begun for begun in self._begun if not begun.engines), None)
+    def _abandoned(self) -> _StartedJob[Job] | None:
+        """Return an unfinished job that has lost all its engines."""
+        return next((started for started in self._unfinished if not started.engines), None)
 
-    def _next(self) -> _Begun[Job] | None:
+    def _next(self) -> _StartedJob[Job] | None:
         for job in self._jobs:
-            self._begun.append(_Begun(job, list(reversed(range(self._pieces(job))))))
-            return self._begun[-1]
+            self._unfinished.append(_StartedJob(job, list(reversed(range(self._pieces(job))))))
+            return self._unfinished[-1]
         return None
 
-    def _worth_helping(self) -> _Begun[Job] | None:
-        """Find the job that would take longest; its engines are, on average, half through with their pieces."""
-        if not self._begun or not self._done:
+    def _worth_helping(self) -> _StartedJob[Job] | None:
+        """Return the job that would take longest. On average, its engines are half through with their pieces."""
+        if not self._unfinished or not self._done:
             return None
         piece, switch = self._working / self._done, self._switching / max(self._switches, 1)
 
-        def seconds(begun: _Begun[Job]) -> float:
-            return (len(begun.left) + 0.5) * piece / len(begun.engines)
+        def seconds(started: _StartedJob[Job]) -> float:
+            return (len(started.left) + 0.5) * piece / len(started.engines)
 
-        longest = max(self._begun, key=seconds)
+        longest = max(self._unfinished, key=seconds)
         return longest if seconds(longest) > switch + piece else None

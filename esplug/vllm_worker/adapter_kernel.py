@@ -1,27 +1,27 @@
-"""Adapters of a batch's rows on a GPU, in Triton: what each row's own low-rank factors make of it, added in place.
+"""Triton kernel for adapters on a GPU: adds each row's own low-rank product in place.
 
-What is added to a row is computed in the same order whatever else is in the batch. One kernel does all of a layer:
-factors are thin, and what takes time is the outputs.
+A row's sums are computed in the same order whatever else is in the batch. One kernel launch covers a whole layer. The
+factors are thin, so most of the time goes into the outputs.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-_INPUTS, _OUTPUTS = 4096, 2048  # numbers of factors that a program holds at a time
-_PROGRAMS = 1024  # that keep a GPU busy
+_INPUTS, _OUTPUTS = 4096, 2048  # elements of each factor that a program holds at a time
+_PROGRAMS = 1024  # enough to keep a GPU busy
 _MOST_SLICES = 3
 
 
 def add(y: torch.Tensor, x: torch.Tensor, slots: torch.Tensor, a: list[torch.Tensor], b: list[torch.Tensor]) -> None:
-    """Add ``b[slot] @ a[slot] @ x`` to each row of ``y``, a slice of its columns at a time, rounded once.
+    """Add ``b[slot] @ a[slot] @ x`` to each row of ``y``, one slice of its columns at a time, rounded once.
 
     Args:
-        y: [rows, sum of the slices' outputs]; rows may lie apart, their numbers not.
-        x: [rows, inputs]; so may these.
-        slots: [at least rows], int64; rows of -1 have no adapter.
-        a: of each slice [slots, 1, rank, inputs]; the rank is a power of 2.
-        b: of each slice [slots, 1, outputs, rank].
+        y: [rows, sum of the slices' outputs]; the last dimension must have stride 1.
+        x: [rows, inputs]; likewise.
+        slots: [at least rows], int64, the adapter slot of each row; -1 for none.
+        a: for each slice [slots, 1, rank, inputs]; the rank is a power of 2.
+        b: for each slice [slots, 1, outputs, rank].
     """
     assert x.stride(1) == y.stride(1) == 1, (x.stride(), y.stride())
     if len(b) > _MOST_SLICES:

@@ -1,7 +1,7 @@
-"""Members of low rank inside vLLM: each is a LoRA adapter, made from its seed in the slot where vLLM keeps it.
+"""Adapters of low-rank members: each member is a LoRA adapter, generated from its seed in one of vLLM's slots.
 
-Nothing goes through files, and nothing is loaded: an adapter is registered once for every slot, and from then on only
-overwritten. Requests name their member's slot, so that one batch holds answers of many.
+No adapter is loaded from a file. One is registered for every slot at the start, and its factors are overwritten from
+then on. Requests name their member's slot, so that one batch can answer with many members.
 """
 
 import math
@@ -11,6 +11,23 @@ from typing import TYPE_CHECKING, Any
 from esplug.errors import UserError
 from esplug.noise.low_rank import factor_keys, is_perturbed
 
+#: Private names of vLLM, checked on 0.26.0 and 0.32.0.
+VLLM_INTERNALS = (
+    "vllm.lora.model_manager:LoRAModelManager.__init__.lora_manager",
+    "vllm.lora.model_manager:LoRAModelManager.device",
+    "vllm.lora.model_manager:LoRAModelManager.lora_index_to_id",
+    "vllm.lora.model_manager:LoRAModelManager.lora_slots",
+    "vllm.lora.model_manager:LoRAModelManager.modules",
+    "vllm.lora.model_manager:LoRAModelManager.activate_adapter(lora_id)",
+    "vllm.lora.model_manager:LoRAModelManager.add_adapter(adapter)",
+    "vllm.lora.model_manager:LoRAModelManager.create_dummy_lora(lora_id, rank, embedding_modules)",
+    "vllm.lora.model_manager:LoRAModelManager.remove_all_adapters()",
+    "vllm.lora.lora_model:LoRAModel.clone(lora_model_id)",
+    "vllm.lora.layers.base_linear:BaseLinearLayerWithLoRA.base_layer",
+    "vllm.lora.layers.base_linear:BaseLinearLayerWithLoRA.lora_a_stacked",
+    "vllm.lora.layers.base_linear:BaseLinearLayerWithLoRA.lora_b_stacked",
+)
+
 if TYPE_CHECKING:
     import torch
 
@@ -18,16 +35,16 @@ if TYPE_CHECKING:
 
 
 class Adapters:
-    """Writes members' factors into vLLM's slots.
+    """Writes members' factors into vLLM's adapter slots.
 
     Args:
-        model: of vLLM, made with :func:`adapter_options`.
-        places: of the checkpoint's tensors in it.
-        shapes: of the checkpoint's tensors.
-        rank: of the members' noise.
+        model: vLLM's model, created with :func:`esplug.planning.adapter_sizes.adapter_options`.
+        places: where the checkpoint's tensors are in it.
+        shapes: shapes of the checkpoint's tensors.
+        rank: rank of the members' perturbations.
 
     Raises:
-        UserError: there is a linear layer for which vLLM has no adapter.
+        UserError: vLLM has no adapter for one of the linear layers.
     """
 
     def __init__(self, model: Any, places: "ParameterMap", shapes: dict[str, tuple[int, ...]], rank: int) -> None:
@@ -48,7 +65,7 @@ class Adapters:
         stacks = (stack for layer, _ in layers for stack in (*layer.lora_a_stacked, *layer.lora_b_stacked))
         largest = max(math.prod(stack.shape[2:]) for stack in stacks)
         self._zeros = torch.zeros(largest, device=manager.device)
-        # By slot, and then by tensor: where each factor is written, its first element and the length of its rows.
+        # By slot, then by tensor.
         self._a: list[list[_Target]] = [[] for _ in range(manager.lora_slots)]
         self._b: list[list[_Target]] = [[] for _ in range(manager.lora_slots)]
         for layer, names in layers:
@@ -60,7 +77,7 @@ class Adapters:
                     self._b[slot].append(self._target(b[slot, 0, :, :rank], block.rows[0] * rank, rank))
 
     def write(self, members: Sequence[tuple[int, float]]) -> None:
-        """Fill slots from the first on with members, given as seed and scale, ``sign * sigma``."""
+        """Write members, given as seed and scale (``sign * sigma``), into the slots from the first on."""
         a: list[_Piece] = []
         b: dict[float, list[_Piece]] = {}
         keys = [factor_keys([seed for seed, _ in members], name) for name in self._names]
@@ -71,28 +88,28 @@ class Adapters:
         self._kernels.perturb_all(a, 1.0)
         for scale, pieces in b.items():
             self._kernels.perturb_all(pieces, scale)
-        if self._zeros.is_cuda:  # the model may run on another stream
+        if self._zeros.is_cuda:  # the model may use another stream
             import torch
 
             torch.cuda.synchronize(self._zeros.device)
 
     def _target(self, out: "torch.Tensor", start: int, pitch: int) -> "_Target":
-        if out.is_contiguous() and out.shape[1] == pitch:  # end to end
+        if out.is_contiguous() and out.shape[1] == pitch:  # without gaps between rows
             out = out.view(1, -1)
         zeros = self._zeros[: out.numel()].view(out.shape)
         return self._kernels.array(zeros), self._kernels.array(out), start, pitch
 
 
-#: Zeros to add noise to, the factor, its first element, and elements from one of its rows to the next.
+#: Zeros to which noise is added, the output, and the offset of its first element and its row pitch in the noise.
 _Target = tuple[Any, Any, int, int]
-#: The same with the key of its noise, as the kernels take it.
+#: The same with the key of the noise before the pitch, as the kernels take it.
 _Piece = tuple[Any, Any, int, int, int]
 
 
 def _layers(
     manager: Any, places: "ParameterMap", shapes: dict[str, tuple[int, ...]]
 ) -> list[tuple[Any, tuple[str, ...]]]:
-    """Return vLLM's layers with adapters, each with the tensors that make up its weight."""
+    """Return vLLM's layers with adapters, each with the checkpoint's tensors that make up its weight."""
     layers, missing = [], {name for name in shapes if is_perturbed(name, shapes[name])}
     for path, layer in manager.modules.items():
         names = places.parts.get(f"{path}.base_layer.weight", ())

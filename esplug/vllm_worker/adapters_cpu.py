@@ -1,6 +1,6 @@
-"""What vLLM computes on a CPU for a batch in which every row has an adapter of its own: few plain matrix products.
+"""Adapters on a CPU: the low-rank products of a batch in which each row has its own adapter.
 
-vLLM itself copies its adapter's factors for every row.
+A few plain matrix products replace vLLM's own code, which copies the adapter's factors for every row.
 """
 
 from typing import Any
@@ -8,11 +8,24 @@ from typing import Any
 import torch
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
+#: Private names of vLLM, checked on 0.26.0 and 0.32.0.
+VLLM_INTERNALS = (
+    "vllm.lora.punica_wrapper.punica_cpu:PunicaWrapperCPU.__init__(max_num_batched_tokens, max_batches, device)",
+    "vllm.lora.punica_wrapper.punica_base:PunicaWrapperBase._update_base_metadata"
+    "(mapping, lora_index_to_id, max_loras, vocab_size)",
+    "vllm.lora.punica_wrapper.punica_base:PunicaWrapperBase.token_lora_indices",
+    "vllm.lora.punica_wrapper.punica_base:PunicaWrapperBase.update_metadata"
+    "(mapping, lora_index_to_id, max_loras, vocab_size)",
+    "vllm.lora.punica_wrapper.punica_base:PunicaWrapperBase.add_lora_linear"
+    "(y, x, lora_a_stacked, lora_b_stacked, scale, output_slices)",
+    "vllm.lora.layers.utils:LoRAMapping.index_mapping",
+)
+
 
 class MaskedAdapters(PunicaWrapperCPU):  # type: ignore[misc]
-    """Computes all adapters' shares of all rows, and drops those of other rows.
+    """Multiplies all rows with all adapters, and masks the products with other rows' adapters.
 
-    Thin factors cost little, and for a batch of tens of members this is less than gathering what each row needs.
+    The factors are thin. For a batch of tens of members, this is faster than gathering each row's own factors.
     """
 
     def __init__(
@@ -20,18 +33,18 @@ class MaskedAdapters(PunicaWrapperCPU):  # type: ignore[misc]
     ) -> None:
         super().__init__(max_num_batched_tokens, max_batches, device, **named)
         slots = lora_config.max_loras
-        self._numbers = torch.arange(slots, device=device)
+        self._slots = torch.arange(slots, device=device)
         self._mask = torch.zeros(max_num_batched_tokens, slots, dtype=torch.bool, device=device)
-        self._all_alone = False
+        self._no_adapters = False
 
     def update_metadata(
         self, mapping: Any, lora_index_to_id: list[int | None], max_loras: int, vocab_size: int, **_: Any
     ) -> None:
-        """Note which rows of the next batch belong to which slot."""
+        """Store which rows of the next batch belong to which slot."""
         self._update_base_metadata(mapping, lora_index_to_id, max_loras, vocab_size)
         slots = self.token_lora_indices
-        self._mask[: len(slots)] = slots[:, None] == self._numbers
-        self._all_alone = not any(mapping.index_mapping)
+        self._mask[: len(slots)] = slots[:, None] == self._slots
+        self._no_adapters = not any(mapping.index_mapping)
 
     def add_lora_linear(
         self,
@@ -43,23 +56,23 @@ class MaskedAdapters(PunicaWrapperCPU):  # type: ignore[misc]
         output_slices: tuple[int, ...],
         **_: Any,
     ) -> None:
-        """Add to each row of ``y`` what its adapter makes of that row of ``x``; a slice at a time.
+        """Add to each row of ``y`` its adapter's product with that row of ``x``, one slice at a time.
 
         Args:
             y: [rows, sum of output_slices].
             x: [rows, inputs].
-            lora_a_stacked: of each slice [slots, 1, rank, inputs].
-            lora_b_stacked: of each slice [slots, 1, outputs, rank].
-            scale: 1.
-            output_slices: outputs of each.
+            lora_a_stacked: for each slice [slots, 1, rank, inputs].
+            lora_b_stacked: for each slice [slots, 1, outputs, rank].
+            scale: always 1.
+            output_slices: outputs of each slice.
         """
-        if self._all_alone:
+        if self._no_adapters:
             return
         mask, first = self._mask[: x.shape[0], :, None], 0
         for a, b, outputs in zip(lora_a_stacked, lora_b_stacked, output_slices, strict=True):
             slots, _one, rank, inputs = a.shape
             share = (x @ a.view(slots * rank, inputs).t()).view(-1, slots, rank)
-            share = torch.where(mask, share, 0.0).flatten(1)  # rather than times 0, which leaves NaN what it is
+            share = torch.where(mask, share, 0.0).flatten(1)  # multiplying by 0 would keep NaN
             factor = b.view(slots, outputs, rank).transpose(1, 2).reshape(slots * rank, outputs)
             y[:, first : first + outputs] += share @ factor
             first += outputs

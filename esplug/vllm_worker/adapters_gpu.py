@@ -1,7 +1,7 @@
-"""What vLLM computes on a GPU for a batch in which every row has an adapter of its own: one kernel a layer.
+"""Adapters on a GPU: the low-rank products of a batch in which each row has its own adapter, in one kernel a layer.
 
-vLLM's own kernels add parts of a sum in whatever order they come, so that the same prompts may be answered in another
-way the next time, and they take no float32.
+vLLM's own kernels add partial sums in no fixed order, so the same prompts could get other answers the next time. They
+also do not support float32.
 """
 
 from typing import Any
@@ -12,16 +12,26 @@ from vllm.utils.torch_utils import direct_register_custom_op
 
 from esplug.vllm_worker import adapter_kernel
 
+#: Private names of vLLM, checked on 0.26.0 and 0.32.0.
+VLLM_INTERNALS = (
+    "vllm.lora.punica_wrapper.punica_cpu:PunicaWrapperCPU.__init__(max_num_batched_tokens, max_batches, device)",
+    "vllm.lora.punica_wrapper.punica_base:PunicaWrapperBase._token_lora_indices",
+    "vllm.lora.punica_wrapper.punica_base:PunicaWrapperBase._update_base_metadata",
+    "vllm.lora.punica_wrapper.punica_base:PunicaWrapperBase.update_metadata",
+    "vllm.lora.punica_wrapper.punica_base:PunicaWrapperBase.add_lora_linear(y, x, lora_a_stacked, lora_b_stacked)",
+    "vllm.utils.torch_utils:direct_register_custom_op(op_name, op_func, mutates_args, fake_impl)",
+)
+
 
 class RowAdapters(PunicaWrapperCPU):  # type: ignore[misc]
     """Adds each row's adapter output with :func:`.adapter_kernel.add`. For GPUs, despite its base class."""
 
     def __init__(self, max_num_batched_tokens: int, max_batches: int, device: torch.device, **named: Any) -> None:
         super().__init__(max_num_batched_tokens, max_batches, device, **named)
-        self._token_lora_indices.fill_(-1)  # a CUDA graph takes more rows than there are
+        self._token_lora_indices.fill_(-1)  # a CUDA graph pads a batch with more rows
 
     def update_metadata(self, *mapping: Any, **_: Any) -> None:
-        """Note which rows of the next batch belong to which slot."""
+        """Store which rows of the next batch belong to which slot."""
         self._update_base_metadata(*mapping)
 
     def add_lora_linear(
@@ -33,7 +43,7 @@ class RowAdapters(PunicaWrapperCPU):  # type: ignore[misc]
         *_: Any,
         **_named: Any,
     ) -> None:
-        """Add to each row of ``y`` what its adapter makes of that row of ``x``; see the kernel."""
+        """Add to each row of ``y`` its adapter's product with that row of ``x``; see :func:`.adapter_kernel.add`."""
         torch.ops.vllm.esplug_add_adapters(y, x, self._token_lora_indices, list(a), list(b))
 
 
@@ -41,5 +51,5 @@ direct_register_custom_op(
     "esplug_add_adapters",
     adapter_kernel.add,
     mutates_args=["y"],
-    fake_impl=lambda *_, **__: None,  # stands in for it while vLLM compiles its model
+    fake_impl=lambda *_, **__: None,  # used while vLLM compiles its model
 )

@@ -1,6 +1,6 @@
-"""vLLM's own C kernels for norms and activations on a CPU, where it leaves both to torch unless it compiles the model.
+"""C kernels for norms and activations on a CPU. vLLM has them, but uses torch unless it compiles the model.
 
-Each then is a handful of small operations on a few rows, which cost a decoding step more than what they compute.
+In torch, each layer is several small operations on a few rows, whose overhead dominates a decoding step.
 """
 
 from collections.abc import Callable
@@ -8,13 +8,24 @@ from typing import Any
 
 import torch
 
-_WIDTH = 64  # of a row, in which kernels that take so many numbers at once always find an end
+#: Private names of vLLM, checked on 0.26.0 and 0.32.0. The kernels are looked up when they are used.
+VLLM_INTERNALS = (
+    "vllm.model_executor.layers.activation:SiluAndMul.forward_native(x)",
+    "vllm.model_executor.layers.layernorm:RMSNorm.forward_native(x, residual)",
+    "vllm.model_executor.layers.layernorm:RMSNorm.has_weight",
+    "vllm.model_executor.layers.layernorm:RMSNorm.variance_epsilon",
+    "vllm.model_executor.layers.layernorm:RMSNorm.variance_size_override",
+    "vllm._custom_ops:rms_norm(out, input, weight, epsilon)",
+    "vllm._custom_ops:fused_add_rms_norm(input, residual, weight, epsilon)",
+)
+
+_WIDTH = 64  # rows must be a multiple of this, as some kernels have no code for a remainder
 
 Forward = Callable[..., Any]
 
 
 def use_c_kernels(model: torch.nn.Module) -> None:
-    """Have the RMS norms and SwiGLU activations of ``model`` compute with C kernels, where vLLM has them."""
+    """Replace the forward of RMS norms and SwiGLU activations in ``model`` by C kernels, if vLLM has them."""
     from vllm.model_executor.layers.activation import SiluAndMul
     from vllm.model_executor.layers.layernorm import RMSNorm
 
@@ -30,13 +41,13 @@ def use_c_kernels(model: torch.nn.Module) -> None:
 def _norm(layer: Any, native: Forward, kernels: Any) -> Forward:
     def forward(x: torch.Tensor, residual: torch.Tensor | None = None) -> Any:
         weight = layer.weight
-        if not _plain(x, weight.dtype) or not (residual is None or _plain(residual, weight.dtype)):
+        if not _supported(x, weight.dtype) or not (residual is None or _supported(residual, weight.dtype)):
             return native(x, residual)
         if residual is None:
             out = torch.empty_like(x)
             kernels.rms_norm(out, x, weight, layer.variance_epsilon)
             return out
-        kernels.fused_add_rms_norm(x, residual, weight, layer.variance_epsilon)  # in place, both
+        kernels.fused_add_rms_norm(x, residual, weight, layer.variance_epsilon)  # both in place
         return x, residual
 
     return forward
@@ -44,7 +55,7 @@ def _norm(layer: Any, native: Forward, kernels: Any) -> Forward:
 
 def _silu_and_mul(native: Forward, kernels: Any) -> Forward:
     def forward(x: torch.Tensor) -> Any:
-        if not _plain(x, x.dtype):
+        if not _supported(x, x.dtype):
             return native(x)
         out = torch.empty((*x.shape[:-1], x.shape[-1] // 2), dtype=x.dtype, device=x.device)
         kernels.silu_and_mul(out, x)
@@ -53,6 +64,6 @@ def _silu_and_mul(native: Forward, kernels: Any) -> Forward:
     return forward
 
 
-def _plain(x: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Say whether the kernels take ``x``: rows that lie one behind the other, of the weight's type."""
+def _supported(x: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Return whether the kernels support ``x``: contiguous rows of the weight's type."""
     return x.ndim == 2 and x.dtype == dtype and x.is_contiguous() and x.shape[1] % _WIDTH == 0

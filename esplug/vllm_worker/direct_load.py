@@ -1,7 +1,7 @@
-"""The short way into vLLM's model: weights are written as its layers keep them, and packed once.
+"""Direct loader: writes weights straight into the parameters of vLLM's model.
 
-The long way, vLLM's ``reload_weights``, copies each of a checkpoint's tensors into its part of a layer's before that is
-packed, which on a CPU takes as long as making the noise; and it needs all weights on every tensor-parallel rank.
+vLLM's own ``reload_weights`` first copies each checkpoint tensor into its part of a fused parameter, and then packs it.
+On a CPU that takes as long as making the noise, and it needs all weights on every tensor-parallel rank.
 """
 
 import functools
@@ -16,13 +16,37 @@ from esplug.weights.partition import TensorBlock
 if TYPE_CHECKING:
     from esplug.weights.master import MasterWeights
 
-_PROBES = 4  # inputs by which packed weights, which nobody can read, are compared
-_SPARE = ("lm_head.weight", "rotary_emb.inv_freq")  # checkpoints may have these without need: tied, or computed
+#: Private names of vLLM, checked on 0.26.0 and 0.32.0.
+VLLM_INTERNALS = (
+    "vllm.model_executor.models.llama:LlamaForCausalLM.packed_modules_mapping",
+    "vllm.model_executor.layers.attention:Attention.process_weights_after_loading",
+    "vllm.model_executor.layers.linear:MergedColumnParallelLinear.output_sizes",
+    "vllm.model_executor.layers.linear:LinearBase.quant_method",
+    "vllm.model_executor.layers.linear:LinearBase.tp_size",
+    "vllm.model_executor.layers.linear:QKVParallelLinear.head_size",
+    "vllm.model_executor.layers.linear:QKVParallelLinear.num_heads",
+    "vllm.model_executor.layers.linear:QKVParallelLinear.num_kv_head_replicas",
+    "vllm.model_executor.layers.linear:QKVParallelLinear.num_kv_heads",
+    "vllm.model_executor.layers.linear:QKVParallelLinear.v_head_size",
+    "vllm.model_executor.layers.linear:RowParallelLinear",
+    "vllm.model_executor.layers.linear:UnquantizedLinearMethod.process_weights_after_loading(layer)",
+    "vllm.model_executor.layers.utils:dispatch_cpu_unquantized_gemm.cpu_linear",
+    "vllm.model_executor.layers.vocab_parallel_embedding:ParallelLMHead",
+    "vllm.model_executor.layers.vocab_parallel_embedding:UnquantizedEmbeddingMethod"
+    ".process_weights_after_loading(layer)",
+    "vllm.model_executor.layers.vocab_parallel_embedding:VocabParallelEmbedding.quant_method",
+    "vllm.model_executor.layers.vocab_parallel_embedding:VocabParallelEmbedding.shard_indices",
+    "vllm.model_executor.layers.vocab_parallel_embedding:VocabParallelEmbeddingShardIndices.org_vocab_end_index",
+    "vllm.model_executor.layers.vocab_parallel_embedding:VocabParallelEmbeddingShardIndices.org_vocab_start_index",
+)
+
+_PROBES = 4  # inputs with which packed weights, which cannot be read back, are compared
+_REDUNDANT = ("lm_head.weight", "rotary_emb.inv_freq")  # checkpoints may have these though they are tied or computed
 Shape = tuple[int, ...]
 
 
 class UnmappedError(Exception):
-    """Why a model's weights cannot go the short way."""
+    """A model's weights cannot be written directly; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +54,8 @@ class ParameterMap:
     """Where a checkpoint's tensors belong in the model of one tensor-parallel rank.
 
     Attributes:
-        parts: by each parameter's name, the tensors of which it consists, end to end.
-        blocks: what the rank has of each of these.
+        parts: for each parameter's name, the checkpoint's tensors that it consists of, one after the other.
+        blocks: the rank's block of each of these tensors.
     """
 
     parts: dict[str, tuple[str, ...]]
@@ -39,15 +63,15 @@ class ParameterMap:
 
     @classmethod
     def find(cls, model: torch.nn.Module, shapes: Mapping[str, Shape], rank: int) -> "ParameterMap":
-        """Go by vLLM's layers, and by the names that the model says it fuses.
+        """Map the checkpoint's tensors by vLLM's layers and the model's ``packed_modules_mapping``.
 
         Args:
-            model: of vLLM.
-            shapes: of the checkpoint's tensors.
-            rank: of this process in tensor parallelism.
+            model: vLLM's model.
+            shapes: shapes of the checkpoint's tensors.
+            rank: tensor-parallel rank of this process.
 
         Raises:
-            UnmappedError: there is a parameter of which this does not tell where it comes from.
+            UnmappedError: the source of a parameter is unknown.
         """
         fused: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
         from vllm.model_executor.layers.attention import Attention
@@ -55,11 +79,11 @@ class ParameterMap:
         places = cls({}, {})
         seen: set[int] = set()
         for path, module in model.named_modules():
-            name = path.removesuffix(".base_layer")  # of a layer with adapters
+            name = path.removesuffix(".base_layer")  # a layer with adapters
             if hasattr(module, "process_weights_after_loading") and not isinstance(module, Attention):
-                raise UnmappedError(f"{path} computes more from its weights than is known")
+                raise UnmappedError(f"{path} derives more from its weights than esplug knows")
             parent, _, leaf = name.rpartition(".")
-            # A bias comes before its weight, with which it is packed.
+            # A bias comes before its weight, because both are packed together.
             for kind, parameter in sorted(module.named_parameters(recurse=False)):
                 if id(parameter) in seen:  # tied
                     continue
@@ -74,23 +98,22 @@ class ParameterMap:
                 found = _blocks(target, module, kind, [shapes[part] for part in parts], rank)
                 places.blocks.update(zip(parts, found, strict=True))
         for name in shapes.keys() - places.blocks.keys():
-            if not name.endswith(_SPARE):
+            if not name.endswith(_REDUNDANT):
                 raise UnmappedError(f"the checkpoint's {name} has no known place in the model")
         return places
 
 
 class DirectLoader:
-    """Writes weights into vLLM's model, having proven with those that vLLM has loaded that it writes the same.
+    """Writes weights into vLLM's model. The constructor checks that it writes exactly what vLLM has loaded.
 
     Args:
-        model: as vLLM has loaded it.
-        master: the same weights; of tensor-parallel ranks' each, the blocks of ``places``.
-        places: of the weights in the model.
-        dtype: the model's.
+        model: vLLM's model, just loaded.
+        master: the same weights; with tensor parallelism, this rank's blocks of them.
+        places: where the weights are in the model.
+        dtype: the model's type.
 
     Raises:
-        UnmappedError: a parameter does not have the shape, or the model would not compute the same.
-            It must be given its weights by ``reload_weights`` then.
+        UnmappedError: a shape differs, or the model would compute something else. Use ``reload_weights`` then.
     """
 
     def __init__(
@@ -109,7 +132,7 @@ class DirectLoader:
             after = self._fingerprint(model)
         except torch.OutOfMemoryError:
             raise
-        except (KeyError, ValueError, RuntimeError) as error:  # no floating point, or shapes that do not fit
+        except (KeyError, ValueError, RuntimeError) as error:  # not floating-point, or wrong shapes
             raise UnmappedError(str(error)) from error
         for name, value in before.items():
             if value != after[name]:
@@ -117,15 +140,15 @@ class DirectLoader:
 
     @torch.no_grad()
     def write(self, master: "MasterWeights", member_seed: int | None, scale: float) -> None:
-        """Give the model ``master + scale * eps(member_seed)``; without a seed, the master itself."""
+        """Write ``master + scale * eps(member_seed)`` into the model; the master itself without a seed."""
         into = {target: parameter() for target, parameter in self._in_place.items()}
         for name, tensor in master.perturbed(member_seed, scale, self._dtype, self._layout, into):
             self._finish[name](tensor)
-        if master.device.type == "cuda":  # the model may run on another stream
+        if master.device.type == "cuda":  # the model may use another stream
             torch.cuda.synchronize(master.device)
 
     def _add(self, model: torch.nn.Module, master: "MasterWeights", target: str) -> None:
-        """Say where a parameter's weights are written, and what then is still to be done with them."""
+        """Choose how to write a parameter: packed, in place, or by a copy."""
         from vllm.model_executor.layers.linear import UnquantizedLinearMethod
         from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
@@ -138,7 +161,7 @@ class DirectLoader:
             return
         parameter, given = getattr(module, kind), self._layout.shapes[target]
         wanted = tuple(parameter.shape)
-        if isinstance(module, VocabParallelEmbedding):  # which is padded
+        if isinstance(module, VocabParallelEmbedding):  # padded
             wanted = (min(given[0], wanted[0]), *wanted[1:])
         if given != wanted:
             raise ValueError(f"{target} has shape {wanted} instead of {given}")
@@ -148,11 +171,11 @@ class DirectLoader:
             self._in_place[target] = lambda: getattr(module, kind).data[: given[0]] if given else parameter.data
             self._finish[target] = lambda _: _pack_embeddings(outputs)
         else:
-            self._finish[target] = functools.partial(_put, module, kind, outputs)
+            self._finish[target] = functools.partial(_copy, module, kind, outputs)
 
     @torch.no_grad()
     def _fingerprint(self, model: torch.nn.Module) -> dict[str, tuple[object, ...]]:
-        """Return what tells the model's parameters, and what those that are packed compute, from others."""
+        """Return checksums of the model's parameters, and of what packed ones compute."""
         seen: dict[str, tuple[object, ...]] = {}
         for name, parameter in model.named_parameters():
             if parameter.numel():
@@ -166,7 +189,7 @@ class DirectLoader:
 
 
 def _checksum(tensor: torch.Tensor) -> object:
-    """Return what tells a tensor from others of its shape, without taking memory of its size."""
+    """Return a checksum of a tensor, without allocating memory of its size; its values if there is no kernel for it."""
     from esplug.weights.master import kernels_for
 
     if tensor.is_floating_point() and tensor.itemsize <= 4 and tensor.is_contiguous():
@@ -176,7 +199,11 @@ def _checksum(tensor: torch.Tensor) -> object:
 
 
 def _blocks(target: str, module: Any, kind: str, shapes: Sequence[Shape], rank: int) -> list[TensorBlock]:
-    """Say what a rank has of the tensors that make up a parameter of one of vLLM's layers."""
+    """Return a rank's blocks of the tensors that make up a parameter of one of vLLM's layers.
+
+    Raises:
+        UnmappedError: esplug does not know how the layer is divided among ranks.
+    """
     from vllm.model_executor.layers import linear
     from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
@@ -191,7 +218,7 @@ def _blocks(target: str, module: Any, kind: str, shapes: Sequence[Shape], rank: 
     if isinstance(module, VocabParallelEmbedding):
         rows = [(module.shard_indices.org_vocab_start_index, module.shard_indices.org_vocab_end_index)]
     elif isinstance(module, linear.QKVParallelLinear):
-        shared = module.num_kv_head_replicas  # ranks that have the same keys and values
+        shared = module.num_kv_head_replicas  # number of ranks with the same keys and values
         heights = [module.num_heads * module.head_size, module.num_kv_heads * module.head_size]
         heights.append(module.num_kv_heads * module.v_head_size)
         shards = [rank, rank // shared, rank // shared]
@@ -205,22 +232,22 @@ def _blocks(target: str, module: Any, kind: str, shapes: Sequence[Shape], rank: 
     else:
         rows = []
     if len(rows) != len(shapes):
-        raise UnmappedError(f"{target} is spread over processes in a way that is not known")
+        raise UnmappedError(f"{target} is divided among ranks in a way that esplug does not know")
     whole = [TensorBlock.whole(shape) for shape in shapes]
     return [TensorBlock(each, all_.columns, count) for each, all_, count in zip(rows, whole, counted, strict=True)]
 
 
 def _pack_linear(layer: Any, tensor: torch.Tensor) -> None:
-    """Give a linear layer its weight, of which it keeps a packed copy."""
+    """Set the weight of a linear layer, and renew its packed copy."""
     layer.weight = torch.nn.Parameter(tensor, requires_grad=False)
     layer.quant_method.process_weights_after_loading(layer)
 
 
-def _put(module: Any, kind: str, packed: list[Any], tensor: torch.Tensor) -> None:
-    """Give a layer a parameter that cannot be written in place."""
+def _copy(module: Any, kind: str, packed: list[Any], tensor: torch.Tensor) -> None:
+    """Copy values into a parameter that cannot be written in place."""
     parameter = getattr(module, kind)
     if kind == "bias" and hasattr(module, "cpu_linear") and parameter.dtype != tensor.dtype:
-        parameter.data = tensor  # it is made float32 for packed weights, with which it is packed once more
+        parameter.data = tensor  # vLLM makes it float32 when it packs the weight
     else:
         parameter[: len(tensor)].copy_(tensor)
     _pack_embeddings(packed)
@@ -232,7 +259,7 @@ def _pack_embeddings(layers: list[Any]) -> None:
 
 
 def _output_embeddings(model: torch.nn.Module, parameter: torch.nn.Parameter) -> list[Any]:
-    """Find the layers that compute with a packed copy of these embeddings, tied or not."""
+    """Return the layers that compute with a packed copy of these embeddings, tied or not."""
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 
     layers = [

@@ -1,4 +1,4 @@
-"""Are a model's logits numbers? For GPUs, in Triton: one kernel where torch needs ten, which small models wait for."""
+"""Triton kernel that counts undefined logits on a GPU, with one launch where torch needs ten."""
 
 import torch
 import triton
@@ -8,12 +8,12 @@ _BLOCK = 8192
 
 
 def count_undefined(logits: torch.Tensor, slots: torch.Tensor | None, counts: torch.Tensor) -> None:
-    """Add to ``counts[1 + slot]`` how many rows of ``logits`` hold NaN, or have no finite maximum.
+    """Add to ``counts[1 + slot]`` the number of rows of ``logits`` with NaN or without a finite maximum.
 
     Args:
-        logits: [rows, vocabulary], whose rows may lie apart.
-        slots: [rows], int64, each -1 or that of an adapter; where there are none, all count as -1.
-        counts: [1 + slots], int64, added to.
+        logits: [rows, vocabulary]; the last dimension must have stride 1.
+        slots: [rows], int64, the adapter slot of each row, -1 for none; ``None`` if no row has an adapter.
+        counts: [1 + slots], int64, updated in place.
     """
     rows, vocabulary = logits.shape
     if rows:

@@ -1,6 +1,6 @@
-"""What esplug adds to vLLM's workers for members of low rank. vLLM imports it there before it makes the model."""
+"""Worker extension for low-rank members. vLLM imports it before it creates its model."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vllm.platforms import current_platform
 
@@ -9,7 +9,11 @@ from esplug.vllm_worker.adapters import Adapters
 from esplug.vllm_worker.extension import ESWorkerExtension
 
 if TYPE_CHECKING:
-    from esplug.checkpoints.history import CaughtUp
+    from esplug.checkpoints.history import CatchUp, CaughtUp
+    from esplug.vllm_worker.master_setup import MasterSetup
+
+#: Private names of vLLM, checked on 0.26.0 and 0.32.0.
+VLLM_INTERNALS = ("vllm.platforms.interface:Platform.get_punica_wrapper()",)
 
 _WRAPPER = (
     "esplug.vllm_worker.adapters_cpu.MaskedAdapters"
@@ -20,19 +24,23 @@ type(current_platform).get_punica_wrapper = classmethod(lambda _: _WRAPPER)
 
 
 class LowRankWorkerExtension(ESWorkerExtension):
-    """Has the model compute with the master itself, and members as its adapters."""
+    """Keeps the master weights in the model, and members in its adapters."""
 
     _es_adapters: Adapters
-    _es_alone: bool  # whether the model's weights are those of the master, as it is now
+    _es_model_is_master: bool  # whether the model holds the master weights as they are now
 
-    def es_catch_up(self, *arguments: Any) -> "CaughtUp":
-        """See :meth:`ESWorkerExtension.es_catch_up`."""
-        caught_up = super().es_catch_up(*arguments)
-        self._es_alone = False
+    def es_catch_up(self, setup: "MasterSetup", catch_up: "CatchUp") -> "CaughtUp":
+        """See :meth:`ESWorkerExtension.es_catch_up`.
+
+        Raises:
+            UserError: the model does not support direct loading.
+        """
+        caught_up = super().es_catch_up(setup, catch_up)
+        self._es_model_is_master = False
         if not hasattr(self, "_es_adapters"):
             if self._es_places is None:
                 raise UserError(
-                    "--perturbation low-rank: not for this model, whose weights cannot go the short way, as the "
+                    "--perturbation low-rank: not for this model, whose weights esplug cannot write directly, as the "
                     "engine's log says; choose --perturbation full"
                 )
             model, master = self.model_runner.get_model(), self._es_master
@@ -41,17 +49,17 @@ class LowRankWorkerExtension(ESWorkerExtension):
         return caught_up
 
     def es_set_weights(self, member_seed: int | None, scale: float) -> None:
-        """See :meth:`ESWorkerExtension.es_set_weights`; nothing to do where the model has the master already."""
-        if member_seed is not None or not self._es_alone:
+        """See :meth:`ESWorkerExtension.es_set_weights`. Does nothing if the model holds the master already."""
+        if member_seed is not None or not self._es_model_is_master:
             super().es_set_weights(member_seed, scale)
-        self._es_alone = member_seed is None
+        self._es_model_is_master = member_seed is None
 
     def es_set_members(self, members: list[tuple[int, float]]) -> None:
-        """Give the model the master itself, and its adapters these members, as seeds and scales."""
+        """Write the master into the model, and these members, as seeds and scales, into its adapters."""
         self.es_set_weights(None, 0.0)
         self._es_adapters.write(members)
 
     def es_update(self, seeds: list[int], coefficients: list[float]) -> int:
         """See :meth:`ESWorkerExtension.es_update`."""
-        self._es_alone = False
+        self._es_model_is_master = False
         return super().es_update(seeds, coefficients)

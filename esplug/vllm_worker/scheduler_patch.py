@@ -1,6 +1,7 @@
-"""Less work for vLLM's scheduler: what it does for every token, done once an answer or once a block of the KV cache.
+"""Patches vLLM's scheduler to do per-token bookkeeping once per request or KV block.
 
-A small model on a GPU waits for this work, which is Python in one thread. Answers are the same, token by token.
+This bookkeeping is Python in one thread, and a small model on a GPU waits for it. The answers stay the same, token by
+token. If a version of vLLM lacks one of the names, that patch is not applied.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -8,35 +9,63 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from esplug.vllm_worker.detokenizer import Stops
 
+#: Private names of vLLM, checked on 0.26.0 and 0.32.0.
+VLLM_INTERNALS = (
+    "vllm.v1.engine.llm_engine:LLMEngine.engine_core",
+    "vllm.v1.engine.core_client:InprocClient.engine_core",
+    "vllm.v1.engine.core:EngineCore.scheduler",
+    "vllm.v1.core.sched.scheduler:Scheduler._update_request_with_output(request, new_token_ids)",
+    "vllm.v1.core.sched.scheduler:Scheduler.kv_cache_manager",
+    "vllm.v1.core.kv_cache_manager:KVCacheManager.allocate_slots(request, num_new_tokens, num_lookahead_tokens)",
+    "vllm.v1.core.kv_cache_manager:KVCacheManager.coordinator",
+    "vllm.v1.core.kv_cache_manager:KVCacheManager.empty_kv_cache_blocks",
+    "vllm.v1.core.kv_cache_manager:KVCacheManager.enable_caching",
+    "vllm.v1.core.kv_cache_coordinator:KVCacheCoordinator.single_type_managers",
+    "vllm.v1.core.single_type_kv_cache_manager:FullAttentionManager.req_to_blocks",
+    "vllm.v1.core.single_type_kv_cache_manager:FullAttentionManager.block_size",
+    "vllm.v1.request:Request.num_computed_tokens",
+    "vllm.v1.request:Request.output_token_ids",
+    "vllm.v1.request:Request.prompt_token_ids",
+    "vllm.v1.request:Request.request_id",
+    "vllm.v1.request:Request.sampling_params",
+    "vllm.v1.request:Request.status",
+    "vllm.v1.request:RequestStatus.FINISHED_STOPPED",
+)
+
+
+def scheduler_of(llm: Any) -> Any:
+    """Return the scheduler of an ``LLM`` that runs in this process."""
+    return llm.llm_engine.engine_core.engine_core.scheduler
+
 
 class SchedulerPatch:
-    """Spares a scheduler of vLLM what nobody looks at. Parts that its version does otherwise stay as they are.
+    """Skips bookkeeping of a scheduler whose results nobody reads.
 
     Args:
-        scheduler: of an engine in this process.
+        scheduler: of vLLM's engine in this process.
 
     Attributes:
-        answers: whether answers without ``detokenize`` are handed over when they are complete.
-        blocks: whether the KV cache is asked for memory only when an answer needs another block.
-        stops: texts at which such answers end; vLLM would want to make the texts itself.
+        whole_answers: whether answers without ``detokenize`` leave the scheduler once, when they are complete.
+        whole_blocks: whether the KV cache allocates only when an answer needs another block.
+        stops: texts at which such answers stop. vLLM itself can only stop at texts in answers that it detokenizes.
     """
 
     def __init__(self, scheduler: Any) -> None:
         self.stops: Stops | None = None
-        self.answers = self._hand_over_whole_answers(scheduler)
-        self.blocks = _ask_once_a_block(scheduler)
+        self.whole_answers = self._output_whole_answers(scheduler)
+        self.whole_blocks = _allocate_whole_blocks(scheduler)
 
-    def _hand_over_whole_answers(self, scheduler: Any) -> bool:
-        """Let tokens leave the scheduler when their answer ends."""
+    def _output_whole_answers(self, scheduler: Any) -> bool:
+        """Have the scheduler output an answer's tokens when it ends. Returns whether that is possible."""
         try:
             from vllm.v1.request import RequestStatus
 
-            note, stopped = scheduler._update_request_with_output, RequestStatus.FINISHED_STOPPED
+            update, stopped = scheduler._update_request_with_output, RequestStatus.FINISHED_STOPPED
         except (ImportError, AttributeError):
             return False
 
-        def noted(request: Any, tokens: list[int], **others: Any) -> tuple[list[int], bool]:
-            tokens, ended = note(request, tokens, **others)
+        def update_whole(request: Any, tokens: list[int], **others: Any) -> tuple[list[int], bool]:
+            tokens, ended = update(request, tokens, **others)
             sampling, answer = request.sampling_params, request.output_token_ids
             if sampling is None or sampling.detokenize or (sampling.logprobs, sampling.prompt_logprobs) != (None, None):
                 return tokens, ended
@@ -44,12 +73,15 @@ class SchedulerPatch:
                 request.status, ended = stopped, True
             return (list(answer) if ended else []), ended
 
-        scheduler._update_request_with_output = noted
+        scheduler._update_request_with_output = update_whole
         return True
 
 
-def _ask_once_a_block(scheduler: Any) -> bool:
-    """Let an answer go on without asking while its last block has room, where no block is cached or given up."""
+def _allocate_whole_blocks(scheduler: Any) -> bool:
+    """Skip allocation while an answer's last block has room. Returns whether that is possible.
+
+    It is not with prefix caching, nor with attention that gives up blocks, such as sliding windows.
+    """
     try:
         from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 
@@ -62,7 +94,7 @@ def _ask_once_a_block(scheduler: Any) -> bool:
     except (ImportError, AttributeError):
         return False
 
-    def allocated(request: Any, num_new_tokens: int, **others: Any) -> Any:
+    def allocate_block(request: Any, num_new_tokens: int, **others: Any) -> Any:
         held = blocks.get(request.request_id)
         if held and others.keys() == {"num_lookahead_tokens"}:
             ahead = num_new_tokens + others["num_lookahead_tokens"]
@@ -70,5 +102,5 @@ def _ask_once_a_block(scheduler: Any) -> bool:
                 return nothing
         return allocate(request, num_new_tokens, **others)
 
-    cache.allocate_slots = allocated
+    cache.allocate_slots = allocate_block
     return True

@@ -16,8 +16,8 @@ from esplug.doctor.machine import disk
 from esplug.doctor.model import fit, model
 from esplug.doctor.plugin_health import plugin_health
 from esplug.doctor.stack import Stack, look
-from esplug.engines.actor import _kv_cache_beside_others
 from esplug.engines.messages import EngineSettings
+from esplug.engines.vllm_options import shared_gpu_kv_cache
 from esplug.errors import UserError
 from esplug.planning.memory import Gpu, master_bytes, plan_memory
 from esplug.planning.placement import GPU_SPARE, Plan
@@ -314,11 +314,11 @@ def test_the_kv_cache_of_engines_that_share_a_gpu_is_what_they_take(
     )
     if missing:
         with pytest.raises(UserError, match="too little for this model"):
-            _kv_cache_beside_others(engine, 0.5)
+            shared_gpu_kv_cache(engine, 0.5)
         assert len(failed) == 1
         assert "no room for a KV cache" in failed[0]
     else:
-        assert _kv_cache_beside_others(engine, 0.5) == memory.kv_cache == GIB // 2
+        assert shared_gpu_kv_cache(engine, 0.5) == memory.kv_cache == GIB // 2
         assert not failed
 
 

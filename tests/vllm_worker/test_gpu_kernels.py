@@ -83,7 +83,7 @@ VALUES = st.sampled_from([0.5, -3.0, 1e30, -float("inf"), float("inf"), -float("
     st.data(), st.integers(0, 5), st.integers(1, 20), st.booleans(), st.sampled_from([torch.float32, torch.bfloat16])
 )
 def test_undefined_logits_are_counted_as_on_a_cpu(interpreted, data, rows, vocabulary, of_members, dtype) -> None:
-    from esplug.vllm_worker.extension import count_undefined
+    from esplug.vllm_worker.undefined_logits import count_undefined
 
     spread = 9000 if vocabulary == 20 else vocabulary  # more than a program looks at at a time
     logits = torch.zeros(rows, spread + 2, dtype=dtype)[:, :spread]

@@ -14,6 +14,7 @@ from esplug.checkpoints.history import CatchUp, CaughtUp
 from esplug.engines.actor import Engine
 from esplug.engines.messages import Sampling, Weights
 from esplug.vllm_worker.heartbeat import Heartbeat
+from esplug.vllm_worker.master_setup import MasterSetup
 from esplug.weights.master import MasterWeights
 
 
@@ -78,7 +79,7 @@ CALLS: dict[str, Callable[[Engine, Path], Any]] = {
 def test_an_engine_that_hangs_anywhere_in_its_work_grows_old(call, tmp_path) -> None:
     hanging, release = threading.Event(), threading.Event()
     engine = Engine(None)
-    engine._load_master = ("model", "float32", [[0]], engine._heartbeat.place)
+    engine._master_setup = MasterSetup("model", "float32", "auto", 0.1, None, [[0]], engine._heartbeat.place)
 
     def hang() -> None:
         hanging.set()
@@ -88,7 +89,7 @@ def test_an_engine_that_hangs_anywhere_in_its_work_grows_old(call, tmp_path) -> 
     assert engine.pulse() == 0.0
     thread = threading.Thread(target=CALLS[call], args=(engine, tmp_path))
     thread.start()
-    assert hanging.wait(10)
+    assert hanging.wait(60)
     time.sleep(0.1)
     assert engine.pulse() >= 0.1
     release.set()

@@ -110,7 +110,7 @@ def test_a_scheduler_of_another_kind_stays_as_it_is() -> None:
 
     other = SimpleNamespace(kv_cache_manager=SimpleNamespace())
     patch = SchedulerPatch(other)
-    assert (patch.answers, patch.blocks, vars(other.kv_cache_manager)) == (False, False, {})
+    assert (patch.whole_answers, patch.whole_blocks, vars(other.kv_cache_manager)) == (False, False, {})
 
 
 @pytest.mark.parametrize("ahead", [False, True])
@@ -121,7 +121,7 @@ def test_steps_blocks_and_answers_stay_the_same(tiny_model, ahead, requests, n_b
 
     plain, light = (scheduler_of(str(tiny_model), ahead, n_blocks, caching) for _ in range(2))
     patch = SchedulerPatch(light)
-    assert (patch.answers, patch.blocks) == (True, not caching)
+    assert (patch.whole_answers, patch.whole_blocks) == (True, not caching)
     patch.stops = SimpleNamespace(complete=lambda _, answer: answer[-1] in STOPS)
     steps, answers, _ = generated(plain, requests, ahead, stops=True)
     light_steps, light_answers, handed = generated(light, requests, ahead, stops=False)
@@ -159,8 +159,8 @@ def test_a_real_engine_answers_the_same_and_hands_answers_over_once(tiny_model) 
         def lighten(self) -> bool:
             from esplug.vllm_worker.scheduler_patch import SchedulerPatch
 
-            self._bookkeeping = SchedulerPatch(self._llm.llm_engine.engine_core.engine_core.scheduler)
-            return self._bookkeeping.answers and self._bookkeeping.blocks
+            self._scheduler_patch = SchedulerPatch(self._llm.llm_engine.engine_core.engine_core.scheduler)
+            return self._scheduler_patch.whole_answers and self._scheduler_patch.whole_blocks
 
     prompts = [[5 + (3 * i + j) % 200 for j in range(i % 9 + 1)] for i in range(40)]
     samplings = (

@@ -1,0 +1,238 @@
+"""Lifecycle of engines on Ray: they are placed, started, and replaced when they die or hang."""
+
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from esplug.checkpoints.history import CaughtUp, History
+from esplug.engines import failures
+from esplug.engines.actor import Engine
+from esplug.engines.liveness import EngineSlot, LivenessMonitor
+from esplug.engines.messages import EngineSettings
+from esplug.engines.vllm_options import memory_share
+from esplug.errors import RunError
+from esplug.planning.placement import Plan, cpu_kv_cache_bytes
+from esplug.utils.console import get_console
+
+_PORT_IN_USE = "ddress already in use"  # another process took a port between vLLM's finding and binding it
+
+
+class ManagedEngines:
+    """n engines, each in a slot. :meth:`_replace` puts a new engine into the slot of one that failed.
+
+    A new engine replays the run's updates, so that it has the weights of the others.
+
+    Attributes:
+        engine: class of the engines.
+        restarts: engines replaced so far.
+    """
+
+    engine: type = Engine
+
+    def __init__(
+        self,
+        plan: Plan,
+        settings: EngineSettings,
+        engine_bytes: int,
+        kv_cache_most: int,
+        folder: Path,
+        *,
+        timeout: float = 600.0,
+        max_restarts: int = 10,
+    ) -> None:
+        self.plan = plan
+        self.restarts = 0
+        self._settings, self._engine_bytes, self._kv_cache_most = settings, engine_bytes, kv_cache_most
+        self._folder, self._max_restarts = folder, max_restarts
+        self._slots: list[EngineSlot] = []
+        self._monitor = LivenessMonitor(self._slots, timeout)
+        self._placement: Any = None
+        self._history = History(0)
+
+    # --- placing ----------------------------------------------------------------------------------------
+
+    def _place(self) -> None:
+        """Reserve resources for all engines and spawn their actors.
+
+        Raises:
+            RunError: the cluster does not have them free.
+        """
+        import ray
+        from ray.util.placement_group import placement_group
+
+        gpus, cores = self.plan.gpu_share, self.plan.cores_per_engine
+        bundle = {"GPU": gpus, "CPU": 1} if gpus else {"CPU": cores}
+        self._placement = placement_group([bundle] * self.plan.n_engines, strategy="PACK")
+        try:
+            ray.get(self._placement.ready(), timeout=60)
+        except ray.exceptions.GetTimeoutError as error:
+            raise RunError(
+                f"Ray found no room for {self.plan.describe()} within 60 s; is another run using it?"
+            ) from error
+        for index in range(self.plan.n_engines):
+            self._slots.append(EngineSlot(index, None))
+            self._spawn(self._slots[-1])
+        self._share_machines()
+
+    def _spawn(self, slot: EngineSlot) -> None:
+        """Start a new, idle actor in a slot."""
+        import ray
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        gpus, cores = self.plan.gpu_share, self.plan.cores_per_engine
+        place = PlacementGroupSchedulingStrategy(self._placement, slot.index)
+        actor = ray.remote(concurrency_groups={"pulse": 1})(self.engine)
+        slot.actor = actor.options(num_gpus=gpus, num_cpus=1 if gpus else cores, scheduling_strategy=place).remote(
+            str(failures.log_path(self._folder, slot).absolute())
+        )
+        slot.reset()
+
+    def _share_machines(self) -> None:
+        """Divide each machine's cores, and on CPUs its memory, among its engines, before any of them loads a model."""
+        locations = [self._location(slot) for slot in self._slots]
+        neighbours = Counter(node for node, _ in locations)
+        placed = Counter[str]()
+        for slot, (node, free) in zip(self._slots, locations, strict=True):
+            slot.cores = placed[node], neighbours[node]
+            placed[node] += 1
+            if self._settings.device == "cpu":
+                here, share = neighbours[node], memory_share(self._settings)
+                slot.kv_cache = cpu_kv_cache_bytes(free, share, here, self._engine_bytes, self._kv_cache_most)
+
+    def _location(self, slot: EngineSlot) -> tuple[str, int]:
+        """Return an engine's node and that node's free memory in bytes."""
+        import ray
+
+        while True:
+            try:
+                location: tuple[str, int] = self._get(slot.actor.location.remote())
+            except ray.exceptions.RayError as error:
+                self._respawn(slot, error)
+            else:
+                return location
+
+    # --- starting ---------------------------------------------------------------------------------------
+
+    def _start_engine(self, slot: EngineSlot) -> Any:
+        """Have a slot's new actor load the model and catch up. Returns a reference to its :class:`CaughtUp`."""
+        most = self.plan.cores_per_engine if self._settings.device == "cpu" else None
+        return slot.actor.start.remote(self._settings, slot.cores, most, slot.kv_cache, self._history.catch_up())
+
+    def _wait_for_first_start(self, slot: EngineSlot, ref: Any) -> CaughtUp:
+        """Wait until an engine has started. Replaces it if it died, but not if it raised: the next would raise, too."""
+        import ray
+
+        try:
+            caught_up: CaughtUp = self._get(ref)
+        except ray.exceptions.RayError as error:
+            if failures.raised(error) and _PORT_IN_USE not in str(error):
+                raise self._run_error(slot, error) from error
+            return self._replace_and_wait(slot, error)
+        slot.ready = True
+        return caught_up
+
+    # --- replacing --------------------------------------------------------------------------------------
+
+    def _replace(self, slot: EngineSlot, error: Exception) -> Any:
+        """Replace an engine that failed. Returns a reference that is ready when the new engine has caught up.
+
+        Raises:
+            RunError: --max-restarts engines have been replaced already.
+        """
+        self._respawn(slot, error)
+        return self._start_engine(slot)
+
+    def _respawn(self, slot: EngineSlot, error: Exception) -> None:
+        """Kill a slot's actor, if it still lives, and spawn a new one.
+
+        Raises:
+            RunError: --max-restarts engines have been replaced already.
+        """
+        import ray
+
+        if self.restarts >= self._max_restarts:
+            more = f", and {self.restarts} were replaced already (--max-restarts)"
+            raise self._run_error(slot, error, more) from error
+        self.restarts += 1
+        _say(
+            f"engine {slot.index} {failures.describe(slot, error)}; replacing it "
+            f"({self.restarts} of at most {self._max_restarts})"
+        )
+        with suppress(Exception):  # the actor may be dead already
+            ray.kill(slot.actor)
+        self._spawn(slot)
+
+    def _replace_and_wait(self, slot: EngineSlot, error: Exception) -> CaughtUp:
+        """Replace an engine and wait until the new one has caught up."""
+        import ray
+
+        while True:
+            starting = self._replace(slot, error)
+            try:
+                caught_up: CaughtUp = self._get(starting)
+            except ray.exceptions.RayError as again:
+                error = again
+            else:
+                self._check_replacement(slot, caught_up)
+                return caught_up
+
+    def _check_replacement(self, slot: EngineSlot, caught_up: CaughtUp) -> None:
+        """Check that a new engine has the weights of the others.
+
+        Raises:
+            RunError: its checksum differs.
+        """
+        slot.ready = True
+        for folder, reason in caught_up.damaged:
+            _say(f"passed over a checkpoint: {folder}: {reason}")
+        expected = self._history.checksum
+        if expected is not None and caught_up.checksum != expected:
+            raise RunError(
+                f"engine {slot.index} was replaced, and {caught_up.replayed} updates of the seed log gave it weights "
+                f"with checksum {caught_up.checksum:016x} instead of {expected:016x}; going on would give wrong results"
+            )
+        _say(f"engine {slot.index} is there again, {caught_up.replayed} updates replayed")
+
+    # --- calling ----------------------------------------------------------------------------------------
+
+    def _call(self, slots: Sequence[EngineSlot], method: str, *arguments: Any) -> list[Any]:
+        """Call a method of several engines at once. An engine that fails is replaced and called again.
+
+        Raises:
+            OSError: ``save`` raised it.
+            RunError: the method raised on an engine and on its replacement, or too many engines were replaced.
+        """
+        import ray
+
+        def wait(slot: EngineSlot, ref: Any) -> Any:
+            raised_before = False
+            while True:
+                try:
+                    return self._get(ref)
+                except ray.exceptions.RayError as error:
+                    cause = getattr(error, "cause", None)
+                    if method == "save" and isinstance(cause, OSError):  # the disk failed, not the engine
+                        raise cause from error
+                    if raised_before and failures.raised(error):
+                        raise self._run_error(slot, error) from error
+                    raised_before |= failures.raised(error)
+                    self._replace_and_wait(slot, error)
+                    ref = getattr(slot.actor, method).remote(*arguments)
+
+        calls = [(slot, getattr(slot.actor, method).remote(*arguments)) for slot in slots]
+        return [wait(slot, ref) for slot, ref in calls]
+
+    def _get(self, ref: Any) -> Any:
+        """Wait for a reference's value, while the monitor watches all engines."""
+        import ray
+
+        return ray.get(self._monitor.wait([ref]))
+
+    def _run_error(self, slot: EngineSlot, error: Exception, more: str = "") -> Exception:
+        return failures.run_error(self._folder, slot, error, more)
+
+
+def _say(message: str) -> None:
+    get_console().print(message, markup=False, soft_wrap=True)
