@@ -1,4 +1,4 @@
-"""Local clusters, one after the other in one process, ours and others'."""
+"""Local Ray clusters, started one after the other in one process by esplug and by others."""
 
 import os
 import subprocess

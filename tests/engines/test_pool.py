@@ -1,6 +1,6 @@
-"""The pool's own work on real Ray, with engines that are quick to start: handing out, replacing, agreeing.
+"""The engine pool on real Ray, with engines that start quickly: handing out jobs, replacing engines, equal weights.
 
-`tests/integration/faults/test_runs.py` has the same on real vLLM.
+`tests/integration/faults/test_runs.py` tests the same on real vLLM.
 """
 
 import json
@@ -27,7 +27,7 @@ BASE = 1000
 
 
 class QuickEngine:
-    """Weights are one number, to which updates are added; what it is told to do, it does once, or always."""
+    """An engine whose weights are one number. Files in the run's folder order it to fail."""
 
     def __init__(self, log_path: str) -> None:
         self.folder = Path(log_path).parents[1]
@@ -37,7 +37,7 @@ class QuickEngine:
             log.write("loading\n")
 
     def _misbehave(self, where: str) -> None:
-        """Look for an order left in the folder: die, raise, or stop."""
+        """Follow an order from the folder: die, raise, stop, or be slow."""
         for order in sorted(self.folder.glob(f"{where}-{self.index}-*")):
             kind, times = order.name.rpartition("-")[2], int(order.read_text())
             if not times:
@@ -63,7 +63,7 @@ class QuickEngine:
         return 0.0
 
     def start(self, settings: Any, share: Any, most: Any, cache: Any, catch_up: CatchUp) -> CaughtUp:
-        assert share[1] == 2, "it was started before its machine was shared out"
+        assert share[1] == 2, "it was started before its machine was divided"
         assert not hasattr(self, "state"), "it was started twice"
         self._misbehave("start")
         moving = [step for step in catch_up.steps if any(step.coefficients)]
@@ -130,7 +130,7 @@ def jobs(count: int, mini_batch: int = 8, prompts: int = 2, members: int = 1) ->
 
 
 def work(pool: EnginePool, history: History, iterations: int = 3, mini_batch: int = 8, members: int = 1) -> list[Any]:
-    """Do what a trainer does, and return all that comes of it."""
+    """Do what a trainer does, and return all answers and checksums."""
     seen: list[Any] = []
     for iteration in range(iterations):
         answers = dict(pool.run(jobs(7, mini_batch, members=members)))
@@ -161,31 +161,21 @@ def undisturbed(pool) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("where", "kind"), [("generate", "die"), ("generate", "raise"), ("update", "die"), ("updated", "die")]
+    ("where", "kind", "mini_batch", "members"),
+    [
+        ("update", "die", 8, 1),
+        ("updated", "die", 8, 1),
+        *[("generate", kind, mini_batch, 1) for kind in ("die", "raise") for mini_batch in (8, 1)],
+        *[("generate", kind, mini_batch, 3) for kind, mini_batch in (("die", 8), ("die", 1), ("raise", 1))],
+    ],
 )
-def test_an_engine_that_fails_once_is_replaced_and_changes_nothing(where, kind, pool, undisturbed, tmp_path) -> None:
+def test_an_engine_that_fails_once_is_replaced_and_changes_nothing(
+    where, kind, mini_batch, members, pool, undisturbed, tmp_path
+) -> None:
     mine = pool()
     history = begin(mine)
     order(tmp_path, where, 1, kind)
-    assert work(mine, history) == undisturbed
-    assert mine.restarts == 1
-
-
-@pytest.mark.parametrize("kind", ["die", "raise"])
-def test_a_mini_batch_that_an_engine_loses_is_done_again(kind, pool, undisturbed, tmp_path) -> None:
-    mine = pool()
-    history = begin(mine)
-    order(tmp_path, "generate", 1, kind)
-    assert work(mine, history, mini_batch=1) == undisturbed
-    assert mine.restarts == 1
-
-
-@pytest.mark.parametrize(("kind", "mini_batch"), [("die", 8), ("die", 1), ("raise", 1)])
-def test_a_batch_of_members_that_an_engine_loses_is_done_again(kind, mini_batch, pool, undisturbed, tmp_path) -> None:
-    mine = pool()
-    history = begin(mine)
-    order(tmp_path, "generate", 1, kind)
-    assert work(mine, history, mini_batch=mini_batch, members=3) == undisturbed
+    assert work(mine, history, mini_batch=mini_batch, members=members) == undisturbed
     assert mine.restarts == 1
 
 
@@ -252,14 +242,14 @@ def ray_wait() -> Any:
     return ray.wait
 
 
-def test_a_port_that_another_process_was_quicker_to_take_is_no_reason_to_give_up(pool, tmp_path) -> None:
+def test_an_engine_whose_port_another_process_took_is_replaced(pool, tmp_path) -> None:
     order(tmp_path, "start", 0, "port")
     mine = pool()
     begin(mine)
     assert mine.restarts == 1
 
 
-def test_only_in_saving_is_an_error_of_the_system_the_disk_s(pool, undisturbed, tmp_path) -> None:
+def test_an_os_error_outside_of_saving_is_an_engine_failure(pool, undisturbed, tmp_path) -> None:
     mine = pool()
     history = begin(mine)
     order(tmp_path, "update", 1, "disk")
@@ -284,7 +274,7 @@ def test_while_the_driver_is_busy_no_engine_counts_as_silent(pool) -> None:
     assert mine.restarts == 0
 
 
-def test_engines_that_die_again_and_again_end_the_run_and_say_why(pool, tmp_path) -> None:
+def test_engines_that_die_repeatedly_end_the_run_with_the_reason(pool, tmp_path) -> None:
     mine = pool(max_restarts=3)
     history = begin(mine)
     order(tmp_path, "generate", 0, "die", times=99)
@@ -316,7 +306,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_run_at_once(kind, error, pool, t
     assert mine.restarts == 0
 
 
-def test_a_full_disk_is_not_the_engines_fault(pool, tmp_path) -> None:
+def test_a_full_disk_is_an_os_error_and_replaces_no_engine(pool, tmp_path) -> None:
     mine = pool()
     begin(mine)
     order(tmp_path, "save", 0, "disk")
@@ -357,7 +347,7 @@ def test_a_replacement_with_other_weights_stops_the_run(pool, tmp_path) -> None:
         dict(mine.run(jobs(4)))
 
 
-def test_nothing_is_left_of_a_closed_pool(pool) -> None:
+def test_a_closed_pool_leaves_no_processes_or_threads(pool) -> None:
     mine = pool()
     begin(mine)
     pids = [_pid(slot.actor) for slot in mine._slots]

@@ -1,4 +1,4 @@
-"""Handing out: everything once, weights switched seldom, help at the end where it pays."""
+"""Work scheduler: every piece is done once, weights are switched rarely, engines help at the end if that is faster."""
 
 import heapq
 import random
@@ -19,7 +19,7 @@ def simulate(
     switch: float = 1.0,
     dies: Callable[[int], bool] = lambda attempt: False,
 ) -> tuple[float, list[tuple[int, int, int]], int]:
-    """Drive a schedule by a clock. Returns when all is done, (engine, job, piece) in order, and the switches."""
+    """Drive a scheduler with simulated time. Returns the end time, (engine, job, piece) in order, and the switches."""
     schedule = WorkScheduler(enumerate(pieces), lambda job: job[1])
     events: list[tuple[float, int, int, Piece]] = []
     holds: dict[int, int] = {}
@@ -77,15 +77,15 @@ def test_one_engine_does_job_after_job(pieces) -> None:
 
 
 @given(st.integers(1, 6), st.integers(1, 4), st.floats(0.1, 3))
-def test_where_jobs_go_round_evenly_nobody_helps(engines, rounds, switch) -> None:
+def test_no_engine_helps_if_jobs_divide_evenly(engines, rounds, switch) -> None:
     _, done, switches = simulate([4] * engines * rounds, engines, lambda *_: 1.0, switch)
     assert switches == engines * rounds
     assert len({(engine, job) for engine, job, _ in done}) == switches
 
 
 @pytest.mark.parametrize(("switch", "end"), [(0.1, 5.2), (1.0, 6.0), (9.0, 17.0)])
-def test_the_last_job_is_shared_if_that_is_sooner(switch, end) -> None:
-    """One job of eight pieces for two engines, which are idle but for it."""
+def test_the_last_job_is_shared_if_that_is_faster(switch, end) -> None:
+    """Two engines have one job of eight pieces left."""
     first, done, _ = simulate([1, 8], 2, lambda *_: 1.0, switch)
     alone = switch + 8.0
     assert first <= alone

@@ -1,4 +1,4 @@
-"""Texts made at once are those that are made token by token."""
+"""Detokenizer: whole answers get the same texts as token by token in vLLM."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -33,7 +33,7 @@ TOKENIZERS = [_by_spaces(), _by_bytes()]
 
 
 def vllms(tokenizer: PreTrainedTokenizerFast, prompt: list[int], answer: list[int], stop: Sequence[str] = ()) -> Any:
-    """Return vLLM's text, of how many tokens, and whether it stopped, if it finds its way in bytes that are no text."""
+    """Return vLLM's text, its length in tokens, and whether it stopped; ``None`` if invalid bytes make vLLM start over."""
     from vllm import SamplingParams
     from vllm.v1.engine import EngineCoreRequest
     from vllm.v1.engine.detokenizer import FastIncrementalDetokenizer
@@ -58,7 +58,7 @@ def vllms(tokenizer: PreTrainedTokenizerFast, prompt: list[int], answer: list[in
 @pytest.mark.vllm
 @settings(deadline=None)
 @given(st.sampled_from(TOKENIZERS), st.data())
-def test_a_text_is_what_vllm_makes_of_it(tokenizer, data) -> None:
+def test_texts_equal_those_of_vllm(tokenizer, data) -> None:
     ids = st.lists(st.integers(0, len(tokenizer) - 1), max_size=12)
     prompt, answer = data.draw(ids.filter(len)), data.draw(ids)
     detokenizer = Detokenizer(tokenizer)
@@ -85,7 +85,7 @@ def test_an_answer_stops_where_vllm_stops_it(tokenizer, texts, data) -> None:
     assert (text, length or len(answer), length is not None) == expected
 
 
-def test_an_answer_of_nothing_but_last_letters_is_not_read_again_and_again(monkeypatch) -> None:
+def test_an_answer_of_only_last_letters_is_not_searched_from_its_start_each_time(monkeypatch) -> None:
     seen: list[int] = []
     read = Detokenizer.text
     monkeypatch.setattr(Detokenizer, "text", lambda self, *ids: (seen.append(sum(map(len, ids))), read(self, *ids))[1])
@@ -96,11 +96,11 @@ def test_an_answer_of_nothing_but_last_letters_is_not_read_again_and_again(monke
 
 
 @pytest.mark.parametrize("texts", [("\n",), ("> ",), ("é",), (">", "…")])
-def test_texts_that_no_single_token_completes_are_left_to_vllm(texts) -> None:
+def test_stop_texts_that_no_single_token_completes_are_left_to_vllm(texts) -> None:
     assert all(Detokenizer(tokenizer).stops(texts) is None for tokenizer in TOKENIZERS)
 
 
-def test_half_a_character_behind_a_text_is_left_to_vllm() -> None:
+def test_half_a_character_after_a_stop_text_is_left_to_vllm() -> None:
     vocabulary = {"s": 0, ">Ã": 1, "©": 2}  # the second has the first half of what the third ends
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     backend.decoder = decoders.ByteLevel()
@@ -113,7 +113,7 @@ def test_the_space_after_a_prompt_is_kept() -> None:
     assert Detokenizer(TOKENIZERS[0]).text([0], [1, 2]) == " cats"
 
 
-def test_what_of_a_character_is_incomplete_is_left_out() -> None:
+def test_an_incomplete_last_character_is_left_out() -> None:
     assert Detokenizer(TOKENIZERS[0]).text([0], [1, 5]) == " cat"
 
 

@@ -1,4 +1,4 @@
-"""Weights inside a real vLLM engine: each tensor arrives, going back is exact, ranks agree."""
+"""Weights in a real vLLM engine: every tensor arrives, restoring the master is exact, ranks agree."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def cluster():
 
 
 def start_probe(model: Path, dtype: str = "float32", ranks: int = 1, kind: type | None = None, **settings: int):
-    """Start an engine that can also be asked and told other things: prompt log-probabilities and arbitrary weights."""
+    """Start an engine with test methods, such as log-probabilities of a prompt. Returns it and its checksum."""
     import ray
     from ray.util.placement_group import placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -28,7 +28,7 @@ def start_probe(model: Path, dtype: str = "float32", ranks: int = 1, kind: type 
     from esplug.checkpoints.history import CatchUp
     from esplug.engines.messages import EngineSettings
 
-    place = PlacementGroupSchedulingStrategy(placement_group([{"CPU": 0.1}]), 0)  # as the pool of engines has it
+    place = PlacementGroupSchedulingStrategy(placement_group([{"CPU": 0.1}]), 0)  # as in the engine pool
     probe = ray.remote(kind or _probe_class()).options(num_cpus=0.1, scheduling_strategy=place).remote(None)
     settings = EngineSettings(str(model), dtype, "float32", "auto", "cpu", ranks, None, 0.5, **settings)
     return probe, ray.get(probe.start.remote(settings, (0, 1), ranks, 2**26, CatchUp(0))).checksum
@@ -51,7 +51,7 @@ def _probe_class():
             self._llm.collective_rpc("es_set_weights", args=(weights.member_seed, weights.scale))
 
         def set_tensors(self, tensors) -> bool:
-            """Write these tensors, and say whether by the fast path."""
+            """Write these tensors. Returns whether the direct loader did it."""
 
             def put(wrapper) -> bool:
                 from esplug.weights.master import MasterWeights
@@ -65,7 +65,7 @@ def _probe_class():
             return all(self._llm.collective_rpc(put))
 
         def forget_fast_path(self, scrambled: bool) -> str:
-            """Look for the fast path with other weights than the model's, or only forget it; say why there is none."""
+            """Remove the direct loader; if ``scrambled``, return why one with swapped weights is refused."""
 
             def forget(wrapper) -> str:
                 from esplug.vllm_worker.direct_load import DirectLoader, UnmappedError
@@ -89,7 +89,7 @@ def _probe_class():
             return self._llm.collective_rpc(forget)[0]
 
         def refusals(self, extra: str, lacking: str) -> list[str]:
-            """Say why checkpoints with one tensor more or less cannot go the short way."""
+            """Return why checkpoints with one tensor more or less cannot be written directly."""
 
             def refuse(wrapper) -> list[str]:
                 from esplug.vllm_worker.direct_load import ParameterMap, UnmappedError
@@ -106,7 +106,7 @@ def _probe_class():
             return self._llm.collective_rpc(refuse)[0]
 
         def kernels(self) -> list[tuple[str, float]]:
-            """Return which layers compute with C kernels, and how far they are from what vLLM would compute."""
+            """Return which layers use C kernels, and how much their outputs differ from vLLM's."""
 
             def compare(wrapper) -> list[tuple[str, float]]:
                 import torch
@@ -114,7 +114,7 @@ def _probe_class():
                 found = []
                 for layer in getattr(wrapper, "worker", wrapper).get_model().modules():
                     if "forward" in vars(layer):
-                        for width in (64, 72):  # the C kernels do not take the second
+                        for width in (64, 72):  # the C kernels do not support 72
                             x, residual = torch.randn(2, 3, width)
                             weighted = hasattr(layer, "weight")
                             if weighted:
@@ -133,7 +133,7 @@ def _probe_class():
             return self._llm.collective_rpc(compare)[0]
 
         def kept(self) -> list[int]:
-            """Return the bytes of master weights on each rank; 0 where they do not go the short way."""
+            """Return the bytes of master weights on each rank; 0 without the direct loader."""
 
             def count(wrapper) -> int:
                 worker = getattr(wrapper, "worker", wrapper)
@@ -224,8 +224,8 @@ def test_members_leave_no_trace_and_perturb_as_defined(cluster, tiny_models) -> 
     ray.kill(probe)
 
 
-def test_both_ways_lead_to_the_same_in_bfloat16(cluster, tiny_models) -> None:
-    """Biases are made float32 there, and weights are packed in another way than in float32."""
+def test_the_direct_loader_and_reload_agree_in_bfloat16(cluster, tiny_models) -> None:
+    """In bfloat16, vLLM makes biases float32 and packs weights differently."""
     import ray
 
     from esplug.engines.messages import Weights
@@ -243,7 +243,7 @@ def test_both_ways_lead_to_the_same_in_bfloat16(cluster, tiny_models) -> None:
 
 
 @pytest.mark.parametrize(("architecture", "tied"), [("qwen2", False), ("llama", True)])  # biases; shared keys, padding
-def test_tensor_parallel_ranks_have_the_parts_of_one_model(cluster, tiny_models, tmp_path, architecture, tied) -> None:
+def test_tensor_parallel_ranks_hold_the_parts_of_one_model(cluster, tiny_models, tmp_path, architecture, tied) -> None:
     import numpy as np
     import ray
 

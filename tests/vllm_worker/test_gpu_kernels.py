@@ -1,11 +1,11 @@
-"""The GPU's kernels for what vLLM computes, run by Triton's interpreter: adapters and undefined logits."""
+"""Triton kernels for adapters and undefined logits, run by Triton's interpreter."""
 
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-RANKS = (1, 8, 16, 64)  # that vLLM has room for, and esplug asks it for
+RANKS = (1, 8, 16, 64)  # that esplug asks vLLM for
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +39,14 @@ def expected(y, x, slots, a, b) -> torch.Tensor:
 @example([1, -1], 1, 4100, [4200, 7], torch.float32)  # more than a program holds at a time
 def test_every_row_gets_its_own_adapter_s_share(adapters, slots, rank, inputs, outputs, dtype) -> None:
     rows, table = len(slots), torch.tensor([*slots, 2, 0])  # a batch's table is longer than the batch
-    x = drawn(1, rows, inputs + 3, dtype=dtype)[:, :inputs]  # rows lie apart
+    x = drawn(1, rows, inputs + 3, dtype=dtype)[:, :inputs]  # rows are not contiguous
     y = drawn(2, rows, sum(outputs) + 1, dtype=dtype)[:, : sum(outputs)]
     a = [drawn(3 + i, 3, 1, rank, inputs, dtype=dtype) for i in range(len(outputs))]
     b = [drawn(6 + i, 3, 1, n, rank, dtype=dtype) for i, n in enumerate(outputs)]
     exact, before = expected(y, x, table, a, b), y.clone()
     apart = [y[i : i + 1].clone() for i in range(rows)]
     adapters.add(y, x, table, a, b)
-    with pytest.MonkeyPatch.context() as patch:  # alone, a row gets the same to the last bit, parted in another way
+    with pytest.MonkeyPatch.context() as patch:  # alone and divided differently, a row gets the same bits
         patch.setattr(adapters, "_PROGRAMS", 1)
         for i, row in enumerate(apart):
             adapters.add(row, x[i : i + 1], table[i:], a, b)
@@ -57,7 +57,7 @@ def test_every_row_gets_its_own_adapter_s_share(adapters, slots, rank, inputs, o
     assert torch.equal(y[untouched], before[untouched])
 
 
-def test_a_member_that_is_not_a_number_spoils_no_other(adapters) -> None:
+def test_nan_in_one_member_does_not_reach_others(adapters) -> None:
     x, y = drawn(1, 3, 10), drawn(2, 3, 7)
     a, b = drawn(3, 2, 1, 1, 10), drawn(4, 2, 1, 7, 1)
     slots = torch.tensor([0, 1, -1])
@@ -69,7 +69,7 @@ def test_a_member_that_is_not_a_number_spoils_no_other(adapters) -> None:
     assert y[1].isnan().all()
 
 
-def test_no_rows_are_no_work(adapters) -> None:
+def test_an_empty_batch_stays_empty(adapters) -> None:
     y = drawn(1, 0, 7)
     adapters.add(y, drawn(2, 0, 10), torch.tensor([0]), [drawn(3, 2, 1, 1, 10)], [drawn(4, 2, 1, 7, 1)])
     assert not len(y)
@@ -85,7 +85,7 @@ VALUES = st.sampled_from([0.5, -3.0, 1e30, -float("inf"), float("inf"), -float("
 def test_undefined_logits_are_counted_as_on_a_cpu(interpreted, data, rows, vocabulary, of_members, dtype) -> None:
     from esplug.vllm_worker.undefined_logits import count_undefined
 
-    spread = 9000 if vocabulary == 20 else vocabulary  # more than a program looks at at a time
+    spread = 9000 if vocabulary == 20 else vocabulary  # more than a program reads at a time
     logits = torch.zeros(rows, spread + 2, dtype=dtype)[:, :spread]
     for row in range(rows):
         few = data.draw(st.lists(VALUES, min_size=vocabulary, max_size=vocabulary))

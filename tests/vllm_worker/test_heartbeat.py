@@ -1,4 +1,4 @@
-"""A sign of life that says whether work goes on, and an engine that gives it."""
+"""Heartbeat: its age, its sharing between processes, and an engine that beats."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ from esplug.vllm_worker.master_setup import MasterSetup
 from esplug.weights.master import MasterWeights
 
 
-def test_it_ages_from_beat_to_beat_and_not_at_rest() -> None:
+def test_it_ages_between_beats_but_not_at_rest() -> None:
     heart = Heartbeat()
     assert heart.age() == 0.0
     heart.beat()
@@ -43,7 +43,7 @@ def test_other_processes_share_it() -> None:
 
 
 class Hanging:
-    """A vLLM that answers until it hangs in one of its calls, or makes progress there."""
+    """A vLLM that calls ``hang`` in one of its methods."""
 
     def __init__(self, at: str, hang: Callable[[], None]) -> None:
         self.at, self.hang = at, hang
@@ -76,7 +76,7 @@ CALLS: dict[str, Callable[[Engine, Path], Any]] = {
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_an_engine_that_hangs_anywhere_in_its_work_grows_old(call, tmp_path) -> None:
+def test_the_pulse_of_a_hanging_engine_ages_in_every_call(call, tmp_path) -> None:
     hanging, release = threading.Event(), threading.Event()
     engine = Engine(None)
     engine._master_setup = MasterSetup("model", "float32", "auto", 0.1, None, [[0]], engine._heartbeat.place)
@@ -97,7 +97,7 @@ def test_an_engine_that_hangs_anywhere_in_its_work_grows_old(call, tmp_path) -> 
     assert engine.pulse() == 0.0
 
 
-def test_master_weights_beat_with_every_piece_of_work(tiny_model) -> None:
+def test_master_weights_beat_in_every_operation(tiny_model) -> None:
     beats: list[None] = []
     master = MasterWeights.load(tiny_model, beat=lambda: beats.append(None))
     for work in (
@@ -112,7 +112,7 @@ def test_master_weights_beat_with_every_piece_of_work(tiny_model) -> None:
     assert beats
 
 
-def test_what_a_dead_engine_left_of_a_save_is_cleared_away(tmp_path) -> None:
+def test_save_removes_the_files_of_an_engine_that_died_saving(tmp_path) -> None:
     engine = Engine(None)
     engine._llm = Hanging("es_save", lambda: (tmp_path / "model.safetensors").write_text("whole"))
     for name in ("model-00001-of-00002.safetensors", ".tmpAbCdEf", "model.safetensors.index.json", "config.json"):

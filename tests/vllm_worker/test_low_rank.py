@@ -1,4 +1,4 @@
-"""Members of low rank in a real vLLM engine: many in one batch, each as if its weights were dense; and they learn."""
+"""Low-rank members in a real vLLM engine: many in one batch, each as if its weights were dense."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ SCALE = 0.5
 
 
 def vowels(output: str, target: Any) -> float:
-    """Give the share of letters that are vowels: something that a model with random weights has a little of."""
+    """Return the share of vowels, which is above 0 for a model with random weights."""
     return sum(letter in "aeiou" for letter in output) / max(1, len(output))
 
 
@@ -48,7 +48,7 @@ def test_a_run_moves_the_model_and_is_replayed_bit_for_bit(tiny_model, tmp_path)
     folder = export(result.run_dir, tmp_path / "exported").folder
     assert load_file(folder / "model.safetensors").keys() == load_file(tiny_model / "model.safetensors").keys()
     assert (folder / "model.safetensors").read_bytes() == (result.model / "model.safetensors").read_bytes()
-    # Interrupted, on two engines, other members together, and helping one another with mini-batches: the same.
+    # Interrupted, on two engines, with other batches of members and shared mini-batches: the same.
     run("two", num_iterations=2, n_vllm_engines=2, members_per_batch=5, mini_batch_size=7)
     again = run("two", num_iterations=4, n_vllm_engines=2, members_per_batch=5, mini_batch_size=7)
     assert again.checksum == result.checksum
@@ -172,11 +172,11 @@ def test_every_linear_layer_of_every_member_is_as_if_dense(cluster, tiny_models,
         assert np.abs(np.subtract(expected, base)).max() > 0.01, f"{name}: the change is too small to tell"
     assert ray.get(probe.logprobs.remote([0]))[0] == base
     if architecture == "llama":
-        look_after_one_that_diverges(probe)
+        check_a_diverging_member(probe)
     ray.kill(probe)
 
 
-def look_after_one_that_diverges(probe: Any) -> None:
+def check_a_diverging_member(probe: Any) -> None:
     import ray
 
     from esplug.engines.messages import Sampling, Weights
@@ -189,18 +189,18 @@ def look_after_one_that_diverges(probe: Any) -> None:
     spoilt = ray.get(probe.generate.remote(*ask))
     assert [each.undefined > 0 for each in spoilt] == [False, True, False]
     assert [spoilt[i].completions for i in (0, 2)] == [before[i].completions for i in (0, 2)]
-    after = ray.get(probe.generate.remote(*ask))  # members are written anew, and nothing of it is left
+    after = ray.get(probe.generate.remote(*ask))  # members are written again, without a trace of the NaN
     assert [each.completions for each in after] == [each.completions for each in before]
     assert [each.undefined for each in after] == [0, 0, 0]
 
 
-def test_tensor_parallel_ranks_have_their_parts_of_adapters_and_updates(cluster, tiny_model) -> None:
+def test_tensor_parallel_ranks_hold_their_parts_of_adapters_and_updates(cluster, tiny_model) -> None:
     import numpy as np
     import ray
 
     from esplug.weights.master import MasterWeights
 
-    folder, rank = tiny_model, 2  # its ranks share keys and values
+    folder, rank = tiny_model, 2  # ranks share keys and values
     one = MasterWeights.load(folder, low_rank=rank)
     probe, start = start_probe(folder, ranks=2, kind=_probe_class(), low_rank=rank, members_at_once=3)
     assert start == one.checksum()
@@ -219,7 +219,7 @@ def test_tensor_parallel_ranks_have_their_parts_of_adapters_and_updates(cluster,
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_what_a_gpu_s_engine_computes_for_a_batch_is_what_a_cpu_s_does(interpreted, compiled) -> None:
+def test_adapters_on_a_gpu_compute_what_they_do_on_a_cpu(interpreted, compiled) -> None:
     from types import SimpleNamespace
 
     import torch

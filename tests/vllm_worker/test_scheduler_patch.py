@@ -1,4 +1,4 @@
-"""vLLM's scheduler with less bookkeeping: the same steps, blocks and answers as without, through preemptions too."""
+"""Patched scheduler: the same steps, blocks and answers as vLLM's own, also with preemptions."""
 
 import os
 from itertools import count
@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 pytestmark = pytest.mark.vllm
 
 BLOCK, EOS, STOPS = 4, 2, (12, 16, 22)
-#: The prompt's length, the most tokens, and whether they are asked for as they come.
+#: For each request: the prompt's length, ``max_tokens``, and whether vLLM detokenizes.
 REQUESTS = st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20), st.booleans()), min_size=1, max_size=8)
 
 
-def scheduler_of(model: str, ahead: bool, n_blocks: int, caching: bool) -> Any:
-    """Make a scheduler that works ahead of the model or not, without a model."""
+def make_scheduler(model: str, ahead: bool, n_blocks: int, caching: bool) -> Any:
+    """Create a scheduler without a model, asynchronous if ``ahead``."""
     import torch
     from vllm.config import CacheConfig, DeviceConfig, ModelConfig, SchedulerConfig, VllmConfig
     from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -27,7 +27,7 @@ def scheduler_of(model: str, ahead: bool, n_blocks: int, caching: bool) -> Any:
     from vllm.v1.structured_output import StructuredOutputManager
 
     limits = {"max_num_seqs": 6, "max_num_batched_tokens": 16, "max_model_len": 64, "is_encoder_decoder": False}
-    with mock.patch.dict(os.environ):  # engines that start later would take what vLLM puts there
+    with mock.patch.dict(os.environ):  # vLLM sets variables that later engines would inherit
         config = VllmConfig(
             model_config=ModelConfig(model=model, dtype="float32", max_model_len=64),
             cache_config=CacheConfig(block_size=BLOCK, enable_prefix_caching=caching),
@@ -42,14 +42,14 @@ def scheduler_of(model: str, ahead: bool, n_blocks: int, caching: bool) -> Any:
 
 
 def token(name: str, position: int) -> int:
-    """Return what the model answers there: sometimes the end."""
+    """Return the model's token at a position; sometimes EOS."""
     return EOS if hash((int(name), position)) % 17 == 0 else 10 + (7 * int(name) + 3 * position) % 50
 
 
 def generated(scheduler: Any, requests: Any, ahead: bool, stops: bool) -> tuple[list[Any], dict[str, list[int]], int]:
-    """Answer all requests; with ``stops`` vLLM ends them at some tokens.
+    """Answer all requests. With ``stops``, vLLM itself stops them at some tokens.
 
-    Returns the steps, the answers, and how often tokens were handed over.
+    Returns the steps, the answers, and the number of outputs.
     """
     from vllm import SamplingParams
     from vllm.utils.hashing import sha256
@@ -105,7 +105,7 @@ def generated(scheduler: Any, requests: Any, ahead: bool, stops: bool) -> tuple[
     raise AssertionError("it does not end")
 
 
-def test_a_scheduler_of_another_kind_stays_as_it_is() -> None:
+def test_a_scheduler_without_these_names_is_not_patched() -> None:
     from esplug.vllm_worker.scheduler_patch import SchedulerPatch
 
     other = SimpleNamespace(kv_cache_manager=SimpleNamespace())
@@ -119,7 +119,7 @@ def test_a_scheduler_of_another_kind_stays_as_it_is() -> None:
 def test_steps_blocks_and_answers_stay_the_same(tiny_model, ahead, requests, n_blocks, caching) -> None:
     from esplug.vllm_worker.scheduler_patch import SchedulerPatch
 
-    plain, light = (scheduler_of(str(tiny_model), ahead, n_blocks, caching) for _ in range(2))
+    plain, light = (make_scheduler(str(tiny_model), ahead, n_blocks, caching) for _ in range(2))
     patch = SchedulerPatch(light)
     assert (patch.whole_answers, patch.whole_blocks) == (True, not caching)
     patch.stops = SimpleNamespace(complete=lambda _, answer: answer[-1] in STOPS)
@@ -132,7 +132,7 @@ def test_steps_blocks_and_answers_stay_the_same(tiny_model, ahead, requests, n_b
     assert handed == come + sum(not request[2] for request in requests)
 
 
-def test_a_real_engine_answers_the_same_and_hands_answers_over_once(tiny_model) -> None:
+def test_a_real_engine_gives_the_same_answers_in_one_output_each(tiny_model) -> None:
     import ray
 
     from esplug.engines.actor import Engine
@@ -144,7 +144,7 @@ def test_a_real_engine_answers_the_same_and_hands_answers_over_once(tiny_model) 
         light_bookkeeping = False
 
         def handed_over(self, *arguments: Any) -> tuple[list[Any], int]:
-            """Answer, and count what vLLM's scheduler hands over."""
+            """Answer, and count the outputs of vLLM's scheduler."""
             processor, counts = self._llm.llm_engine.output_processor, []
             process = processor.process_outputs
             processor.process_outputs = lambda outputs, **named: (
@@ -157,9 +157,9 @@ def test_a_real_engine_answers_the_same_and_hands_answers_over_once(tiny_model) 
                 del processor.process_outputs
 
         def lighten(self) -> bool:
-            from esplug.vllm_worker.scheduler_patch import SchedulerPatch
+            from esplug.vllm_worker.scheduler_patch import SchedulerPatch, scheduler_of
 
-            self._scheduler_patch = SchedulerPatch(self._llm.llm_engine.engine_core.engine_core.scheduler)
+            self._scheduler_patch = SchedulerPatch(scheduler_of(self._llm))
             return self._scheduler_patch.whole_answers and self._scheduler_patch.whole_blocks
 
     prompts = [[5 + (3 * i + j) % 200 for j in range(i % 9 + 1)] for i in range(40)]
@@ -167,7 +167,7 @@ def test_a_real_engine_answers_the_same_and_hands_answers_over_once(tiny_model) 
         Sampling(30),
         Sampling(30, 1.0, stop_token_ids=(9, 60, 111)),
         Sampling(30, 1.0, stop=("e", "9", "k")),
-        Sampling(30, 1.0, stop=("\n", "e")),  # whose first may be stripped, and so is left to vLLM
+        Sampling(30, 1.0, stop=("\n", "e")),  # vLLM may strip the first, so it stops there itself
     )
     cluster = Cluster(None, "none")
     try:
