@@ -31,9 +31,7 @@ class Cluster:
     """
 
     def __init__(self, address: str | None, use_gpus: str | None) -> None:
-        os.environ.setdefault(
-            "RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed"
-        )  # the pool says it in one line
+        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed")  # the pool reports it
         import ray
 
         self._owned = not ray.is_initialized()

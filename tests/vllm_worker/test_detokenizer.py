@@ -33,7 +33,7 @@ TOKENIZERS = [_by_spaces(), _by_bytes()]
 
 
 def vllms(tokenizer: PreTrainedTokenizerFast, prompt: list[int], answer: list[int], stop: Sequence[str] = ()) -> Any:
-    """Return vLLM's text, its length in tokens, and whether it stopped; ``None`` if invalid bytes make vLLM start over."""
+    """Return vLLM's text, its length in tokens, and whether it stopped; ``None`` if vLLM starts over at bad bytes."""
     from vllm import SamplingParams
     from vllm.v1.engine import EngineCoreRequest
     from vllm.v1.engine.detokenizer import FastIncrementalDetokenizer
