@@ -167,7 +167,7 @@ class DirectLoader:
 
 def _checksum(tensor: torch.Tensor) -> object:
     """Return what tells a tensor from others of its shape, without taking memory of its size."""
-    from esplug.weights.master import kernels_for
+    from esplug.noise.kernels import kernels_for
 
     if tensor.is_floating_point() and tensor.itemsize <= 4 and tensor.is_contiguous():
         kernels = kernels_for(tensor.device)

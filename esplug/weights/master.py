@@ -26,6 +26,7 @@ from esplug.checkpoints.safetensors_shards import plan_shards, read_tensors, wri
 from esplug.checkpoints.seed_log import movement
 from esplug.errors import UserError
 from esplug.noise.full_rank import tensor_key, tensor_keys
+from esplug.noise.kernels import kernels_for
 from esplug.noise.low_rank import factor_keys, is_perturbed
 from esplug.weights.partition import Job, Kept, Layout, Stretch, TensorBlock, plan
 from esplug.weights.rank_group import RankGroup
@@ -534,21 +535,6 @@ class _Caller(Executor):
 
 def _ends(work: "list[_Writing]") -> "list[tuple[Array, Array]]":
     return [(source, out) for _, source, _, out in work]
-
-
-def kernels_for(device: torch.device, *, in_host: bool = False) -> Any:
-    """Return the kernels for a device: a module, or an object that has its functions."""
-    if in_host:
-        from esplug.noise.kernels.streamed import Streamed
-
-        return Streamed(device)
-    if device.type == "cpu":
-        from esplug.noise.kernels import cpu
-
-        return cpu
-    from esplug.noise.kernels import cuda
-
-    return cuda
 
 
 def _lock_pages(tensor: torch.Tensor) -> None:
