@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from esplug.checkpoints.history import CatchUp, CaughtUp
 from esplug.engines.messages import Completion, EngineSettings, Generation, Sampling, Weights, Work
 from esplug.errors import UserError
-from esplug.planning import shared_prefix as prefix
 from esplug.planning.adapter_sizes import adapter_options
 from esplug.planning.memory import on_gpu
 from esplug.planning.placement import CPU_MEMORY_SHARE, GPU_KV_CACHE_MIN, GpuFootprint
+from esplug.planning.shared_prefix import MIN_PREFIX_TOKENS, common_prefix
 from esplug.utils.cores import usable_cores
 from esplug.utils.free_memory import free_memory
 from esplug.utils.text import one_line
@@ -120,7 +120,7 @@ class Engine:
         if settings.engines_per_gpu > 1:
             extra |= {"kv_cache_memory_bytes": _kv_cache_beside_others(settings, share_of_memory)}
         if settings.device == "cpu":  # the smallest block there, so that short shared prefixes are cached too
-            extra |= {"kv_cache_memory_bytes": kv_cache_bytes, "block_size": prefix.LEAST, "enforce_eager": True}
+            extra |= {"kv_cache_memory_bytes": kv_cache_bytes, "block_size": MIN_PREFIX_TOKENS, "enforce_eager": True}
         self._llm = _made(
             LLM,
             settings,
@@ -260,7 +260,7 @@ class Engine:
         """Compute what all prompts begin with once; scheduled together, each would compute it for itself."""
         from vllm import SamplingParams, TokensPrompt
 
-        if self._prefix_caching and (beginning := prefix.shared(prompts)):
+        if self._prefix_caching and (beginning := common_prefix(prompts)):
             once = SamplingParams(temperature=0.0, max_tokens=1)
             prefixes = [TokensPrompt(prompt_token_ids=beginning)] * len(adapters)
             self._llm.generate(prefixes, once, lora_request=list(adapters), use_tqdm=False)

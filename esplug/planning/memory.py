@@ -10,7 +10,6 @@ from typing import Any, Literal, TypeAlias
 from esplug.checkpoints.base_model import weights_size
 from esplug.checkpoints.safetensors_shards import read_shapes, widest
 from esplug.config.run_config import RunConfig
-from esplug.planning import shared_prefix as prefix
 from esplug.planning.adapter_sizes import adapter_elements
 from esplug.planning.placement import (
     CPU_ENGINE_OVERHEAD,
@@ -23,6 +22,7 @@ from esplug.planning.placement import (
     element_bytes,
     gpu_master_room,
 )
+from esplug.planning.shared_prefix import MIN_PREFIX_TOKENS
 from esplug.weights.partition import TensorBlock
 
 Place: TypeAlias = Literal["memory", "GPU"]
@@ -161,8 +161,8 @@ def cpu_kv_cache_most(model: Path, config: RunConfig) -> int:
     per_token, longest = _kv_cache_of_an_answer(model, config)
     if not (per_token and longest):
         return CPU_KV_CACHE_MAX
-    blocks = math.ceil(longest / prefix.LEAST) + 1
-    return _CPU_ANSWERS * config.n_gpu_per_vllm_engine * blocks * prefix.LEAST * per_token
+    blocks = math.ceil(longest / MIN_PREFIX_TOKENS) + 1
+    return _CPU_ANSWERS * config.n_gpu_per_vllm_engine * blocks * MIN_PREFIX_TOKENS * per_token
 
 
 def on_gpu(model: Path, dtype: str, master_dtype: str, low_rank: int | None, members: int, ranks: int) -> GpuFootprint:
