@@ -11,7 +11,7 @@ from esplug.checkpoints.history import CatchUp, CaughtUp
 from esplug.engines.messages import Completion, EngineSettings, Generation, Sampling, Weights, Work
 from esplug.errors import UserError
 from esplug.planning.adapter_sizes import adapter_options
-from esplug.planning.memory import on_gpu
+from esplug.planning.memory import gpu_footprint
 from esplug.planning.placement import CPU_MEMORY_SHARE, GPU_KV_CACHE_MIN, GpuFootprint
 from esplug.planning.shared_prefix import MIN_PREFIX_TOKENS, common_prefix
 from esplug.utils.cores import usable_cores
@@ -328,7 +328,7 @@ def _on_gpu(settings: EngineSettings) -> tuple[GpuFootprint, int]:
 
     model, members = Path(settings.model), settings.members_at_once
     kinds = settings.dtype, settings.master_dtype, settings.low_rank
-    return on_gpu(model, *kinds, members, settings.tensor_parallel_size), torch.cuda.mem_get_info()[1]
+    return gpu_footprint(model, *kinds, members, settings.tensor_parallel_size), torch.cuda.mem_get_info()[1]
 
 
 def memory_share(settings: EngineSettings) -> float:

@@ -72,7 +72,7 @@ class MemoryPlan:
     kv_bytes_per_token: int | None
     longest: int | None
 
-    def taken(self, place: Place) -> int:
+    def used(self, place: Place) -> int:
         """Return what all engines take of the machine's memory, or those on one GPU of that GPU's."""
         engines = self.plan.n_engines if place == "memory" else self.plan.engines_per_gpu
         return engines * sum(item.nbytes for item in self.items if item.place == place)
@@ -135,7 +135,7 @@ def plan_memory(model: Path, config: RunConfig, plan: Plan, free: int, gpus: lis
     else:
         gpu = sorted(gpus, key=lambda each: each.free, reverse=True)[: plan.n_gpus][-1]
         members = config.members_at_once(plan.n_engines)
-        taken = on_gpu(model, config.dtype, config.master_dtype, config.low_rank, members, plan.gpus_per_engine)
+        taken = gpu_footprint(model, config.dtype, config.master_dtype, config.low_rank, members, plan.gpus_per_engine)
         share = share or taken.memory_share(gpu.total, plan.engines_per_gpu, config.master_device)
         free_each = (gpu.free - int(share * gpu.total)) // plan.engines_per_gpu
         room = gpu_master_room(free_each, gpu.total, (1 - share) / plan.engines_per_gpu)
@@ -165,7 +165,9 @@ def cpu_kv_cache_most(model: Path, config: RunConfig) -> int:
     return _CPU_ANSWERS * config.n_gpu_per_vllm_engine * blocks * MIN_PREFIX_TOKENS * per_token
 
 
-def on_gpu(model: Path, dtype: str, master_dtype: str, low_rank: int | None, members: int, ranks: int) -> GpuFootprint:
+def gpu_footprint(
+    model: Path, dtype: str, master_dtype: str, low_rank: int | None, members: int, ranks: int
+) -> GpuFootprint:
     """Return what one engine takes of each of its GPUs.
 
     Args:
