@@ -31,9 +31,9 @@ from esplug.evaluation.evaluator import Evaluator
 from esplug.evaluation.figures import Evaluation
 from esplug.hookspecs import Prompt
 from esplug.loggers.logger_set import LoggerSet
-from esplug.planning import shared_prefix as prefix
 from esplug.planning.memory import cpu_items, cpu_kv_cache_most
 from esplug.planning.placement import plan_engines
+from esplug.planning.shared_prefix import sharing_saves_time
 from esplug.plugins import registry
 from esplug.rewards.anomalies import UNDEFINED, AnomalyReporter
 from esplug.rewards.pool import PendingRewards, RewardPool
@@ -366,7 +366,7 @@ class EvolutionStrategiesTrainer:
         if self._plan.device == "cpu" or self.config.eval_n_samples > 1:
             return True
         weights = weights_size(self._model)[1]
-        return any(prefix.pays(prompts, self.config.max_tokens, weights) for prompts in asked_together)
+        return any(sharing_saves_time(prompts, self.config.max_tokens, weights) for prompts in asked_together)
 
     def _start_engines(self, log: SeedLog | None, stack: ExitStack) -> SeedLog | None:
         """Start the engines, and the seed log of a new run. Returns the log; ``None`` where nothing is trained."""

@@ -16,5 +16,5 @@ def memory_table(memory: MemoryPlan) -> Table:
     places: list[Place] = ["memory", "GPU"] if memory.gpu else ["memory"]
     for place in places:
         what = "sum" if place == "memory" else "sum on each GPU"
-        table.add_row(what, place, "", f"{size(memory.taken(place))} of {size(memory.available(place))} free")
+        table.add_row(what, place, "", f"{size(memory.used(place))} of {size(memory.available(place))} free")
     return table

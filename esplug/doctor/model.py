@@ -99,7 +99,7 @@ def _would_share(memory: MemoryPlan, cores: int) -> int | None:
     plan, weights = memory.plan, next(item.nbytes for item in memory.items if item.what == "weights")
     if memory.gpu is None or plan.engines_per_gpu > 1 or plan.gpus_per_engine > 1:
         return None
-    each, room = memory.taken("GPU") - memory.kv_cache + GPU_SPARE, 0.8 * memory.gpu.free
+    each, room = memory.used("GPU") - memory.kv_cache + GPU_SPARE, 0.8 * memory.gpu.free
     fitting = (n for n, largest in _SHARING if weights <= largest and n * each <= room and n * plan.n_gpus <= cores)
     return next(fitting, None)
 
@@ -112,7 +112,7 @@ def _here(config: RunConfig, finding: Finding) -> Finding:
 
 
 def _fitting(config: RunConfig, memory: MemoryPlan, gpus: list[Gpu]) -> Iterator[Finding]:
-    taken, free = memory.taken("memory"), memory.free
+    taken, free = memory.used("memory"), memory.free
     found = f"{memory.plan.n_engines} x {size(taken // memory.plan.n_engines)} = {size(taken)} of {size(free)} free"
     remedy = "choose fewer --n-vllm-engines, --master-dtype model, or a smaller model"
     state: State = "fail" if taken > free else "warning" if taken > 0.9 * free else "ok"
@@ -139,9 +139,7 @@ def _gpu_fitting(config: RunConfig, memory: MemoryPlan, gpus: list[Gpu]) -> Find
     assert gpu is not None
     assert room is not None
     share = memory.share
-    found = (
-        f"vLLM takes {share:g} of {size(gpu.total)}, and {size(gpu.free)} are free; all: {size(memory.taken('GPU'))}"
-    )
+    found = f"vLLM takes {share:g} of {size(gpu.total)}, and {size(gpu.free)} are free; all: {size(memory.used('GPU'))}"
     if memory.kv_cache < (GPU_KV_CACHE_MIN if plan.engines_per_gpu > 1 else 1):
         remedy = f"span more GPUs: --n-gpu-per-vllm-engine {2 * plan.gpus_per_engine}"
         if plan.engines_per_gpu > 1:
@@ -156,7 +154,7 @@ def _gpu_fitting(config: RunConfig, memory: MemoryPlan, gpus: list[Gpu]) -> Find
     crowded = config.master_device == "gpu" and master.nbytes > room
     if crowded:
         found += f"; the master takes {size(master.nbytes)}, and there is room for {size(max(0, room))} beside vLLM"
-    if crowded or memory.taken("GPU") > gpu.free:
+    if crowded or memory.used("GPU") > gpu.free:
         remedy = "lower --gpu-memory-utilization, or choose --master-device host"
         return Finding("GPU memory", "fail", found, remedy)
     if len(roomy) < len(gpus):

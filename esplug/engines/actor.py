@@ -11,7 +11,7 @@ from esplug.checkpoints.history import CatchUp, CaughtUp
 from esplug.engines.messages import Completion, EngineSettings, Generation, Sampling, Weights, Work
 from esplug.engines.vllm_options import llm_options, memory_share, rank_cores, set_environment
 from esplug.errors import UserError
-from esplug.planning import shared_prefix
+from esplug.planning.shared_prefix import common_prefix
 from esplug.utils.free_memory import free_memory
 from esplug.utils.text import one_line
 from esplug.vllm_worker.detokenizer import Detokenizer, Stops
@@ -216,7 +216,7 @@ class Engine:
         """Compute the prompts' shared prefix once. Prompts that are scheduled together would each compute it."""
         from vllm import SamplingParams, TokensPrompt
 
-        if self._prefix_caching and (prefix := shared_prefix.shared(prompts)):
+        if self._prefix_caching and (prefix := common_prefix(prompts)):
             once = SamplingParams(temperature=0.0, max_tokens=1)
             prefixes = [TokensPrompt(prompt_token_ids=prefix)] * len(adapters)
             self._llm.generate(prefixes, once, lora_request=list(adapters), use_tqdm=False)

@@ -7,9 +7,9 @@ from typing import Any
 from esplug.engines.messages import EngineSettings
 from esplug.errors import UserError
 from esplug.planning.adapter_sizes import adapter_options
-from esplug.planning.memory import on_gpu
+from esplug.planning.memory import gpu_footprint
 from esplug.planning.placement import CPU_MEMORY_SHARE, GPU_KV_CACHE_MIN, GpuFootprint
-from esplug.planning.shared_prefix import LEAST
+from esplug.planning.shared_prefix import MIN_PREFIX_TOKENS
 from esplug.utils.cores import usable_cores
 
 
@@ -69,7 +69,7 @@ def llm_options(settings: EngineSettings, kv_cache_bytes: int | None) -> dict[st
     if settings.engines_per_gpu > 1:
         options |= {"kv_cache_memory_bytes": shared_gpu_kv_cache(settings, share)}
     if settings.device == "cpu":  # the smallest block there, so that short shared prefixes are cached too
-        options |= {"kv_cache_memory_bytes": kv_cache_bytes, "block_size": LEAST, "enforce_eager": True}
+        options |= {"kv_cache_memory_bytes": kv_cache_bytes, "block_size": MIN_PREFIX_TOKENS, "enforce_eager": True}
     return options
 
 
@@ -108,4 +108,4 @@ def _gpu_footprint(settings: EngineSettings) -> tuple[GpuFootprint, int]:
 
     model, members = Path(settings.model), settings.members_at_once
     kinds = settings.dtype, settings.master_dtype, settings.low_rank
-    return on_gpu(model, *kinds, members, settings.tensor_parallel_size), torch.cuda.mem_get_info()[1]
+    return gpu_footprint(model, *kinds, members, settings.tensor_parallel_size), torch.cuda.mem_get_info()[1]

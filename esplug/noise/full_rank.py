@@ -1,11 +1,11 @@
-"""The noise: what ``eps(seed, tensor name, index)`` is, exactly, and its reference in plain torch.
+"""Full-rank noise: the exact definition of ``eps(seed, tensor name, index)``, and its reference in plain torch.
 
-Every engine, on any device and under any tensor-parallel split, must make the same noise bit for bit from a
-seed, so noise is integer arithmetic on a counter: Philox4x32-10 (Salmon et al. 2011, "Parallel random
-numbers: as easy as 1, 2, 3"), then the sum of a word's four bytes, centred and scaled. That sum is an
-Irwin-Hall approximation of the normal distribution: mean 0, variance 1, excess kurtosis -0.3, range +-3.45.
+Every engine must make the same noise from a seed, bit for bit, on any device and under any tensor-parallel split. So
+noise is integer arithmetic on a counter: Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2,
+3"), then the sum of a word's four bytes, centred and scaled. That sum is an Irwin-Hall approximation of the normal
+distribution: mean 0, variance 1, excess kurtosis -0.3, range +-3.45.
 
-``esplug.noise.kernels`` holds the fast versions, which the tests compare with this one bit for bit.
+The tests compare the faster versions in :mod:`esplug.noise.kernels` with this one bit for bit.
 """
 
 import math
@@ -31,13 +31,13 @@ def float32(value: float) -> float:
 
 
 SCALE = float32(1 / math.sqrt(4 * (256**2 - 1) / 12))
-"""One over that sum's standard deviation, a float32 value."""
+"""One over the standard deviation of that sum, a float32 value."""
 
 _MASK32 = 0xFFFFFFFF
 
 
 def member_seed(run_seed: int, iteration: int, index: int) -> int:
-    """Return the 64-bit seed of the perturbation ``index`` of an ``iteration``. No two runs share seeds.
+    """Return the 64-bit seed of perturbation ``index`` in an ``iteration``. Runs with different seeds share none.
 
     Raises:
         ValueError: an argument is negative or does not fit in 64 bits.
@@ -52,7 +52,7 @@ def tensor_key(member_seed: int, name: str) -> int:
 
     Args:
         member_seed: from :func:`member_seed`.
-        name: the tensor's name in the checkpoint. Tensors of one shape never share noise.
+        name: the tensor's name in the checkpoint. Tensors of the same shape have different noise.
 
     Raises:
         ValueError: the seed is negative or does not fit in 64 bits.
@@ -62,7 +62,7 @@ def tensor_key(member_seed: int, name: str) -> int:
 
 
 def tensor_keys(member_seeds: Sequence[int], name: str) -> list[int]:
-    """Return the :func:`tensor_key` of each member, in a third of the time that as many calls take.
+    """Return the :func:`tensor_key` of each member, three times as fast as single calls.
 
     Raises:
         ValueError: a seed is negative or does not fit in 64 bits.
@@ -76,8 +76,8 @@ def tensor_keys(member_seeds: Sequence[int], name: str) -> list[int]:
 def eps(member_seed: int, name: str, start: int, count: int) -> "Tensor":
     """Return elements ``start .. start + count`` of a tensor's noise, as float32[count] on the CPU.
 
-    Element ``i`` (flat and row-major in the checkpoint's own shape) is the word ``i % 4`` of the Philox block
-    with counter ``(b & 0xffffffff, b >> 32, 0, 0)``, ``b = i // 4``.
+    Element ``i`` (flat and row-major in the checkpoint's own shape) comes from word ``i % 4`` of the Philox block
+    with counter ``(b & 0xffffffff, b >> 32, 0, 0)``, where ``b = i // 4``.
 
     Raises:
         ValueError: the seed does not fit in 64 bits, or ``start`` or ``count`` is negative.
@@ -86,7 +86,7 @@ def eps(member_seed: int, name: str, start: int, count: int) -> "Tensor":
 
 
 def integers(member_seed: int, name: str, start: int, count: int) -> "Tensor":
-    """Return the same before it is scaled: centred sums of bytes, from -510 to 510, as int64[count]."""
+    """Return :func:`eps` before scaling: centred byte sums from -510 to 510, as int64[count]."""
     import torch
 
     if start < 0 or count < 0:
@@ -118,7 +118,7 @@ def philox(key: tuple[int, int], counter: "Tensor") -> "Tensor":
     x0, x1, x2, x3 = counter.unbind(1)
     for turn in range(ROUNDS):
         k0, k1 = ((word + turn * step) & _MASK32 for word, step in zip(key, KEY_STEPS, strict=True))
-        # Products wrap modulo 2**64, and the masks make the signed right shifts unsigned ones.
+        # Products wrap modulo 2**64, and the masks make the signed right shifts unsigned.
         p, q = x0 * MULTIPLIERS[0], x2 * MULTIPLIERS[1]
         x0, x1, x2, x3 = (
             ((q >> 32) & _MASK32) ^ x1 ^ k0,

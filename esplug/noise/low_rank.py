@@ -1,15 +1,14 @@
-"""Perturbations of low rank: what they are, exactly, and their reference in plain torch.
+"""Low-rank noise: its exact definition, and its reference in plain torch.
 
 A member perturbs the weight of every linear layer, a matrix of ``out`` rows and ``in`` columns, by ``scale * eps`` with
 ``eps = B A / sqrt(r)`` (EGGROLL, arXiv 2511.16652): ``A`` has ``r`` rows of ``in`` and ``B`` has ``out`` rows of ``r``
-elements, both of the noise of :mod:`.full_rank`, so that each element of ``eps`` has mean 0 and variance 1 again.
-Factors are tensors of noise like any other, under the names that they have in adapter files: ``NAME.lora_A`` and
-``NAME.lora_B``.
-Embeddings, output embeddings, norms and biases are left as they are.
+elements. Both consist of noise from :mod:`.full_rank`, so each element of ``eps`` has mean 0 and variance 1, too. The
+noise of a factor is that of a tensor with the factor's name in adapter files: ``NAME.lora_A`` or ``NAME.lora_B``.
+Embeddings, output embeddings, norms and biases are not perturbed.
 
-Noise is an integer from -510 to 510 times :data:`esplug.noise.SCALE`, so ``B A`` is summed up as integers, exactly and
-in any order as long as they stay below ``2**24``, which rank 64 does. Rounding begins with the product of that sum and
-a coefficient: the update is the exact sum of outer products, and the same on any device.
+Noise is an integer from -510 to 510 times :data:`esplug.noise.SCALE`, so ``B A`` is summed as integers. The sum is
+exact in float32 and in any order as long as it stays below ``2**24``, as it does up to rank 64. The first rounding is
+that of the product of this sum and a coefficient, so the update is the same on any device.
 """
 
 import math
@@ -29,12 +28,12 @@ _EMBEDDING = re.compile(r"embed|lm_head|(^|\.)w[tp]e\.")
 
 
 def is_perturbed(name: str, shape: Sequence[int]) -> bool:
-    """Say whether a checkpoint's tensor is the weight of a linear layer, which members of low rank perturb."""
+    """Return whether a checkpoint tensor is the weight of a linear layer, which low-rank noise perturbs."""
     return len(shape) == 2 and name.endswith(".weight") and not _EMBEDDING.search(name)
 
 
 def scale(rank: int) -> float:
-    """Return what integers are multiplied by to become ``eps``: ``noise.SCALE**2 / sqrt(rank)``, rounded to float32.
+    """Return the factor from integer products to ``eps``: ``noise.SCALE**2 / sqrt(rank)``, rounded to float32.
 
     Raises:
         ValueError: the rank is not from 1 to :data:`MAX_RANK`.
@@ -45,7 +44,7 @@ def scale(rank: int) -> float:
 
 
 def factor_keys(member_seeds: Sequence[int], name: str) -> list[tuple[int, int]]:
-    """Return the Philox keys of a tensor's factors ``A`` and ``B``, for each member.
+    """Return each member's Philox keys of a tensor's factors ``A`` and ``B``.
 
     Raises:
         ValueError: a seed does not fit in 64 bits.
@@ -55,7 +54,7 @@ def factor_keys(member_seeds: Sequence[int], name: str) -> list[tuple[int, int]]
 
 
 def factors(member_seed: int, name: str, shape: Sequence[int], rank: int) -> "tuple[Tensor, Tensor]":
-    """Return a tensor's factors ``A``, float32[rank, in], and ``B``, float32[out, rank], as integers."""
+    """Return a tensor's unscaled factors ``A``, float32[rank, in], and ``B``, float32[out, rank]."""
     rows, columns = shape
     a = noise.integers(member_seed, f"{name}.lora_A", 0, rank * columns)
     b = noise.integers(member_seed, f"{name}.lora_B", 0, rows * rank)

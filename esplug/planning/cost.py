@@ -1,4 +1,4 @@
-"""What a run costs: answers and tokens by counting, seconds from what a probe has measured. Pure arithmetic."""
+"""Cost of a run: its answers and tokens, counted, and its seconds, estimated from the measurements of a probe."""
 
 import math
 from dataclasses import dataclass
@@ -9,15 +9,15 @@ from esplug.es.update import momentum_weights
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a run has to do.
+    """The work that a run has left.
 
     Attributes:
-        iterations: still to be made.
-        evaluations: to be made in that time.
-        prompts: of a batch.
-        answers: of an iteration.
-        evaluation_answers: of one evaluation.
-        max_tokens: of an answer.
+        iterations: left.
+        evaluations: left.
+        prompts: in a batch.
+        answers: per iteration.
+        evaluation_answers: per evaluation.
+        max_tokens: limit of an answer.
     """
 
     iterations: int
@@ -35,21 +35,21 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """What a probe has measured on the engines of the run. All times are in seconds.
+    """Measurements of a probe on the run's engines. All times are in seconds.
 
     Attributes:
-        engines: that worked at the same time.
-        members: that each answered with.
-        prompts: that each member answered.
-        tokens: of an answer, on average.
+        engines: working at the same time.
+        members: per engine.
+        prompts: per member.
+        tokens: per answer, on average.
         tokens_per_second: of all engines together.
-        start: until the engines were ready.
-        switch: to write the weights of one engine's members.
-        generate: to answer, after that.
-        grade: to wait for the last grades.
-        update: of the weights by no members.
-        update_member: in addition, by each member.
-        evaluation_answer: of one engine, for an answer of an evaluation; 0 where there is none.
+        start: time until the engines were ready.
+        switch: time to write the weights of one engine's members.
+        generate: time to answer, after that.
+        grade: time to wait for the last rewards.
+        update: time of an update from no members.
+        update_member: additional time of an update per member.
+        evaluation_answer: time of one engine per answer of an evaluation; 0 if nothing is evaluated.
     """
 
     engines: int
@@ -68,7 +68,7 @@ class Speed:
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Estimated seconds: the phases of an iteration, an evaluation, and the whole run with its start."""
+    """Estimated seconds of an iteration's phases, an evaluation, and the whole run including its start."""
 
     generate: float
     switch: float
@@ -79,18 +79,18 @@ class Times:
 
     @property
     def iteration(self) -> float:
-        """All phases together."""
+        """Seconds of all phases together."""
         return self.generate + self.switch + self.grade + self.update
 
 
 def work_of(config: RunConfig, prompts: int, evaluation_rows: int, done: int = 0) -> Work:
-    """Count what a run has to do.
+    """Count the work that a run has left.
 
     Args:
         config: of the run.
-        prompts: of a batch.
+        prompts: in a batch.
         evaluation_rows: of all splits together.
-        done: iterations that an earlier process has made.
+        done: iterations that an earlier process has completed.
     """
     last, every = config.n_iterations, config.eval_freq
     if every:
@@ -108,17 +108,17 @@ def work_of(config: RunConfig, prompts: int, evaluation_rows: int, done: int = 0
 
 
 def times_of(config: RunConfig, work: Work, speed: Speed, n_engines: int, chunk: int) -> Times:
-    """Estimate times. Answering and grading are taken to grow with the number of prompts.
+    """Estimate times, assuming that those of answering and grading are proportional to the number of prompts.
 
     Args:
         config: of the run.
-        work: what there is to do.
-        speed: what was measured.
+        work: left.
+        speed: measured.
         n_engines: of the run.
-        chunk: answers that evaluations hand to an engine at a time.
+        chunk: answers that an evaluation requests from an engine at a time.
     """
     rounds: float = math.ceil(config.population_size / speed.members) / n_engines
-    if work.prompts <= config.mini_batch_size:  # engines do not help one another with a member
+    if work.prompts <= config.mini_batch_size:  # engines do not share a member's prompts
         rounds = math.ceil(rounds)
     larger = work.prompts / speed.prompts
     busy = max(1, min(n_engines, math.ceil(work.evaluation_answers / chunk)))
@@ -137,7 +137,7 @@ def times_of(config: RunConfig, work: Work, speed: Speed, n_engines: int, chunk:
 
 
 def _momentum_updates(config: RunConfig) -> float:
-    """Return how many updates' noise an update adds on average over the run, which momentum makes more than one."""
+    """Return the number of iterations whose noise an update adds, on average over the run: with momentum, several."""
     most, n = len(momentum_weights(config.momentum)), max(1, config.n_iterations)
     growing = min(n, most)
     return (growing * (growing + 1) / 2 + (n - growing) * most) / n

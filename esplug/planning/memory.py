@@ -1,4 +1,4 @@
-"""What an engine takes of the memory of a machine or GPU, by the arithmetic with which a run places its engines."""
+"""Memory plan: the memory that engines use on a machine or GPU, by the arithmetic that places a run's engines."""
 
 import json
 import math
@@ -10,7 +10,6 @@ from typing import Any, Literal, TypeAlias
 from esplug.checkpoints.base_model import weights_size
 from esplug.checkpoints.safetensors_shards import read_shapes, widest
 from esplug.config.run_config import RunConfig
-from esplug.planning import shared_prefix as prefix
 from esplug.planning.adapter_sizes import adapter_elements
 from esplug.planning.placement import (
     CPU_ENGINE_OVERHEAD,
@@ -23,11 +22,12 @@ from esplug.planning.placement import (
     element_bytes,
     gpu_master_room,
 )
+from esplug.planning.shared_prefix import MIN_PREFIX_TOKENS
 from esplug.weights.partition import TensorBlock
 
 Place: TypeAlias = Literal["memory", "GPU"]
 
-_CPU_ANSWERS = 256  # that vLLM decodes at a time there, for each process of an engine
+_CPU_ANSWERS = 256  # that vLLM decodes at a time, per process of an engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU: its name, and its memory in bytes, of which some may be taken."""
+    """One GPU: its name, and its total and free memory in bytes."""
 
     name: str
     total: int
@@ -50,17 +50,17 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """What engines take, if all are on one machine.
+    """Memory of the engines, if all are on one machine.
 
     Attributes:
-        plan: how many engines, on what.
+        plan: number of engines, and their GPUs or cores.
         items: of one engine.
-        share: of each GPU's memory, or of what is free for engines on a CPU, that vLLM takes.
+        share: of each GPU's memory that vLLM uses; on a CPU, of free memory that the engines use.
         free: memory of the machine, in bytes.
-        gpu: of the emptiest ones that suffice, the one with the least free memory; ``None`` on a CPU.
-        master_room: of that GPU, beside vLLM, for one engine's master weights, in bytes; ``None`` on a CPU.
-        kv_bytes_per_token: what the KV cache takes for a token; ``None`` where the model's configuration does not say.
-        longest: prompt and answer together, in tokens.
+        gpu: the one with the least free memory among those that the engines would use; ``None`` on a CPU.
+        master_room: bytes outside vLLM on that GPU for one engine's master weights; ``None`` on a CPU.
+        kv_bytes_per_token: of the KV cache; ``None`` if the model's configuration does not say.
+        longest: most tokens of prompt and answer together; ``None`` if unknown.
     """
 
     plan: Plan
@@ -72,13 +72,13 @@ class MemoryPlan:
     kv_bytes_per_token: int | None
     longest: int | None
 
-    def taken(self, place: Place) -> int:
-        """Return what all engines take of the machine's memory, or those on one GPU of that GPU's."""
+    def used(self, place: Place) -> int:
+        """Return the bytes that all engines use of the machine's memory, or of one GPU that they share."""
         engines = self.plan.n_engines if place == "memory" else self.plan.engines_per_gpu
         return engines * sum(item.nbytes for item in self.items if item.place == place)
 
     def available(self, place: Place) -> int:
-        """Return what is free there."""
+        """Return the free bytes of the machine's memory, or of a GPU."""
         return self.free if place == "memory" else self.gpu.free if self.gpu else 0
 
     @property
@@ -88,13 +88,13 @@ class MemoryPlan:
 
     @property
     def kv_tokens(self) -> int | None:
-        """Tokens of prompts and answers that an engine's KV cache holds at a time."""
+        """Tokens of prompts and answers that an engine's KV cache holds; ``None`` if unknown."""
         ranks = max(1, self.plan.gpus_per_engine)
         return ranks * self.kv_cache // self.kv_bytes_per_token if self.kv_bytes_per_token else None
 
 
 def cpu_items(model: Path, config: RunConfig) -> tuple[Item, ...]:
-    """Return what one CPU engine keeps besides its KV cache; their sum decides how many engines a machine gets.
+    """Return the memory of one CPU engine besides its KV cache. Its sum decides how many engines a machine gets.
 
     Raises:
         UserError: the weights are damaged.
@@ -113,14 +113,14 @@ def cpu_items(model: Path, config: RunConfig) -> tuple[Item, ...]:
 
 
 def plan_memory(model: Path, config: RunConfig, plan: Plan, free: int, gpus: list[Gpu]) -> MemoryPlan:
-    """Add up what the engines of a plan take.
+    """Add up the memory of a plan's engines.
 
     Args:
         model: folder.
         config: of the run.
         plan: from :func:`esplug.planning.placement.plan_engines`.
         free: memory of the machine, in bytes.
-        gpus: to be used; none on a CPU.
+        gpus: available to engines; none on a CPU.
 
     Raises:
         UserError: the model is damaged.
@@ -133,47 +133,48 @@ def plan_memory(model: Path, config: RunConfig, plan: Plan, free: int, gpus: lis
         most = cpu_kv_cache_most(model, config)
         items += (Item("KV cache", "memory", cpu_kv_cache_bytes(free, share, plan.n_engines, needed, most)),)
     else:
-        gpu = sorted(gpus, key=lambda each: each.free, reverse=True)[: plan.n_gpus][-1]
+        gpu = sorted(gpus, key=lambda one: one.free, reverse=True)[: plan.n_gpus][-1]
         members = config.members_at_once(plan.n_engines)
-        taken = on_gpu(model, config.dtype, config.master_dtype, config.low_rank, members, plan.gpus_per_engine)
-        share = share or taken.memory_share(gpu.total, plan.engines_per_gpu, config.master_device)
+        each = gpu_footprint(model, config.dtype, config.master_dtype, config.low_rank, members, plan.gpus_per_engine)
+        share = share or each.memory_share(gpu.total, plan.engines_per_gpu, config.master_device)
         free_each = (gpu.free - int(share * gpu.total)) // plan.engines_per_gpu
         room = gpu_master_room(free_each, gpu.total, (1 - share) / plan.engines_per_gpu)
-        cache = max(0, taken.kv_cache(gpu.total, share / plan.engines_per_gpu))
-        fits = config.master_device == "gpu" or (config.master_device == "auto" and taken.master <= room)
+        cache = max(0, each.kv_cache(gpu.total, share / plan.engines_per_gpu))
+        fits = config.master_device == "gpu" or (config.master_device == "auto" and each.master <= room)
         items = (
-            Item("weights", "GPU", taken.weights),
+            Item("weights", "GPU", each.weights),
             Item("activations", "GPU", GPU_ACTIVATIONS),
-            *([Item("adapters", "GPU", taken.adapters)] if taken.adapters else []),
+            *([Item("adapters", "GPU", each.adapters)] if each.adapters else []),
             Item("KV cache", "GPU", cache),
-            # As a worker decides it.
-            Item("master", *(("GPU", taken.master) if fits else ("memory", master_bytes(model, config.master_dtype)))),
+            # A worker decides the same.
+            Item("master", *(("GPU", each.master) if fits else ("memory", master_bytes(model, config.master_dtype)))),
             Item("Python, torch, vLLM", "memory", CPU_ENGINE_OVERHEAD),
         )
     return MemoryPlan(plan, items, share, free, gpu, room, *_kv_cache_of_an_answer(model, config))
 
 
 def cpu_kv_cache_most(model: Path, config: RunConfig) -> int:
-    """Return the bytes of a KV cache that holds all answers that an engine on a CPU decodes at a time.
+    """Return the bytes of a KV cache that holds all answers that a CPU engine decodes at a time.
 
-    To make more takes seconds of its start, as every page of it is cleared.
+    A larger one would slow down the start by seconds, since every page is cleared.
     """
     per_token, longest = _kv_cache_of_an_answer(model, config)
     if not (per_token and longest):
         return CPU_KV_CACHE_MAX
-    blocks = math.ceil(longest / prefix.LEAST) + 1
-    return _CPU_ANSWERS * config.n_gpu_per_vllm_engine * blocks * prefix.LEAST * per_token
+    blocks = math.ceil(longest / MIN_PREFIX_TOKENS) + 1
+    return _CPU_ANSWERS * config.n_gpu_per_vllm_engine * blocks * MIN_PREFIX_TOKENS * per_token
 
 
-def on_gpu(model: Path, dtype: str, master_dtype: str, low_rank: int | None, members: int, ranks: int) -> GpuFootprint:
-    """Return what one engine takes of each of its GPUs.
+def gpu_footprint(
+    model: Path, dtype: str, master_dtype: str, low_rank: int | None, members: int, ranks: int
+) -> GpuFootprint:
+    """Return the memory of one engine on each of its GPUs.
 
     Args:
         model: folder.
-        dtype: the setting of that name; likewise ``master_dtype``.
-        master_dtype: see there.
-        low_rank: of the members' perturbations; full where it is ``None``.
-        members: at once, with low rank.
+        dtype, master_dtype: the settings of these names.
+        low_rank: rank of the perturbations; ``None`` for full rank.
+        members: low-rank members in a batch.
         ranks: GPUs that the engine spans.
     """
     width = element_bytes(dtype)
@@ -187,7 +188,7 @@ def master_bytes(model: Path, master_dtype: str, blocks: Mapping[str, TensorBloc
     Args:
         model: folder.
         master_dtype: the setting of that name.
-        blocks: what is kept of tensors of which only a part is.
+        blocks: the part to keep of some tensors; the others are kept whole.
     """
     parts = blocks or {}
     kept = (parts.get(name, TensorBlock.whole(shape)).of(shape) for name, shape in read_shapes(model).items())
@@ -195,7 +196,7 @@ def master_bytes(model: Path, master_dtype: str, blocks: Mapping[str, TensorBloc
 
 
 def size(nbytes: int) -> str:
-    """Write a number of bytes in GB, as disks and GPUs are sold."""
+    """Format a number of bytes in GB, that is, 10**9 bytes."""
     return f"{nbytes / 1e9:.2f} GB" if nbytes < 10e9 else f"{nbytes / 1e9:.1f} GB"
 
 
@@ -207,14 +208,14 @@ def _description(model: Path) -> dict[str, Any]:
 
 
 def _kv_cache_of_an_answer(model: Path, config: RunConfig) -> tuple[int | None, int | None]:
-    """Return the bytes of a token, and the most tokens of prompt and answer; ``None`` for what is not known."""
+    """Return the bytes per token, and the most tokens of prompt and answer; ``None`` for either if unknown."""
     described = _description(model)
     own = described.get("max_position_embeddings")
     return _kv_bytes(described, config), config.max_model_len or (own if isinstance(own, int) else None)
 
 
 def _kv_bytes(described: dict[str, Any], config: RunConfig) -> int | None:
-    """Return the bytes that one token's keys and values take in all layers; ``None`` where layers differ in that."""
+    """Return the bytes of one token's keys and values in all layers; ``None`` if layers differ or are not described."""
     kinds = described.get("layer_types")
     slides = described.get("sliding_window") and described.get("use_sliding_window", True)
     if set(kinds) != {"full_attention"} if kinds else slides:

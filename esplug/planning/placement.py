@@ -1,4 +1,4 @@
-"""How many engines a run gets, and on what. Pure arithmetic over what the machine or cluster has."""
+"""Placement: the number of engines of a run, and their GPUs or cores, for given machines. Pure arithmetic."""
 
 import math
 from dataclasses import dataclass
@@ -8,15 +8,15 @@ from esplug.config.run_config import RunConfig
 from esplug.errors import UserError
 from esplug.utils.cores import GIB
 
-#: What a CPU engine takes besides weights and KV cache: Python, torch, vLLM and its buffers.
+#: Memory of a CPU engine besides weights and KV cache: Python, torch, vLLM and its buffers.
 CPU_ENGINE_OVERHEAD = 2 * GIB
-#: A KV cache on the CPU never needs to be larger than this, nor useful if smaller than the other.
+#: Bounds of a KV cache on the CPU: a larger one is not needed, a smaller one not useful.
 CPU_KV_CACHE_MAX, CPU_KV_CACHE_MIN = 4 * GIB, GIB // 4
-#: Share of what is free that engines on a CPU take unless the user says how much.
+#: Default share of free memory for engines on a CPU.
 CPU_MEMORY_SHARE = 0.5
-#: What vLLM takes of a GPU besides weights and KV cache, and what is left for what comes and goes, such as saving.
+#: GPU memory that vLLM uses besides weights and KV cache, and that is kept free for temporary needs such as saving.
 GPU_ACTIVATIONS, GPU_SPARE = 3 * GIB, 2 * GIB
-#: What a GPU lacks before an engine starts, at most: its driver takes it.
+#: GPU memory that the driver uses at most, before an engine starts.
 GPU_DRIVER = GIB
 #: The smallest KV cache of an engine that shares a GPU.
 GPU_KV_CACHE_MIN = GIB // 2
@@ -24,7 +24,7 @@ GPU_KV_CACHE_MIN = GIB // 2
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """What one machine has: GPUs, CPU cores, and memory in bytes."""
+    """One machine: GPUs, CPU cores, and memory in bytes."""
 
     gpus: int
     cores: int
@@ -33,7 +33,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What there is: the machines of the cluster. An engine does not span machines."""
+    """The machines of the cluster. An engine does not span machines."""
 
     nodes: tuple[Node, ...]
 
@@ -50,7 +50,7 @@ class Resources:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What each engine gets."""
+    """The engines of a run, and the GPUs and cores of each."""
 
     n_engines: int
     device: Literal["cuda", "cpu"]
@@ -60,7 +60,7 @@ class Plan:
 
     @property
     def gpu_share(self) -> float:
-        """GPUs of one engine, as Ray counts them."""
+        """GPUs per engine, as requested from Ray."""
         return self.gpus_per_engine / self.engines_per_gpu
 
     @property
@@ -69,7 +69,7 @@ class Plan:
         return math.ceil(self.n_engines * self.gpu_share)
 
     def describe(self) -> str:
-        """Say the plan in words."""
+        """Describe the plan in words."""
         engines = f"{self.n_engines} engine{'s' * (self.n_engines > 1)}"
         if self.engines_per_gpu > 1:
             return f"{engines}, {self.engines_per_gpu} to a GPU"
@@ -79,15 +79,15 @@ class Plan:
 
 
 def plan_engines(config: RunConfig, found: Resources, engine_bytes: int) -> Plan:
-    """Decide number and size of the engines.
+    """Decide the number and size of the engines.
 
     Args:
-        config: asks for engines and GPUs; ``None`` means all there are.
-        found: what there is.
+        config: requests engines and GPUs; ``None`` means all there are.
+        found: available machines.
         engine_bytes: memory of one CPU engine, from :func:`esplug.planning.memory.cpu_items`.
 
     Raises:
-        UserError: more is asked for than there is.
+        UserError: the request exceeds the available machines.
     """
     span, wanted = config.n_gpu_per_vllm_engine, config.n_vllm_engines
     if config.use_gpus not in (None, "none") and found.gpus == 0:
@@ -97,7 +97,7 @@ def plan_engines(config: RunConfig, found: Resources, engine_bytes: int) -> Plan
         )
     if found.gpus and config.use_gpus != "none":
         sharing = config.n_vllm_engines_per_gpu
-        # Each needs a core to drive it.
+        # Each engine needs a core.
         most = sum(min(node.gpus * sharing // span, node.cores) for node in found.nodes)
         if (wanted or 1) > most:
             raise UserError(_too_many(config, found.gpus, "GPU", len(found.nodes)))
@@ -111,8 +111,8 @@ def plan_engines(config: RunConfig, found: Resources, engine_bytes: int) -> Plan
     most = sum(node.cores // span for node in found.nodes)
     if (wanted or 1) > most:
         raise UserError(_too_many(config, found.cores, "CPU core", len(found.nodes)))
-    room = engine_bytes + CPU_KV_CACHE_MIN
-    fitting = sum(min(node.cores // span, int(0.8 * node.memory) // room) for node in found.nodes)
+    needed = engine_bytes + CPU_KV_CACHE_MIN
+    fitting = sum(min(node.cores // span, int(0.8 * node.memory) // needed) for node in found.nodes)
     n_engines = wanted or max(1, fitting)
     return Plan(n_engines, "cpu", 0, _cores_each(found, n_engines, span))
 
@@ -127,19 +127,27 @@ def _cores_each(found: Resources, n_engines: int, span: int) -> int:
 
 
 def cpu_kv_cache_bytes(free: int, share: float, engines_here: int, engine_bytes: int, most: int) -> int:
-    """Size the KV cache of one CPU engine from the node's free memory in bytes; it can use ``most`` of them."""
+    """Return the bytes of one CPU engine's KV cache.
+
+    Args:
+        free: memory of the node, in bytes.
+        share: of that, for all engines.
+        engines_here: number of engines on the node.
+        engine_bytes: memory of one engine besides its KV cache.
+        most: bytes of KV cache that an engine can use.
+    """
     left = int(free * share) // engines_here - engine_bytes
     return max(CPU_KV_CACHE_MIN, min(CPU_KV_CACHE_MAX, most, left))
 
 
 @dataclass(frozen=True, slots=True)
 class GpuFootprint:
-    """Bytes of one engine on each of its GPUs.
+    """Bytes that one engine uses on each of its GPUs.
 
     Attributes:
-        weights: of the model, in the type that the engine computes in.
-        adapters: likewise, of members of low rank.
-        master: of the master weights, if they are there.
+        weights: of the model, in the engine's dtype.
+        adapters: of low-rank members, in the engine's dtype.
+        master: master weights, if they are on the GPU.
     """
 
     weights: int
@@ -147,18 +155,18 @@ class GpuFootprint:
     master: int
 
     def kv_cache(self, total: int, share: float) -> int:
-        """Return what is left for the KV cache of ``share`` of a GPU of ``total`` bytes; negative where too little."""
+        """Return the bytes for the KV cache if vLLM has ``share`` of a GPU's ``total`` bytes; negative if too few."""
         return int(share * total) - self.weights - self.adapters - GPU_ACTIVATIONS
 
     def memory_share(self, total: int, engines: int, master_device: Literal["auto", "gpu", "host"]) -> float:
-        """Return the share of a GPU for vLLM unless the user says how much: less than usual if the master then fits.
+        """Return the default share of a GPU for vLLM. It is reduced if that makes the master fit.
 
         Args:
             total: memory of the GPU, in bytes.
-            engines: on that GPU, which share what is returned.
+            engines: number of engines on that GPU; the share is for all of them.
             master_device: the setting of that name. With ``auto``, a fifth of the GPU is kept for KV caches.
         """
-        usual = 0.9 if engines == 1 else 0.7  # each has a master there, too
+        usual = 0.9 if engines == 1 else 0.7  # every engine has a master, too
         beside = math.floor(100 * (1 - (GPU_DRIVER + engines * (self.master + GPU_SPARE)) / total)) / 100
         if master_device == "host" or beside >= usual:
             return usual
@@ -167,18 +175,18 @@ class GpuFootprint:
 
 
 def gpu_master_room(free: int, total: int, share: float) -> int:
-    """Return the bytes that a GPU has for an engine's master weights; negative where there is no room.
+    """Return the bytes that a GPU has for an engine's master weights; negative if there is no room.
 
     Args:
-        free: memory of the GPU, in bytes, once vLLM has taken its own.
-        total: all of it.
-        share: of that, which is left to this engine for other things than vLLM, which may yet want all of its own.
+        free: memory of the GPU, in bytes, after vLLM has allocated its own.
+        total: memory of the GPU, in bytes.
+        share: of the total, that this engine may use outside vLLM. vLLM may still allocate the rest.
     """
     return min(free, int(share * total)) - GPU_SPARE
 
 
 def element_bytes(dtype: str) -> int:
-    """Return the bytes of a number in the engines' ``dtype``; vLLM's own choice, ``auto``, has 16 bits."""
+    """Return the bytes of an element in the engines' ``dtype``; vLLM's own choice, ``auto``, has 16 bits."""
     return 4 if dtype == "float32" else 2
 
 

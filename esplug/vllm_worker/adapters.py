@@ -50,7 +50,7 @@ class Adapters:
     def __init__(self, model: Any, places: "ParameterMap", shapes: dict[str, tuple[int, ...]], rank: int) -> None:
         import torch
 
-        from esplug.weights.master import kernels_for
+        from esplug.noise.kernels import kernels_for
 
         manager = model.lora_manager
         self._rank, self._names = rank, []

@@ -190,7 +190,7 @@ class DirectLoader:
 
 def _checksum(tensor: torch.Tensor) -> object:
     """Return a checksum of a tensor, without allocating memory of its size; its values if there is no kernel for it."""
-    from esplug.weights.master import kernels_for
+    from esplug.noise.kernels import kernels_for
 
     if tensor.is_floating_point() and tensor.itemsize <= 4 and tensor.is_contiguous():
         kernels = kernels_for(tensor.device)

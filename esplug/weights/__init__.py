@@ -1,5 +1,5 @@
-"""The master weights: a float32 copy of the checkpoint's tensors, from which every member's weights are written.
+"""Master weights: a copy of the checkpoint's tensors, from which every member's weights are written.
 
-Runs inside vLLM's workers, but knows torch only, not vLLM. May import :mod:`esplug.checkpoints` and
+Runs inside vLLM's workers, but knows only torch, not vLLM. May import :mod:`esplug.checkpoints` and
 :mod:`esplug.noise`.
 """

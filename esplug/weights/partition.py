@@ -1,24 +1,26 @@
-"""How master weights are cut: what a process keeps of a tensor, what is written as one, and pieces for threads."""
+"""Partition of master weights: blocks of ranks, fused tensors, and chunks for threads or GPU kernels."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
+    import torch
+
     from esplug.noise.kernels.cpu import Array
 
 
 @dataclass(frozen=True, slots=True)
 class TensorBlock:
-    """The part of a checkpoint's tensor that a tensor-parallel rank keeps.
+    """The part of a checkpoint tensor that a tensor-parallel rank keeps.
 
-    The tensor is seen as a matrix of its first dimension by all others; one of a single dimension is a column.
+    Rows run along the tensor's first dimension, columns along all others together. A vector is a single column.
 
     Attributes:
-        rows: the first one, and that behind the last.
-        columns: likewise.
-        counted: whether this rank, among those that keep these weights, adds them to checksums and writes them.
+        rows: first row, and the row after the last.
+        columns: first column, and the column after the last.
+        counted: whether this rank, of those that keep the block, adds it to checksums and saves it.
     """
 
     rows: tuple[int, int]
@@ -27,100 +29,154 @@ class TensorBlock:
 
     @classmethod
     def whole(cls, shape: Sequence[int], *, counted: bool = True) -> "TensorBlock":
-        """Return all of a tensor."""
+        """Return the block that is the whole tensor."""
         return cls((0, shape[0] if shape else 1), (0, math.prod(shape[1:])), counted)
 
     def of(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Return the block's own shape within a tensor of this shape."""
+        """Return the block's shape within a tensor of this shape."""
         height, width = self.rows[1] - self.rows[0], self.columns[1] - self.columns[0]
         if width == math.prod(shape[1:]):
             return (height, *shape[1:]) if shape else ()
         return height, width
 
+    def cut(self, tensor: "torch.Tensor") -> "torch.Tensor":
+        """Return a view of the block in the whole tensor."""
+        if self.of(tensor.shape) == tensor.shape:
+            return tensor.detach()
+        if self.is_contiguous(tensor.shape):
+            return tensor.detach()[slice(*self.rows)]
+        return tensor.detach().flatten(1)[slice(*self.rows), slice(*self.columns)]
+
     def first(self, shape: Sequence[int]) -> int:
         """Return the flat index of the block's first element within a tensor of this shape."""
         return self.rows[0] * math.prod(shape[1:]) + self.columns[0]
 
-    def end_to_end(self, shape: Sequence[int]) -> bool:
-        """Say whether the block's elements lie one behind the other in the tensor."""
+    def is_contiguous(self, shape: Sequence[int]) -> bool:
+        """Return whether the block's elements are contiguous in the tensor."""
         return self.columns == (0, math.prod(shape[1:]))
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """A tensor's block as the kernels take it.
+class Piece(NamedTuple):
+    """Elements of one tensor, as the kernels take them.
 
     Attributes:
-        matrix: a single row, where the block's elements lie end to end in the tensor.
-        first: flat index of its first element in the tensor.
-        pitch: elements from one row to the next in the tensor.
+        name: of the tensor.
+        elements: a matrix.
+        first: flat index of the first element in the tensor.
+        pitch: distance between the starts of two rows in the tensor, in elements.
     """
 
-    matrix: "Array"
+    name: str
+    elements: "Array"
     first: int
     pitch: int
 
-    @property
-    def units(self) -> tuple[int, int]:
-        """Into how many pieces it can be cut at most, and how many elements each has: one, or those of a row."""
-        rows, columns = self.matrix.shape
-        return (columns, 1) if rows == 1 else (rows, columns)
-
-    def piece(self, stretch: "Stretch") -> "tuple[Array, int]":
-        """Return the stretch's elements, and the flat index of the first one in the tensor."""
-        if len(self.matrix) == 1:
-            return self.matrix[:, stretch.start : stretch.stop], self.first + stretch.start
-        return self.matrix[stretch.start : stretch.stop], self.first + stretch.start * self.pitch
-
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
-    """Units ``start .. stop`` of what is kept of a tensor."""
+class TensorSlice:
+    """Units ``start .. stop`` of the block of tensor ``name``; see :attr:`BlockView.units`."""
 
     name: str
     start: int
     stop: int
 
 
-Job: TypeAlias = list[Stretch]
+Chunk: TypeAlias = list[TensorSlice]
+"""Slices that one thread, or one GPU kernel, processes together."""
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """Which tensors are written end to end as one, and in what pieces; see ``MasterWeights.fused``.
+class BlockView:
+    """A tensor's block, as the kernels take it.
 
     Attributes:
-        groups: the tensors of each, in the order in which they are written.
-        shapes: of what is written.
-        places: in which group a tensor is, and from which element.
-        jobs: pieces of equal size, in that order.
-        last_job: after which one of them a group is complete.
+        matrix: the block's elements, in a single row where they are contiguous in the tensor.
+        shape: of the block.
+        first: flat index of its first element in the tensor.
+        pitch: distance between the starts of two rows in the tensor, in elements.
+    """
+
+    matrix: "Array"
+    shape: tuple[int, ...]
+    first: int
+    pitch: int
+
+    @property
+    def units(self) -> tuple[int, int]:
+        """Number of units that the block can be sliced into, and elements in each: one element, or those of a row."""
+        rows, columns = self.matrix.shape
+        return (columns, 1) if rows == 1 else (rows, columns)
+
+    def piece(self, part: TensorSlice) -> Piece:
+        """Return the elements of a slice."""
+        if len(self.matrix) == 1:
+            return Piece(part.name, self.matrix[:, part.start : part.stop], self.first + part.start, self.pitch)
+        first = self.first + part.start * self.pitch
+        return Piece(part.name, self.matrix[part.start : part.stop], first, self.pitch)
+
+
+@dataclass(frozen=True, slots=True)
+class FusedLayout:
+    """Groups of tensors that are written end to end, each as one fused tensor.
+
+    Attributes:
+        groups: names of each group's tensors, in the order in which they are written.
+        shapes: of the fused tensors.
+        places: each tensor's group, and the flat index in the fused tensor at which it begins.
+        chunks: of all groups, in that order.
+        last_chunk: number of the chunk that completes a group; an empty group has none.
     """
 
     groups: dict[str, tuple[str, ...]]
     shapes: dict[str, tuple[int, ...]]
     places: dict[str, tuple[str, int]]
-    jobs: list[Job]
-    last_job: dict[str, int]
+    chunks: list[Chunk]
+    last_chunk: dict[str, int]
+
+    @classmethod
+    def of(cls, groups: Mapping[str, Sequence[str]], views: Mapping[str, BlockView], elements: int) -> "FusedLayout":
+        """Lay out each group's tensors along their first dimension, in chunks of about ``elements``.
+
+        Raises:
+            KeyError: there is no such tensor.
+            ValueError: a group's tensors do not fit together.
+        """
+        shapes: dict[str, tuple[int, ...]] = {}
+        places: dict[str, tuple[str, int]] = {}
+        for group, names in groups.items():
+            parts = [views[name].shape for name in names]
+            if len({part[1:] for part in parts}) != 1 or (len(parts) > 1 and not all(parts)):
+                raise ValueError(f"{group}: the shapes of {', '.join(names)} do not fit together")
+            size = 0
+            for name in names:
+                if name in places:
+                    raise ValueError(f"{group}: {name} is already in another group")
+                places[name] = group, size
+                size += math.prod(views[name].matrix.shape)
+            rows = (sum(part[0] for part in parts),) if parts[0] else ()
+            shapes[group] = (*rows, *parts[0][1:])
+        chunks = split_into_chunks({name: views[name].units for name in places}, elements)
+        last = {places[part.name][0]: number for number, chunk in enumerate(chunks) for part in chunk}
+        return cls({group: tuple(names) for group, names in groups.items()}, shapes, places, chunks, last)
 
 
-def plan(units: Mapping[str, tuple[int, int]], elements: int) -> list[Job]:
-    """Cut tensors, laid end to end, into jobs of equal size: several small tensors or a part of a large one.
+def split_into_chunks(units: Mapping[str, tuple[int, int]], elements: int) -> list[Chunk]:
+    """Split tensors, laid end to end, into chunks of about ``elements``: several small tensors or part of a large one.
 
     Args:
-        units: of each tensor, as :attr:`Kept.units` gives them.
-        elements: in a job.
+        units: of each tensor: how many, and elements in each; see :attr:`BlockView.units`.
+        elements: in a chunk.
     """
-    jobs: list[Job] = []
-    room = 0
+    chunks: list[Chunk] = []
+    left = 0
     for name, (count, size) in units.items():
         start = 0
         while start < count and size:
-            if room <= 0:
-                jobs.append([])
-                room = elements
-            stop = min(count, start + max(1, room // size))
-            jobs[-1].append(Stretch(name, start, stop))
-            room -= (stop - start) * size
+            if left <= 0:
+                chunks.append([])
+                left = elements
+            stop = min(count, start + max(1, left // size))
+            chunks[-1].append(TensorSlice(name, start, stop))
+            left -= (stop - start) * size
             start = stop
-    return jobs
+    return chunks

@@ -1,4 +1,4 @@
-"""The processes of one engine, each with its part of the weights."""
+"""Rank group: the tensor-parallel processes of one engine, each with its part of the weights."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,18 +7,18 @@ import torch
 
 
 class RankGroup:
-    """Adds up over an engine's tensor-parallel processes, all of which call the same methods in the same order.
+    """Sums values over an engine's processes. All of them call the same methods in the same order.
 
     Args:
-        group: of ``torch.distributed``, on the CPU; ``None`` for a process that is alone.
-        rank: of this process in it.
+        group: a ``torch.distributed`` group on the CPU; ``None`` for a single process.
+        rank: of this process in the group.
     """
 
     def __init__(self, group: Any = None, rank: int = 0) -> None:
         self._group, self.rank = group, rank
 
     def sums(self, values: Sequence[int]) -> list[int]:
-        """Return the sums of each value, modulo 2**64."""
+        """Return the sum of each value over the processes, modulo 2**64."""
         if self._group is None or not values:
             return [value % 2**64 for value in values]
         signed = [(value + 2**63) % 2**64 - 2**63 for value in values]
@@ -27,6 +27,6 @@ class RankGroup:
         return [value % 2**64 for value in total.tolist()]
 
     def join(self, tensor: torch.Tensor) -> None:
-        """Add the bytes of a contiguous tensor, of which each process has filled a part and left the rest zero."""
+        """Fill a contiguous tensor in place: each process has filled its part and left the rest zero."""
         if self._group is not None and tensor.numel():
             torch.distributed.all_reduce(tensor.view(-1).view(torch.uint8), group=self._group)

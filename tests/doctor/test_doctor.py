@@ -149,7 +149,7 @@ def test_the_memory_of_a_cpu_engine_is_what_its_placement_counts(tiny_model) -> 
     exact = memory_of(tiny_model, {"dtype": "float32"}, Plan(2, "cpu", 0, 1))
     assert {item.nbytes for item in exact.items if "weights" in item.what} == {sizes["master"]}
     assert sizes["KV cache"] == GIB // 4
-    assert memory.taken("memory") == 2 * sum(sizes.values())
+    assert memory.used("memory") == 2 * sum(sizes.values())
     per_token = 2 * 2 * 1 * 32 * 2  # keys and values, layers, heads, width, bytes
     assert memory.kv_tokens == GIB // 4 // per_token
     # All 256 answers that vLLM decodes at a time find room at their full length, and no more is made.

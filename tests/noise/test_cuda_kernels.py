@@ -72,7 +72,7 @@ def test_perturb_update_and_checksum_equal_the_cpu_s_on_random_blocks(cuda) -> N
 
 def test_low_rank_updates_equal_the_cpu_s_on_random_blocks(cuda, monkeypatch) -> None:
     choose = random.Random(2)
-    monkeypatch.setattr(cuda, "_MOST_FACTOR_BYTES", 600)  # so that larger blocks are cut
+    monkeypatch.setattr(cuda, "_MAX_FACTOR_BYTES", 600)  # so that larger blocks are cut
     for case in range(CASES // 4):
         rows, columns = choose.randint(1, 70), choose.choice([1, 63, 64, 65, choose.randint(1, 150)])
         row, column = choose.randint(0, 2**31), choose.choice([0, choose.randint(0, 2**20)])

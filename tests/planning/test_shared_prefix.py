@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esplug import EvolutionStrategiesTrainer
-from esplug.planning import shared_prefix as prefix
 from esplug.planning.placement import Plan
+from esplug.planning.shared_prefix import MIN_PREFIX_TOKENS, common_prefix, sharing_saves_time
 
 PROMPTS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8), min_size=1, max_size=4)
 
@@ -13,13 +13,13 @@ PROMPTS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8), min_size
 @given(st.lists(st.integers(0, 9), max_size=50), PROMPTS)
 def test_the_beginning_is_the_longest_that_all_have(common, endings) -> None:
     prompts = [common + ending for ending in endings]
-    found = prefix.shared(prompts)
+    found = common_prefix(prompts)
     assert all(prompt[: len(found)] == found for prompt in prompts)
-    if len(prompts) > 1 and len(common) >= prefix.LEAST:
+    if len(prompts) > 1 and len(common) >= MIN_PREFIX_TOKENS:
         assert len(found) >= len(common)
         assert any(len(prompt) == len(found) for prompt in prompts) or len({p[len(found)] for p in prompts}) > 1
     else:
-        assert not found or len(found) >= prefix.LEAST
+        assert not found or len(found) >= MIN_PREFIX_TOKENS
 
 
 def asking(shared: int, own: int) -> list[list[int]]:
@@ -28,13 +28,13 @@ def asking(shared: int, own: int) -> list[list[int]]:
 
 def test_sharing_pays_for_long_beginnings_and_large_models() -> None:
     few_shot, zero_shot = asking(300, 60), asking(20, 350)
-    assert prefix.pays(few_shot, 128, weights=1_500_000_000)
-    assert prefix.pays(few_shot, 128, weights=500_000_000)
-    assert not prefix.pays(few_shot, 1024, weights=135_000_000)
-    assert not prefix.pays(zero_shot, 128, weights=70_000_000_000)  # less than can be shared
-    assert not prefix.pays(few_shot[:1], 128, weights=7_000_000_000)
-    assert prefix.pays(asking(64, 300), 512, weights=7_000_000_000)
-    assert not prefix.pays(asking(64, 300), 512, weights=1_500_000_000)
+    assert sharing_saves_time(few_shot, 128, weights=1_500_000_000)
+    assert sharing_saves_time(few_shot, 128, weights=500_000_000)
+    assert not sharing_saves_time(few_shot, 1024, weights=135_000_000)
+    assert not sharing_saves_time(zero_shot, 128, weights=70_000_000_000)  # less than can be shared
+    assert not sharing_saves_time(few_shot[:1], 128, weights=7_000_000_000)
+    assert sharing_saves_time(asking(64, 300), 512, weights=7_000_000_000)
+    assert not sharing_saves_time(asking(64, 300), 512, weights=1_500_000_000)
 
 
 def test_a_trainer_has_prompts_share_where_it_pays(tiny_model) -> None:

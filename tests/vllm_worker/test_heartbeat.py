@@ -106,7 +106,7 @@ def test_master_weights_beat_in_every_operation(tiny_model) -> None:
         lambda: master.update([1, 2], [0.5, 0.5]),
         master.checksum,
         lambda: list(master.perturbed(1, 0.1)),
-        lambda: master._copy_from(tiny_model),
+        lambda: master.overwrite(tiny_model),
     ):
         assert beats
         beats.clear()

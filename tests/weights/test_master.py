@@ -22,6 +22,7 @@ from esplug.checkpoints import safetensors_shards as shards
 from esplug.checkpoints.safetensors_shards import read_tensors
 from esplug.errors import UserError
 from esplug.noise.full_rank import eps
+from esplug.weights import stream
 from esplug.weights.master import MasterWeights
 from esplug.weights.partition import TensorBlock
 
@@ -48,10 +49,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def small_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cut work so that tensors share jobs and jobs begin in the middle of tensors and Philox blocks."""
-    monkeypatch.setattr(weights_module, "_JOB_ELEMENTS", {"cpu": 1013})
-    monkeypatch.setattr(weights_module, "_LOOKAHEAD_BYTES", 5000)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Split work so that tensors share chunks, and chunks begin in the middle of tensors and Philox blocks."""
+    monkeypatch.setattr(weights_module, "_CHUNK_ELEMENTS", {"cpu": 1013})
+    monkeypatch.setattr(stream, "_LOOKAHEAD_BYTES", 5000)
 
 
 def reference(tensor: torch.Tensor, name: str, seed: int, scale: float, dtype: torch.dtype) -> torch.Tensor:
@@ -68,7 +69,7 @@ def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
 @pytest.mark.parametrize("stored", FLOATS)
 @pytest.mark.parametrize("dtype", [*FLOATS, None])
 @pytest.mark.parametrize("master_dtype", ["float32", "model"])
-@pytest.mark.usefixtures("small_jobs")
+@pytest.mark.usefixtures("small_chunks")
 def test_perturbed_equals_the_reference(stored: torch.dtype, dtype: torch.dtype | None, master_dtype: str) -> None:
     checkpoint = tensors(stored)
     master = MasterWeights(checkpoint.items(), master_dtype, threads=2)  # type: ignore[arg-type]
@@ -116,7 +117,9 @@ def test_tensors_are_new_each_time_and_the_master_stays(folder: Path) -> None:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(heights=st.lists(st.integers(0, 9), min_size=1, max_size=5), width=st.integers(0, 300), data=st.data())
-def test_fused_tensors_are_the_tensors_end_to_end(small_jobs: None, heights: list[int], width: int, data: Any) -> None:
+def test_fused_tensors_are_the_tensors_end_to_end(
+    small_chunks: None, heights: list[int], width: int, data: Any
+) -> None:
     master = MasterWeights(
         ((f"t{i}", torch.arange(rows * width).reshape(rows, width).float()) for i, rows in enumerate(heights)),
         threads=2,
@@ -167,7 +170,7 @@ BLOCKS = {  # of each process
 }
 
 
-@pytest.mark.usefixtures("small_jobs")
+@pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("master_dtype", ["float32", "model"])
 def test_two_processes_with_blocks_have_what_one_has(folder: Path, tmp_path: Path, master_dtype: str) -> None:
     whole, pair = MasterWeights.load(folder, master_dtype, threads=2), Pair()  # type: ignore[arg-type]
@@ -211,7 +214,7 @@ def test_only_tensors_that_fit_together_are_fused() -> None:
         master.fused({"all": ("a", "e")})
 
 
-def test_an_abandoned_iteration_does_no_harm(small_jobs: None) -> None:
+def test_an_abandoned_iteration_does_no_harm(small_chunks: None) -> None:
     master = MasterWeights(tensors().items(), threads=2)
     expected = dict(master.perturbed(1, 0.1))
     stream = master.perturbed(2, 0.1)
@@ -231,7 +234,7 @@ def test_an_error_in_a_kernel_reaches_the_consumer(monkeypatch: pytest.MonkeyPat
         dict(MasterWeights(tensors().items()).perturbed(1, 0.1))
 
 
-def test_look_ahead_is_bounded(small_jobs: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_look_ahead_is_bounded(small_chunks: None, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
     empty = torch.empty
     master = MasterWeights(((f"t{i}", torch.zeros(500)) for i in range(100)), threads=2)
@@ -243,7 +246,7 @@ def test_look_ahead_is_bounded(small_jobs: None, monkeypatch: pytest.MonkeyPatch
     assert sum(made) == 100
 
 
-@pytest.mark.usefixtures("small_jobs")
+@pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("master_dtype", ["float32", "model"])
 def test_update_equals_the_reference(folder: Path, master_dtype: str) -> None:
     master = MasterWeights.load(folder, master_dtype, threads=2)  # type: ignore[arg-type]
@@ -262,7 +265,7 @@ def test_update_equals_the_reference(folder: Path, master_dtype: str) -> None:
 
 def test_threads_cores_and_job_sizes_do_not_matter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def outcome(threads: int, job: int) -> tuple[dict[str, torch.Tensor], int]:
-        monkeypatch.setattr(weights_module, "_JOB_ELEMENTS", {"cpu": job})
+        monkeypatch.setattr(weights_module, "_CHUNK_ELEMENTS", {"cpu": job})
         cores = sorted(os.sched_getaffinity(0))[:1] if threads == 3 else None
         master = MasterWeights.load(folder, threads=threads, cores=cores)
         master.update([1, 2], [0.1, 0.2])

@@ -1,5 +1,30 @@
-"""The noise of :mod:`esplug.noise.full_rank`, fused with what it is for: one module per kind of device.
+"""Noise kernels: the noise of :mod:`esplug.noise.full_rank`, fused with its uses, in one module per kind of device.
 
-Nothing imports these modules before an engine has started: ``cpu`` needs numba, and numba imported before
-vLLM's CPU engine starts makes that engine crash.
+Import these modules only after the engine has started: ``cpu`` needs numba, and vLLM's CPU engine crashes if numba was
+imported before it.
 """
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import device as Device  # noqa: N812
+
+
+def kernels_for(device: "Device", *, in_host: bool = False) -> Any:
+    """Return the kernels for a device: a module, or an object with the same functions.
+
+    Args:
+        device: computes.
+        in_host: whether the weights are in host memory and a GPU computes with them.
+    """
+    if in_host:
+        from esplug.noise.kernels.streamed import Streamed
+
+        return Streamed(device)
+    if device.type == "cpu":
+        from esplug.noise.kernels import cpu
+
+        return cpu
+    from esplug.noise.kernels import cuda
+
+    return cuda

@@ -1,10 +1,11 @@
 """Fused noise kernels for the CPU, bit for bit equal to :mod:`esplug.noise.full_rank`.
 
-Each works on a contiguous stretch of a tensor that begins at flat element ``start``, or, given a matrix, on a block of
-rows and columns: ``start`` is that of its first element, and each row begins ``pitch`` elements behind the last. Each
-goes in tiles that stay in the first-level cache, releases the GIL and starts no threads of its own: callers spread
-stretches over threads.
-Arithmetic is IEEE float32 with every product and sum rounded (no fast-math, no fused multiply-add).
+A kernel works on a contiguous slice of a tensor that begins at flat index ``start``. Given a matrix, it works on a
+block of rows and columns: its first element has flat index ``start``, and its rows begin ``pitch`` elements apart in
+the tensor. Kernels work in tiles that fit the first-level cache, release the GIL and start no threads of their own:
+callers spread slices over threads.
+
+Arithmetic is IEEE float32, and every product and sum is rounded (no fast-math, no fused multiply-add).
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -23,16 +24,16 @@ from esplug.noise import full_rank as noise
 from esplug.noise import low_rank
 
 Array: TypeAlias = NDArray[Any]
-"""A tensor's elements in one dimension, as :func:`flat` makes it, or a block of them in two, in C order."""
+"""Elements of a tensor: one-dimensional, as :func:`flat` returns them, or a block in two dimensions, in C order."""
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-"""What master and perturbed weights may be."""
+"""Types that master and perturbed weights may have."""
 
-# numpy has no bfloat16 and numba no float16, so these two travel as integers of two different types.
+# numpy has no bfloat16 and numba no float16, so integers of two different types carry their bits.
 _CARRIERS = {torch.float32: torch.float32, torch.bfloat16: torch.uint16, torch.float16: torch.int16}
 
 _TILE = 2048
-_COLUMNS, _MEMBERS = 1024, 16  # of low rank, whose noise is made at a time
+_COLUMNS, _MEMBERS = 1024, 16  # whose low-rank factors are held at a time
 _u32, _u64 = np.uint32, np.uint64
 _M0, _M1 = _u64(noise.MULTIPLIERS[0]), _u64(noise.MULTIPLIERS[1])
 _STEP0, _STEP1 = _u64(noise.KEY_STEPS[0]), _u64(noise.KEY_STEPS[1])
@@ -42,15 +43,15 @@ _0, _2, _8, _16, _32 = _u64(0), _u64(2), _u64(8), _u64(16), _u64(32)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# LLVM keeps to vectors of 256 bits, for the sake of code that is not all arithmetic. This is: where the processor has
-# 512, updates take 0.7 of the time and checksums 0.35 (Xeon with AVX-512). The setting holds for all that numba
-# compiles in this process, unless it has compiled something before.
+# LLVM prefers vectors of 256 bits, which suits code with less arithmetic than these kernels. With vectors of 512 bits,
+# updates take 0.7 of the time and checksums 0.35 (Xeon with AVX-512). The setting applies to everything that numba
+# compiles in this process, unless numba has compiled something before.
 if numba.config.CPU_FEATURES is None and "+avx512f" in (_features := get_host_cpu_features()):
     numba.config.CPU_FEATURES = f"{_features},-prefer-256-bit"
 
 
 def array(tensor: torch.Tensor) -> Array:
-    """Return a view of a tensor of one of :data:`FLOATS` as the kernels take it.
+    """Return a tensor of one of :data:`FLOATS` as the kernels take it, without copying.
 
     Raises:
         KeyError: the tensor has another type.
@@ -59,7 +60,7 @@ def array(tensor: torch.Tensor) -> Array:
 
 
 def flat(tensor: torch.Tensor) -> Array:
-    """Return the same of a contiguous tensor, in one dimension."""
+    """Return a contiguous tensor as a one-dimensional :func:`array`."""
     return array(tensor.view(-1))
 
 
@@ -67,12 +68,12 @@ def perturb(master: Array, out: Array, start: int, key: int, scale: float, pitch
     """Write ``round(master + scale * eps)`` to ``out``, rounded to the type of ``out``, halves to even.
 
     Args:
-        master: n elements, the first being element ``start`` of its tensor.
+        master: n elements.
         out: n elements, of any type.
-        start: flat index of the first element.
+        start: flat index of the first element in its tensor.
         key: from :func:`esplug.noise.full_rank.tensor_key`.
         scale: ``sign * sigma``, rounded to float32 here.
-        pitch: of a block, elements from one of its rows to the next in the tensor.
+        pitch: distance between the starts of a block's rows in the tensor, in elements.
     """
     _perturb(_rows(master), _rows(out), start, pitch, _u64(key), np.float32(scale))
 
@@ -90,11 +91,11 @@ def update(
     The sum is accumulated in float32 in the order given, starting from zero.
 
     Args:
-        master: n elements, the first being element ``start`` of its tensor.
-        start: flat index of the first element.
+        master: n elements.
+        start: flat index of the first element in its tensor.
         keys: each member's key of this tensor, from :func:`esplug.noise.full_rank.tensor_key`.
         coefficients: one per key, rounded to float32 here.
-        pitch: of a block, elements from one of its rows to the next in the tensor.
+        pitch: distance between the starts of a block's rows in the tensor, in elements.
     """
     _update(_rows(master), start, pitch, np.array(keys, dtype=_u64), np.array(coefficients, dtype=np.float32))
 
@@ -110,15 +111,15 @@ def update_low_rank(
 ) -> None:
     """Add ``sum_k coefficients[k] * eps_k`` of low rank to ``master``, a block of a matrix.
 
-    As in :func:`update`, the sum is accumulated in float32 in the order given, starting from zero; its terms are
-    ``coefficients[k] * scale * (B A)``, of which the first product is rounded to float32, and then the second.
+    As in :func:`update`, the sum is accumulated in float32 in the order given, starting from zero. Its terms are
+    ``coefficients[k] * scale * (B A)``; the first product is rounded to float32, and then the second.
 
     Args:
         master: m x n elements.
-        row: of the matrix, at which the block begins.
-        column: likewise.
+        row: the block's first row in the matrix.
+        column: the block's first column in the matrix.
         width: columns of the matrix.
-        keys: each member's, from :func:`esplug.noise.low_rank.factor_keys`.
+        keys: each member's keys, from :func:`esplug.noise.low_rank.factor_keys`.
         coefficients: one per member, rounded to float32 here.
         rank: of each member's noise.
     """
@@ -127,14 +128,14 @@ def update_low_rank(
 
 
 def checksum(master: Array, start: int, name: str, pitch: int = 0) -> int:
-    """Return the 64-bit checksum of a stretch or block of the tensor ``name``; their sum is the tensor's.
+    """Return the 64-bit checksum of a slice or block of the tensor ``name``; the sum over slices is the tensor's.
 
     It is ``sum_i mix((h + i * 0x9e3779b97f4a7c15) ^ bits_i) mod 2**64``, where ``i`` is the element's flat
     index in the whole tensor, ``bits_i`` its bit pattern as an unsigned integer (32 or 16 bits), ``h`` the
     little-endian 8-byte BLAKE2b hash of the name, and ``mix`` the one-to-one finalizer of SplitMix64 (Steele,
     Lea and Flood 2014): ``z ^= z >> 30; z *= 0xbf58476d1ce4e5b9; z ^= z >> 27; z *= 0x94d049bb133111eb;
     z ^= z >> 31``. A sum does not depend on order, so shards and threads simply add theirs, modulo 2**64.
-    A change of one element always shows; several changes, a swap for instance, go unseen once in 2**64.
+    The checksum detects every change of a single element. It misses several changes, such as a swap, once in 2**64.
     """
     name_hash = int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little")
     bits = master.view(np.uint32 if master.itemsize == 4 else np.uint16)
@@ -142,19 +143,19 @@ def checksum(master: Array, start: int, name: str, pitch: int = 0) -> int:
 
 
 def convert_all(pieces: Iterable[tuple[Array, Array]]) -> None:
-    """Convert pieces, given as :func:`convert` takes them."""
+    """Convert pieces, each the arguments of :func:`convert`."""
     for master, out in pieces:
         convert(master, out)
 
 
 def perturb_all(pieces: Iterable[tuple[Array, Array, int, int, int]], scale: float) -> None:
-    """Perturb pieces, given as :func:`perturb` takes them: (master, out, start, key, pitch)."""
+    """Perturb pieces, each (master, out, start, key, pitch); see :func:`perturb`."""
     for master, out, start, key, pitch in pieces:
         perturb(master, out, start, key, scale, pitch)
 
 
 def update_all(pieces: Iterable[tuple[Array, int, Sequence[int], int]], coefficients: Sequence[float]) -> None:
-    """Update pieces, given as :func:`update` takes them: (master, start, keys, pitch)."""
+    """Update pieces, each (master, start, keys, pitch); see :func:`update`."""
     for master, start, keys, pitch in pieces:
         update(master, start, keys, coefficients, pitch)
 
@@ -162,32 +163,32 @@ def update_all(pieces: Iterable[tuple[Array, int, Sequence[int], int]], coeffici
 def update_low_rank_all(
     pieces: Iterable[tuple[Array, int, int, int, Sequence[tuple[int, int]]]], coefficients: Sequence[float], rank: int
 ) -> None:
-    """Update pieces, given as :func:`update_low_rank` takes them: (master, row, column, width, keys)."""
+    """Update pieces, each (master, row, column, width, keys); see :func:`update_low_rank`."""
     for master, row, column, width, keys in pieces:
         update_low_rank(master, row, column, width, keys, coefficients, rank)
 
 
 def checksum_all(pieces: Iterable[tuple[Array, int, str, int]]) -> list[int]:
-    """Return the checksum of each piece, given as :func:`checksum` takes them: (master, start, name, pitch)."""
+    """Return the checksum of each piece, (master, start, name, pitch); see :func:`checksum`."""
     return [checksum(*piece) for piece in pieces]
 
 
 def _rows(array: Array) -> Array:
-    """Return a stretch as a block of one row."""
+    """Return a slice as a block of one row."""
     return array if array.ndim == 2 else array.reshape(1, -1)
 
 
 def _jit(function: F) -> F:
-    """Compile at first call, once per machine where a folder for numba's cache can be written."""
+    """Compile at the first call; cache the result if numba finds a folder that it can write to."""
     try:
         compiled = numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # numba finds nowhere to write
+    except RuntimeError:  # numba found no such folder
         compiled = numba.njit(nogil=True)(function)
     return compiled  # type: ignore[no-any-return]
 
 
 # --- element types ---------------------------------------------------------------------------------------------
-# _widen and _narrow mean one of the functions below them, by the type that numba sees.
+# numba replaces _widen and _narrow by one of the functions below, according to the element type.
 
 
 def _widen(value: Any) -> Any:
@@ -202,7 +203,7 @@ def _bitcast(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     return builder.bitcast(arguments[0], context.get_value_type(signature.return_type))
 
 
-# Reinterpret a float32 as uint32, and the other way.
+# Reinterpret a float32 as uint32, and the reverse.
 _bits_of = intrinsic(lambda typing, value: (types.uint32(types.float32), _bitcast))
 _float_of = intrinsic(lambda typing, bits: (types.float32(types.uint32), _bitcast))
 
@@ -245,7 +246,7 @@ def _to_float16(value: Any, out: Any) -> Any:
         half = _u32(0x7E00)
     elif size >= _u32(0x47800000):  # 2**16 and more
         half = _u32(0x7C00)
-    elif size < _u32(0x38800000):  # subnormal: beside 0.5 a float32 step is 2**-24, as it is here
+    elif size < _u32(0x38800000):  # subnormal: its step, 2**-24, is that of float32 next to 0.5
         half = _u32(_bits_of(_float_of(size) + np.float32(0.5)) - _u32(0x3F000000))
     else:
         half = _u32((size - _u32(0x38000000) + _u32(0x0FFF) + ((size >> _u32(13)) & _u32(1))) >> _u32(13))
@@ -271,8 +272,9 @@ overload(_narrow)(_choose_narrow)
 def _byte_sums(sums: Array, first: Any, count: int, key: Any) -> None:
     """Fill ``sums`` (uint64) with ``count`` Philox blocks from ``first``, each word reduced to its byte sum.
 
-    A block is one uint64 of four 16-bit sums: as uint16, the array holds them in element order. Words live in
-    the low halves of uint64 and carry rubbish above, which lets LLVM use the vectors' 32 x 32 -> 64 product.
+    A block is one uint64 of four 16-bit sums; viewed as uint16, the array holds them in element order. Words are in
+    the low halves of uint64, and the high halves are undefined, so that LLVM can use vector products of
+    32 x 32 -> 64 bits.
     """
     for j in range(count):
         block = first + _u64(j)
@@ -340,7 +342,7 @@ def _update(master: Array, start: int, pitch: int, keys: Array, coefficients: Ar
 
 @_jit
 def _integers(out: Array, start: int, key: Any, sums: Array) -> None:
-    """Fill ``out`` (float32) with noise that is not scaled, from element ``start`` on."""
+    """Fill ``out`` (float32) with unscaled noise, beginning at flat index ``start``."""
     words = sums.view(np.uint16)
     for low in range(0, out.size, _TILE):
         first, count = start + low, min(_TILE, out.size - low)

@@ -1,8 +1,8 @@
-"""Fused noise kernels for GPUs, in Triton: those of :mod:`esplug.noise.kernels.cpu`, bit for bit, for tensors on a GPU.
+"""Fused noise kernels for GPUs, in Triton, bit for bit equal to :mod:`esplug.noise.kernels.cpu`.
 
-Starting a kernel takes longer than most tensors do, so all pieces of a job go in one: a table tells each program what
-it works on. Every element is read and written once. Products and sums are rounded apart, so Triton must not fuse them.
-With ``TRITON_INTERPRET=1`` set when this module is imported, the kernels run on the CPU, which is how they are tested.
+Starting a kernel takes longer than most tensors do, so one kernel processes all pieces of a chunk: a table tells each
+program which rows and columns are its own. Every element is read and written once. Every product and sum is rounded, so
+Triton must not fuse them. Tests run the kernels on the CPU, with ``TRITON_INTERPRET=1`` set before the import.
 """
 
 from collections import defaultdict
@@ -19,31 +19,32 @@ import triton.language as tl
 from esplug.noise import full_rank as noise
 from esplug.noise import low_rank
 
-_QUADS = 256  # groups of four elements that one program makes
+_QUADS = 256  # groups of four elements in a program
 _WARPS = 2
 _CENTRE = tl.constexpr(float(2**23 + noise.MEAN))
 _SCALE = tl.constexpr(noise.SCALE)
 _ROUNDS = tl.constexpr(noise.ROUNDS)
 _M0, _M1 = tl.constexpr(noise.MULTIPLIERS[0]), tl.constexpr(noise.MULTIPLIERS[1])
 _STEP0, _STEP1 = tl.constexpr(noise.KEY_STEPS[0]), tl.constexpr(noise.KEY_STEPS[1])
-# The interpreter rounds to bfloat16 in another way than GPUs do.
+# The interpreter rounds to bfloat16 differently from GPUs.
 _INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 _BITS = {4: tl.int32, 2: tl.int16}
-_KEPT_TABLES = 64
-_MOST_FACTOR_BYTES = 2**28
+_MAX_TABLES = 64
+_MAX_FACTOR_BYTES = 2**28
+# A program's tile: rows, columns, and how many of the columns may be unused.
 _LINE = 1, 4 * _QUADS, 3  # a row may begin inside a Philox block
-_SIDE = 64  # of the square that a program updates with noise of low rank
-_SQUARE = _SIDE, _SIDE, 0
-_WARPS_OF_SQUARE = 2
-_DEPTH = 16  # the least that tensor cores sum up; a lower rank is filled up with zeros
+_SIDE = 64
+_SQUARE = _SIDE, _SIDE, 0  # for low rank
+_SQUARE_WARPS = 2
+_DEPTH = 16  # tensor cores sum at least this many products; a lower rank is padded with zeros
 
-#: A block of a matrix: its weights, first row and column, the matrix's columns, and members' keys.
-_Matrix: TypeAlias = tuple[torch.Tensor, int, int, int, Sequence[tuple[int, int]]]
+#: A block of a matrix: its weights, first row and column, the matrix's columns, and each member's keys.
+_MatrixBlock: TypeAlias = tuple[torch.Tensor, int, int, int, Sequence[tuple[int, int]]]
 
 
 def array(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor as the kernels take it, in one dimension or two, of which rows may lie apart."""
+    """Return a tensor as the kernels take it, in one or two dimensions; rows need not be contiguous."""
     return tensor.detach()
 
 
@@ -78,29 +79,29 @@ def update_low_rank(
 
 
 def checksum(master: torch.Tensor, start: int, name: str, pitch: int = 0) -> int:
-    """Return the 64-bit checksum of a stretch or block of the tensor ``name``; see the one for CPUs."""
+    """Return the checksum of a slice or block of a tensor; see :func:`esplug.noise.kernels.cpu.checksum`."""
     return checksum_all([(master, start, name, pitch)])[0]
 
 
 def convert_all(pieces: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
-    """Write each piece to its target, rounded to the type of that, halves to even."""
+    """Write each piece to its target, rounded to the target's type, halves to even."""
     sources, targets = zip(*pieces, strict=True)
     torch._foreach_copy_(list(targets), list(sources))
 
 
 def perturb_all(pieces: Iterable[tuple[torch.Tensor, torch.Tensor, int, int, int]], scale: float) -> None:
-    """Perturb pieces, given as :func:`perturb` takes them: (master, out, start, key, pitch)."""
-    sorts = defaultdict(list)
+    """Perturb pieces, each (master, out, start, key, pitch); see :func:`perturb`."""
+    by_types = defaultdict(list)
     for piece in pieces:
-        sorts[piece[0].dtype, piece[1].dtype].append(piece)
-    for (kept, written), alike in sorts.items():
+        by_types[piece[0].dtype, piece[1].dtype].append(piece)
+    for (master_type, out_type), alike in by_types.items():
         table = _Table.of([(master, out, start, pitch) for master, out, start, _, pitch in alike])
-        keys = table.numbers([key for _, _, _, key, _ in alike])
+        keys = table.words([key for _, _, _, key, _ in alike])
         with torch.cuda.device_of(keys):
             _perturb[(table.programs,)](
                 *(table.owners, table.entries, keys, noise.float32(scale)),
-                MASTER=_TYPES[kept],
-                OUT=_TYPES[written],
+                MASTER=_TYPES[master_type],
+                OUT=_TYPES[out_type],
                 QUADS=_QUADS,
                 ALIGNED=table.aligned,
                 num_warps=_WARPS,
@@ -109,19 +110,19 @@ def perturb_all(pieces: Iterable[tuple[torch.Tensor, torch.Tensor, int, int, int
 
 
 def update_all(pieces: Iterable[tuple[torch.Tensor, int, Sequence[int], int]], coefficients: Sequence[float]) -> None:
-    """Update pieces, given as :func:`update` takes them: (master, start, keys, pitch)."""
-    sorts = defaultdict(list)
+    """Update pieces, each (master, start, keys, pitch); see :func:`update`."""
+    by_type = defaultdict(list)
     for piece in pieces:
-        sorts[piece[0].dtype].append(piece)
-    for kept, alike in sorts.items():
+        by_type[piece[0].dtype].append(piece)
+    for master_type, alike in by_type.items():
         table = _Table.of([(master, master, start, pitch) for master, start, _, pitch in alike])
-        keys = table.numbers([key for _, _, each, _ in alike for key in each])
+        keys = table.words([key for _, _, each, _ in alike for key in each])
         with torch.cuda.device_of(keys):
             _update[(table.programs,)](
                 *(table.owners, table.entries, keys),
                 torch.tensor(coefficients, dtype=torch.float32, device=keys.device),
                 len(coefficients),
-                MASTER=_TYPES[kept],
+                MASTER=_TYPES[master_type],
                 QUADS=_QUADS,
                 ALIGNED=table.aligned,
                 num_warps=_WARPS,
@@ -134,73 +135,71 @@ def update_low_rank_all(
     coefficients: Sequence[float],
     rank: int,
 ) -> None:
-    """Update pieces, given as :func:`update_low_rank` takes them: (master, row, column, width, keys).
+    """Update pieces, each (master, row, column, width, keys); see :func:`update_low_rank`.
 
-    Members' factors are made before, as integers of two bytes, for as many weights at a time as their memory allows.
+    Factors are computed first, as float16 integers, for as many pieces at a time as their memory allows.
     """
     factors = torch.tensor(coefficients, dtype=torch.float32) * low_rank.scale(rank)
-    sorts = defaultdict(list)
+    per_side = 2 * len(coefficients) * rank
+    by_type = defaultdict(list)
     for piece in pieces:
-        for block in _cut(*piece, per_side=2 * len(coefficients) * rank):
-            sorts[block[0].dtype].append(block)
-    for kept, alike in sorts.items():
-        taken = 0
-        group: list[_Matrix] = []
+        for block in _split(*piece, per_side=per_side):
+            by_type[block[0].dtype].append(block)
+    for master_type, alike in by_type.items():
+        nbytes = 0
+        group: list[_MatrixBlock] = []
         for block in alike:
-            wanted = 2 * len(coefficients) * rank * sum(block[0].shape)
-            if group and taken + wanted > _MOST_FACTOR_BYTES:
-                _update_with_factors(group, kept, factors, rank)
-                taken, group = 0, []
+            more = per_side * sum(block[0].shape)
+            if group and nbytes + more > _MAX_FACTOR_BYTES:
+                _update_with_factors(group, master_type, factors, rank)
+                nbytes, group = 0, []
             group.append(block)
-            taken += wanted
-        _update_with_factors(group, kept, factors, rank)
+            nbytes += more
+        _update_with_factors(group, master_type, factors, rank)
 
 
-def _cut(
+def _split(
     master: torch.Tensor, row: int, column: int, width: int, keys: Sequence[tuple[int, int]], *, per_side: int
-) -> Iterator[_Matrix]:
-    """Cut a matrix into blocks whose factors, of so many bytes a row and column, are not too large."""
+) -> Iterator[_MatrixBlock]:
+    """Split a matrix into blocks whose factors, of ``per_side`` bytes per row and column, are not too large."""
     rows, columns = master.shape
-    if per_side * (rows + columns) <= _MOST_FACTOR_BYTES or max(rows, columns) <= _SIDE:
+    if per_side * (rows + columns) <= _MAX_FACTOR_BYTES or max(rows, columns) <= _SIDE:
         yield master, row, column, width, keys
     elif rows >= columns:
         half = rows // 2
-        yield from _cut(master[:half], row, column, width, keys, per_side=per_side)
-        yield from _cut(master[half:], row + half, column, width, keys, per_side=per_side)
+        yield from _split(master[:half], row, column, width, keys, per_side=per_side)
+        yield from _split(master[half:], row + half, column, width, keys, per_side=per_side)
     else:
         half = columns // 2
-        yield from _cut(master[:, :half], row, column, width, keys, per_side=per_side)
-        yield from _cut(master[:, half:], row, column + half, width, keys, per_side=per_side)
+        yield from _split(master[:, :half], row, column, width, keys, per_side=per_side)
+        yield from _split(master[:, half:], row, column + half, width, keys, per_side=per_side)
 
 
-def _update_with_factors(pieces: Sequence[_Matrix], kept: torch.dtype, factors: torch.Tensor, rank: int) -> None:
+def _update_with_factors(
+    pieces: Sequence[_MatrixBlock], master_type: torch.dtype, factors: torch.Tensor, rank: int
+) -> None:
     device = pieces[0][0].device
     made = _factors(pieces, len(factors), rank, device)
     table = _Table.of(
         [(master, master, row * width + column, width) for master, row, column, width, _ in pieces], _SQUARE
     )
-    places = table.numbers([tensor.data_ptr() for pair in made for tensor in pair])
-    depth = 1 if rank == 1 else _DEPTH
-    with torch.cuda.device_of(places):
+    addresses = table.words([tensor.data_ptr() for pair in made for tensor in pair])
+    with torch.cuda.device_of(addresses):
         _update_low_rank[(table.programs,)](
-            *(table.owners, table.entries, places, factors.to(device), len(factors), rank),
-            MASTER=_TYPES[kept],
+            *(table.owners, table.entries, addresses, factors.to(device), len(factors), rank),
+            MASTER=_TYPES[master_type],
             SIDE=_SIDE,
-            DEPTH=depth,
+            DEPTH=1 if rank == 1 else _DEPTH,
             ALIGNED=table.aligned,
-            num_warps=_WARPS_OF_SQUARE,
+            num_warps=_SQUARE_WARPS,
             enable_fp_fusion=False,
         )
 
 
 def _factors(
-    pieces: Sequence[_Matrix], members: int, rank: int, device: torch.device
+    pieces: Sequence[_MatrixBlock], members: int, rank: int, device: torch.device
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Make members' factors of blocks, given as (master, row, column, width, keys).
-
-    Returns:
-        Of each block ``A``, float16[members, rank, columns], and ``B``, float16[members, rows, rank].
-    """
+    """Return each block's factors: ``A``, float16[members, rank, columns], and ``B``, float16[members, rows, rank]."""
     made = []
     blocks, keys = [], []
     for master, row, column, width, pairs in pieces:
@@ -211,24 +210,24 @@ def _factors(
         blocks += [(a[0], a[0], column, width), (b[0].view(1, -1), b[0].view(1, -1), row * rank, 0)]
         keys += [[pair[which] for pair in pairs] for which in (0, 1)]
     table = _Table.of(blocks)
-    numbers = table.numbers([key for each in keys for key in each])
-    with torch.cuda.device_of(numbers):
+    words = table.words([key for each in keys for key in each])
+    with torch.cuda.device_of(words):
         _fill[(table.programs * members,)](
-            *(table.owners, table.entries, numbers, members), QUADS=_QUADS, ALIGNED=table.aligned, num_warps=_WARPS
+            *(table.owners, table.entries, words, members), QUADS=_QUADS, ALIGNED=table.aligned, num_warps=_WARPS
         )
     return made
 
 
 def checksum_all(pieces: Sequence[tuple[torch.Tensor, int, str, int]]) -> list[int]:
-    """Return the checksum of each piece, given as :func:`checksum` takes them: (master, start, name, pitch)."""
+    """Return the checksum of each piece, (master, start, name, pitch); see :func:`checksum`."""
     sums = [0] * len(pieces)
-    sorts = defaultdict(list)
-    for place, piece in enumerate(pieces):
-        sorts[piece[0].itemsize].append(place)
-    for itemsize, places in sorts.items():
-        alike = [pieces[place] for place in places]
+    by_size = defaultdict(list)
+    for number, piece in enumerate(pieces):
+        by_size[piece[0].itemsize].append(number)
+    for itemsize, numbers in by_size.items():
+        alike = [pieces[number] for number in numbers]
         table = _Table.of([(master, master, start, pitch) for master, start, _, pitch in alike])
-        hashes = table.numbers([_hash(name) for _, _, name, _ in alike])
+        hashes = table.words([_hash(name) for _, _, name, _ in alike])
         parts = torch.zeros(table.programs, dtype=torch.int64, device=hashes.device)
         with torch.cuda.device_of(hashes):
             _checksum[(table.programs,)](
@@ -238,21 +237,21 @@ def checksum_all(pieces: Sequence[tuple[torch.Tensor, int, str, int]]) -> list[i
             )
         totals = torch.zeros(len(alike), dtype=torch.int64, device=hashes.device)
         totals.index_add_(0, table.owners, parts)
-        for place, total in zip(places, totals.tolist(), strict=True):
-            sums[place] = total % 2**64
+        for number, total in zip(numbers, totals.tolist(), strict=True):
+            sums[number] = total % 2**64
     return sums
 
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """What each program of a kernel works on.
+    """The piece, rows and columns of each program of a kernel.
 
     Attributes:
         owners: int32[programs], the piece of each.
-        entries: int64[pieces, 10]: addresses of master and target, first element, pitch, columns, elements between the
-            rows of both, programs in a row, the first program, and rows.
-        aligned: whether every Philox block's elements lie in four columns of a row, at addresses that allow to read
-            and write them at once.
+        entries: int64[pieces, 10]: addresses of master and target, first element, pitch, columns, strides between the
+            rows of both, programs per row, first program, and rows.
+        aligned: whether the four elements of every Philox block lie in one row, and are aligned for reading and
+            writing them together.
     """
 
     owners: torch.Tensor
@@ -267,38 +266,35 @@ class _Table:
     def of(
         cls, pieces: Sequence[tuple[torch.Tensor, torch.Tensor, int, int]], tile: tuple[int, int, int] = _LINE
     ) -> "_Table":
-        """Make the table for (master, out, start, pitch), or take one made before for the same.
-
-        A program works on so many rows and columns of a piece as ``tile`` says; third, how many columns it may miss.
-        """
+        """Return the table, perhaps a cached one, for pieces (master, out, start, pitch) and programs of a ``tile``."""
         device = pieces[0][0].device
-        high, wide, missed = tile
-        known: Hashable = (device, tile, *(_place_of(*piece) for piece in pieces))
+        height, width, unused = tile
+        known: Hashable = (device, tile, *(_identity(*piece) for piece in pieces))
         if known not in _tables:
             entries: list[list[int]] = []
             counts: list[int] = []
             for master, out, start, pitch in ((_rows(each[0]), _rows(each[1]), *each[2:]) for each in pieces):
                 rows, columns = master.shape
-                per_row = triton.cdiv(columns + missed, wide)
-                places = master.data_ptr(), out.data_ptr(), start, pitch, columns, master.stride(0), out.stride(0)
-                entries.append([*places, per_row, sum(counts), rows])
-                counts.append(triton.cdiv(rows, high) * per_row)
-            numbers = torch.arange(len(counts), dtype=torch.int32).repeat_interleave(torch.tensor(counts))
-            if len(_tables) >= _KEPT_TABLES:
+                per_row = triton.cdiv(columns + unused, width)
+                layout = master.data_ptr(), out.data_ptr(), start, pitch, columns, master.stride(0), out.stride(0)
+                entries.append([*layout, per_row, sum(counts), rows])
+                counts.append(triton.cdiv(rows, height) * per_row)
+            owners = torch.arange(len(counts), dtype=torch.int32).repeat_interleave(torch.tensor(counts))
+            if len(_tables) >= _MAX_TABLES:
                 _tables.pop(next(iter(_tables)))
             aligned = all(_aligned(*piece) for piece in pieces)
-            _tables[known] = cls(numbers.to(device), torch.tensor(entries, dtype=torch.int64).to(device), aligned)
+            _tables[known] = cls(owners.to(device), torch.tensor(entries, dtype=torch.int64).to(device), aligned)
         return _tables[known]
 
-    def numbers(self, words: Sequence[int]) -> torch.Tensor:
-        """Return 64-bit words beside the table, as int64, which the kernels take without their sign."""
+    def words(self, words: Sequence[int]) -> torch.Tensor:
+        """Return unsigned 64-bit words on the table's device, as int64; the kernels ignore the sign."""
         return torch.from_numpy(np.array(words, dtype=np.uint64).view(np.int64)).to(self.owners.device)
 
 
 _tables: dict[Hashable, _Table] = {}
 
 
-def _place_of(master: torch.Tensor, out: torch.Tensor, start: int, pitch: int) -> Hashable:
+def _identity(master: torch.Tensor, out: torch.Tensor, start: int, pitch: int) -> Hashable:
     return master.data_ptr(), out.data_ptr(), master.shape, master.stride(), out.stride(), start, pitch
 
 
@@ -315,7 +311,7 @@ def _hash(name: str) -> int:
 
 
 def _rows(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a stretch as a block of one row."""
+    """Return a slice as a block of one row."""
     return tensor if tensor.ndim == 2 else tensor.view(1, -1)
 
 
@@ -328,13 +324,13 @@ def _centred(word):
         sums = tl.inline_asm_elementwise(
             "dp4a.u32.u32 $0, $1, 0x01010101, 0x4B000000;", "=r,r", [word], dtype=tl.uint32, is_pure=True, pack=1
         )
-    # As the bits of a float32, 0x4B000000 + n is 2**23 + n: quicker than converting an integer, and as exact.
+    # The bits 0x4B000000 + n are the float32 2**23 + n: exact, and faster than converting an integer.
     return sums.to(tl.float32, bitcast=True) - _CENTRE
 
 
 @triton.jit
 def _store(place, value, wanted, OUT: tl.constexpr):
-    """Write float32 values rounded to type ``OUT``, halves to even."""
+    """Write float32 values, rounded to type ``OUT``, halves to even."""
     if _INTERPRETED and tl.bfloat16 == OUT:
         bits = value.to(tl.uint32, bitcast=True)
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
@@ -346,7 +342,7 @@ def _store(place, value, wanted, OUT: tl.constexpr):
 
 @triton.jit
 def _integers(block, key):
-    """Return the unscaled noise of Philox blocks, as four tensors of float32: the first elements of all, and so on."""
+    """Return the unscaled noise of Philox blocks, as four float32 tensors: their first elements, second, and so on."""
     a, b = block.to(tl.uint32), (block >> 32).to(tl.uint32)
     c, d = a * 0, a * 0
     key = key.to(tl.uint64, bitcast=True)
@@ -361,22 +357,22 @@ def _integers(block, key):
 
 @triton.jit
 def _eps(block, key):
-    """Return the noise of Philox blocks, likewise."""
+    """Return the scaled noise of Philox blocks, likewise."""
     a, b, c, d = _integers(block, key)
     return a * _SCALE, b * _SCALE, c * _SCALE, d * _SCALE
 
 
 @triton.jit
 def _in_order(a, b, c, d, SIZE: tl.constexpr):
-    """Return four tensors' elements in turn."""
+    """Interleave the elements of four tensors."""
     return tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), (SIZE,))
 
 
 @triton.jit
-def _place(entry, program, QUADS: tl.constexpr, ALIGNED: tl.constexpr):
-    """Return a program's row, the column of its first lane, which lanes are wanted, and their Philox blocks.
+def _locate(entry, program, QUADS: tl.constexpr, ALIGNED: tl.constexpr):
+    """Return a program's row, the column of its first lane, the mask of lanes in use, and their Philox blocks.
 
-    What is the same for all lanes stays out of them: 64-bit arithmetic would take longer there than the noise.
+    64-bit arithmetic in every lane would take longer than the noise, so it is done once per program where possible.
     """
     first, pitch, columns = tl.load(entry + 2), tl.load(entry + 3), tl.load(entry + 4)
     per_row, program = tl.load(entry + 7).to(tl.int32), program - tl.load(entry + 8).to(tl.int32)
@@ -407,7 +403,7 @@ def _perturb(
 ):
     piece = tl.load(owners + tl.program_id(0))
     entry = entries + piece * 10
-    row, column, wanted, block = _place(entry, tl.program_id(0), QUADS, ALIGNED)
+    row, column, wanted, block = _locate(entry, tl.program_id(0), QUADS, ALIGNED)
     weight = tl.load(_lanes(entry, 0, 5, row, column, MASTER, QUADS, ALIGNED), mask=wanted, other=0.0).to(tl.float32)
     a, b, c, d = _eps(block, tl.load(keys + piece))
     out = _lanes(entry, 1, 6, row, column, OUT, QUADS, ALIGNED)
@@ -420,7 +416,7 @@ def _update(
 ):
     piece = tl.load(owners + tl.program_id(0))
     entry = entries + piece * 10
-    row, column, wanted, block = _place(entry, tl.program_id(0), QUADS, ALIGNED)
+    row, column, wanted, block = _locate(entry, tl.program_id(0), QUADS, ALIGNED)
     zero = tl.zeros((QUADS,), tl.float32)
     total_a, total_b, total_c, total_d = zero, zero, zero, zero
     for k in range(members):
@@ -435,11 +431,11 @@ def _update(
 
 @triton.jit(do_not_specialize=["members"])
 def _fill(owners, entries, keys, members, QUADS: tl.constexpr, ALIGNED: tl.constexpr):
-    """Write members' noise, unscaled, one behind the other."""
+    """Write the unscaled noise of all members, one after the other."""
     program, member = tl.program_id(0) // members, (tl.program_id(0) % members).to(tl.int64)
     piece = tl.load(owners + program)
     entry = entries + piece * 10
-    row, column, wanted, block = _place(entry, program, QUADS, ALIGNED)
+    row, column, wanted, block = _locate(entry, program, QUADS, ALIGNED)
     a, b, c, d = _integers(block, tl.load(keys + piece * members + member))
     out = _lanes(entry, 1, 6, member * tl.load(entry + 9) + row, column, tl.float16, QUADS, ALIGNED)
     tl.store(out, _in_order(a, b, c, d, 4 * QUADS).to(tl.float16), mask=wanted)
@@ -447,7 +443,7 @@ def _fill(owners, entries, keys, members, QUADS: tl.constexpr, ALIGNED: tl.const
 
 @triton.jit
 def _product(a, b, row, column, rows, columns, rank, DEPTH: tl.constexpr):
-    """Return a square of ``B A``, of integers whose sums float32 holds: exact in any order."""
+    """Return a tile of ``B A``. Sums of these integers are exact in float32, in any order."""
     if DEPTH == 1:
         left = tl.load(b + row, mask=row < rows, other=0.0).to(tl.float32)
         right = tl.load(a + column, mask=column < columns, other=0.0).to(tl.float32)
@@ -472,7 +468,7 @@ def _product(a, b, row, column, rows, columns, rank, DEPTH: tl.constexpr):
 def _update_low_rank(
     owners,
     entries,
-    places,
+    addresses,
     factors,
     members,
     rank,
@@ -491,8 +487,8 @@ def _update_low_rank(
     per_row, program = tl.load(entry + 7).to(tl.int32), tl.program_id(0) - tl.load(entry + 8).to(tl.int32)
     row = program // per_row * SIDE + tl.arange(0, SIDE)
     column = program % per_row * SIDE + tl.arange(0, SIDE)
-    a = tl.load(places + 2 * piece).to(tl.pointer_type(tl.float16))
-    b = tl.load(places + 2 * piece + 1).to(tl.pointer_type(tl.float16))
+    a = tl.load(addresses + 2 * piece).to(tl.pointer_type(tl.float16))
+    b = tl.load(addresses + 2 * piece + 1).to(tl.pointer_type(tl.float16))
     total = tl.zeros((SIDE, SIDE), tl.float32)
     for k in range(members):
         product = _product(a, b, row, column, rows, columns, rank, DEPTH)

@@ -1,6 +1,7 @@
-"""A GPU's kernels for master weights that are in the host's memory: copied over, and back if they change.
+"""Streamed kernels: GPU kernels for master weights in host memory.
 
-Pieces go over one after the other on two streams, so that one may come while another goes.
+Each piece is copied to the GPU, and back if it changes. Pieces alternate between two CUDA streams, so that copies in
+both directions and kernels overlap.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -13,10 +14,10 @@ from esplug.noise.kernels import cuda
 
 
 class Streamed:
-    """Has the functions of :mod:`esplug.noise.kernels.cuda`, for masters that are elsewhere.
+    """The functions of :mod:`esplug.noise.kernels.cuda`, for masters in host memory.
 
     Args:
-        device: where to compute; targets are there.
+        device: GPU that computes and holds the targets.
     """
 
     array = staticmethod(cuda.array)
@@ -55,9 +56,9 @@ class Streamed:
         return self._for_each(pieces, cuda.checksum)
 
     def _for_each(self, pieces: Iterable[Any], work: Callable[..., Any], *, back: bool = False) -> list[Any]:
-        """Do ``work`` with the copy of each piece's master, which comes first in it, and wait until all is done."""
+        """Call ``work`` with each piece, its master (the first element) copied to the GPU, and wait for the results."""
         results = []
-        for stream in self._streams:  # behind what the caller has begun
+        for stream in self._streams:  # start after the caller's earlier work
             stream.wait_stream(torch.cuda.current_stream(self._device))
         for number, (master, *rest) in enumerate(pieces):
             with self._stream(number):
