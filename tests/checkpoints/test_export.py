@@ -18,7 +18,6 @@ import typer
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-import esplug.checkpoints.export as export_module
 from esplug.checkpoints import safetensors_shards as shards
 from esplug.checkpoints import tensor_files as stored_tensors
 from esplug.checkpoints.export import export
@@ -347,7 +346,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
         with pytest.raises(UserError, match=r"^--out [^\n]*cannot be written \(No space left on device\)$"):
             export(tmp_path / "seeds.log", tmp_path / "out")
     with monkeypatch.context() as patch:
-        patch.setattr(export_module.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+        patch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
         with pytest.raises(UserError, match=r"^--out [^\n]*: needs 0.0 GB, and 0.0 GB are free"):
             export(tmp_path / "seeds.log", tmp_path / "deep" / "out")
     assert nothing_written(tmp_path)
