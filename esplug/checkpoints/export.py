@@ -9,7 +9,8 @@ from pathlib import Path
 
 from esplug.checkpoints.replay import Progress
 from esplug.checkpoints.replayed_model import Exported, write_model
-from esplug.checkpoints.seed_log import FILE_NAME, read
+from esplug.checkpoints.seed_log import read
+from esplug.checkpoints.seed_log_format import FILE_NAME
 from esplug.checkpoints.starting_model import base_of
 from esplug.checkpoints.tensor_files import DTYPES, Dtype
 from esplug.errors import UserError

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from esplug.checkpoints.seed_log import Step
+from esplug.checkpoints.seed_log_records import Step
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from esplug.checkpoints.seed_log import FILE_NAME, Header
+from esplug.checkpoints.seed_log_format import FILE_NAME
+from esplug.checkpoints.seed_log_records import Header
 from esplug.config.run_config import RunConfig, panel_of, read_toml
 from esplug.errors import UserError
 

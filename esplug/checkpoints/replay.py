@@ -14,7 +14,7 @@ from threading import Event, Lock
 from typing import Any, TypeAlias
 
 from esplug.checkpoints import tensor_files as stored_tensors
-from esplug.checkpoints.seed_log import Header, Step, parts
+from esplug.checkpoints.seed_log_records import Header, Step, weighted_steps
 from esplug.checkpoints.tensor_files import StoredTensor, as_bytes
 from esplug.noise.low_rank import is_perturbed
 
@@ -136,7 +136,7 @@ def _moves(steps: Sequence[Step]) -> Iterator[_Move]:
     import numpy as np
 
     for done in range(1, len(steps) + 1):
-        if found := parts(steps[:done]):
+        if found := weighted_steps(steps[:done]):
             coefficients = np.array([value for _, values in found for value in values], dtype=np.float32)
             yield [step.iteration for step, _ in found], coefficients
 

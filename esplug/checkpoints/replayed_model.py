@@ -8,7 +8,7 @@ from pathlib import Path
 from esplug.checkpoints.folders import save_model
 from esplug.checkpoints.model_card import model_card
 from esplug.checkpoints.replay import Progress, Replay
-from esplug.checkpoints.seed_log import Header, Recorded
+from esplug.checkpoints.seed_log_records import Header, Recorded
 from esplug.checkpoints.tensor_files import Dtype, create_files, declare_dtype, stored_tensors, written_bytes
 from esplug.errors import RunError, UserError
 from esplug.utils.cores import usable_cores

@@ -13,14 +13,15 @@ from typing import Literal
 from esplug.checkpoints.base_model import local_folder, model_folder
 from esplug.checkpoints.folders import verify
 from esplug.checkpoints.replayed_model import write_model
-from esplug.checkpoints.seed_log import FILE_NAME, FORMAT, Header, read
+from esplug.checkpoints.seed_log import read
+from esplug.checkpoints.seed_log_format import FILE_NAME, LINE_START
+from esplug.checkpoints.seed_log_records import Header
 from esplug.errors import UserError
 from esplug.utils.console import get_console
 from esplug.utils.file_lock import is_abandoned, locked
 
 _PREFIX = ".starting-"
 _REMEDY = "say where it is with the --base of `esplug export`"
-_LOG_BEGINS = f'{{"format":"{FORMAT}"'.encode()
 
 
 def starting_model(
@@ -77,8 +78,8 @@ def kind_of(name: str) -> Literal["model", "log", "pth"]:
             return "log"
         if path.is_file():
             with path.open("rb") as file:
-                begins = file.readline(len(_LOG_BEGINS))
-            return "log" if begins == _LOG_BEGINS else "pth"
+                start = file.read(len(LINE_START))
+            return "log" if start == LINE_START else "pth"
     except (OSError, RuntimeError, ValueError):  # no such user's home; a name too long
         pass
     return "pth" if name.endswith(".pth") else "model"

@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from esplug.checkpoints.base_model import kept_folder, longest_prompt, may_be_on_hub, model_folder, weights_size
-from esplug.checkpoints.seed_log import FILE_NAME, read
+from esplug.checkpoints.seed_log import read
+from esplug.checkpoints.seed_log_format import FILE_NAME
 from esplug.checkpoints.starting_model import kind_of
 from esplug.config.run_config import RunConfig
 from esplug.doctor.finding import Finding, State

@@ -23,7 +23,7 @@ import torch
 
 from esplug.checkpoints.history import CatchUp, CaughtUp
 from esplug.checkpoints.safetensors_shards import plan_shards, read_tensors, write_index, write_tensors
-from esplug.checkpoints.seed_log import movement
+from esplug.checkpoints.seed_log_records import movement
 from esplug.errors import UserError
 from esplug.noise.full_rank import tensor_key, tensor_keys
 from esplug.noise.low_rank import factor_keys, is_perturbed

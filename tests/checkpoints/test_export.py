@@ -21,7 +21,8 @@ from typer.testing import CliRunner
 from esplug.checkpoints import safetensors_shards as shards
 from esplug.checkpoints import tensor_files as stored_tensors
 from esplug.checkpoints.export import export
-from esplug.checkpoints.seed_log import Base, Header, SeedLog, Step, movement
+from esplug.checkpoints.seed_log import SeedLog
+from esplug.checkpoints.seed_log_records import Base, Header, Step, movement
 from esplug.cli.export import export as export_command
 from esplug.config.run_config import make_config
 from esplug.data.splits import EvaluationSplit

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from esplug.checkpoints.seed_log import Base, Header, SeedLog, Step, movement, parts, read
+from esplug.checkpoints.seed_log import SeedLog, read
+from esplug.checkpoints.seed_log_records import Base, Header, Step, movement, weighted_steps
 from esplug.errors import UserError
 from esplug.es.members import population
 
@@ -331,7 +332,7 @@ def test_momentum_goes_on_where_all_rewards_are_equal_and_ends() -> None:
     moved = [movement(made[:done], 1)[1] for done in range(1, 11)]
     assert [values[-2:] for values in moved[:7]] == [[2.0**-age, 2.0 ** -(age + 1)] for age in range(7)]
     assert moved[7:] == [[], [], []]
-    assert [step.iteration for step, _ in parts(made[:3])] == [2, 1, 0]
+    assert [step.iteration for step, _ in weighted_steps(made[:3])] == [2, 1, 0]
 
 
 def test_each_step_has_its_own_momentum() -> None:

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 import esplug.checkpoints.starting_model as starting_module
 from esplug.checkpoints.export import export
 from esplug.checkpoints.folders import save_model
-from esplug.checkpoints.seed_log import Base, Header, SeedLog, Step
+from esplug.checkpoints.seed_log import SeedLog
+from esplug.checkpoints.seed_log_records import Base, Header, Step
 from esplug.checkpoints.starting_model import kind_of, starting_model
 from esplug.errors import UserError
 from esplug.weights.master import MasterWeights

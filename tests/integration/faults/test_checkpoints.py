@@ -25,7 +25,8 @@ from safetensors.torch import load_file
 
 from esplug.checkpoints.export import export
 from esplug.checkpoints.folders import newest_first, periodic_name, prune, save_model, verify
-from esplug.checkpoints.seed_log import Base, Header, SeedLog
+from esplug.checkpoints.seed_log import SeedLog
+from esplug.checkpoints.seed_log_records import Base, Header
 from esplug.checkpoints.starting_model import starting_model
 from esplug.errors import UserError
 from esplug.weights.master import MasterWeights
