@@ -1,4 +1,4 @@
-"""Writes the model that a seed log and its base model define, once replaying has proved its checksum."""
+"""Replayed models: writes the model of a seed log and its base model, after verifying its checksum."""
 
 import shutil
 from contextlib import ExitStack
@@ -16,13 +16,13 @@ from esplug.utils.cores import usable_cores
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What was written.
+    """An exported model.
 
     Attributes:
-        folder: the model.
-        iteration: updates that it has had.
-        checksum: 64-bit checksum of its master weights, as the log has it.
-        nbytes: size of the weight files.
+        folder: the model folder.
+        iteration: number of updates.
+        checksum: 64-bit checksum of the master weights, as in the log.
+        nbytes: size of the weights, in bytes.
         torn: whether a torn last record of the log was dropped.
     """
 
@@ -94,17 +94,17 @@ def _check_base(found: int, header: Header, folder: Path) -> None:
     if found != header.base.weights_checksum:
         raise UserError(
             f"{folder}: not the model that the run started from ({header.base.name}): its weights have checksum "
-            f"{found:016x}, the log says {header.base.weights_checksum:016x}; name the right one with --base"
+            f"{found:016x}, the log says {header.base.weights_checksum:016x}; give the right one with --base"
         )
 
 
-def _check_space(out: Path, wanted: int) -> None:
-    """See early whether the disk has room.
+def _check_space(out: Path, needed: int) -> None:
+    """Check early that the disk has enough free space.
 
     Raises:
-        UserError: it has not.
+        UserError: it does not.
     """
     parent = next(folder for folder in out.absolute().parents if folder.exists())
     free = shutil.disk_usage(parent).free
-    if free < wanted:
-        raise UserError(f"--out {out}: needs {wanted / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; make room")
+    if free < needed:
+        raise UserError(f"--out {out}: needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; make room")

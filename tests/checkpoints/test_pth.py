@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from esplug.checkpoints import tensor_files as stored_tensors
+from esplug.checkpoints import tensor_files
 from esplug.checkpoints.pth import join
 from esplug.errors import UserError
 from tests.helpers.tiny import make_tiny_model
@@ -112,7 +112,7 @@ def test_types_become_the_models(bases, tmp_path, dtype) -> None:
 
 
 def test_stretches_and_layouts_do_not_matter(bases, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(stored_tensors, "STRETCH", 1021)
+    monkeypatch.setattr(tensor_files, "CHUNK", 1021)
     state = trained(bases[False])
     content = {name: t.t().contiguous().t() if t.ndim == 2 else t for name, t in state.items()}
     assert not all(tensor.is_contiguous() for tensor in content.values())
@@ -242,13 +242,13 @@ def test_files_that_torch_does_not_write_are_refused(bases, tmp_path) -> None:
     torch.save(trained(bases[True]), tmp_path / "legacy", _use_new_zipfile_serialization=False)
     contents = [
         (b"", "empty; copy"),
-        (b"hello", "not a file of torch.save; give"),
-        ((bases[True] / "model.safetensors").read_bytes(), "not a file of torch.save; give"),
+        (b"hello", "not written by torch.save; give"),
+        ((bases[True] / "model.safetensors").read_bytes(), "not written by torch.save; give"),
         (good[: len(good) // 2], "cut short or damaged"),
         (good[:-1], "cut short or damaged"),
         (good[: len(good) // 2] + b"!!" + good[len(good) // 2 + 2 :], "the checksum of .* is wrong"),
-        ((tmp_path / "other.zip").read_bytes(), "a zip file, but not one of torch.save"),
-        ((tmp_path / "packed").read_bytes(), "a zip file, but not one of torch.save"),
+        ((tmp_path / "other.zip").read_bytes(), "a zip file, but not written by torch.save"),
+        ((tmp_path / "packed").read_bytes(), "a zip file, but not written by torch.save"),
         ((tmp_path / "script").read_bytes(), "a TorchScript program"),
         ((tmp_path / "legacy").read_bytes(), "torch's old format"),
     ]

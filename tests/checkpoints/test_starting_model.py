@@ -187,14 +187,14 @@ def test_a_damaged_model_is_refused_and_the_file_named(base, tmp_path, work) -> 
 def test_a_pth_needs_a_model(base, tmp_path, work) -> None:
     torch.save(load_file(base / "model.safetensors"), tmp_path / "w.pth")
     message = refusal(tmp_path / "w.pth", scratch=work)
-    assert message.startswith(f"--model-name {tmp_path / 'w.pth'}: weights without a model; give it as --checkpoint")
+    assert message.startswith(f"--model-name {tmp_path / 'w.pth'}: only weights; give it as --checkpoint")
     message = refusal(tmp_path / "none", tmp_path / "w.pth", scratch=work)
     assert message == f"--model-name {tmp_path / 'none'}: no such folder"
     assert refusal(base, tmp_path / "no.pth", scratch=work).startswith(f"--checkpoint {tmp_path / 'no.pth'}: cannot be")
     (tmp_path / "es").mkdir()
     (tmp_path / "w.pth").rename(tmp_path / "es" / "pytorch_model.pth")
     assert refusal(base, tmp_path / "es", scratch=work).endswith(
-        f"name the file itself, {tmp_path}/es/pytorch_model.pth"
+        f"give the file itself, {tmp_path}/es/pytorch_model.pth"
     )
 
 
@@ -202,7 +202,7 @@ def test_a_run_whose_model_moved_says_what_to_do(base, tmp_path, work) -> None:
     make_run(tmp_path / "run", base, str(base))
     base.rename(tmp_path / "moved")
     message = refusal("x", tmp_path / "run", scratch=work)
-    assert message.startswith(f"--checkpoint {tmp_path / 'run'}: the log's base model {base}: no such folder; say ")
+    assert message.startswith(f"--checkpoint {tmp_path / 'run'}: the log's base model {base}: no such folder; give ")
     assert "--base of `esplug export`" in message
 
 
@@ -211,7 +211,7 @@ def test_runs_that_started_from_each_other_are_noticed(base, tmp_path, work, len
     for number in range(length):
         make_run(tmp_path / str(number), base, str(tmp_path / str((number + 1) % length)))
     assert "started from" in refusal("x", tmp_path / "0", scratch=work)
-    with pytest.raises(UserError, match="by its header it started from"):
+    with pytest.raises(UserError, match="started from lead back to"):
         export(tmp_path / "0", tmp_path / "out")
     assert export(tmp_path / "0", tmp_path / "out", base=base).iteration == 2
 
