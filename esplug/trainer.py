@@ -18,9 +18,9 @@ from esplug.checkpoints.seed_log import SeedLog
 from esplug.checkpoints.seed_log_records import Base, Header, Step, movement
 from esplug.checkpoints.starting_model import starting_model
 from esplug.config.run_config import RunConfig, make_config
-from esplug.data.batches import Batches
+from esplug.data.batches import Batch, Batches
 from esplug.data.prompt_encoder import PromptEncoder
-from esplug.data.prompts import Batch, PromptBuilder
+from esplug.data.prompts import PromptBuilder
 from esplug.doctor.installation import require_installation
 from esplug.engines.cluster import Cluster
 from esplug.engines.messages import EngineSettings, Generation, Sampling, Weights
