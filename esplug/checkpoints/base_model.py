@@ -78,7 +78,7 @@ def _snapshot(repo: str, revision: str, *, cached_only: bool) -> Path:
     )
 
 
-def kept_folder(name: str, flag: str = "--model-name") -> Path | None:
+def local_model_folder(name: str, flag: str = "--model-name") -> Path | None:
     """Return the folder of a model on this machine, at a path or in the Hub's cache; ``None`` if there is none.
 
     Raises:

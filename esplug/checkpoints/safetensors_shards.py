@@ -119,7 +119,7 @@ def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return {name: tuple(header.get_shape()) for name, header in _tensor_headers(folder)}
 
 
-def widest(folder: Path) -> int:
+def max_element_bytes(folder: Path) -> int:
     """Return the size of the largest element type in a model folder, in bytes: usually 2 or 4."""
     types = {header.get_dtype() for _, header in _tensor_headers(folder)}
     return max(int("".join(filter(str.isdigit, name)) or 8) // 8 for name in types)
