@@ -14,7 +14,7 @@ COEFFICIENTS = [(0.01, -0.02, 0.005, 0.003), (0.0, -0.0, 0.0, 0.0), (1e-4, 2e-3,
 
 
 def mixed_tensors() -> dict[str, torch.Tensor]:
-    """Every kind that a checkpoint may hold; sizes beside those of stretches and Philox blocks; -0.0."""
+    """Return tensors of every type; some sizes are not multiples of a chunk or a Philox block; some values are -0.0."""
     generator = torch.Generator().manual_seed(3)
     made = {
         "embed": torch.randn(701, 33, generator=generator).bfloat16(),
@@ -43,7 +43,7 @@ def make_log(
     momentum: float = 0.0,
     low_rank: int | None = None,
 ) -> list[MasterWeights]:
-    """Write the log that a run on ``base`` would have written. Returns the master after each iteration, from 0."""
+    """Write the log of a run that started from ``base``. Returns the master weights after 0, 1, ... iterations."""
 
     def master(upto: int) -> MasterWeights:
         weights = MasterWeights.load(base, master_dtype, low_rank=low_rank)

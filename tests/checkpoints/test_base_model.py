@@ -27,7 +27,7 @@ def test_a_folder_is_found_where_it_is(tiny_model, monkeypatch) -> None:
         (["config.json", "pytorch_model.bin"], "save_pretrained"),
     ],
 )
-def test_a_folder_that_is_no_model_says_what_is_missing(files, words, tmp_path) -> None:
+def test_an_incomplete_model_folder_is_an_error(files, words, tmp_path) -> None:
     for name in files:
         (tmp_path / name).write_text("{}")
     with pytest.raises(UserError, match=words) as caught:
@@ -36,7 +36,7 @@ def test_a_folder_that_is_no_model_says_what_is_missing(files, words, tmp_path) 
 
 
 @pytest.mark.parametrize("name", ["./no/model", "/no/model", "~/no-such-model", "a/b/c"])
-def test_what_can_be_no_hub_id_is_looked_for_on_disk_alone(name, monkeypatch) -> None:
+def test_names_that_are_not_hub_ids_never_ask_the_hub(name, monkeypatch) -> None:
     monkeypatch.setattr("esplug.checkpoints.base_model.hub_revision", lambda *_: pytest.fail("asked the Hub"))
     with pytest.raises(UserError, match=f"^--model-name {re.escape(name)}: no such folder$"):
         model_folder(name)
@@ -67,7 +67,7 @@ def test_a_hub_id_is_fetched_at_its_commit(name, revision, reached, asked, tiny_
     assert model_folder(name) == tiny_model.resolve()
 
 
-def test_what_the_hub_has_not_or_cannot_give_is_one_line(monkeypatch) -> None:
+def test_hub_failures_are_one_line(monkeypatch) -> None:
     def refuse(*_):
         raise LookupError("404 Not Found")
 

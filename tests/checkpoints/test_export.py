@@ -30,7 +30,7 @@ from tests.helpers.tiny import make_tiny_model
 @pytest.mark.parametrize(
     "how", [{"antithetic": False}, {"antithetic": True}, {"momentum": 0.4}, {"low_rank": 3, "momentum": 0.1}], ids=str
 )
-def test_it_is_byte_for_byte_what_the_run_would_have_saved(
+def test_export_equals_the_saved_master_byte_for_byte(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, master_dtype: str, dtype: Any, how: dict[str, Any]
 ) -> None:
     monkeypatch.setattr(tensor_files, "CHUNK", 1021)
@@ -44,7 +44,7 @@ def test_it_is_byte_for_byte_what_the_run_would_have_saved(
 
 
 @pytest.mark.parametrize("iteration", range(5))
-def test_every_iteration_can_be_had(base: Path, tmp_path: Path, iteration: int) -> None:
+def test_every_iteration_can_be_exported(base: Path, tmp_path: Path, iteration: int) -> None:
     masters = make_log(tmp_path / "seeds.log", base)
     exported = export(tmp_path / "seeds.log", tmp_path / "out", iteration=iteration)
     masters[iteration].save(tmp_path / "saved")
@@ -63,7 +63,9 @@ def test_iteration_0_is_the_base_model(base: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("limit", [46_400, 1])
-def test_shards_are_those_of_the_run(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+def test_shards_equal_those_of_the_saved_master(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
     monkeypatch.setattr(shards, "_SHARD_BYTES", limit)
     masters = make_log(tmp_path / "seeds.log", base)
     export(tmp_path / "seeds.log", tmp_path / "out")
@@ -88,7 +90,7 @@ def test_a_sharded_base_is_read(base: Path, tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("stretch", [3, 1024, 10**9])
-def test_threads_and_stretches_do_not_matter(
+def test_threads_and_chunks_do_not_matter(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int, stretch: int
 ) -> None:
     small = {name: tensor.flatten()[:50].clone() for name, tensor in mixed_tensors().items()}
@@ -100,7 +102,7 @@ def test_threads_and_stretches_do_not_matter(
     same_files(tmp_path / "out", tmp_path / "saved")
 
 
-def test_transformers_opens_it_and_the_tokenizer_comes_along(tmp_path: Path) -> None:
+def test_transformers_loads_the_export_and_its_tokenizer(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     base = make_tiny_model(tmp_path / "base", dtype="bfloat16")
@@ -127,7 +129,7 @@ def test_configuration_and_tokenizer_are_copied_and_a_new_type_is_declared(base:
     assert config == {"dtype": "float32", "text_config": {"torch_dtype": "float32"}, "name": "é"}
 
 
-def test_a_torn_last_record_is_left_out_and_said(base: Path, tmp_path: Path) -> None:
+def test_a_torn_last_record_is_skipped_and_reported(base: Path, tmp_path: Path) -> None:
     masters = make_log(tmp_path / "seeds.log", base)
     log = tmp_path / "seeds.log"
     log.write_bytes(log.read_bytes()[:-3])
@@ -135,7 +137,7 @@ def test_a_torn_last_record_is_left_out_and_said(base: Path, tmp_path: Path) -> 
     assert (exported.iteration, exported.checksum, exported.torn) == (3, masters[3].checksum(), True)
 
 
-def test_progress_goes_from_nothing_to_all(base: Path, tmp_path: Path) -> None:
+def test_progress_reaches_the_total(base: Path, tmp_path: Path) -> None:
     make_log(tmp_path / "seeds.log", base)
     seen: list[tuple[str, int, int]] = []
     export(tmp_path / "seeds.log", tmp_path / "out", progress=lambda *args: seen.append(args))
@@ -162,7 +164,7 @@ def test_an_existing_folder_is_refused(base: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("iteration", "message"), [(5, "only 4 iterations in"), (-1, "must be 0 or more")])
-def test_an_iteration_that_is_not_there_is_refused(base: Path, tmp_path: Path, iteration: int, message: str) -> None:
+def test_a_missing_iteration_is_refused(base: Path, tmp_path: Path, iteration: int, message: str) -> None:
     make_log(tmp_path / "seeds.log", base)
     with pytest.raises(UserError, match=rf"^--iteration {iteration}: [^\n]*{message}[^\n]*$"):
         export(tmp_path / "seeds.log", tmp_path / "out", iteration=iteration)
@@ -181,7 +183,7 @@ def test_another_base_model_is_refused_before_anything_is_replayed(base: Path, t
     assert nothing_written(tmp_path)
 
 
-def test_weights_that_are_not_the_runs_are_not_written(base: Path, tmp_path: Path) -> None:
+def test_weights_with_a_wrong_checksum_are_not_written(base: Path, tmp_path: Path) -> None:
     make_log(tmp_path / "seeds.log", base)
     with SeedLog.open(tmp_path / "seeds.log") as log:
         log.append(Step(4, (0.5,), False, 12345))
@@ -191,7 +193,7 @@ def test_weights_that_are_not_the_runs_are_not_written(base: Path, tmp_path: Pat
     assert export(tmp_path / "seeds.log", tmp_path / "out", iteration=4).iteration == 4
 
 
-def test_a_base_that_moved_is_found_with_the_option(base: Path, tmp_path: Path) -> None:
+def test_a_moved_base_needs_the_base_option(base: Path, tmp_path: Path) -> None:
     make_log(tmp_path / "seeds.log", base)
     moved = base.rename(tmp_path / "moved")
     with pytest.raises(UserError, match=r"the log's base model .*no such folder.*--base"):

@@ -24,7 +24,7 @@ def invoke(*arguments: object) -> Any:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def test_the_command_writes_and_says_what(base: Path, tmp_path: Path) -> None:
+def test_the_command_exports_and_prints_the_checksum(base: Path, tmp_path: Path) -> None:
     masters = make_log(tmp_path / "seeds.log", base)
     result = invoke(tmp_path / "seeds.log", "--out", tmp_path / "out", "--iteration", 3, "--dtype", "float32")
     assert result.exit_code == 0, result.output

@@ -1,4 +1,4 @@
-"""Model folders appear complete or not at all."""
+"""Model folders appear complete or not at all, and damage to them is found."""
 
 import json
 import os
@@ -144,7 +144,7 @@ def test_a_failure_names_the_place(base, tmp_path) -> None:
         assert caught.value.errno == (28 if len(error.args) == 2 else None)
 
 
-def test_what_a_kill_between_the_renames_left_comes_back(base, tmp_path) -> None:
+def test_a_kill_between_the_renames_is_recovered(base, tmp_path) -> None:
     target = save_model(write_weights, base, tmp_path / "model")
     target.rename(tmp_path / ".model.old")
     (tmp_path / ".model.part").mkdir()
@@ -184,7 +184,7 @@ def test_files_longer_than_a_chunk_are_hashed_whole(base, tmp_path, monkeypatch)
     verify(target)
 
 
-def test_what_is_the_users_own_is_no_damage(base, tmp_path) -> None:
+def test_added_files_and_the_card_are_not_damage(base, tmp_path) -> None:
     target = save_model(write_weights, base, tmp_path / "model")
     verify(target)
     (target / "README.md").write_text("mine")
@@ -234,7 +234,7 @@ def test_a_newer_manifest_says_to_upgrade(base, tmp_path) -> None:
 
 @pytest.fixture
 def periodic(base, tmp_path) -> Path:
-    """A folder with checkpoints of four iterations, and what else may lie there."""
+    """A folder with checkpoints of four iterations, and other entries."""
     folder = tmp_path / "checkpoints"
     for iteration in (9, 10, 100, 20):
         save_model(write_weights, base, folder / periodic_name(iteration))
@@ -246,13 +246,13 @@ def periodic(base, tmp_path) -> Path:
     return folder
 
 
-def test_the_newest_come_first_and_incomplete_ones_do_not(periodic) -> None:
+def test_complete_checkpoints_are_listed_newest_first(periodic) -> None:
     assert newest_first(periodic) == [(k, periodic / f"iteration-{k}") for k in (100, 20, 10, 9)]
     assert newest_first(periodic / "nowhere") == []
 
 
 @pytest.mark.parametrize("keep", [0, 1, 2, 9])
-def test_the_oldest_and_leftovers_are_removed(periodic, keep) -> None:
+def test_prune_removes_the_oldest_and_leftovers(periodic, keep) -> None:
     prune(periodic, keep)
     assert [k for k, _ in newest_first(periodic)] == [100, 20, 10, 9][:keep]
     left = {path.name for path in periodic.iterdir()}
@@ -265,14 +265,14 @@ def test_the_oldest_and_leftovers_are_removed(periodic, keep) -> None:
     prune(periodic / "nowhere", keep)
 
 
-def test_what_was_about_to_be_replaced_comes_back(periodic) -> None:
+def test_prune_restores_a_checkpoint_that_was_being_replaced(periodic) -> None:
     (periodic / "iteration-20").rename(periodic / ".iteration-20.old")
     assert [k for k, _ in newest_first(periodic)] == [100, 10, 9]
     prune(periodic, 3)
     assert [k for k, _ in newest_first(periodic)] == [100, 20, 10]
 
 
-def test_what_cannot_be_removed_stays(periodic, monkeypatch) -> None:
+def test_prune_skips_folders_that_cannot_be_removed(periodic, monkeypatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise PermissionError(13, "no")
 

@@ -1,4 +1,4 @@
-"""The model card says what a model is and how good, and holds nothing private."""
+"""The model card has the model's settings and evaluations, and nothing private."""
 
 import os
 import re
@@ -37,7 +37,7 @@ PRIVATE = re.compile(r"/home|someone|hush|secret-host|~/|private|experiments/")
 
 
 def make_run(path: Path, base: Path) -> Path:
-    """Make a run's directory as the trainer leaves it: evaluations before, at iteration 2 and after."""
+    """Write a run directory as the trainer does, with evaluations after iterations 0, 2 and 4."""
     config = make_config(SETTINGS | {"eval_n_samples": 2, "eval_temperature": 0.5, "pass_k": [1, 2]})
     run = RunDirectory(path)
     path.mkdir()
@@ -69,7 +69,7 @@ def card_of(run: Path, out: Path, **options: Any) -> str:
     return (export(run, out, **options).folder / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_card_says_what_it_is_and_how_good(base: Path, tmp_path: Path) -> None:
+def test_the_card_has_settings_and_evaluations(base: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", base)
     card = card_of(run, tmp_path / "out")
     assert front_matter(card) == {
@@ -145,7 +145,7 @@ def test_the_cards_settings_are_a_configuration(base: Path, tmp_path: Path) -> N
     assert settings["sigma"] == 0.002
 
 
-def test_a_log_alone_or_a_poor_run_directory_gives_a_card_too(base: Path, tmp_path: Path) -> None:
+def test_a_log_alone_or_a_damaged_run_directory_gives_a_card(base: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", base)
     assert "## Evaluation" not in card_of(run / "seeds.log", tmp_path / "a")
     (run / "results.json").write_text("{broken")

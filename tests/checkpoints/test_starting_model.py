@@ -1,4 +1,4 @@
-"""Whatever a run's starting weights are kept as, a model folder comes of it."""
+"""Every kind of starting weights becomes a model folder."""
 
 import shutil
 import subprocess
@@ -32,7 +32,7 @@ def work(tmp_path) -> Path:
 
 
 def make_run(run: Path, start: Path, name: str, settings: Any = None, revision: str | None = None) -> MasterWeights:
-    """Write the log of a run that started from the weights in ``start``, which it calls ``name``."""
+    """Write the log of a run that started from the weights in ``start``, recorded as ``name``."""
     run.mkdir()
     master = MasterWeights.load(start)
     header = Header(Base(name, revision, master.checksum()), "float32", 3, settings or {})
@@ -63,7 +63,7 @@ def find(model_name: object, checkpoint: object = None, *, scratch: Path, revisi
 # --- what it may be --------------------------------------------------------------------------------------------
 
 
-def test_a_folder_is_taken_where_it_is(base, work) -> None:
+def test_a_folder_is_used_in_place(base, work) -> None:
     with ExitStack() as stack:
         assert starting_model(str(base), None, None, work, stack) == base
         assert starting_model("no/such/model", str(base), None, work, stack) == base
@@ -151,14 +151,14 @@ def test_kinds_are_told_apart_by_name(name, expected) -> None:
     assert kind_of(name) == expected
 
 
-def test_kinds_are_told_apart_by_what_is_there(base, tmp_path) -> None:
+def test_kinds_are_told_apart_by_content(base, tmp_path) -> None:
     assert kind_of(str(base)) == "model"
     make_run(tmp_path / "run", base, str(base))
     assert kind_of(str(tmp_path / "run")) == "log"
     (tmp_path / "run" / "seeds.log").rename(tmp_path / "run" / "mine")
     assert kind_of(str(tmp_path / "run")) == "model"
     assert kind_of(str(tmp_path / "run" / "mine")) == "log"
-    assert kind_of(str(base / "config.json")) == "pth", "which it then says it is not"
+    assert kind_of(str(base / "config.json")) == "pth", "reading it then fails"
 
 
 # --- what goes wrong -------------------------------------------------------------------------------------------
@@ -223,14 +223,14 @@ def test_a_run_that_started_from_one_that_is_gone_says_so(base, tmp_path, work) 
     assert message.count("--base of `esplug export`") == 1
 
 
-def test_a_place_that_cannot_be_written_is_one_line(base, tmp_path) -> None:
+def test_a_folder_that_cannot_be_written_is_one_line(base, tmp_path) -> None:
     make_run(tmp_path / "run", base, str(base))
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"^[^\n]*file/scratch: cannot be written \(Not a directory\)$"):
         find("x", tmp_path / "run", scratch=tmp_path / "file" / "scratch")
 
 
-def test_what_a_killed_process_left_is_removed_and_what_is_in_use_is_not(base, tmp_path, work) -> None:
+def test_only_abandoned_temporary_folders_are_removed(base, tmp_path, work) -> None:
     make_run(tmp_path / "run", base, str(base))
     code = (
         "import os, sys; from contextlib import ExitStack; from pathlib import Path\n"

@@ -14,7 +14,7 @@ ROWS = [{"q": "one", "a": 1}, {"q": "zwei, drei", "a": 23}, {"q": 'vier "4" ä\u
 
 
 class Toy:
-    """A task whose own data is ``own``; it leaves every path to esplug."""
+    """A task with ``own`` data; esplug reads all other sources."""
 
     def __init__(self, own=None) -> None:
         self.own = own
@@ -46,7 +46,7 @@ def task(own=None, **options) -> Task:
 
 
 def read_splits(path: str, split: str) -> dict:
-    """Every split of every source, by name."""
+    """Return the rows of every split of every source, by name."""
     parts = [part for source in list_sources(path) for part in read(source, f"--{split}-dataset")]
     return {name: part.rows for name, part in name_splits(parts).items()}
 
@@ -56,7 +56,7 @@ def names(path) -> list[str]:
 
 
 def write(folder: Path, kind: str, rows=ROWS) -> Path:
-    """Save rows the way each kind of source holds them."""
+    """Save rows as a source of this kind."""
     import pyarrow
     import pyarrow.csv
     import pyarrow.parquet

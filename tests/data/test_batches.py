@@ -103,7 +103,7 @@ def test_training_takes_one_source(tmp_path) -> None:
         load_batch_source(task(), f"{path},{path}", 9, 0)
 
 
-def test_only_the_named_splits_are_kept_and_looked_at(tmp_path) -> None:
+def test_only_the_named_splits_are_kept_and_collated(tmp_path) -> None:
     path = str(write_dict(tmp_path / "d", aime=ROWS, amc=ROWS[:1], bad=[{"x": 1}]))
     assert load_eval_splits(task(), path, None, only=["amc", "aime"]) == {
         "aime": [([row["q"] for row in ROWS], [1, 23, -4])],

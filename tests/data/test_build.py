@@ -36,7 +36,7 @@ def files(folder: Path) -> list[str]:
 # --- list and build ----------------------------------------------------------------------------------------
 
 
-def test_list_names_what_can_be_built_and_what_is(monkeypatch, capfd, tmp_path) -> None:
+def test_list_shows_data_sets_and_their_folders(monkeypatch, capfd, tmp_path) -> None:
     (tmp_path / "train" / "math").mkdir(parents=True)
     code, out, _ = run_cli(monkeypatch, capfd, "data", "list", "--out", str(tmp_path))
     header, *rows = [line.split() for line in out.splitlines()]
@@ -83,7 +83,7 @@ def test_the_committed_folders_are_what_is_built(name, splits, monkeypatch, capf
     assert sorted(path.name for path in (tmp_path / "out").glob("*/*")) == [name, name], "nothing is left beside them"
 
 
-def test_what_is_built_is_read_by_its_task(tmp_path) -> None:
+def test_a_built_data_set_is_read_by_its_task(tmp_path) -> None:
     build("countdown", tmp_path)
     task = Task.load("countdown")
     assert len(load_batch_source(task, str(tmp_path / "train" / "countdown"), 8, 0).prompts) == 200
@@ -158,7 +158,7 @@ def test_a_wrong_result_names_the_plugin(returned, words, plugin, tmp_path) -> N
     assert not files(tmp_path)
 
 
-def test_a_failing_plugin_leaves_what_was_there(plugin, tmp_path) -> None:
+def test_a_failing_plugin_changes_no_files(plugin, tmp_path) -> None:
     plugin(lambda fetch: {"eval": {"a": [{"q": 1}]}})
     built = build("toy", tmp_path)
     assert list(built.splits) == [tmp_path / "evaluation_suite" / "toy"]
@@ -358,7 +358,7 @@ def test_a_source_with_other_columns_says_which_it_has(copies, tmp_path) -> None
         (HubSource("EleutherAI/hendrycks_math", "train", "algebra", "feed"), rf"holds revision {SHA}, not feed"),
     ],
 )
-def test_what_a_copy_does_not_hold_is_one_line(source, words, copies, plugin, tmp_path) -> None:
+def test_data_missing_in_a_copy_are_one_line(source, words, copies, plugin, tmp_path) -> None:
     plugin(lambda fetch: fetch(source))
     with pytest.raises(UserError, match=words) as caught:
         build("toy", tmp_path / "out", copies)

@@ -124,7 +124,7 @@ def test_a_name_that_the_hub_does_not_allow_is_not_called_out_of_reach(no_hub) -
         read_splits("-x", "train")
 
 
-def test_what_the_hub_does_not_have_is_one_line(monkeypatch) -> None:
+def test_a_data_set_that_the_hub_lacks_is_one_line(monkeypatch) -> None:
     def revision_of(*_):
         raise LookupError("404 Client Error")
 

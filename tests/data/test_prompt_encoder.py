@@ -23,7 +23,7 @@ def own_copy(tiny_model, tmp_path) -> Path:
     return shutil.copytree(tiny_model, tmp_path / "copy")
 
 
-def test_text_goes_in_as_it_is(encoder) -> None:
+def test_text_is_encoded_unchanged(encoder) -> None:
     (ids,) = encoder.encode(["Hé <s>!"])
     assert encoder.tokenizer.decode(ids) == "Hé <s>!"
     assert encoder.render("Hé <s>!") == "Hé <s>!"
@@ -36,7 +36,7 @@ def test_messages_go_through_the_chat_template(encoder) -> None:
 
 
 class Marking:
-    """A tokenizer that, like many, begins text with a special token when asked for special tokens."""
+    """A tokenizer that, like many, adds a special token before text."""
 
     chat_template = "as below"
 
@@ -65,7 +65,7 @@ def test_prompts_keep_their_order(encoder) -> None:
     assert encoder.encode([]) == []
 
 
-def test_a_prompt_may_fill_what_the_answer_leaves(encoder) -> None:
+def test_a_prompt_may_use_all_tokens_but_the_answers(encoder) -> None:
     assert encoder.longest == 1024 - 24
     assert len(encoder.encode(["x" * 1000])[0]) == 1000
     with pytest.raises(UserError, match=r"'xxxx.* has 1001 tokens; at most 1000 fit before --max-tokens"):
@@ -143,7 +143,7 @@ def test_a_chat_template_that_refuses_is_one_line(encoder) -> None:
 
 
 @pytest.mark.parametrize("prompt", [7, None, {"role": "user", "content": "one message, not a list"}])
-def test_what_is_no_prompt_is_one_line(prompt, encoder) -> None:
+def test_an_invalid_prompt_is_one_line(prompt, encoder) -> None:
     with pytest.raises(UserError, match="prompt"):
         encoder.encode([prompt])
 

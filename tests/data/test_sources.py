@@ -28,7 +28,7 @@ def test_a_saved_dataset_dict_keeps_its_splits(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("path", ["./nothing", "/no/such", "~/no/such", "no.jsonl", "a/b/c", "a b", "a?", ""])
-def test_what_can_be_no_hub_id_is_looked_for_on_disk_alone(path, monkeypatch) -> None:
+def test_names_that_are_not_hub_ids_never_ask_the_hub(path, monkeypatch) -> None:
     monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: pytest.fail("asked the Hub"))
     with pytest.raises(UserError, match="no such file or folder"):
         read_splits(path, "train")
