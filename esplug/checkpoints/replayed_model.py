@@ -1,15 +1,17 @@
 """Replayed models: writes the model of a seed log and its base model, after verifying its checksum."""
 
+import json
 import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from esplug.checkpoints.folders import save_model
 from esplug.checkpoints.model_card import model_card
 from esplug.checkpoints.replay import Progress, Replay
 from esplug.checkpoints.seed_log_records import Header, Recorded
-from esplug.checkpoints.tensor_files import Dtype, create_files, declare_dtype, stored_tensors, written_bytes
+from esplug.checkpoints.tensor_files import Dtype, create_files, stored_tensors, written_bytes
 from esplug.errors import RunError, UserError
 from esplug.utils.cores import usable_cores
 
@@ -52,9 +54,9 @@ def write_model(
         base: folder of the base model.
         out: the folder to write. It appears complete or not at all.
         run: directory of the run, whose evaluations go into the model card.
-        dtype: type of the floating-point tensors; by default that of the base model.
-        threads: number of threads; by default one per core.
-        progress: called with the progress.
+        dtype: as for :func:`esplug.checkpoints.export.export`.
+        threads: as for ``export``.
+        progress: as for ``export``.
 
     Raises:
         UserError: ``out`` cannot be written, or the base model is not the one in the log.
@@ -71,7 +73,7 @@ def write_model(
 
         def write(target: Path) -> None:
             if dtype:
-                declare_dtype(target / "config.json", dtype)
+                _set_dtype(target / "config.json", dtype)
             card = model_card(header, len(steps), expected, run, base / "README.md", dtype)
             (target / "README.md").write_text(card, encoding="utf-8")
             with ExitStack() as files:
@@ -108,3 +110,25 @@ def _check_space(out: Path, needed: int) -> None:
     free = shutil.disk_usage(parent).free
     if free < needed:
         raise UserError(f"--out {out}: needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; make room")
+
+
+def _set_dtype(path: Path, dtype: Dtype) -> None:
+    """Set the type in a model's ``config.json``, from which other libraries choose their compute type.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"the base model's config.json is damaged ({error}); fetch the model again") from error
+
+    def change(part: dict[str, Any]) -> None:
+        for key, value in part.items():
+            if key in ("dtype", "torch_dtype") and isinstance(value, str):
+                part[key] = dtype
+            elif isinstance(value, dict) and key.endswith("_config") and key != "quantization_config":
+                change(value)
+
+    change(config)
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -166,28 +166,6 @@ def create_files(
     return places
 
 
-def declare_dtype(path: Path, dtype: Dtype) -> None:
-    """Set the type in a model's ``config.json``, from which other libraries choose their compute type.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"the base model's config.json is damaged ({error}); fetch the model again") from error
-
-    def change(part: dict[str, Any]) -> None:
-        for key, value in part.items():
-            if key in ("dtype", "torch_dtype") and isinstance(value, str):
-                part[key] = dtype
-            elif isinstance(value, dict) and key.endswith("_config") and key != "quantization_config":
-                change(value)
-
-    change(config)
-    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 def as_bytes(tensor: "torch.Tensor") -> memoryview:
     """Return the bytes of a contiguous tensor without copying them."""
     import torch

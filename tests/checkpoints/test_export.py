@@ -72,8 +72,6 @@ def test_shards_equal_those_of_the_saved_master(
     masters[-1].save(tmp_path / "saved")
     assert (tmp_path / "out" / "model.safetensors.index.json").is_file()
     same_files(tmp_path / "out", tmp_path / "saved")
-    again = export(tmp_path / "seeds.log", tmp_path / "again", base=tmp_path / "base", iteration=4)
-    assert again.checksum == masters[-1].checksum()
 
 
 def test_a_sharded_base_is_read(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
