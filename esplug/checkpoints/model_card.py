@@ -42,14 +42,14 @@ def model_card(
     """
     settings = _settings(header, run)
     base_id = _hub_id(header)
-    base = base_id or _shown(header.base.name)
+    base = base_id or _public_name(header.base.name)
     name = f"{Path(base).name} fine-tuned on {settings.get('task', 'a task')}"
     parts = [
         _front_matter(base_id, base_card),
         f"# {name}",
         f"`{base}` after {iteration} {'iteration' if iteration == 1 else 'iterations'} of fine-tuning with Evolution "
         f"Strategies, by esplug {version('esplug')}: no backpropagation, only "
-        f"random perturbations of {_perturbed(header)} and the rewards of their answers.",
+        f"random perturbations of {_perturbed(header)} and the rewards of the sampled answers.",
         _table(("", ""), _facts(header, base, settings, iteration, checksum, dtype)),
         *_evaluation(run, iteration),
         "## How to reproduce",
@@ -62,7 +62,7 @@ def model_card(
     ]
     if settings:
         parts += [
-            "To train anew, `esplug train --config config.toml` with these settings:",
+            "To repeat the training, run `esplug train --config config.toml` with these settings:",
             f"```toml\n{_toml(settings)}```",
         ]
     return "\n\n".join(parts) + "\n"
@@ -88,7 +88,7 @@ def _settings(header: Header, run: Path | None) -> dict[str, Any]:
 
 def _without_paths(value: Any) -> Any:
     if isinstance(value, str):
-        return ",".join(map(_shown, value.split(",")))
+        return ",".join(map(_public_name, value.split(",")))
     if isinstance(value, list | tuple):
         return [_without_paths(item) for item in value]
     if isinstance(value, Mapping):
@@ -96,7 +96,7 @@ def _without_paths(value: Any) -> Any:
     return value
 
 
-def _shown(name: str) -> str:
+def _public_name(name: str) -> str:
     """Return the last part of a path outside the working directory; any other name unchanged."""
     private = name.strip().startswith(("/", "~", "..", "file:"))
     return Path(name.strip()).name if private else name
