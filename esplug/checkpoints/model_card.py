@@ -51,7 +51,7 @@ def model_card(
         f"Strategies, by esplug {version('esplug')}: no backpropagation, only "
         f"random perturbations of {_perturbed(header)} and the rewards of the sampled answers.",
         _table(("", ""), _facts(header, base, settings, iteration, checksum, dtype)),
-        *_evaluation(run, iteration),
+        *_evaluation_section(run, iteration),
         "## How to reproduce",
         "The run's seed log and the base model reproduce these weights bit for bit. The export verifies the checksum "
         "of the master weights, shown above, before it writes the model:",
@@ -163,13 +163,13 @@ def _facts(
 # --- evaluations -----------------------------------------------------------------------------------------------
 
 
-def _evaluation(run: Path | None, iteration: int) -> list[str]:
+def _evaluation_section(run: Path | None, iteration: int) -> list[str]:
     """Return the section on the first evaluation and the last one up to ``iteration``, if there are any."""
     evaluations = _evaluations(run, iteration) if run else {}
     if not evaluations:
         return []
     shown = sorted({min(evaluations), max(evaluations)})
-    counts = _counts(run) if run else {}
+    counts = _prompt_counts(run) if run else {}
     rows = [
         (
             _escaped(split),
@@ -178,7 +178,7 @@ def _evaluation(run: Path | None, iteration: int) -> list[str]:
             *(_interval(evaluations[each].get(split, {}), f"eval/{split}/{figure}") for each in shown),
         )
         for split, metrics in sorted(evaluations[shown[-1]].items())
-        for figure in _figures(split, metrics)
+        for figure in _figure_names(split, metrics)
     ]
     if not rows:
         return []
@@ -203,13 +203,13 @@ def _evaluations(run: Path, iteration: int) -> dict[int, dict[str, dict[str, Any
     found: dict[int, dict[str, dict[str, Any]]] = {}
     for number in wanted:
         for path in files[number]:
-            record = _head(path)
+            record = _read_metrics(path)
             if record:
                 found.setdefault(number, {})[str(record["split"])] = record["metrics"]
     return found
 
 
-def _head(path: Path) -> dict[str, Any] | None:
+def _read_metrics(path: Path) -> dict[str, Any] | None:
     """Read an evaluation's file up to its samples, which may be large."""
     with path.open(encoding="utf-8", errors="replace") as file:
         text, found, _ = file.read(_MAX_METRICS_CHARACTERS).partition('"samples":')
@@ -221,7 +221,7 @@ def _head(path: Path) -> dict[str, Any] | None:
     return record if fits else None
 
 
-def _counts(run: Path) -> dict[tuple[str, str], int]:
+def _prompt_counts(run: Path) -> dict[tuple[str, str], int]:
     """Return the number of prompts behind each split's figures, from ``results.json``."""
     try:
         splits = json.loads((run / "results.json").read_text(encoding="utf-8"))["splits"]
@@ -234,7 +234,7 @@ def _counts(run: Path) -> dict[tuple[str, str], int]:
         return {}
 
 
-def _figures(split: str, metrics: Mapping[str, Any]) -> list[str]:
+def _figure_names(split: str, metrics: Mapping[str, Any]) -> list[str]:
     """Return the names of the figures to show: pass@k, and the reward unless it equals pass@1."""
     root = f"eval/{split}/"
     named = [key.removeprefix(root).removesuffix("/mean") for key in metrics if key.endswith("/mean")]
