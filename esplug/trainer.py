@@ -14,12 +14,13 @@ import numpy as np
 from esplug.checkpoints.base_model import longest_prompt, revision_of, weights_size
 from esplug.checkpoints.folders import newest_first, rename_aside
 from esplug.checkpoints.history import History
-from esplug.checkpoints.seed_log import Base, Header, SeedLog, Step, movement
+from esplug.checkpoints.seed_log import SeedLog
+from esplug.checkpoints.seed_log_records import Base, Header, Step, movement
 from esplug.checkpoints.starting_model import starting_model
 from esplug.config.run_config import RunConfig, make_config
-from esplug.data.batches import Batches
+from esplug.data.batches import Batch, Batches
 from esplug.data.prompt_encoder import PromptEncoder
-from esplug.data.prompts import Batch, PromptBuilder
+from esplug.data.prompts import PromptBuilder
 from esplug.doctor.installation import require_installation
 from esplug.engines import EnginePool, Job
 from esplug.engines.cluster import Cluster

@@ -1,5 +1,5 @@
-"""Models on disk: model folders, seed logs, replay and export, and the safetensors files below them.
+"""Models on disk: model folders and their safetensors files, the seed log, replay and export.
 
-Runs in the driver and, for reading and catching up, in workers. Needs neither vLLM, Ray nor a GPU. May import
-:mod:`esplug.noise`, :mod:`esplug.es`, :mod:`esplug.config` and :mod:`esplug.utils`.
+Runs in the driver; vLLM's workers use it to read weights and to catch up. Needs neither vLLM, Ray nor a GPU. May
+import :mod:`esplug.config`, :mod:`esplug.es`, :mod:`esplug.noise` and :mod:`esplug.utils`.
 """

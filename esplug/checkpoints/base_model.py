@@ -1,8 +1,8 @@
-"""The base model: finding its folder, its size, and turning prompts into its tokens."""
+"""The base model: finds its folder, here or on the Hugging Face Hub, its size and its maximum prompt length."""
 
 import json
 import re
-from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 
 from esplug.errors import UserError
@@ -11,20 +11,20 @@ from esplug.utils.text import one_line
 
 _SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})(/|$)")
 
-#: How the files end that make a model: weights, configuration, tokenizer.
+#: Suffixes of a model's files: weights, configuration, tokenizer.
 MODEL_FILES = (".json", ".safetensors", ".txt", ".model", ".jinja", ".tiktoken")
 
 
 def model_folder(name: str, flag: str = "--model-name") -> Path:
-    """Return the folder of a model, fetching it from the Hub if it is an id, with optional ``@revision``.
+    """Return the folder of a model, downloading it if ``name`` is a Hub id, with optional ``@revision``.
 
     Raises:
-        UserError: there is no such model, or it holds no safetensors weights.
+        UserError: there is no such model, or it has no safetensors weights.
     """
-    folder = local_folder(name, flag) or _fetch(name, flag)
+    folder = local_folder(name, flag) or _download(name, flag)
     if not (folder / "config.json").is_file():
         files = sorted(folder.glob("*.pth"))
-        instead = f"; name the file itself, {files[0]}" if files else ""
+        instead = f"; give the file itself, {files[0]}" if files else ""
         raise UserError(f"{flag} {name}: not a Hugging Face model folder (no config.json){instead}")
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"{flag} {name}: no *.safetensors weights there; convert the model with save_pretrained")
@@ -32,10 +32,10 @@ def model_folder(name: str, flag: str = "--model-name") -> Path:
 
 
 def local_folder(name: str, flag: str) -> Path | None:
-    """Return the folder of this name; ``None`` if there is none, so that it may be a Hub id.
+    """Return the folder of this name; ``None`` if it does not exist.
 
     Raises:
-        UserError: it can be no name of a folder.
+        UserError: the name is not valid for a folder.
     """
     try:
         folder = Path(name).expanduser()
@@ -45,64 +45,66 @@ def local_folder(name: str, flag: str) -> Path | None:
 
 
 def may_be_on_hub(name: str) -> bool:
-    """Say whether a name can be a Hugging Face id, ``owner/name`` or an old one without owner, rather than a path."""
+    """Return whether a name can be a Hugging Face id, ``owner/name`` or an old one without owner."""
     return not name.startswith((".", "/", "~")) and name.count("/") <= 1
 
 
-def _fetch(name: str, flag: str) -> Path:
+def _download(name: str, flag: str) -> Path:
     if not may_be_on_hub(name):
         raise UserError(f"{flag} {name}: no such folder")
-    from huggingface_hub import snapshot_download
-
     repo, _, revision = name.partition("@")
     try:
         commit = hub_revision(repo, revision or None, "model")
     except LookupError as error:
-        raise UserError(f"{flag} {name}: no such folder, and not to be had from the Hub: {error}") from error
-    try:  # out of reach, an earlier download will do
-        kept_only = commit is None
-        wanted = commit or revision or None
-        patterns = [f"*{suffix}" for suffix in MODEL_FILES]
-        return Path(snapshot_download(repo, revision=wanted, allow_patterns=patterns, local_files_only=kept_only))
+        raise UserError(f"{flag} {name}: no such folder, and not available from the Hub: {error}") from error
+    try:  # without the Hub, an earlier download is used
+        return _snapshot(repo, commit or revision, cached_only=commit is None)
     except Exception as error:
         if commit is None:
             raise UserError(
-                f"{flag} {name}: no such folder, and the Hugging Face Hub is out of reach; where it is in reach, run "
-                f"`hf download {repo} --local-dir DIR`, then give DIR"
+                f"{flag} {name}: no such folder, and the Hugging Face Hub is out of reach; on a machine that reaches "
+                f"it, run `hf download {repo} --local-dir DIR`, then give DIR"
             ) from error
         raise UserError(f"{flag} {name}: not readable from the Hub ({one_line(error)})") from error
 
 
-def kept_folder(name: str, flag: str = "--model-name") -> Path | None:
-    """Return the folder of a model that is on this machine, here or in the Hub's cache; ``None`` if it is not.
+def _snapshot(repo: str, revision: str, *, cached_only: bool) -> Path:
+    """Return the folder of a revision in the Hub's cache, downloading it unless ``cached_only``."""
+    from huggingface_hub import snapshot_download
+
+    patterns = [f"*{suffix}" for suffix in MODEL_FILES]
+    return Path(
+        snapshot_download(repo, revision=revision or None, allow_patterns=patterns, local_files_only=cached_only)
+    )
+
+
+def local_model_folder(name: str, flag: str = "--model-name") -> Path | None:
+    """Return the folder of a model on this machine, at a path or in the Hub's cache; ``None`` if there is none.
 
     Raises:
-        UserError: it can be no name of a folder.
+        UserError: the name is not valid for a folder.
     """
     if folder := local_folder(name, flag):
         return folder.resolve()
     if not may_be_on_hub(name):
         return None
-    from huggingface_hub import snapshot_download
-
     repo, _, revision = name.partition("@")
-    patterns = [f"*{suffix}" for suffix in MODEL_FILES]
     try:
-        cached = snapshot_download(repo, revision=revision or None, allow_patterns=patterns, local_files_only=True)
-    except Exception:  # not there, or no such name
+        cached = _snapshot(repo, revision, cached_only=True)
+    except Exception:  # not in the cache, or not a valid id
         return None
-    whole = (Path(cached) / "config.json").is_file() and any(Path(cached).glob("*.safetensors"))
-    return Path(cached) if whole else None
+    complete = (cached / "config.json").is_file() and any(cached.glob("*.safetensors"))
+    return cached if complete else None
 
 
 def revision_of(folder: Path) -> str | None:
-    """Return the commit that a folder of the Hub's cache holds; ``None`` for any other folder."""
+    """Return the commit of a folder in the Hub's cache; ``None`` for any other folder."""
     snapshot = _SNAPSHOT.search(folder.as_posix())
     return snapshot[1] if snapshot else None
 
 
 def weights_size(folder: Path) -> tuple[int, int]:
-    """Return the bytes of the weights as stored, and the number of their elements, from file headers alone.
+    """Return the size of the weight files in bytes and the number of their elements, from the files' headers.
 
     Raises:
         UserError: a file is not in safetensors format.
@@ -114,25 +116,18 @@ def weights_size(folder: Path) -> tuple[int, int]:
         try:
             with safe_open(file, framework="numpy") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 (not a mapping)
-                    elements += _product(tensors.get_slice(name).get_shape())
+                    elements += prod(tensors.get_slice(name).get_shape())
         except (SafetensorError, OSError) as error:
             raise UserError(f"{file}: damaged or not a safetensors file ({error})") from error
         stored += file.stat().st_size
     return stored, elements
 
 
-def _product(shape: Sequence[int]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
-
-
 def longest_prompt(folder: Path, max_model_len: int | None, max_tokens: int) -> int:
-    """Return how many tokens a prompt may have, so that an answer of ``max_tokens`` fits behind it.
+    """Return the maximum number of prompt tokens that leaves ``max_tokens`` for the answer.
 
     Raises:
-        UserError: none, or the model does not say.
+        UserError: there are none, ``max_model_len`` exceeds the model's length, or ``config.json`` is damaged.
     """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -1,6 +1,6 @@
-"""Making the model of any iteration from its base and the seed log, without vLLM, Ray or a GPU.
+"""Export: writes the model of any iteration from the seed log and its base model, without vLLM, Ray or a GPU.
 
-The log's checksum is verified before the folder appears. See :mod:`esplug.checkpoints.replay` for the computation.
+The weights' checksum is verified before the folder appears. :mod:`esplug.checkpoints.replay` computes the weights.
 """
 
 import os
@@ -9,7 +9,8 @@ from pathlib import Path
 
 from esplug.checkpoints.replay import Progress
 from esplug.checkpoints.replayed_model import Exported, write_model
-from esplug.checkpoints.seed_log import FILE_NAME, read
+from esplug.checkpoints.seed_log import read
+from esplug.checkpoints.seed_log_format import FILE_NAME
 from esplug.checkpoints.starting_model import base_of
 from esplug.checkpoints.tensor_files import DTYPES, Dtype
 from esplug.errors import UserError
@@ -25,26 +26,26 @@ def export(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Exported:
-    """Write the model of an iteration as a folder that ``transformers`` and vLLM open as it is.
+    """Write the model of an iteration as a folder that ``transformers`` and vLLM can load.
 
     Args:
         log_or_run: a seed log, or the directory of a run, whose evaluations then go into the model card.
-        out: the folder to be made; it appears complete or not at all.
-        base: what the run started from, if the log's name of it is out of date: a folder, a Hugging Face id, or
-            whatever else :mod:`esplug.checkpoints.starting_model` knows.
-        iteration: updates to make, 0 giving the base model itself; all there are by default.
-        dtype: type of the floating-point tensors, by default the base model's own.
-        threads: how many compute; by default one for each core.
-        progress: told what is going on.
+        out: the folder to write. It appears complete or not at all.
+        base: the model that the run started from, if the log's path to it is out of date: anything that
+            :mod:`esplug.checkpoints.starting_model` accepts.
+        iteration: number of updates to replay; 0 gives the base model, ``None`` all updates.
+        dtype: type of the floating-point tensors; by default that of the base model.
+        threads: number of threads; by default one per core.
+        progress: called with the progress.
 
     Raises:
         UserError: ``out`` exists or cannot be written, the log cannot be read or has fewer iterations, or the
-            base model is missing, damaged or another one.
-        RunError: the replayed weights are not those of the run.
+            base model is missing, damaged or not the one in the log.
+        RunError: the replayed weights do not have the log's checksum.
     """
     log, run = (log_or_run / FILE_NAME, log_or_run) if log_or_run.is_dir() else (log_or_run, None)
     if run and not log.is_file():
-        raise UserError(f"{run}: no {FILE_NAME} there; name the directory of a training run, or a seed log")
+        raise UserError(f"{run}: no {FILE_NAME} there; give the directory of a training run, or a seed log")
     if dtype not in (None, *DTYPES):
         raise UserError(f"--dtype {dtype}: choose one of {', '.join(DTYPES)}")
     if os.path.lexists(out):

@@ -1,9 +1,9 @@
-"""Model folders that appear complete or not at all, and that show whether they are still what was written.
+"""Model folders: writes them atomically, verifies them, and manages periodic checkpoints.
 
-``esplug.json`` lists the size and hash of each file that decides what the model answers. It is canonical JSON (keys
-sorted, no blanks, a newline at the end): ``{"files":{"config.json":{"blake2b":"32 hex digits","bytes":...},...},
-"format":"esplug-model","hash":"32 hex digits","version":1}``, in which ``hash`` is that of the same line without it.
-Hashes are 16-byte BLAKE2b. Files that a user adds, and the model card, are no part of it.
+Each folder has a manifest, ``esplug.json``, with the size and hash of every file that affects the model's outputs. It
+is canonical JSON (sorted keys, no blanks, a final newline): ``{"files":{"config.json":{"blake2b":"32 hex digits",
+"bytes":...},...},"format":"esplug-model","hash":"32 hex digits","version":1}``. ``hash`` is the hash of the same line
+without ``hash``. Hashes are 16-byte BLAKE2b. The model card and files that a user adds are not listed.
 """
 
 import json
@@ -25,7 +25,7 @@ from esplug.utils.text import one_line
 MANIFEST = "esplug.json"
 FORMAT, VERSION = "esplug-model", 1
 
-#: Files of a model folder that hold weights, which are written anew rather than copied.
+#: Suffixes of weight files. They are not copied from the base model's folder.
 _WEIGHTS = (
     ".safetensors",
     ".safetensors.index.json",
@@ -44,20 +44,20 @@ _LEFTOVER = re.compile(r"\.(.+)\.(part|old)")
 
 
 def save_model(save_weights: Callable[[Path], None], base: Path, target: Path) -> Path:
-    """Write a model folder that ``transformers`` and vLLM open as it is, with its manifest.
+    """Write a model folder that ``transformers`` and vLLM can load, with its manifest.
 
     Args:
-        save_weights: writes the safetensors into the folder it is given.
-        base: the model's folder, whose configuration and tokenizer are copied.
-        target: where the model goes; it appears complete or not at all, and what was there before stays till then.
+        save_weights: writes the safetensors files into the folder that it is called with.
+        base: the base model's folder, whose configuration and tokenizer are copied.
+        target: the folder to write. It appears complete or not at all; an older one stays until then.
 
     Raises:
-        OSError: it could not be written; ``filename`` is the target.
-        RunError: the engine's machine does not see the folder.
+        OSError: it cannot be written; ``filename`` is the target.
+        RunError: the engine wrote its files on another machine.
     """
     temporary, outdated = _part(target), _old(target)
     try:
-        _tidy(target)
+        _clean_up(target)
         temporary.mkdir(parents=True)
         for file in sorted(base.iterdir()):
             if file.is_file() and not file.name.startswith(".") and not file.name.endswith((MANIFEST, *_WEIGHTS)):
@@ -68,7 +68,7 @@ def save_model(save_weights: Callable[[Path], None], base: Path, target: Path) -
                 f"{target.parent}: not visible from the engine's machine; use an output directory that all nodes share"
             )
         mode = (temporary / "config.json").stat().st_mode
-        for weights in temporary.glob("*.safetensors"):  # which safetensors writes for the owner's eyes only
+        for weights in temporary.glob("*.safetensors"):  # safetensors makes them readable for the owner only
             weights.chmod(mode)
         (temporary / MANIFEST).write_bytes(_manifest(temporary))
         for path in (*temporary.iterdir(), temporary):
@@ -87,10 +87,10 @@ def save_model(save_weights: Callable[[Path], None], base: Path, target: Path) -
 
 
 def verify(folder: Path) -> None:
-    """Find out whether a model folder still is what was written. One without a manifest passes.
+    """Check a model folder against its manifest. A folder without a manifest passes.
 
     Raises:
-        UserError: a file is missing, cut short, changed or unreadable. The message names it.
+        UserError: a file is missing, cut short, changed or unreadable.
     """
     files = _read_manifest(folder / MANIFEST)
     for name, (size, _) in files.items():
@@ -112,14 +112,14 @@ def verify(folder: Path) -> None:
 
 
 def periodic_name(iteration: int) -> str:
-    """Return the name of the folder of the weights after so many iterations."""
+    """Return the folder name of the checkpoint after an iteration."""
     return f"iteration-{iteration}"
 
 
 def newest_first(folder: Path) -> list[tuple[int, Path]]:
-    """Return the iterations and folders of the complete periodic checkpoints, the newest first.
+    """Return the iteration and folder of each complete periodic checkpoint, newest first.
 
-    Nothing is hashed: :func:`verify` each before it is used.
+    The files are not verified: call :func:`verify` before you use one.
     """
     found = [(_PERIODIC.fullmatch(path.name), path) for path in _entries(folder)]
     complete = [(int(name[1]), path) for name, path in found if name and (path / MANIFEST).is_file()]
@@ -127,29 +127,29 @@ def newest_first(folder: Path) -> list[tuple[int, Path]]:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove all periodic checkpoints but the newest ``keep``, and what killed saves left.
+    """Remove all but the newest ``keep`` periodic checkpoints, and the leftovers of killed saves.
 
-    What cannot be removed stays.
+    Folders that cannot be removed stay.
     """
     for path in _entries(folder):
         leftover = _LEFTOVER.fullmatch(path.name)
         if leftover:
             with suppress(OSError):
-                _tidy(folder / leftover[1])
+                _clean_up(folder / leftover[1])
     for _, path in newest_first(folder)[keep:]:
-        with suppress(OSError):  # under another name first: half of it must not be taken for a checkpoint
+        with suppress(OSError):  # renamed first, so that a half-removed folder is not a checkpoint
             shutil.rmtree(path.rename(_part(path)), ignore_errors=True)
 
 
 def set_aside(folder: Path, iteration: int) -> None:
-    """Rename periodic checkpoints of later iterations, of which the seed log does not know."""
+    """Rename periodic checkpoints of later iterations, which are not in the seed log."""
     for number, path in newest_first(folder):
         if number > iteration:
             rename_aside(path, "not-in-log")
 
 
 def rename_aside(path: Path, why: str) -> Path:
-    """Give a checkpoint that is of no use a name of which nothing takes notice. Returns its new place."""
+    """Rename a checkpoint so that it is no longer used. Returns its new path."""
     aside = path.with_name(f"{path.name}-{why}")
     shutil.rmtree(aside, ignore_errors=True)
     return path.rename(aside)
@@ -170,8 +170,8 @@ def _old(target: Path) -> Path:
     return target.with_name(f".{target.name}.old")
 
 
-def _tidy(target: Path) -> None:
-    """Clear away what a killed save left beside ``target``; put back what it was about to replace."""
+def _clean_up(target: Path) -> None:
+    """Remove the leftovers of a killed save of ``target``, and restore the folder that it was replacing."""
     outdated = _old(target)
     if outdated.exists() and not target.exists():
         outdated.rename(target)
@@ -199,10 +199,10 @@ def _line(content: dict[str, Any]) -> bytes:
 
 
 def _read_manifest(path: Path) -> dict[str, tuple[int, str]]:
-    """Return the size and hash of each file, by name; nothing where there is no manifest.
+    """Return the size and hash of each file by name; an empty dictionary if there is no manifest.
 
     Raises:
-        UserError: it is damaged, or written by a newer esplug.
+        UserError: the manifest is damaged, or written by a newer esplug.
     """
     try:
         text = path.read_bytes()
@@ -216,17 +216,17 @@ def _read_manifest(path: Path) -> dict[str, tuple[int, str]]:
             raise UserError(f"{path}: written by a newer esplug, in version {content['version']}; upgrade esplug")
         content.pop("hash")
         if text != _canonical(content):
-            raise ValueError("not what was written")
+            raise ValueError("changed")
         return {Path(name).name: (file["bytes"], file["blake2b"]) for name, file in content["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(_damage(path, "changed or cut short")) from error
 
 
 def _hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """Hash files, several at a time.
+    """Hash files in parallel.
 
     Raises:
-        UserError: one cannot be read.
+        UserError: a file cannot be read.
     """
     with ThreadPoolExecutor(len(usable_cores())) as pool:
         return dict(pool.map(lambda name: (name, _hash(folder / name)), names))
@@ -244,4 +244,4 @@ def _hash(path: Path) -> str:
 
 
 def _damage(path: Path, fault: str) -> str:
-    return f"{path}: {fault}; copy the folder anew, or, if you meant the change, remove its {MANIFEST}"
+    return f"{path}: {fault}; copy the folder again, or remove its {MANIFEST} if the change is intended"

@@ -1,18 +1,18 @@
-"""What has moved a run's weights so far: from it an engine that is new catches up with the others."""
+"""History of a run's updates, from which a new engine catches up with the others."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from esplug.checkpoints.seed_log import Step
+from esplug.checkpoints.seed_log_records import Step
 
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """Master weights on disk: the folder of a full checkpoint, and the checksum that they must have.
+    """A full checkpoint of the master weights.
 
     Attributes:
-        iteration: updates they have had.
-        folder: visible to the engines' machines.
+        iteration: number of updates.
+        folder: the checkpoint's folder, on a path that the engines' machines share.
         checksum: 64-bit checksum of the master weights, from the seed log.
     """
 
@@ -23,12 +23,12 @@ class Saved:
 
 @dataclass(frozen=True, slots=True)
 class CatchUp:
-    """How to get from the base model to the run's present weights.
+    """Everything that an engine needs to get from the base model to the run's current weights.
 
     Attributes:
-        run_seed: gives the members' seeds.
+        run_seed: seed from which member seeds are derived.
         steps: all updates so far.
-        saved: weights to start from, best first; those that prove damaged are passed over.
+        saved: checkpoints to start from, newest first. Damaged ones are skipped.
     """
 
     run_seed: int
@@ -38,14 +38,14 @@ class CatchUp:
 
 @dataclass(frozen=True, slots=True)
 class CaughtUp:
-    """Where an engine has got to.
+    """Result of an engine's catching up.
 
     Attributes:
         base: checksum of the base model's master weights.
-        checksum: of the master weights now.
-        replayed: updates that were computed again.
-        damaged: the folders of saved weights that could not be used, each with the reason.
-        undefined: the base model's tensors that hold NaN or infinity.
+        checksum: checksum of the current master weights.
+        replayed: number of updates that were computed again.
+        damaged: folders of the checkpoints that could not be used, each with the reason.
+        undefined: names of the base model's tensors that hold NaN or infinity.
     """
 
     base: int
@@ -59,10 +59,10 @@ class History:
     """The updates of a run so far.
 
     Args:
-        run_seed: gives the members' seeds.
-        base: checksum of the base model's master weights; ``None`` while no engine has loaded them.
+        run_seed: seed from which member seeds are derived.
+        base: checksum of the base model's master weights; ``None`` until an engine has loaded them.
         steps: updates made by earlier processes of the run.
-        saved: lists full checkpoints, newest first, as ``(iteration, folder)``.
+        saved: returns the full checkpoints, newest first, as ``(iteration, folder)``.
     """
 
     def __init__(
@@ -77,15 +77,15 @@ class History:
 
     @property
     def checksum(self) -> int | None:
-        """Checksum that the master weights must have now."""
+        """Checksum that the current master weights must have."""
         return self.steps[-1].checksum if self.steps else self.base
 
     def append(self, step: Step) -> None:
-        """Note an update that all engines have made."""
+        """Add an update that all engines have made."""
         self.steps.append(step)
 
     def catch_up(self) -> CatchUp:
-        """Say how to get here from the base model."""
+        """Return what a new engine needs to catch up."""
         saved = (
             Saved(iteration, folder, self.steps[iteration - 1].checksum)
             for iteration, folder in self._saved()

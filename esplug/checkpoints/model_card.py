@@ -1,7 +1,6 @@
-"""The model card: what a fine-tuned model is, how it was made and how good it is. It holds nothing private.
+"""Model card of an exported model: its settings, evaluations and how to reproduce it, without private data.
 
-Of the settings it shows those that decide the result, not where on which machines it was computed. Of a path
-it shows the last part.
+The card shows only settings that affect the result, and only the last part of a path.
 """
 
 import json
@@ -12,7 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from esplug.checkpoints.seed_log import FILE_NAME, Header
+from esplug.checkpoints.seed_log_format import FILE_NAME
+from esplug.checkpoints.seed_log_records import Header
 from esplug.config.run_config import RunConfig, panel_of, read_toml
 from esplug.errors import UserError
 
@@ -24,37 +24,37 @@ _MAY_BE_PATHS = ("model_name", "checkpoint", "train_dataset", "eval_dataset", "t
 _LICENCE = re.compile(r"^license(?:_name|_link)?:[ \t]*\S.*$", re.MULTILINE)
 _FRONT_MATTER = re.compile(r"\A---\r?\n(.*?)\n---\s", re.DOTALL)
 _EVALUATION = re.compile(r"model_eval_task.*_iteration(\d+)\.json")
-_LONGEST_METRICS = 2**20
+_MAX_METRICS_CHARACTERS = 2**20
 
 
 def model_card(
     header: Header, iteration: int, checksum: int, run: Path | None, base_card: Path, dtype: str | None
 ) -> str:
-    """Return the model card of an exported model, as Markdown with YAML front matter.
+    """Return the model card as Markdown with YAML front matter.
 
     Args:
-        header: of the seed log.
-        iteration: updates that the model has had.
-        checksum: 64-bit checksum of its master weights.
-        run: directory of the run, if it is known: whence settings and evaluations come.
-        base_card: the base model's own card, whose licence is taken over, if there is one.
-        dtype: type of the weights where it is not the base model's.
+        header: header of the seed log.
+        iteration: number of updates.
+        checksum: 64-bit checksum of the master weights.
+        run: directory of the run, for its settings and evaluations; ``None`` if unknown.
+        base_card: path of the base model's card, whose licence is copied if it exists.
+        dtype: type of the weights if it is not the base model's.
     """
     settings = _settings(header, run)
     base_id = _hub_id(header)
-    base = base_id or _shown(header.base.name)
+    base = base_id or _public_name(header.base.name)
     name = f"{Path(base).name} fine-tuned on {settings.get('task', 'a task')}"
     parts = [
         _front_matter(base_id, base_card),
         f"# {name}",
         f"`{base}` after {iteration} {'iteration' if iteration == 1 else 'iterations'} of fine-tuning with Evolution "
         f"Strategies, by esplug {version('esplug')}: no backpropagation, only "
-        f"random perturbations of {_perturbed(header)} and the rewards of the answers that they give.",
+        f"random perturbations of {_perturbed(header)} and the rewards of the sampled answers.",
         _table(("", ""), _facts(header, base, settings, iteration, checksum, dtype)),
-        *_evaluation(run, iteration),
+        *_evaluation_section(run, iteration),
         "## How to reproduce",
-        "The run's seed log and the base model give these weights again, bit for bit; the checksum above is of the "
-        "master weights, and is verified before a model is written:",
+        "The run's seed log and the base model reproduce these weights bit for bit. The export verifies the checksum "
+        "of the master weights, shown above, before it writes the model:",
         f"```sh\nesplug export {FILE_NAME} --out model --iteration {iteration}"
         + (f" --dtype {dtype}" if dtype else "")
         + ("" if base_id else f" --base {base}")
@@ -62,7 +62,7 @@ def model_card(
     ]
     if settings:
         parts += [
-            "To train anew, `esplug train --config config.toml` with these settings:",
+            "To repeat the training, run `esplug train --config config.toml` with these settings:",
             f"```toml\n{_toml(settings)}```",
         ]
     return "\n\n".join(parts) + "\n"
@@ -73,10 +73,10 @@ def _perturbed(header: Header) -> str:
 
 
 def _settings(header: Header, run: Path | None) -> dict[str, Any]:
-    """Return the settings that decide the result, without anything private."""
+    """Return the settings that affect the result, without private data."""
     given = dict(header.settings)
     if run and (run / "config.toml").is_file():
-        with suppress(UserError):  # the log's own settings will do
+        with suppress(UserError):  # falls back to the settings in the log
             given |= read_toml(str(run / "config.toml"))
     known = {name: value for name, value in given.items() if name in RunConfig.model_fields}
     return {
@@ -88,7 +88,7 @@ def _settings(header: Header, run: Path | None) -> dict[str, Any]:
 
 def _without_paths(value: Any) -> Any:
     if isinstance(value, str):
-        return ",".join(map(_shown, value.split(",")))
+        return ",".join(map(_public_name, value.split(",")))
     if isinstance(value, list | tuple):
         return [_without_paths(item) for item in value]
     if isinstance(value, Mapping):
@@ -96,14 +96,14 @@ def _without_paths(value: Any) -> Any:
     return value
 
 
-def _shown(name: str) -> str:
-    """Return the last part of a path that says something about the machine; a Hub id as it is."""
+def _public_name(name: str) -> str:
+    """Return the last part of a path outside the working directory; any other name unchanged."""
     private = name.strip().startswith(("/", "~", "..", "file:"))
     return Path(name.strip()).name if private else name
 
 
 def _hub_id(header: Header) -> str | None:
-    """Return the base model's name on the Hub; ``None`` for a folder, which has no revision."""
+    """Return the base model's id on the Hub; ``None`` for a folder, which has no revision."""
     cached = _CACHED.search(header.base.name)
     if cached:
         return f"{cached[1]}/{cached[2]}"
@@ -119,7 +119,7 @@ def _front_matter(base_id: str | None, base_card: Path) -> str:
 
 
 def _licence(base_card: Path) -> list[str]:
-    """Return the licence lines of the base model's card: they bind what is made from it."""
+    """Return the licence lines of the base model's card, which apply to the fine-tuned model, too."""
     try:
         matter = _FRONT_MATTER.match(base_card.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError):
@@ -163,13 +163,13 @@ def _facts(
 # --- evaluations -----------------------------------------------------------------------------------------------
 
 
-def _evaluation(run: Path | None, iteration: int) -> list[str]:
-    """Return the section on evaluations: the first, and the last up to ``iteration``; nothing without any."""
+def _evaluation_section(run: Path | None, iteration: int) -> list[str]:
+    """Return the section on the first evaluation and the last one up to ``iteration``, if there are any."""
     evaluations = _evaluations(run, iteration) if run else {}
     if not evaluations:
         return []
     shown = sorted({min(evaluations), max(evaluations)})
-    counts = _counts(run) if run else {}
+    counts = _prompt_counts(run) if run else {}
     rows = [
         (
             _escaped(split),
@@ -178,7 +178,7 @@ def _evaluation(run: Path | None, iteration: int) -> list[str]:
             *(_interval(evaluations[each].get(split, {}), f"eval/{split}/{figure}") for each in shown),
         )
         for split, metrics in sorted(evaluations[shown[-1]].items())
-        for figure in _figures(split, metrics)
+        for figure in _figure_names(split, metrics)
     ]
     if not rows:
         return []
@@ -193,7 +193,7 @@ def _evaluation(run: Path | None, iteration: int) -> list[str]:
 
 
 def _evaluations(run: Path, iteration: int) -> dict[int, dict[str, dict[str, Any]]]:
-    """Return the metrics of the first evaluation and the last up to ``iteration``, by iteration and split."""
+    """Return the metrics of the first evaluation and the last one up to ``iteration``, by iteration and split."""
     files: dict[int, list[Path]] = {}
     for path in sorted((run / "eval-output").glob("*.json")):
         name = _EVALUATION.fullmatch(path.name)
@@ -203,16 +203,16 @@ def _evaluations(run: Path, iteration: int) -> dict[int, dict[str, dict[str, Any
     found: dict[int, dict[str, dict[str, Any]]] = {}
     for number in wanted:
         for path in files[number]:
-            record = _head(path)
+            record = _read_metrics(path)
             if record:
                 found.setdefault(number, {})[str(record["split"])] = record["metrics"]
     return found
 
 
-def _head(path: Path) -> dict[str, Any] | None:
-    """Read an evaluation's file up to its samples, which may be many."""
+def _read_metrics(path: Path) -> dict[str, Any] | None:
+    """Read an evaluation's file up to its samples, which may be large."""
     with path.open(encoding="utf-8", errors="replace") as file:
-        text, found, _ = file.read(_LONGEST_METRICS).partition('"samples":')
+        text, found, _ = file.read(_MAX_METRICS_CHARACTERS).partition('"samples":')
     try:
         record = json.loads(text.rstrip().removesuffix(",") + "}" if found else text)
     except ValueError:
@@ -221,8 +221,8 @@ def _head(path: Path) -> dict[str, Any] | None:
     return record if fits else None
 
 
-def _counts(run: Path) -> dict[tuple[str, str], int]:
-    """Return over how many prompts each split's figures are taken, from ``results.json``."""
+def _prompt_counts(run: Path) -> dict[tuple[str, str], int]:
+    """Return the number of prompts behind each split's figures, from ``results.json``."""
     try:
         splits = json.loads((run / "results.json").read_text(encoding="utf-8"))["splits"]
         return {
@@ -234,8 +234,8 @@ def _counts(run: Path) -> dict[tuple[str, str], int]:
         return {}
 
 
-def _figures(split: str, metrics: Mapping[str, Any]) -> list[str]:
-    """Name the figures to show: pass@k and the reward, where they do not say the same."""
+def _figure_names(split: str, metrics: Mapping[str, Any]) -> list[str]:
+    """Return the names of the figures to show: pass@k, and the reward unless it equals pass@1."""
     root = f"eval/{split}/"
     named = [key.removeprefix(root).removesuffix("/mean") for key in metrics if key.endswith("/mean")]
     shown = [name for name in named if re.fullmatch(r"pass@\d+|reward", name)]

@@ -1,28 +1,30 @@
-"""Writes the model that a seed log and its base model define, once replaying has proved its checksum."""
+"""Replayed models: writes the model of a seed log and its base model, after verifying its checksum."""
 
+import json
 import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from esplug.checkpoints.folders import save_model
 from esplug.checkpoints.model_card import model_card
 from esplug.checkpoints.replay import Progress, Replay
-from esplug.checkpoints.seed_log import Header, Recorded
-from esplug.checkpoints.tensor_files import Dtype, create_files, declare_dtype, stored_tensors, written_bytes
+from esplug.checkpoints.seed_log_records import Header, Recorded
+from esplug.checkpoints.tensor_files import Dtype, create_files, stored_tensors, written_bytes
 from esplug.errors import RunError, UserError
 from esplug.utils.cores import usable_cores
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What was written.
+    """An exported model.
 
     Attributes:
-        folder: the model.
-        iteration: updates that it has had.
-        checksum: 64-bit checksum of its master weights, as the log has it.
-        nbytes: size of the weight files.
+        folder: the model folder.
+        iteration: number of updates.
+        checksum: 64-bit checksum of the master weights, as in the log.
+        nbytes: size of the weights, in bytes.
         torn: whether a torn last record of the log was dropped.
     """
 
@@ -52,9 +54,9 @@ def write_model(
         base: folder of the base model.
         out: the folder to write. It appears complete or not at all.
         run: directory of the run, whose evaluations go into the model card.
-        dtype: type of the floating-point tensors; by default that of the base model.
-        threads: number of threads; by default one per core.
-        progress: called with the progress.
+        dtype: as for :func:`esplug.checkpoints.export.export`.
+        threads: as for ``export``.
+        progress: as for ``export``.
 
     Raises:
         UserError: ``out`` cannot be written, or the base model is not the one in the log.
@@ -71,7 +73,7 @@ def write_model(
 
         def write(target: Path) -> None:
             if dtype:
-                declare_dtype(target / "config.json", dtype)
+                _set_dtype(target / "config.json", dtype)
             card = model_card(header, len(steps), expected, run, base / "README.md", dtype)
             (target / "README.md").write_text(card, encoding="utf-8")
             with ExitStack() as files:
@@ -94,17 +96,39 @@ def _check_base(found: int, header: Header, folder: Path) -> None:
     if found != header.base.weights_checksum:
         raise UserError(
             f"{folder}: not the model that the run started from ({header.base.name}): its weights have checksum "
-            f"{found:016x}, the log says {header.base.weights_checksum:016x}; name the right one with --base"
+            f"{found:016x}, the log says {header.base.weights_checksum:016x}; give the right one with --base"
         )
 
 
-def _check_space(out: Path, wanted: int) -> None:
-    """See early whether the disk has room.
+def _check_space(out: Path, needed: int) -> None:
+    """Check early that the disk has enough free space.
 
     Raises:
-        UserError: it has not.
+        UserError: it does not.
     """
     parent = next(folder for folder in out.absolute().parents if folder.exists())
     free = shutil.disk_usage(parent).free
-    if free < wanted:
-        raise UserError(f"--out {out}: needs {wanted / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; make room")
+    if free < needed:
+        raise UserError(f"--out {out}: needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; make room")
+
+
+def _set_dtype(path: Path, dtype: Dtype) -> None:
+    """Set the type in a model's ``config.json``, from which other libraries choose their compute type.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"the base model's config.json is damaged ({error}); fetch the model again") from error
+
+    def change(part: dict[str, Any]) -> None:
+        for key, value in part.items():
+            if key in ("dtype", "torch_dtype") and isinstance(value, str):
+                part[key] = dtype
+            elif isinstance(value, dict) and key.endswith("_config") and key != "quantization_config":
+                change(value)
+
+    change(config)
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

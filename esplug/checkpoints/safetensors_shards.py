@@ -1,4 +1,4 @@
-"""The safetensors files of a model folder: which there are, reading and writing them."""
+"""Safetensors files of a model folder: finds, reads and writes them, with their index."""
 
 import json
 import os
@@ -13,45 +13,45 @@ from esplug.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-_SHARD_BYTES = 2 * 10**9  # written in one go, which must not look like an engine that hangs
+_SHARD_BYTES = 2 * 10**9  # a shard is written in one call, which must not look like an engine that hangs
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
 def plan_shards(sizes: Mapping[str, int]) -> dict[str, list[str]]:
-    """Return the weight files of a model to be written, each with its tensors, in order.
+    """Distribute a model's tensors, in order, over files of at most about 2 GB. Returns each file's tensors.
 
     Args:
-        sizes: bytes of each tensor. No file exceeds about 2 GB, unless a single tensor does.
+        sizes: size of each tensor, in bytes. A larger tensor gets a file of its own.
     """
     shards: list[list[str]] = [[]]
-    room = _SHARD_BYTES
+    remaining = _SHARD_BYTES
     for name, size in sizes.items():
-        if size > room and shards[-1]:
+        if size > remaining and shards[-1]:
             shards.append([])
-            room = _SHARD_BYTES
+            remaining = _SHARD_BYTES
         shards[-1].append(name)
-        room -= size
+        remaining -= size
     if len(shards) == 1:
         return {_SINGLE: shards[0]}
     return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": names for i, names in enumerate(shards, 1)}
 
 
 def write_index(folder: Path, shards: Mapping[str, list[str]], sizes: Mapping[str, int]) -> None:
-    """Write the index of a model's weight files, where it has several; arguments as for :func:`plan_shards`."""
+    """Write the index of a model's weight files if there are several."""
     if len(shards) > 1:
         places = {name: file for file, names in shards.items() for name in names}
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places}
         (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def tensor_files(folder: Path) -> dict[Path, list[str]]:
+def tensors_by_file(folder: Path) -> dict[Path, list[str]]:
     """Return the weight files of a model folder, each with the tensors to read from it.
 
-    Where there is an index file, it alone says which file holds which tensor.
+    If the folder has an index, only the index decides which file holds which tensor.
 
     Raises:
-        UserError: there are no safetensors, one is missing or damaged, or a tensor is in two files without an
-            index to choose.
+        UserError: there are no safetensors files, one is missing or damaged, or a tensor is in two files and there
+            is no index.
     """
     index = folder / _INDEX
     if index.is_file():
@@ -64,7 +64,7 @@ def tensor_files(folder: Path) -> dict[Path, list[str]]:
     content: dict[Path, list[str]] = {}
     seen: dict[str, Path] = {}
     for path in _unindexed(folder):
-        with opened(path, "numpy") as tensors:
+        with open_safetensors(path, "numpy") as tensors:
             content[path] = list(tensors.keys())
         for name in content[path]:
             if name in seen:
@@ -77,11 +77,11 @@ def tensor_files(folder: Path) -> dict[Path, list[str]]:
 
 
 @contextmanager
-def opened(file: Path, framework: str = "pt") -> Iterator[Any]:
-    """Open a safetensors file of a model for reading, as ``safe_open`` does; its header needs no torch.
+def open_safetensors(file: Path, framework: str = "pt") -> Iterator[Any]:
+    """Open a safetensors file with ``safe_open``. With ``framework="numpy"``, torch is not needed.
 
     Raises:
-        UserError: it is missing or damaged, or a tensor read from it is.
+        UserError: the file, or a tensor read from it, is missing or damaged.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -93,7 +93,7 @@ def opened(file: Path, framework: str = "pt") -> Iterator[Any]:
 
 
 def write_tensors(file: Path, tensors: "Mapping[str, torch.Tensor]") -> None:
-    """Write a safetensors file; the library's own error for a full disk becomes the system's."""
+    """Write a safetensors file. Raises ``OSError`` if the disk is full, unlike the library."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -108,28 +108,28 @@ def write_tensors(file: Path, tensors: "Mapping[str, torch.Tensor]") -> None:
 
 def read_tensors(folder: Path) -> "Iterator[tuple[str, torch.Tensor]]":
     """Yield the tensors of a model folder, file by file."""
-    for file, names in tensor_files(folder).items():
-        with opened(file) as content:
+    for file, names in tensors_by_file(folder).items():
+        with open_safetensors(file) as content:
             for name in names:
                 yield name, content.get_tensor(name)
 
 
 def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a model folder's tensors, without reading these."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file, names in tensor_files(folder).items():
-        with opened(file, "numpy") as content:
-            shapes |= {name: tuple(content.get_slice(name).get_shape()) for name in names}
-    return shapes
+    """Return the shapes of a model folder's tensors from the files' headers."""
+    return {name: tuple(header.get_shape()) for name, header in _tensor_headers(folder)}
 
 
-def widest(folder: Path) -> int:
-    """Return the bytes of an element in the tensors of a model folder that have most: 2 or 4, as a rule."""
-    types = set()
-    for file, names in tensor_files(folder).items():
-        with opened(file, "numpy") as content:
-            types |= {content.get_slice(name).get_dtype() for name in names}
-    return max(int("".join(filter(str.isdigit, kind)) or 8) // 8 for kind in types)
+def max_element_bytes(folder: Path) -> int:
+    """Return the size of the largest element type in a model folder, in bytes: usually 2 or 4."""
+    types = {header.get_dtype() for _, header in _tensor_headers(folder)}
+    return max(int("".join(filter(str.isdigit, name)) or 8) // 8 for name in types)
+
+
+def _tensor_headers(folder: Path) -> Iterator[tuple[str, Any]]:
+    for file, names in tensors_by_file(folder).items():
+        with open_safetensors(file, "numpy") as content:
+            for name in names:
+                yield name, content.get_slice(name)
 
 
 def _unindexed(folder: Path) -> list[Path]:

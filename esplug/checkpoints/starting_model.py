@@ -1,7 +1,7 @@
-"""The model that a run starts from, whatever it is kept as.
+"""The starting model of a run: finds it, or makes a temporary folder of it.
 
-A folder and a Hugging Face id are taken as they are. A seed log, or the directory of a run, is replayed; an
-ES-at-Scale ``.pth`` is joined with its model. What that makes is kept for as long as it is needed.
+A folder or Hugging Face id is used in place. A seed log, or the directory of a run, is replayed. An ES-at-Scale
+``.pth`` is joined with its model.
 """
 
 import shutil
@@ -13,30 +13,31 @@ from typing import Literal
 from esplug.checkpoints.base_model import local_folder, model_folder
 from esplug.checkpoints.folders import verify
 from esplug.checkpoints.replayed_model import write_model
-from esplug.checkpoints.seed_log import FILE_NAME, FORMAT, Header, read
+from esplug.checkpoints.seed_log import read
+from esplug.checkpoints.seed_log_format import FILE_NAME, LINE_START
+from esplug.checkpoints.seed_log_records import Header
 from esplug.errors import UserError
 from esplug.utils.console import get_console
 from esplug.utils.file_lock import is_abandoned, locked
 
 _PREFIX = ".starting-"
-_REMEDY = "say where it is with the --base of `esplug export`"
-_LOG_BEGINS = f'{{"format":"{FORMAT}"'.encode()
+_REMEDY = "give its new path with the --base of `esplug export`"
 
 
 def starting_model(
     model_name: str, checkpoint: str | None, revision: str | None, scratch: Path, stack: ExitStack
 ) -> Path:
-    """Return a folder that vLLM can load and that holds the starting weights.
+    """Return a folder with the starting weights that vLLM can load.
 
     Args:
-        model_name: ``--model-name``: folder or Hugging Face id, whose configuration and tokenizer a ``.pth`` takes.
-        checkpoint: ``--checkpoint``: what holds the weights, where it is not ``model_name``.
-        revision: commit of the model if it comes from the Hub; ``None`` for what its name says.
-        scratch: where a temporary folder goes if one is needed, in sight of all engines.
-        stack: removes that folder when it is closed.
+        model_name: value of ``--model-name``. A ``.pth`` checkpoint uses its configuration and tokenizer.
+        checkpoint: value of ``--checkpoint``: the source of the weights; ``None`` for ``model_name``.
+        revision: commit of a model on the Hub; ``None`` for the revision in its name.
+        scratch: parent of temporary folders, on a path that all engines share.
+        stack: removes the temporary folders when it is closed.
 
     Raises:
-        UserError: there is no such model, or it is damaged, or its parts do not fit together.
+        UserError: there is no such model, it is damaged, or its parts do not match.
     """
     if checkpoint is None:
         return _find(model_name, "--model-name", None, revision, scratch, stack)
@@ -48,9 +49,9 @@ def base_of(log: Path, given: str | None, scratch: Path, stack: ExitStack) -> Pa
 
     Args:
         log: the seed log.
-        given: where the user says they are; ``None`` for what the log says.
+        given: value of ``--base``; ``None`` for the base model that the log names.
         scratch: as for :func:`starting_model`.
-        stack: likewise.
+        stack: as for :func:`starting_model`.
 
     Raises:
         UserError: as for :func:`starting_model`.
@@ -70,22 +71,22 @@ def base_of(log: Path, given: str | None, scratch: Path, stack: ExitStack) -> Pa
 
 
 def kind_of(name: str) -> Literal["model", "log", "pth"]:
-    """Say what a name stands for: a folder or Hub id, a seed log or run directory, or a file of ``torch.save``."""
+    """Tell a folder or Hub id (``model``) from a seed log or run directory (``log``) and a ``.pth`` file."""
     try:
         path = Path(name).expanduser()
         if path.name == FILE_NAME or (path / FILE_NAME).is_file():
             return "log"
         if path.is_file():
             with path.open("rb") as file:
-                begins = file.readline(len(_LOG_BEGINS))
-            return "log" if begins == _LOG_BEGINS else "pth"
+                start = file.read(len(LINE_START))
+            return "log" if start == LINE_START else "pth"
     except (OSError, RuntimeError, ValueError):  # no such user's home; a name too long
         pass
     return "pth" if name.endswith(".pth") else "model"
 
 
 def _find(name: str, flag: str, model_name: str | None, revision: str | None, scratch: Path, stack: ExitStack) -> Path:
-    """Return the folder of a model that is kept in any way; arguments as for :func:`starting_model`."""
+    """Return the folder of a model of any kind; arguments as for :func:`starting_model`."""
     kind, path = kind_of(name), Path(name)
     if kind == "log":
         log = _log_file(path)
@@ -95,7 +96,7 @@ def _find(name: str, flag: str, model_name: str | None, revision: str | None, sc
             raise UserError(f"{flag} {name}: {error}") from error
     if kind == "pth":
         if model_name is None or model_name == name:
-            raise UserError(f"{flag} {name}: weights without a model; give it as --checkpoint, beside --model-name")
+            raise UserError(f"{flag} {name}: only weights; give it as --checkpoint, and its model as --model-name")
         from esplug.checkpoints.pth import join
 
         base = _find(model_name, "--model-name", None, revision, scratch, stack)
@@ -113,17 +114,17 @@ def _replay(log: Path, base: Path, scratch: Path, stack: ExitStack) -> Path:
     get_console().print(f"replaying {log}", markup=False, soft_wrap=True)
     exported = write_model(read(log), log, base, _temporary(scratch, stack) / "model")
     if exported.torn:
-        get_console().print("its last record is torn, as after a crash, and is left out", markup=False)
+        get_console().print("skipped its last record, which a crash has torn", markup=False)
     return exported.folder
 
 
 def _lineage(log: Path) -> list[Path]:
-    """Return a log, that which its run started from, and so on to the first."""
+    """Return a log, the log that its run started from, and so on."""
     logs = [log]
     while kind_of(name := read(logs[-1], 0).header.base.name) == "log":
         earlier = _log_file(Path(name))
         if earlier.resolve() in (each.resolve() for each in logs):
-            raise UserError(f"{log}: by its header it started from {name}, and that from it; {_REMEDY}")
+            raise UserError(f"{log}: the runs that it started from lead back to {name}; {_REMEDY}")
         try:
             read(earlier, 0)
         except UserError as error:
@@ -133,7 +134,7 @@ def _lineage(log: Path) -> list[Path]:
 
 
 def _model_name(header: Header) -> str | None:
-    """Return the model that a run's ``.pth`` was joined with."""
+    """Return the ``model_name`` of the log's run, with which a ``.pth`` was joined."""
     name = header.settings.get("model_name")
     return name if isinstance(name, str) else None
 
@@ -144,11 +145,11 @@ def _log_file(path: Path) -> Path:
 
 
 def _temporary(scratch: Path, stack: ExitStack) -> Path:
-    """Make a folder for as long as it is needed; and remove those of processes that were killed."""
+    """Create a temporary folder, and remove those of processes that were killed."""
     try:
         scratch.mkdir(parents=True, exist_ok=True)
-        for left in filter(is_abandoned, scratch.glob(f"{_PREFIX}*")):
-            shutil.rmtree(left, ignore_errors=True)
+        for leftover in filter(is_abandoned, scratch.glob(f"{_PREFIX}*")):
+            shutil.rmtree(leftover, ignore_errors=True)
         made = TemporaryDirectory(dir=scratch, prefix=_PREFIX, ignore_cleanup_errors=True)
         folder = Path(stack.enter_context(made))
         stack.enter_context(locked(folder))

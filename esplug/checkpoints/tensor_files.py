@@ -1,6 +1,6 @@
-"""Tensors where they lie in safetensors files, to be read and written a piece at a time.
+"""Tensors in safetensors files, read and written a chunk at a time.
 
-They are read rather than mapped: a mapped file's pages would count as this process's memory.
+Files are read rather than memory-mapped: mapped pages would count as this process's memory.
 """
 
 import json
@@ -13,7 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from esplug.checkpoints.safetensors_shards import opened, plan_shards, tensor_files, write_index
+from esplug.checkpoints.safetensors_shards import open_safetensors, plan_shards, tensors_by_file, write_index
 from esplug.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,25 +21,25 @@ if TYPE_CHECKING:
 
 Dtype: TypeAlias = Literal["bfloat16", "float16", "float32"]
 DTYPES: tuple[Dtype, ...] = ("bfloat16", "float16", "float32")
-STRETCH = 2**20
-"""Elements to read, change and write at a time."""
+CHUNK = 2**20
+"""Elements to read, update and write at a time."""
 
 _FLOATS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
-# In the order in which the safetensors library lays out a file; a type that it adds goes last.
+# The order in which the safetensors library lays out a file. Types not listed come last.
 _ORDER = ("U64", "I64", "F64", "C64", "F32", "U32", "I32", "BF16", "F16", "U16", "I16", "I8", "U8", "BOOL")
 
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor that is ``nbytes`` from byte ``offset`` of an open file.
+    """A tensor in an open file.
 
     Attributes:
-        name: in the checkpoint.
-        dtype: as safetensors names it, such as ``BF16``.
-        shape: in the checkpoint.
-        descriptor: of the file.
-        offset: in bytes, from the file's start.
-        nbytes: size.
+        name: name in the checkpoint.
+        dtype: safetensors' name of the type, such as ``BF16``.
+        shape: shape in the checkpoint.
+        descriptor: file descriptor.
+        offset: position in the file, in bytes.
+        nbytes: size in bytes.
     """
 
     name: str
@@ -51,59 +51,59 @@ class StoredTensor:
 
     @property
     def is_float(self) -> bool:
-        """Whether it is perturbed and updated; others are only copied."""
+        """Whether it is floating-point. Other tensors are only copied."""
         return self.dtype in _FLOATS
 
     @property
     def count(self) -> int:
-        """Number of elements; of bytes where they are only copied."""
+        """Number of elements; for a tensor that is only copied, number of bytes."""
         return prod(self.shape) if self.is_float else self.nbytes
 
     def empty(self, count: int) -> "torch.Tensor":
-        """Return a flat tensor of this one's floating-point type, uninitialised."""
+        """Return an uninitialised flat tensor of this floating-point type."""
         import torch
 
         return torch.empty(count, dtype=getattr(torch, _FLOATS[self.dtype]), device="cpu")
 
     def read(self, content: memoryview, offset: int) -> None:
-        """Fill ``content`` with the bytes from ``offset`` of the tensor on.
+        """Fill ``content`` with the tensor's bytes from ``offset`` on.
 
         Raises:
-            UserError: the file was cut short meanwhile.
+            UserError: the file was truncated after it was opened.
         """
         done = 0
         while done < len(content):
             read_now = os.preadv(self.descriptor, [content[done:]], self.offset + offset + done)
             if not read_now:
-                raise UserError(f"the base model's tensor {self.name} was cut short meanwhile; fetch the model again")
+                raise UserError(f"the base model's tensor {self.name} is cut short; fetch the model again")
             done += read_now
 
     def write(self, content: memoryview, offset: int) -> None:
-        """Write ``content`` from byte ``offset`` of the tensor on.
+        """Write ``content`` to the tensor's bytes from ``offset`` on.
 
         Raises:
-            OSError: it could not be written.
+            OSError: it cannot be written.
         """
         done = 0
         while done < len(content):
             done += os.pwrite(self.descriptor, content[done:], self.offset + offset + done)
 
     def copy(self, place: "StoredTensor", start: int, stop: int) -> None:
-        """Copy bytes ``start .. stop`` to another tensor's place."""
+        """Copy bytes ``start`` to ``stop`` to another tensor."""
         content = memoryview(bytearray(stop - start))
         self.read(content, start)
         place.write(content, start)
 
 
 def stored_tensors(folder: Path, stack: ExitStack) -> list[StoredTensor]:
-    """Find the tensors of a model folder, in its order; the files stay open until ``stack`` is closed.
+    """Return the tensors of a model folder, in its order. Their files stay open until ``stack`` is closed.
 
     Raises:
         UserError: a file is missing or damaged, or a tensor's type cannot be updated.
     """
     found: list[StoredTensor] = []
-    for path, names in tensor_files(folder).items():
-        with opened(path):  # the header is found to be right
+    for path, names in tensors_by_file(folder).items():
+        with open_safetensors(path):  # checks the header
             file = stack.enter_context(path.open("rb", buffering=0))
         size = struct.unpack("<Q", file.read(8))[0]
         header = json.loads(file.read(size))
@@ -119,7 +119,7 @@ def stored_tensors(folder: Path, stack: ExitStack) -> list[StoredTensor]:
 
 
 def written_bytes(tensor: StoredTensor, dtype: Dtype | None) -> int:
-    """Return the size of a tensor written in ``dtype``; ``None`` leaves its own."""
+    """Return the size in bytes of a tensor written as ``dtype``; ``None`` keeps its own type."""
     if not tensor.is_float:
         return tensor.nbytes
     return tensor.count * (4 if _written_as(tensor, dtype) == "F32" else 2)
@@ -128,18 +128,18 @@ def written_bytes(tensor: StoredTensor, dtype: Dtype | None) -> int:
 def create_files(
     folder: Path, tensors: Sequence[StoredTensor], dtype: Dtype | None, files: ExitStack
 ) -> dict[str, StoredTensor]:
-    """Make a model's weight files, complete but for the tensors' bytes. Returns the place of each tensor.
+    """Create a model's weight files, complete except for the tensors' bytes. Returns the place of each tensor.
 
-    Within a file tensors lie in the order of the safetensors library: by type, large elements first, then by name.
+    A file's tensors are in the order of the safetensors library: by type, large elements first, then by name.
 
     Args:
-        folder: there already.
-        tensors: those of the model.
-        dtype: type of the floating-point tensors; ``None`` leaves each its own.
+        folder: existing folder.
+        tensors: the model's tensors.
+        dtype: type of the floating-point tensors; ``None`` keeps each tensor's own.
         files: keeps the files open.
 
     Raises:
-        OSError: they could not be written.
+        OSError: the files cannot be written.
     """
     sizes = {tensor.name: written_bytes(tensor, dtype) for tensor in tensors}
     shards = plan_shards(sizes)
@@ -166,37 +166,15 @@ def create_files(
     return places
 
 
-def declare_dtype(path: Path, dtype: Dtype) -> None:
-    """Change the type that a model's configuration names, by which others choose what to compute in.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"the base model's config.json is damaged ({error}); fetch the model again") from error
-
-    def change(part: dict[str, Any]) -> None:
-        for key, value in part.items():
-            if key in ("dtype", "torch_dtype") and isinstance(value, str):
-                part[key] = dtype
-            elif isinstance(value, dict) and key.endswith("_config") and key != "quantization_config":
-                change(value)
-
-    change(config)
-    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 def as_bytes(tensor: "torch.Tensor") -> memoryview:
-    """Return the bytes of a contiguous tensor, without a copy."""
+    """Return the bytes of a contiguous tensor without copying them."""
     import torch
 
     return tensor.view(torch.uint8).numpy().data
 
 
 def _written_as(tensor: StoredTensor, dtype: Dtype | None) -> str:
-    """Return the type that a tensor gets, as safetensors names it."""
+    """Return safetensors' name of the type in which a tensor is written."""
     if dtype is None or not tensor.is_float:
         return tensor.dtype
     return next(short for short, name in _FLOATS.items() if name == dtype)

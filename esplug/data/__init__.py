@@ -1,5 +1,5 @@
-"""The data: reads rows, collates them into batches, and encodes prompts into token ids.
+"""Data: reads rows, collates them into batches, and encodes prompts into token ids.
 
-Runs in the driver, before engines start and once an iteration. Knows tasks, but no engines. May import
-:mod:`esplug.checkpoints` (for the model's tokenizer), :mod:`esplug.plugins` and what they import.
+Runs in the driver, before engines start and once per iteration. Knows tasks, but not engines. May import
+:mod:`esplug.checkpoints` (for the model's length), :mod:`esplug.plugins` and the rooms below them.
 """

@@ -1,4 +1,4 @@
-"""A task's data: its splits, checked and collated, and the batches drawn from them."""
+"""Batches of a task's rows: loads, checks and collates its splits, and draws training batches."""
 
 import re
 from bisect import bisect_left
@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from esplug.data.readers import SplitRows, named, place, read, sources
+from esplug.data.sources import SplitRows, list_sources, name_splits, read, source_names
 from esplug.errors import UserError
 from esplug.hookspecs import Prompt, Row
 from esplug.plugins.task import Task
@@ -22,14 +22,14 @@ _FLAGS: dict[Split, str] = {"train": "--train-dataset", "eval": "--eval-dataset"
 class Batches:
     """An endless, reproducible stream of ``(prompts, targets)`` batches.
 
-    Rows are shuffled anew for every pass over them, from the seed alone. Passes are joined, so that every
-    batch is full. Each ``iter()`` starts from the beginning.
+    Each pass over the rows shuffles them again, with an order that depends only on the seed. Passes are joined, so
+    that every batch is full. Each ``iter()`` starts from the beginning.
 
     Args:
         prompts: one per row.
         targets: one per row.
-        batch_size: capped at the number of rows.
-        seed: decides the order.
+        batch_size: rows per batch; at most the number of rows.
+        seed: seed of the order.
     """
 
     def __init__(self, prompts: list[Any], targets: list[Any], batch_size: int, seed: int) -> None:
@@ -47,16 +47,16 @@ class Batches:
 
 
 def load_batch_source(task: Task, path: str | None, batch_size: int, seed: int) -> Batches:
-    """Read a task's training rows and make batches of them.
+    """Read a task's training rows and return their batches.
 
     Args:
-        task: whose rows.
-        path: one source that :func:`esplug.data.readers.read` takes; ``None`` for the task's own rows.
-        batch_size: rows per batch, at most.
-        seed: decides the order of the rows.
+        task: the task.
+        path: one source for :func:`esplug.data.sources.read`; ``None`` for the task's own rows.
+        batch_size: maximum rows per batch.
+        seed: seed of the order.
 
     Raises:
-        UserError: the rows cannot be read, are empty, or lack a column; or ``path`` is not one source.
+        UserError: the rows cannot be read, are empty, or lack a column; or ``path`` names several sources.
     """
     splits = _load(task, "train", path)
     name = "train" if len(splits) > 1 else next(iter(splits))
@@ -68,17 +68,17 @@ def load_batch_source(task: Task, path: str | None, batch_size: int, seed: int) 
 def load_eval_splits(
     task: Task, path: str | None, limit: int | None, only: Sequence[str] = (), flag: str = "--splits"
 ) -> dict[str, list[Batch]]:
-    """Read a task's evaluation rows: split name to batches, here one batch a split.
+    """Read a task's evaluation rows. Returns the batches of each split by name, here one batch per split.
 
     Args:
-        task: whose rows.
-        path: sources that :func:`esplug.data.readers.read` takes, comma-separated; ``None`` for the task's own rows.
-        limit: rows to keep of each split, the first ones; ``None`` for all.
-        only: names of splits to keep; none named keeps all.
-        flag: by which the user named them, for the error.
+        task: the task.
+        path: comma-separated sources for :func:`esplug.data.sources.read`; ``None`` for the task's own rows.
+        limit: number of rows to keep from the start of each split; ``None`` for all.
+        only: names of the splits to keep; an empty sequence keeps all.
+        flag: flag of ``only``, for error messages.
 
     Raises:
-        UserError: the rows cannot be read, are empty, or lack a column; or there is no split of a name in ``only``.
+        UserError: the rows cannot be read, are empty, or lack a column; or a split in ``only`` does not exist.
     """
     splits = _load(task, "eval", path)
     for name in only:
@@ -89,47 +89,47 @@ def load_eval_splits(
 
 
 def _load(task: Task, split: Split, path: str | None) -> dict[str, SplitRows]:
-    """Ask the task for the rows of each source, and read what it leaves to esplug."""
-    named_sources = [None] if path is None else sources(path)
-    if split == "train" and len(named_sources) > 1:
+    """Get the rows of each source from the task, or read the source if the task returns ``None``."""
+    sources = [None] if path is None else list_sources(path)
+    if split == "train" and len(sources) > 1:
         raise UserError(
-            f"{_origin(split, path)}: training takes one data set, not {len(named_sources)}; name one of them, "
+            f"{_origin(split, path)}: training takes one data set, not {len(sources)}; give one of them, "
             "or join them into one file"
         )
     parts: list[SplitRows] = []
-    for source in named_sources:
+    for source in sources:
         rows = task.load_rows(split, source)
         if rows is None:
             if source is None:
-                raise UserError(f"task {task.name!r} has no data of its own; name some with {_FLAGS[split]}")
+                raise UserError(f"task {task.name!r} has no data of its own; give some with {_FLAGS[split]}")
             parts += read(source, _FLAGS[split])
             continue
-        origin, holders = _origin(split, source), place(source) if source else ()
+        origin, outer = _origin(split, source), source_names(source) if source else ()
         own = rows if isinstance(rows, Mapping) else {split: rows}
-        parts += [SplitRows(origin, (*holders, name), its_rows) for name, its_rows in own.items()]
+        parts += [SplitRows(origin, (*outer, name), its_rows) for name, its_rows in own.items()]
     if not parts:
         raise UserError(f"{_origin(split, path)}: the data set has no splits")
-    return named(parts)
+    return name_splits(parts)
 
 
 def _origin(split: Split, path: str | None) -> str:
-    """Name a data set in an error."""
+    """Return how error messages name a data set."""
     return f"{_FLAGS[split]} {path}" if path is not None else f"the task's own {split} data"
 
 
 def _collated(task: Task, name: str, part: SplitRows, limit: int | None) -> Batch:
-    """Collate a split's rows, and see that every one of them makes a prompt."""
+    """Collate a split's rows, and check that each of them has a valid prompt."""
     where = f"{part.origin}, split {name!r}"
     try:
         rows = list(islice(part.rows, limit))
-    except Exception as error:  # a saved data set is read now, by a library that has many words for damage
+    except Exception as error:  # rows are read lazily, and damage raises many types of errors
         raise UserError(f"{where}: cannot be read [{cause(error)}]") from error
     if not rows:
         raise UserError(f"{part.origin}: the data set has no rows in its split {name!r}")
     try:
         questions, targets = task.collate(rows)
     except UserError as error:
-        row = "" if re.search(r"\brow \d", str(error)) else f", row {_first_refused(task, rows)}"
+        row = "" if re.search(r"\brow \d", str(error)) else f", row {_first_rejected(task, rows)}"
         raise type(error)(f"{where}{row}: {error}") from error
     for number, question in enumerate(questions, start=1):
         try:
@@ -139,22 +139,22 @@ def _collated(task: Task, name: str, part: SplitRows, limit: int | None) -> Batc
     return questions, targets
 
 
-def _first_refused(task: Task, rows: Sequence[Row]) -> int:
-    """Return the number, from 1, of the first row that the task refuses, or refuses after those before it."""
+def _first_rejected(task: Task, rows: Sequence[Row]) -> int:
+    """Return the number, from 1, of the first row with which the task cannot collate the rows up to it."""
 
-    def refused(number: int) -> bool:
+    def rejected(number: int) -> bool:
         try:
             task.collate(rows[:number])
         except UserError:
             return True
         return False
 
-    return 1 + bisect_left(range(1, len(rows)), True, key=refused)
+    return 1 + bisect_left(range(1, len(rows)), True, key=rejected)
 
 
 def _check_text(prompt: Prompt) -> None:
     texts = [prompt] if isinstance(prompt, str) else [str(message["content"]) for message in prompt]
     try:
         "".join(texts).encode()
-    except UnicodeEncodeError as error:  # JSON can spell half a character: \ud83d
-        raise UserError(f"the prompt holds {error.object[error.start]!r}, which is no character") from error
+    except UnicodeEncodeError as error:  # JSON can escape half of a surrogate pair: \ud83d
+        raise UserError(f"the prompt holds {error.object[error.start]!r}, which is not a character") from error

@@ -1,4 +1,4 @@
-"""Building a data set: its plugin makes the rows, and they are saved with a record of where they come from."""
+"""Data set builder: saves the rows that a plugin makes, with a record of their sources."""
 
 import json
 import shutil
@@ -8,31 +8,29 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from esplug.data.readers import Rows, load_commit, load_repository
+from esplug.data.hub_datasets import Rows, find_commit, load_commit, load_local_copy, out_of_reach
 from esplug.errors import PluginError, UserError
 from esplug.hookspecs import HubSource, Row
 from esplug.plugins import registry
 from esplug.plugins.registry import PluginInfo
-from esplug.utils.hub import hub_revision
 from esplug.utils.text import cause
 
-#: What ``build`` calls its two parts, and the folders they are saved in.
+#: Folder of each part that ``build`` returns.
 FOLDERS = {"train": "train", "eval": "evaluation_suite"}
-_RECORD = "provenance.json"
 
 
 @dataclass(frozen=True)
 class SourceRecord:
-    """What was fetched.
+    """A source that was fetched.
 
     Attributes:
-        repo: the data set's id on the Hub.
-        config: its configuration, if it has several.
-        split: the split taken.
-        revision: the commit, or ``local`` where a local copy does not tell.
-        licence: as the data set's card states it, else as the plugin gives it.
-        rows: how many.
-        sha256: of the rows, as canonical JSON.
+        repo: id of the data set on the Hub.
+        config: configuration, if the data set has several.
+        split: name of the split.
+        revision: commit, or ``local`` if a local copy does not record it.
+        licence: licence in the data set's card, or else the plugin's statement.
+        rows: number of rows.
+        sha256: checksum of the rows as canonical JSON.
     """
 
     repo: str
@@ -46,7 +44,7 @@ class SourceRecord:
 
 @dataclass(frozen=True)
 class SplitRecord:
-    """What was saved: the split's name, how many rows, and their checksum as canonical JSON."""
+    """A split that was saved: its name, number of rows, and their checksum as canonical JSON."""
 
     name: str
     rows: int
@@ -58,9 +56,9 @@ class Built:
     """A data set that was saved.
 
     Attributes:
-        plugin: what made it.
-        splits: of each folder written.
-        sources: what it was made from; none where the plugin made the rows itself.
+        plugin: the plugin that made the rows.
+        splits: splits in each folder.
+        sources: sources that were fetched; empty if the plugin generated the rows.
     """
 
     plugin: PluginInfo
@@ -69,7 +67,7 @@ class Built:
 
 
 def folders(name: str, out: Path) -> list[Path]:
-    """Return where a data set of this name is saved: training rows, then evaluation rows."""
+    """Return the folders of a data set: training rows, then evaluation rows."""
     return [out / folder / name for folder in FOLDERS.values()]
 
 
@@ -77,30 +75,31 @@ def build(name: str, out: Path, source: Path | None = None, force: bool = False)
     """Build the data set of this name and save it as DatasetDicts below ``out``.
 
     Args:
-        name: the plugin's.
-        out: gets ``train/NAME`` and ``evaluation_suite/NAME``, each with a ``provenance.json``.
-        source: holds local copies of Hub repositories, as ``owner/name``; ``None`` asks the Hub.
-        force: replace what is there.
+        name: name of the plugin.
+        out: parent of ``train/NAME`` and ``evaluation_suite/NAME``, each with a ``provenance.json``.
+        source: folder of local copies of Hub repositories, as ``owner/name``; ``None`` to use the Hub.
+        force: replace existing folders.
 
     Raises:
-        UserError: a folder is there already, or a source cannot be had.
+        UserError: a folder exists, or a source is not available.
         PluginError: there is no such data set, or its plugin fails.
     """
     plugin = registry.find("dataset", name)
-    taken = [folder for folder in folders(name, out) if folder.exists()]
-    if taken and not force:
-        raise UserError(f"{taken[0]} exists already; --force replaces it, --out writes elsewhere")
+    existing = [folder for folder in folders(name, out) if folder.exists()]
+    if existing and not force:
+        raise UserError(f"{existing[0]} exists already; --force replaces it, --out writes elsewhere")
     fetcher = _Fetcher(source)
     hooks = registry.load("dataset", name)
     with registry.blame(plugin, "build"):
         made = hooks.build(fetch=fetcher)
-    parts = _checked(plugin, made)
+    records: dict[Path, list[SplitRecord]] = {}
     staged = {}
     try:
-        for part, splits in parts.items():
+        for part, splits in _checked(plugin, made).items():
             folder = out / FOLDERS[part] / name
             staged[folder] = folder.with_name(f".{name}.partial")
-            _save(plugin, staged[folder], splits, _record(plugin, splits, fetcher.records))
+            records[folder] = [SplitRecord(split, len(rows), checksum(rows)) for split, rows in splits.items()]
+            _save(plugin, staged[folder], splits, _provenance(plugin, records[folder], fetcher.records))
         for folder, ready in staged.items():
             if folder.exists():
                 shutil.rmtree(folder)
@@ -110,12 +109,11 @@ def build(name: str, out: Path, source: Path | None = None, force: bool = False)
     finally:
         for ready in staged.values():
             shutil.rmtree(ready, ignore_errors=True)
-    records = {out / FOLDERS[part] / name: _split_records(splits) for part, splits in parts.items()}
     return Built(plugin, records, fetcher.records)
 
 
 def checksum(rows: Sequence[Row]) -> str:
-    """Return the SHA-256 of rows: each as JSON with sorted keys on a line of its own."""
+    """Return the SHA-256 of rows, each as a line of JSON with sorted keys."""
     digest = sha256()
     for row in rows:
         text = json.dumps(dict(row), sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
@@ -125,15 +123,15 @@ def checksum(rows: Sequence[Row]) -> str:
 
 @dataclass
 class _Fetcher:
-    """Fetches rows for a plugin and keeps a record of each source."""
+    """Fetches rows for a plugin and records each source."""
 
     local: Path | None
     records: list[SourceRecord] = field(default_factory=list)
 
     def __call__(self, source: HubSource) -> list[Row]:
-        shown = f"{source.repo}:{source.config}" if source.config else source.repo
         revision, splits = self._from_hub(source) if self.local is None else self._from_copy(source, self.local)
         if source.split not in splits:
+            shown = f"{source.repo}:{source.config}" if source.config else source.repo
             raise UserError(f"{shown}: no split {source.split!r} (splits: {', '.join(splits)})")
         rows: list[Row] = [dict(row) for row in splits[source.split]]
         self.records.append(
@@ -144,26 +142,20 @@ class _Fetcher:
         return rows
 
     def _licence(self, source: HubSource) -> str:
-        """Read the licence from the data set's own card, where it states one."""
+        """Return the licence in the data set's card, or else the plugin's statement."""
         from huggingface_hub import DatasetCard
 
         card = str(self.local / source.repo / "README.md") if self.local else source.repo
         try:
             stated = DatasetCard.load(card, ignore_metadata_errors=True).data.get("license")
-        except Exception:  # no card, or one that cannot be read: the rows are what was asked for
+        except Exception:  # without a readable card, the rows are still usable
             stated = None
         return ", ".join(stated) if isinstance(stated, list) else str(stated or source.licence)
 
     def _from_hub(self, source: HubSource) -> tuple[str, dict[str, Rows]]:
-        try:
-            revision = hub_revision(source.repo, source.revision)
-        except LookupError as error:
-            raise UserError(f"{source.repo}: not to be had from the Hub: {error}") from error
+        revision = find_commit(source.repo, source.revision, f"{source.repo}:")
         if revision is None:
-            raise UserError(
-                f"{source.repo}: the Hugging Face Hub is out of reach; where it is in reach, run `hf download "
-                f"--repo-type dataset {source.repo} --local-dir DIR/{source.repo}`, then give --source DIR"
-            )
+            raise UserError(f"{source.repo}: {out_of_reach(source.repo, f'DIR/{source.repo}', '--source DIR')}")
         return revision, load_commit(source.repo, source.config, revision, source.repo)
 
     def _from_copy(self, source: HubSource, local: Path) -> tuple[str, dict[str, Rows]]:
@@ -176,21 +168,21 @@ class _Fetcher:
         revision = _revision_of_copy(folder)
         if source.revision and not revision.startswith(source.revision):
             raise UserError(f"{folder}: holds revision {revision}, not {source.revision}; fetch it with --revision")
-        return revision, load_repository(folder, source.config, str(folder))
+        return revision, load_local_copy(folder, source.config, str(folder))
 
 
 def _revision_of_copy(folder: Path) -> str:
-    """Read the commit of a local copy from what ``hf download`` notes beside it: the first line of each file."""
+    """Return the commit of a local copy from the metadata files of ``hf download``, or ``local`` without them."""
     notes = (folder / ".cache" / "huggingface" / "download").rglob("*.metadata")
     commits = {note.read_text(encoding="utf-8").partition("\n")[0].strip() for note in notes}
     return commits.pop() if len(commits) == 1 else "local"
 
 
 def _checked(plugin: PluginInfo, parts: Any) -> dict[str, dict[str, list[Row]]]:
-    """Check what the plugin returned.
+    """Return the plugin's parts, with the rows of each split.
 
     Raises:
-        PluginError: it is no mapping of the parts to splits with rows.
+        PluginError: the plugin did not return a mapping from part to splits with rows.
     """
     if not isinstance(parts, Mapping) or not parts or not parts.keys() <= FOLDERS.keys():
         found = ", ".join(map(str, parts)) if isinstance(parts, Mapping) else type(parts).__name__
@@ -203,27 +195,23 @@ def _checked(plugin: PluginInfo, parts: Any) -> dict[str, dict[str, list[Row]]]:
     return {part: {name: list(rows) for name, rows in splits.items()} for part, splits in parts.items()}
 
 
-def _split_records(splits: Mapping[str, Sequence[Row]]) -> list[SplitRecord]:
-    return [SplitRecord(name, len(rows), checksum(rows)) for name, rows in splits.items()]
-
-
-def _record(plugin: PluginInfo, splits: Mapping[str, Sequence[Row]], sources: Sequence[SourceRecord]) -> str:
-    """Describe a folder in JSON, without dates: building again from the same sources gives the same bytes."""
+def _provenance(plugin: PluginInfo, splits: Sequence[SplitRecord], sources: Sequence[SourceRecord]) -> str:
+    """Return a folder's ``provenance.json``. It has no dates, so the same sources give the same bytes."""
     record = {
         "name": plugin.name,
         "distribution": plugin.distribution,
         "version": plugin.version,
         "sources": [asdict(source) for source in sources],
-        "splits": [asdict(split) for split in _split_records(splits)],
+        "splits": [asdict(split) for split in splits],
     }
     return json.dumps(record, indent=2, ensure_ascii=False) + "\n"
 
 
-def _save(plugin: PluginInfo, folder: Path, splits: Mapping[str, Sequence[Row]], record: str) -> None:
+def _save(plugin: PluginInfo, folder: Path, splits: Mapping[str, Sequence[Row]], provenance: str) -> None:
     import datasets
 
     shutil.rmtree(folder, ignore_errors=True)
-    datasets.disable_progress_bars()  # they would stand above the table
+    datasets.disable_progress_bars()  # they would appear above the table
     data = datasets.DatasetDict()
     for name, rows in splits.items():
         try:
@@ -234,4 +222,4 @@ def _save(plugin: PluginInfo, folder: Path, splits: Mapping[str, Sequence[Row]],
                 "a column must hold values of one type"
             ) from error
     data.save_to_disk(str(folder))
-    (folder / _RECORD).write_text(record, encoding="utf-8")
+    (folder / "provenance.json").write_text(provenance, encoding="utf-8")

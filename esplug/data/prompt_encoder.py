@@ -1,4 +1,4 @@
-"""Encodes prompts, text or chat messages, into the model's token ids."""
+"""Prompt encoder: turns prompts, text or chat messages, into the model's token ids."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,17 +10,17 @@ from esplug.errors import UserError
 from esplug.hookspecs import Prompt
 from esplug.utils.text import one_line
 
-#: Tokens that end a turn of a chat: ChatML's, Llama's, Gemma's and Phi's.
+#: Tokens that end a turn in the chat formats of ChatML, Llama, Gemma and Phi.
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
 
 
 @dataclass(frozen=True)
 class PromptEncoder:
-    """Turns prompts into token ids, once for all engines and members.
+    """Encodes prompts once for all engines and members.
 
     Attributes:
-        tokenizer: of ``transformers``.
-        longest: most tokens a prompt may have, so that an answer of full length fits.
+        tokenizer: tokenizer of ``transformers``.
+        longest: maximum number of tokens in a prompt, so that an answer of full length fits.
     """
 
     tokenizer: Any
@@ -31,7 +31,7 @@ class PromptEncoder:
         """Load the tokenizer of a model folder.
 
         Raises:
-            UserError: it has none, or the model is too short for ``max_tokens``.
+            UserError: it has none, or the model's length leaves no room for a prompt.
         """
         longest = longest_prompt(folder, max_model_len, max_tokens)
         try:
@@ -44,15 +44,15 @@ class PromptEncoder:
 
     @property
     def turn_ends(self) -> tuple[int, ...]:
-        """Tokens at which an answer ends, whether or not the model takes them for its end-of-text token.
+        """Tokens at which an answer ends, in addition to the model's end-of-text token.
 
-        A base model asked in a chat format does not, and would go on to invent the next turns.
+        A base model that is prompted in a chat format would otherwise go on and invent the next turns.
         """
         added = self.tokenizer.get_added_vocab()
         return tuple(added[token] for token in _TURN_ENDS if token in added)
 
     def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        """Return token ids for each prompt. Chat messages go through the model's chat template.
+        """Return the token ids of each prompt. Chat messages use the model's chat template.
 
         Raises:
             UserError: a prompt is empty or too long, or the model has no chat template for messages.
@@ -69,16 +69,16 @@ class PromptEncoder:
         return encoded
 
     def render(self, prompt: Prompt) -> str:
-        """Return a prompt as the text the model sees."""
+        """Return a prompt as the text that the model sees."""
         if isinstance(prompt, str):
             return prompt
         if not isinstance(prompt, list):
             raise UserError(f"a prompt must be text or a list of chat messages, not {type(prompt).__name__}")
         if self.tokenizer.chat_template is None:
             raise UserError(
-                "the task asks with chat messages, but this model has no chat template; use an instruct model"
+                "the task's prompts are chat messages, but this model has no chat template; use an instruct model"
             )
         try:
             return str(self.tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
-        except Exception as error:  # templates are programs, and may refuse a role
-            raise UserError(f"the model's chat template refuses the task's messages ({error})") from error
+        except Exception as error:  # a template may raise errors of its own, for instance for a role
+            raise UserError(f"the model's chat template rejects the task's messages ({error})") from error

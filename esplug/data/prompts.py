@@ -1,26 +1,24 @@
-"""From a user's batches to the prompts that engines take, checked before an engine starts."""
+"""Prompt builder: checks the user's batches and builds the engines' prompts from their questions."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Any, TypeAlias
+from typing import Any
 
-from esplug.data.batches import Batches
+from esplug.data.batches import Batch, Batches
 from esplug.data.prompt_encoder import PromptEncoder
 from esplug.data.splits import EvaluationSplit, fingerprint
 from esplug.errors import UserError
 from esplug.hookspecs import Prompt
 
-Batch: TypeAlias = tuple[Sequence[Any], Sequence[Any]]
-
 
 @dataclass(frozen=True, slots=True)
 class PromptBuilder:
-    """Asks questions the way the task asks them.
+    """Builds prompts from questions with the task's template.
 
     Attributes:
-        encoder: of the model.
-        template: from a question to its prompt; ``None`` where questions are prompts.
+        encoder: prompt encoder of the model.
+        template: returns the prompt of a question; ``None`` if questions are prompts.
     """
 
     encoder: PromptEncoder
@@ -30,7 +28,7 @@ class PromptBuilder:
         """Return the token ids of each question's prompt.
 
         Raises:
-            UserError: a prompt is empty or too long, or is none.
+            UserError: a prompt is empty, too long, or not a prompt.
         """
         return self.encoder.encode([self._prompt(question) for question in questions])
 
@@ -38,7 +36,7 @@ class PromptBuilder:
         """Return the rows of an evaluation split.
 
         Raises:
-            UserError: it has none, or a batch or prompt is not as it must be.
+            UserError: there are no rows, or a batch or prompt is invalid.
         """
         batches = [_checked(batch, f"eval_dataloader_dict[{name!r}]") for batch in loader]
         prompts = [self._prompt(question) for questions, _ in batches for question in questions]
@@ -48,17 +46,17 @@ class PromptBuilder:
         return EvaluationSplit([self.encoder.render(p) for p in prompts], self.encoder.encode(prompts), targets)
 
     def fingerprint(self, rows: Batches) -> dict[str, Any]:
-        """Return what tells one set of training rows from another, having checked every prompt."""
+        """Check every prompt, and return the number of training rows and their fingerprint."""
         return {
             "rows": len(rows.prompts),
             "fingerprint": fingerprint(map(str, self.encode(rows.prompts)), rows.targets),
         }
 
     def batches(self, loader: Iterable[Batch], skipped: int) -> tuple[list[list[int]], Iterator[Batch]]:
-        """Return the first training batch's prompts as token ids, and an endless stream behind the first ``skipped``.
+        """Return the token ids of the first training batch, and the endless stream of batches after ``skipped``.
 
         Raises:
-            UserError: the first batch or its prompts are not as they must be; a later one raises when its turn comes.
+            UserError: the first batch or a prompt in it is invalid. A later batch raises when it is drawn.
         """
         stream = _endless(loader)
         first = next(stream)

@@ -1,4 +1,4 @@
-"""The rows of an evaluation split, and the fingerprint that identifies rows."""
+"""Evaluation splits, and the fingerprint that identifies rows."""
 
 import re
 from collections.abc import Iterable
@@ -16,14 +16,14 @@ class EvaluationSplit:
     targets: list[Any]
 
     def fingerprint(self) -> str:
-        """Name the content: equal prompts and targets, equal text."""
+        """Return the :func:`fingerprint` of the prompts and targets."""
         return fingerprint(self.texts, self.targets)
 
 
 def fingerprint(prompts: Iterable[str], targets: Iterable[Any]) -> str:
-    """Name rows: equal prompts and targets, equal text."""
+    """Return a hash of rows: equal prompts and targets have equal fingerprints."""
     digest = blake2b(digest_size=16)
     for prompt, target in zip(prompts, targets, strict=True):
-        shown = re.sub(r" at 0x[0-9a-f]+", "", repr(target))  # where an object without a form of its own lies
+        shown = re.sub(r" at 0x[0-9a-f]+", "", repr(target))  # the address in the default repr of an object
         digest.update(f"{len(prompt)} {prompt} {shown}\n".encode(errors="replace"))
     return digest.hexdigest()

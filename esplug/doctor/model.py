@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from esplug.checkpoints.base_model import kept_folder, longest_prompt, may_be_on_hub, model_folder, weights_size
-from esplug.checkpoints.seed_log import FILE_NAME, read
+from esplug.checkpoints.base_model import local_model_folder, longest_prompt, may_be_on_hub, model_folder, weights_size
+from esplug.checkpoints.seed_log import read
+from esplug.checkpoints.seed_log_format import FILE_NAME
 from esplug.checkpoints.starting_model import kind_of
 from esplug.config.run_config import RunConfig
 from esplug.doctor.finding import Finding, State
@@ -50,7 +51,7 @@ def model(config: RunConfig, stack: Stack) -> tuple[Path | None, list[Finding]]:
     """Look for the model. Returns its folder if it is on this machine and whole."""
     try:
         name, flag = described_by(config)
-        folder = kept_folder(name, flag)
+        folder = local_model_folder(name, flag)
         if folder is None:
             return None, [_to_be_fetched(name, flag)]
         if Path(name).expanduser().is_dir():

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from esplug.checkpoints.base_model import kept_folder, may_be_on_hub, model_folder
+from esplug.checkpoints.base_model import local_model_folder, may_be_on_hub, model_folder
 from esplug.checkpoints.seed_log import read
 from esplug.config.run_config import RunConfig
 from esplug.data.batches import Batch, Batches, load_batch_source, load_eval_splits
@@ -65,7 +65,7 @@ def dry_run(config: RunConfig, task: Task, resume: Path | None, *, probe: bool) 
     data = Data(train, splits)
     _say(config.to_toml())
     name, flag = described_by(config)
-    folder = kept_folder(name, flag)
+    folder = local_model_folder(name, flag)
     if folder or probe or not may_be_on_hub(name):
         folder = model_folder(name, flag)
     _show_data(config, task, data, folder)

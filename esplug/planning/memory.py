@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from esplug.checkpoints.base_model import weights_size
-from esplug.checkpoints.safetensors_shards import read_shapes, widest
+from esplug.checkpoints.safetensors_shards import max_element_bytes, read_shapes
 from esplug.config.run_config import RunConfig
 from esplug.planning.adapter_sizes import adapter_elements
 from esplug.planning.placement import (
@@ -192,7 +192,7 @@ def master_bytes(model: Path, master_dtype: str, blocks: Mapping[str, TensorBloc
     """
     parts = blocks or {}
     kept = (parts.get(name, TensorBlock.whole(shape)).of(shape) for name, shape in read_shapes(model).items())
-    return (4 if master_dtype == "float32" else widest(model)) * sum(map(math.prod, kept))
+    return (4 if master_dtype == "float32" else max_element_bytes(model)) * sum(map(math.prod, kept))
 
 
 def size(nbytes: int) -> str:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from esplug.checkpoints.folders import set_aside
-from esplug.checkpoints.seed_log import FILE_NAME as SEED_LOG
-from esplug.checkpoints.seed_log import Header, SeedLog
+from esplug.checkpoints.seed_log import SeedLog
+from esplug.checkpoints.seed_log_format import FILE_NAME as SEED_LOG
+from esplug.checkpoints.seed_log_records import Header
 from esplug.config.run_config import RunConfig, flag_of, make_config, panel_of, read_toml
 from esplug.data.splits import EvaluationSplit
 from esplug.errors import UserError

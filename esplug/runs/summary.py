@@ -186,10 +186,10 @@ def _state(run: RunDirectory, planned: int | None, results: Mapping[str, Any], s
 
 
 def _iterations(seed_log: Path) -> int:
-    from esplug.checkpoints.seed_log import count  # which imports NumPy
+    from esplug.checkpoints.seed_log_format import count_records  # imports NumPy
 
     try:
-        return count(seed_log)
+        return count_records(seed_log)
     except OSError:
         return 0
 

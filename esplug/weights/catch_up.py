@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 from esplug.checkpoints.history import CatchUp, CaughtUp, Saved
-from esplug.checkpoints.seed_log import movement
+from esplug.checkpoints.seed_log_records import movement
 from esplug.errors import UserError
 from esplug.weights.rank_group import RankGroup
 

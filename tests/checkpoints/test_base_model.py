@@ -1,29 +1,11 @@
-"""The base model's folder, its size, and prompts as its tokens."""
+"""The base model's folder, here or on the Hub, and its size."""
 
-import json
 import re
-import shutil
-from pathlib import Path
 
 import pytest
 
 from esplug.checkpoints.base_model import model_folder, weights_size
-from esplug.data.prompt_encoder import PromptEncoder
 from esplug.errors import UserError
-
-CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi <b>"}]
-
-
-@pytest.fixture
-def encoder(tiny_model) -> PromptEncoder:
-    return PromptEncoder.load(tiny_model, max_model_len=None, max_tokens=24)
-
-
-@pytest.fixture
-def own_copy(tiny_model, tmp_path) -> Path:
-    """A copy of the tiny model that a test may damage."""
-    return shutil.copytree(tiny_model, tmp_path / "copy")
-
 
 # --- the folder ------------------------------------------------------------------------------------------
 
@@ -45,7 +27,7 @@ def test_a_folder_is_found_where_it_is(tiny_model, monkeypatch) -> None:
         (["config.json", "pytorch_model.bin"], "save_pretrained"),
     ],
 )
-def test_a_folder_that_is_no_model_says_what_is_missing(files, words, tmp_path) -> None:
+def test_an_incomplete_model_folder_is_an_error(files, words, tmp_path) -> None:
     for name in files:
         (tmp_path / name).write_text("{}")
     with pytest.raises(UserError, match=words) as caught:
@@ -54,7 +36,7 @@ def test_a_folder_that_is_no_model_says_what_is_missing(files, words, tmp_path) 
 
 
 @pytest.mark.parametrize("name", ["./no/model", "/no/model", "~/no-such-model", "a/b/c"])
-def test_what_can_be_no_hub_id_is_looked_for_on_disk_alone(name, monkeypatch) -> None:
+def test_names_that_are_not_hub_ids_never_ask_the_hub(name, monkeypatch) -> None:
     monkeypatch.setattr("esplug.checkpoints.base_model.hub_revision", lambda *_: pytest.fail("asked the Hub"))
     with pytest.raises(UserError, match=f"^--model-name {re.escape(name)}: no such folder$"):
         model_folder(name)
@@ -85,7 +67,7 @@ def test_a_hub_id_is_fetched_at_its_commit(name, revision, reached, asked, tiny_
     assert model_folder(name) == tiny_model.resolve()
 
 
-def test_what_the_hub_has_not_or_cannot_give_is_one_line(monkeypatch) -> None:
+def test_hub_failures_are_one_line(monkeypatch) -> None:
     def refuse(*_):
         raise LookupError("404 Not Found")
 
@@ -94,7 +76,7 @@ def test_what_the_hub_has_not_or_cannot_give_is_one_line(monkeypatch) -> None:
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
     for answer, words in (
-        (refuse, r"not to be had from the Hub: 404 Not Found$"),
+        (refuse, r"not available from the Hub: 404 Not Found$"),
         (lambda *_: None, r"out of reach; .*hf download owner/model --local-dir DIR`, then give DIR$"),
         (lambda *_: COMMIT, r"not readable from the Hub \(no route\)$"),
     ):
@@ -117,150 +99,8 @@ def test_size_counts_bytes_and_elements_of_all_files(tmp_path) -> None:
     assert stored == sum(file.stat().st_size for file in tmp_path.iterdir())
 
 
-def test_size_of_the_tiny_model(tiny_model) -> None:
-    from transformers import AutoModelForCausalLM
-
-    parameters = AutoModelForCausalLM.from_pretrained(tiny_model).parameters()
-    assert weights_size(tiny_model)[1] == sum(parameter.numel() for parameter in parameters)
-
-
 @pytest.mark.parametrize("content", [b"", b"not a tensor", b"\xff" * 100])
 def test_damaged_weights_are_named(content, tmp_path) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(UserError, match=r"model\.safetensors: damaged"):
         weights_size(tmp_path)
-
-
-# --- prompts ---------------------------------------------------------------------------------------------
-
-
-def test_text_goes_in_as_it_is(encoder) -> None:
-    (ids,) = encoder.encode(["Hé <s>!"])
-    assert encoder.tokenizer.decode(ids) == "Hé <s>!"
-    assert encoder.render("Hé <s>!") == "Hé <s>!"
-
-
-def test_messages_go_through_the_chat_template(encoder) -> None:
-    text = "<system>Be brief.<user>Hi <b><assistant>"
-    assert encoder.render(CHAT) == text
-    assert encoder.encode([CHAT]) == [encoder.tokenizer(text, add_special_tokens=False)["input_ids"]]
-
-
-class Marking:
-    """A tokenizer that, like many, begins text with a special token when asked for special tokens."""
-
-    chat_template = "as below"
-
-    def __call__(self, text, *, add_special_tokens):
-        return {"input_ids": [1] * add_special_tokens + [100] * len(text)}
-
-    def apply_chat_template(self, messages, *, tokenize, add_generation_prompt):
-        assert not tokenize
-        assert add_generation_prompt
-        return "<s>" + messages[0]["content"]
-
-
-def test_a_chat_templates_own_special_tokens_are_not_doubled() -> None:
-    encoder = PromptEncoder(Marking(), longest=100)
-    assert encoder.encode(["ab", [{"role": "user", "content": "ab"}]]) == [[1, 100, 100], [100] * 5]
-
-
-def test_prompts_keep_their_order(encoder) -> None:
-    prompts = ["b", "a", CHAT, "b"]
-    assert [encoder.tokenizer.decode(ids) for ids in encoder.encode(prompts)] == [
-        "b",
-        "a",
-        "<system>Be brief.<user>Hi <b><assistant>",
-        "b",
-    ]
-    assert encoder.encode([]) == []
-
-
-def test_a_prompt_may_fill_what_the_answer_leaves(encoder) -> None:
-    assert encoder.longest == 1024 - 24
-    assert len(encoder.encode(["x" * 1000])[0]) == 1000
-    with pytest.raises(UserError, match=r"'xxxx.* has 1001 tokens; at most 1000 fit before --max-tokens"):
-        encoder.encode(["fine", "x" * 1001])
-
-
-def test_long_prompts_are_quoted_in_short(encoder) -> None:
-    with pytest.raises(UserError) as caught:
-        encoder.encode(["line\n" * 5000])
-    assert len(str(caught.value)) < 200
-    assert "\n" not in str(caught.value)
-
-
-def test_an_empty_prompt_is_refused(encoder) -> None:
-    with pytest.raises(UserError, match="prompt '' is empty"):
-        encoder.encode(["fine", ""])
-
-
-def test_messages_need_a_chat_template(own_copy) -> None:
-    for file in ("tokenizer_config.json", "chat_template.jinja"):
-        path = own_copy / file
-        if file.endswith("json") and path.exists():
-            config = json.loads(path.read_text())
-            config.pop("chat_template", None)
-            path.write_text(json.dumps(config))
-        else:
-            path.unlink(missing_ok=True)
-    encoder = PromptEncoder.load(own_copy, None, 8)
-    assert encoder.encode(["text will do"])
-    with pytest.raises(UserError, match="no chat template; use an instruct model"):
-        encoder.encode([CHAT])
-
-
-@pytest.mark.parametrize(("max_model_len", "max_tokens", "longest"), [(None, 24, 1000), (100, 24, 76), (100, 99, 1)])
-def test_the_users_length_wins(max_model_len, max_tokens, longest, tiny_model) -> None:
-    assert PromptEncoder.load(tiny_model, max_model_len, max_tokens).longest == longest
-
-
-@pytest.mark.parametrize(("max_model_len", "max_tokens"), [(None, 1024), (100, 100), (None, 5000)])
-def test_answers_must_leave_room_for_a_prompt(max_model_len, max_tokens, tiny_model) -> None:
-    with pytest.raises(UserError, match=rf"^--max-tokens {max_tokens}: .* no token for a prompt"):
-        PromptEncoder.load(tiny_model, max_model_len, max_tokens)
-
-
-def test_a_model_that_does_not_say_its_length_has_no_limit(own_copy) -> None:
-    config = json.loads((own_copy / "config.json").read_text())
-    del config["max_position_embeddings"]
-    (own_copy / "config.json").write_text(json.dumps(config))
-    assert PromptEncoder.load(own_copy, None, 8).longest > 10**6
-
-
-def test_a_damaged_tokenizer_is_one_line(own_copy) -> None:
-    (own_copy / "tokenizer.json").write_text("{")
-    with pytest.raises(UserError, match="tokenizer cannot be loaded") as caught:
-        PromptEncoder.load(own_copy, None, 8)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("content", ["{", "[]", "\x00"])
-def test_a_damaged_configuration_is_one_line(content, own_copy) -> None:
-    (own_copy / "config.json").write_text(content)
-    with pytest.raises(UserError, match=r"config\.json"):
-        PromptEncoder.load(own_copy, None, 8)
-
-
-def test_a_length_beyond_the_models_own_is_refused(tiny_model) -> None:
-    with pytest.raises(UserError, match=r"--max-model-len 4096.*1024"):
-        PromptEncoder.load(tiny_model, 4096, 8)
-
-
-def test_a_chat_template_that_refuses_is_one_line(encoder) -> None:
-    encoder.tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
-    with pytest.raises(UserError, match="System role not supported"):
-        encoder.encode([CHAT])
-
-
-@pytest.mark.parametrize("prompt", [7, None, {"role": "user", "content": "one message, not a list"}])
-def test_what_is_no_prompt_is_one_line(prompt, encoder) -> None:
-    with pytest.raises(UserError, match="prompt"):
-        encoder.encode([prompt])
-
-
-def test_an_answer_ends_where_a_turn_ends(small_model, tiny_model) -> None:
-    encoder = PromptEncoder.load(small_model, None, 8)
-    (end,) = encoder.turn_ends
-    assert encoder.tokenizer.decode([end]) == "<|im_end|>"
-    assert PromptEncoder.load(tiny_model, None, 8).turn_ends == ()

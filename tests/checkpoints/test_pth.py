@@ -1,4 +1,4 @@
-"""State dicts of ``torch.save``, joined with their model: everything that fits, and all that does not is said."""
+"""State dicts of ``torch.save`` are joined with their model, and every mismatch is reported."""
 
 import json
 import re
@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from esplug.checkpoints import tensor_files as stored_tensors
+from esplug.checkpoints import tensor_files
 from esplug.checkpoints.pth import join
 from esplug.errors import UserError
 from tests.helpers.tiny import make_tiny_model
@@ -21,13 +21,13 @@ WHAT = "--checkpoint w.pth"
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
-    """Models with biases and bfloat16 weights; whether embeddings are tied to the path."""
+    """Models with biases and bfloat16 weights, by whether their embeddings are tied."""
     root = tmp_path_factory.mktemp("bases")
     return {tied: make_tiny_model(root / f"tied-{tied}", "qwen2", tied, "bfloat16") for tied in (True, False)}
 
 
 def trained(base: Path) -> dict[str, torch.Tensor]:
-    """Return weights of the model's names, shapes and types, and none of its values."""
+    """Return random weights with the model's names, shapes and types."""
     generator = torch.Generator().manual_seed(5)
     return {
         name: torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
@@ -76,7 +76,7 @@ def fused(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model_state_dict", "model"])
 @pytest.mark.parametrize("prefix", ["", "module.", "model.", "_orig_mod.", "module._orig_mod.", "policy.net."])
-def test_wrappers_and_prefixes_come_off(bases, tmp_path, wrapper, prefix) -> None:
+def test_wrappers_and_prefixes_are_removed(bases, tmp_path, wrapper, prefix) -> None:
     state = trained(bases[True])
     content: Any = {prefix + name: tensor for name, tensor in state.items()}
     assert same(joined({wrapper: content, "epoch": 3} if wrapper else content, bases[True], tmp_path), state)
@@ -105,21 +105,21 @@ def test_sizes_of_fused_blocks_come_from_the_model(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
-def test_types_become_the_models(bases, tmp_path, dtype) -> None:
+def test_tensors_are_converted_to_the_models_types(bases, tmp_path, dtype) -> None:
     state = {name: tensor.to(dtype) for name, tensor in trained(bases[True]).items()}
     expected = {name: tensor.bfloat16() for name, tensor in state.items()}
     assert same(joined(state, bases[True], tmp_path), expected)
 
 
-def test_stretches_and_layouts_do_not_matter(bases, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(stored_tensors, "STRETCH", 1021)
+def test_chunks_and_layouts_do_not_matter(bases, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(tensor_files, "CHUNK", 1021)
     state = trained(bases[False])
     content = {name: t.t().contiguous().t() if t.ndim == 2 else t for name, t in state.items()}
     assert not all(tensor.is_contiguous() for tensor in content.values())
     assert same(joined(content, bases[False], tmp_path), state)
 
 
-def test_parameters_will_do_and_shared_ones(bases, tmp_path) -> None:
+def test_parameters_and_shared_tensors_are_accepted(bases, tmp_path) -> None:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(bases[True])
@@ -145,7 +145,7 @@ def test_a_tied_head_that_the_model_stores_is_filled_in(bases, tmp_path) -> None
     assert not torch.equal(found["lm_head.weight"], head)
 
 
-def test_what_is_not_trained_comes_from_the_model(tmp_path) -> None:
+def test_integer_tensors_are_copied_from_the_model(tmp_path) -> None:
     base = tmp_path / "base"
     base.mkdir()
     (base / "config.json").write_text("{}")
@@ -155,7 +155,7 @@ def test_what_is_not_trained_comes_from_the_model(tmp_path) -> None:
     assert same(joined(new, base, tmp_path), own | new)
 
 
-def test_the_rest_of_the_folder_is_the_models(bases, tmp_path) -> None:
+def test_configuration_and_tokenizer_are_copied_from_the_model(bases, tmp_path) -> None:
     joined(trained(bases[True]), bases[True], tmp_path)
     for name in ("config.json", "tokenizer.json", "generation_config.json"):
         assert (tmp_path / "out" / name).read_bytes() == (bases[True] / name).read_bytes()
@@ -164,7 +164,7 @@ def test_the_rest_of_the_folder_is_the_models(bases, tmp_path) -> None:
 # --- what does not ---------------------------------------------------------------------------------------------
 
 
-def test_everything_that_does_not_fit_is_said_at_once(bases, tmp_path) -> None:
+def test_all_mismatches_are_reported_at_once(bases, tmp_path) -> None:
     state: dict[str, Any] = trained(bases[True])
     for name in [name for name in state if ".layers.1." in name]:
         del state[name]
@@ -193,7 +193,7 @@ def test_everything_that_does_not_fit_is_said_at_once(bases, tmp_path) -> None:
         (lambda s: s.update({"model.norm.weight": torch.ones(64, dtype=torch.complex64)}), r"complex64, not floating"),
     ],
 )
-def test_what_does_not_fit_is_named(bases, tmp_path, change, words) -> None:
+def test_a_mismatch_is_named(bases, tmp_path, change, words) -> None:
     state = trained(bases[True])
     change(state)
     assert re.search(words, refusal(state, bases[True], tmp_path))
@@ -224,7 +224,7 @@ def test_numbers_beyond_the_models_type_are_named(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("content", [[torch.ones(3)], torch.ones(3), 7, None])
-def test_what_is_no_state_dict_is_refused(bases, tmp_path, content) -> None:
+def test_other_objects_than_state_dicts_are_refused(bases, tmp_path, content) -> None:
     assert "instead of a state dict" in refusal(content, bases[True], tmp_path)
 
 
@@ -242,13 +242,13 @@ def test_files_that_torch_does_not_write_are_refused(bases, tmp_path) -> None:
     torch.save(trained(bases[True]), tmp_path / "legacy", _use_new_zipfile_serialization=False)
     contents = [
         (b"", "empty; copy"),
-        (b"hello", "not a file of torch.save; give"),
-        ((bases[True] / "model.safetensors").read_bytes(), "not a file of torch.save; give"),
+        (b"hello", "not written by torch.save; give"),
+        ((bases[True] / "model.safetensors").read_bytes(), "not written by torch.save; give"),
         (good[: len(good) // 2], "cut short or damaged"),
         (good[:-1], "cut short or damaged"),
         (good[: len(good) // 2] + b"!!" + good[len(good) // 2 + 2 :], "the checksum of .* is wrong"),
-        ((tmp_path / "other.zip").read_bytes(), "a zip file, but not one of torch.save"),
-        ((tmp_path / "packed").read_bytes(), "a zip file, but not one of torch.save"),
+        ((tmp_path / "other.zip").read_bytes(), "a zip file, but not written by torch.save"),
+        ((tmp_path / "packed").read_bytes(), "a zip file, but not written by torch.save"),
         ((tmp_path / "script").read_bytes(), "a TorchScript program"),
         ((tmp_path / "legacy").read_bytes(), "torch's old format"),
     ]

@@ -1,4 +1,4 @@
-"""The seed log: what is read is what was written, and no damage goes unseen."""
+"""The seed log is read as it was written, and all damage is detected."""
 
 import hashlib
 import json
@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from esplug.checkpoints.seed_log import Base, Header, SeedLog, Step, movement, parts, read
+from esplug.checkpoints.seed_log import SeedLog, read
+from esplug.checkpoints.seed_log_records import Base, Header, Step, movement, weighted_steps
 from esplug.errors import UserError
 from esplug.es.members import population
 
@@ -64,7 +65,7 @@ def path(tmp_path: Path) -> Path:
 
 @QUICK
 @given(HEADERS, UPDATES)
-def test_what_is_read_is_what_was_written(path: Path, header: Header, updates: list) -> None:
+def test_a_written_log_is_read_back(path: Path, header: Header, updates: list) -> None:
     expected = steps(*updates)
     assert read(write(path, header, expected)) == (header, expected, False)
     with SeedLog.open(path) as log:
@@ -96,7 +97,7 @@ def test_every_truncation_leaves_whole_iterations_or_is_an_error(
 
 
 def damage_is_seen(path: Path, content: bytes, damaged: bytes, last: int) -> None:
-    """Only damage to the last record, which begins at ``last``, may count as torn by a crash."""
+    """Check that only damage to the last record, which begins at ``last``, counts as torn by a crash."""
     path.write_bytes(damaged)
     if damaged[:last] == content[:last]:
         assert read(path) == (HEADER, STEPS[:-1], True)
@@ -128,7 +129,7 @@ def test_every_overwritten_stretch_is_detected(path: Path, data: st.DataObject) 
 
 
 @pytest.mark.parametrize("rest", [b"\0" * 3, b"\0" * 45, bytes(range(40))], ids=["short", "zeros", "noise"])
-def test_what_a_crash_left_behind_the_last_record_is_cut_off(path: Path, rest: bytes) -> None:
+def test_bytes_after_the_last_record_are_cut_off(path: Path, rest: bytes) -> None:
     content = write(path).read_bytes()
     path.write_bytes(content + rest)
     assert read(path) == (HEADER, STEPS, True)
@@ -137,7 +138,7 @@ def test_what_a_crash_left_behind_the_last_record_is_cut_off(path: Path, rest: b
 
 
 def test_more_than_one_record_is_never_dropped(path: Path) -> None:
-    """A crash tears one record, so rubbish of two records' length is damage."""
+    """A crash tears one record, so garbage of two records' length is damage."""
     content = write(path).read_bytes()
     begins = len(write(path, written=STEPS[:2]).read_bytes())
     path.write_bytes(content[:begins] + b"\0" * (len(content) - begins))
@@ -147,7 +148,7 @@ def test_more_than_one_record_is_never_dropped(path: Path) -> None:
     assert read(path) == (HEADER, STEPS[:2], False)
 
 
-def test_damage_in_the_middle_says_where_and_what_is_left(path: Path) -> None:
+def test_damage_in_the_middle_is_located(path: Path) -> None:
     content = bytearray(write(path).read_bytes())
     begins = len(write(path, written=STEPS[:1]).read_bytes())
     content[begins + 30] ^= 1
@@ -253,14 +254,14 @@ def test_other_files_are_refused_in_one_line(path: Path, content: bytes, message
         read(path)
 
 
-def test_what_cannot_be_opened_is_refused_in_one_line(path: Path, tmp_path: Path) -> None:
+def test_unreadable_files_are_refused_in_one_line(path: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"seeds.log: cannot be read \(No such file"):
         read(path)
     with pytest.raises(UserError, match=r"cannot be read \(Is a directory"):
         read(tmp_path)
 
 
-def test_values_that_have_no_place_in_the_file_are_refused(path: Path) -> None:
+def test_values_out_of_range_are_refused(path: Path) -> None:
     for coefficients in [(), (math.nan,), (1.0, math.inf), (1e39,)]:
         with pytest.raises(ValueError, match="coefficient"):
             Step(0, coefficients, False, 0)
@@ -331,7 +332,7 @@ def test_momentum_goes_on_where_all_rewards_are_equal_and_ends() -> None:
     moved = [movement(made[:done], 1)[1] for done in range(1, 11)]
     assert [values[-2:] for values in moved[:7]] == [[2.0**-age, 2.0 ** -(age + 1)] for age in range(7)]
     assert moved[7:] == [[], [], []]
-    assert [step.iteration for step, _ in parts(made[:3])] == [2, 1, 0]
+    assert [step.iteration for step, _ in weighted_steps(made[:3])] == [2, 1, 0]
 
 
 def test_each_step_has_its_own_momentum() -> None:
@@ -346,7 +347,7 @@ def test_the_rank_of_the_noise_is_kept(path: Path, rank: int) -> None:
 
 
 @pytest.mark.parametrize("rank", [0, 65, -1, "1", [1]])
-def test_a_rank_that_cannot_be_is_damage(path: Path, rank: object) -> None:
+def test_an_invalid_rank_is_damage(path: Path, rank: object) -> None:
     with pytest.raises((ValueError, TypeError)):
         replace(HEADER, low_rank=rank)
     line = json.loads(write(path, written=[]).read_bytes())
@@ -357,7 +358,7 @@ def test_a_rank_that_cannot_be_is_damage(path: Path, rank: object) -> None:
         read(path)
 
 
-def test_a_log_of_version_1_is_read_and_goes_on(path: Path) -> None:
+def test_a_log_of_version_1_is_read_and_continued(path: Path) -> None:
     line = json.loads(write(path, written=[]).read_bytes())
     del line["crc"], line["low_rank"]
     text = json.dumps(line | {"version": 1}, separators=(",", ":"))[:-1].encode()

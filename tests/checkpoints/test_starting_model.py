@@ -1,4 +1,4 @@
-"""Whatever a run's starting weights are kept as, a model folder comes of it."""
+"""Every kind of starting weights becomes a model folder."""
 
 import shutil
 import subprocess
@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 import esplug.checkpoints.starting_model as starting_module
 from esplug.checkpoints.export import export
 from esplug.checkpoints.folders import save_model
-from esplug.checkpoints.seed_log import Base, Header, SeedLog, Step
+from esplug.checkpoints.seed_log import SeedLog
+from esplug.checkpoints.seed_log_records import Base, Header, Step
 from esplug.checkpoints.starting_model import kind_of, starting_model
 from esplug.errors import UserError
 from esplug.weights.master import MasterWeights
@@ -31,7 +32,7 @@ def work(tmp_path) -> Path:
 
 
 def make_run(run: Path, start: Path, name: str, settings: Any = None, revision: str | None = None) -> MasterWeights:
-    """Write the log of a run that started from the weights in ``start``, which it calls ``name``."""
+    """Write the log of a run that started from the weights in ``start``, recorded as ``name``."""
     run.mkdir()
     master = MasterWeights.load(start)
     header = Header(Base(name, revision, master.checksum()), "float32", 3, settings or {})
@@ -62,7 +63,7 @@ def find(model_name: object, checkpoint: object = None, *, scratch: Path, revisi
 # --- what it may be --------------------------------------------------------------------------------------------
 
 
-def test_a_folder_is_taken_where_it_is(base, work) -> None:
+def test_a_folder_is_used_in_place(base, work) -> None:
     with ExitStack() as stack:
         assert starting_model(str(base), None, None, work, stack) == base
         assert starting_model("no/such/model", str(base), None, work, stack) == base
@@ -150,14 +151,14 @@ def test_kinds_are_told_apart_by_name(name, expected) -> None:
     assert kind_of(name) == expected
 
 
-def test_kinds_are_told_apart_by_what_is_there(base, tmp_path) -> None:
+def test_kinds_are_told_apart_by_content(base, tmp_path) -> None:
     assert kind_of(str(base)) == "model"
     make_run(tmp_path / "run", base, str(base))
     assert kind_of(str(tmp_path / "run")) == "log"
     (tmp_path / "run" / "seeds.log").rename(tmp_path / "run" / "mine")
     assert kind_of(str(tmp_path / "run")) == "model"
     assert kind_of(str(tmp_path / "run" / "mine")) == "log"
-    assert kind_of(str(base / "config.json")) == "pth", "which it then says it is not"
+    assert kind_of(str(base / "config.json")) == "pth", "reading it then fails"
 
 
 # --- what goes wrong -------------------------------------------------------------------------------------------
@@ -186,14 +187,14 @@ def test_a_damaged_model_is_refused_and_the_file_named(base, tmp_path, work) -> 
 def test_a_pth_needs_a_model(base, tmp_path, work) -> None:
     torch.save(load_file(base / "model.safetensors"), tmp_path / "w.pth")
     message = refusal(tmp_path / "w.pth", scratch=work)
-    assert message.startswith(f"--model-name {tmp_path / 'w.pth'}: weights without a model; give it as --checkpoint")
+    assert message.startswith(f"--model-name {tmp_path / 'w.pth'}: only weights; give it as --checkpoint")
     message = refusal(tmp_path / "none", tmp_path / "w.pth", scratch=work)
     assert message == f"--model-name {tmp_path / 'none'}: no such folder"
     assert refusal(base, tmp_path / "no.pth", scratch=work).startswith(f"--checkpoint {tmp_path / 'no.pth'}: cannot be")
     (tmp_path / "es").mkdir()
     (tmp_path / "w.pth").rename(tmp_path / "es" / "pytorch_model.pth")
     assert refusal(base, tmp_path / "es", scratch=work).endswith(
-        f"name the file itself, {tmp_path}/es/pytorch_model.pth"
+        f"give the file itself, {tmp_path}/es/pytorch_model.pth"
     )
 
 
@@ -201,7 +202,7 @@ def test_a_run_whose_model_moved_says_what_to_do(base, tmp_path, work) -> None:
     make_run(tmp_path / "run", base, str(base))
     base.rename(tmp_path / "moved")
     message = refusal("x", tmp_path / "run", scratch=work)
-    assert message.startswith(f"--checkpoint {tmp_path / 'run'}: the log's base model {base}: no such folder; say ")
+    assert message.startswith(f"--checkpoint {tmp_path / 'run'}: the log's base model {base}: no such folder; give ")
     assert "--base of `esplug export`" in message
 
 
@@ -210,7 +211,7 @@ def test_runs_that_started_from_each_other_are_noticed(base, tmp_path, work, len
     for number in range(length):
         make_run(tmp_path / str(number), base, str(tmp_path / str((number + 1) % length)))
     assert "started from" in refusal("x", tmp_path / "0", scratch=work)
-    with pytest.raises(UserError, match="by its header it started from"):
+    with pytest.raises(UserError, match="started from lead back to"):
         export(tmp_path / "0", tmp_path / "out")
     assert export(tmp_path / "0", tmp_path / "out", base=base).iteration == 2
 
@@ -222,14 +223,14 @@ def test_a_run_that_started_from_one_that_is_gone_says_so(base, tmp_path, work) 
     assert message.count("--base of `esplug export`") == 1
 
 
-def test_a_place_that_cannot_be_written_is_one_line(base, tmp_path) -> None:
+def test_a_folder_that_cannot_be_written_is_one_line(base, tmp_path) -> None:
     make_run(tmp_path / "run", base, str(base))
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"^[^\n]*file/scratch: cannot be written \(Not a directory\)$"):
         find("x", tmp_path / "run", scratch=tmp_path / "file" / "scratch")
 
 
-def test_what_a_killed_process_left_is_removed_and_what_is_in_use_is_not(base, tmp_path, work) -> None:
+def test_only_abandoned_temporary_folders_are_removed(base, tmp_path, work) -> None:
     make_run(tmp_path / "run", base, str(base))
     code = (
         "import os, sys; from contextlib import ExitStack; from pathlib import Path\n"

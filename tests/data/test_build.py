@@ -1,4 +1,4 @@
-"""`esplug data` at the user's door: listing, building, refusing, and the public benchmarks from local copies."""
+"""`esplug data` on the command line, faulty plugins, and the public benchmarks built from local copies."""
 
 import filecmp
 import json
@@ -25,17 +25,8 @@ DATASETS = Path(__file__).parents[2] / "datasets"
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch) -> None:
-    """Keep what the datasets library caches out of the home directory; the terminal is wide."""
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+def wide_terminal(cache, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-
-
-@pytest.fixture
-def no_hub(monkeypatch) -> None:
-    """Make the Hub's address one where nothing listens."""
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr("datasets.config.HF_ENDPOINT", "http://127.0.0.1:9")
 
 
 def files(folder: Path) -> list[str]:
@@ -45,7 +36,7 @@ def files(folder: Path) -> list[str]:
 # --- list and build ----------------------------------------------------------------------------------------
 
 
-def test_list_names_what_can_be_built_and_what_is(monkeypatch, capfd, tmp_path) -> None:
+def test_list_shows_data_sets_and_their_folders(monkeypatch, capfd, tmp_path) -> None:
     (tmp_path / "train" / "math").mkdir(parents=True)
     code, out, _ = run_cli(monkeypatch, capfd, "data", "list", "--out", str(tmp_path))
     header, *rows = [line.split() for line in out.splitlines()]
@@ -92,7 +83,7 @@ def test_the_committed_folders_are_what_is_built(name, splits, monkeypatch, capf
     assert sorted(path.name for path in (tmp_path / "out").glob("*/*")) == [name, name], "nothing is left beside them"
 
 
-def test_what_is_built_is_read_by_its_task(tmp_path) -> None:
+def test_a_built_data_set_is_read_by_its_task(tmp_path) -> None:
     build("countdown", tmp_path)
     task = Task.load("countdown")
     assert len(load_batch_source(task, str(tmp_path / "train" / "countdown"), 8, 0).prompts) == 200
@@ -132,7 +123,7 @@ def test_without_a_command_the_help_is_shown(monkeypatch, capfd) -> None:
 
 @pytest.fixture
 def plugin(monkeypatch):
-    """Return a function that makes a function the hook of an installed data set 'toy'."""
+    """Return a function that installs its argument as the hook of a data set 'toy'."""
 
     def install(function) -> None:
         class Toy:
@@ -167,7 +158,7 @@ def test_a_wrong_result_names_the_plugin(returned, words, plugin, tmp_path) -> N
     assert not files(tmp_path)
 
 
-def test_a_failing_plugin_leaves_what_was_there(plugin, tmp_path) -> None:
+def test_a_failing_plugin_changes_no_files(plugin, tmp_path) -> None:
     plugin(lambda fetch: {"eval": {"a": [{"q": 1}]}})
     built = build("toy", tmp_path)
     assert list(built.splits) == [tmp_path / "evaluation_suite" / "toy"]
@@ -224,7 +215,7 @@ def card(folder: Path, configs: list[tuple[str, str, str]]) -> None:
 
 @pytest.fixture
 def copies(tmp_path) -> Path:
-    """Make copies of all the repositories that the data set 'math' takes, in their formats, with rows of our own."""
+    """Write copies of all the repositories that the data set 'math' uses, in their formats, with invented rows."""
     root = tmp_path / "hub"
     math = root / "EleutherAI" / "hendrycks_math"
     card(math, [(subject, "train", f"{subject}/train-*") for subject in SUBJECTS])
@@ -339,8 +330,9 @@ def test_a_hub_out_of_reach_is_one_line_at_once_and_says_what_to_do(monkeypatch,
     assert time.perf_counter() - started < 10
     assert code == 2
     assert err == (
-        "error: HuggingFaceH4/aime_2024: the Hugging Face Hub is out of reach; where it is in reach, run `hf download "
-        "--repo-type dataset HuggingFaceH4/aime_2024 --local-dir DIR/HuggingFaceH4/aime_2024`, then give --source DIR\n"
+        "error: HuggingFaceH4/aime_2024: the Hugging Face Hub is out of reach; on a machine that reaches it, run "
+        "`hf download --repo-type dataset HuggingFaceH4/aime_2024 --local-dir DIR/HuggingFaceH4/aime_2024`, then "
+        "give --source DIR\n"
     )
     assert not files(tmp_path / "out")
 
@@ -366,7 +358,7 @@ def test_a_source_with_other_columns_says_which_it_has(copies, tmp_path) -> None
         (HubSource("EleutherAI/hendrycks_math", "train", "algebra", "feed"), rf"holds revision {SHA}, not feed"),
     ],
 )
-def test_what_a_copy_does_not_hold_is_one_line(source, words, copies, plugin, tmp_path) -> None:
+def test_data_missing_in_a_copy_are_one_line(source, words, copies, plugin, tmp_path) -> None:
     plugin(lambda fetch: fetch(source))
     with pytest.raises(UserError, match=words) as caught:
         build("toy", tmp_path / "out", copies)
@@ -405,8 +397,7 @@ def test_the_hubs_own_commit_is_loaded_and_recorded(monkeypatch, plugin, tmp_pat
         asked.append((name, config, revision))
         return {"test": [{"q": 1}]}
 
-    monkeypatch.setattr("esplug.data.build.hub_revision", lambda name, revision: SHA)
-    monkeypatch.setattr("esplug.data.readers.hub_revision", lambda name, revision: revision)
+    monkeypatch.setattr("esplug.data.hub_datasets.hub_revision", lambda name, revision: SHA)
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     plugin(lambda fetch: {"eval": {"a": fetch(HubSource("owner/name", "test", "easy", licence="mit"))}})
     built = build("toy", tmp_path)

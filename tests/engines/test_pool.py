@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from esplug.checkpoints.history import CatchUp, CaughtUp, History
-from esplug.checkpoints.seed_log import Step
+from esplug.checkpoints.seed_log_records import Step
 from esplug.engines import EnginePool, Job
 from esplug.engines.messages import Completion, EngineSettings, Generation, Sampling, Weights, Work
 from esplug.errors import RunError, UserError

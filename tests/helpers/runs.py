@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from esplug.checkpoints.seed_log import Base, Header, SeedLog, Step
+from esplug.checkpoints.seed_log import SeedLog
+from esplug.checkpoints.seed_log_records import Base, Header, Step
 from esplug.config.run_config import RunConfig, make_config
 from esplug.evaluation.figures import Evaluation, Sample, SplitEvaluation
 from esplug.loggers.jsonl import JsonlLogger

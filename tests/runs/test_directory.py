@@ -73,7 +73,7 @@ def test_the_users_own_name_is_refused_when_taken(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("name", [None, "mine"])
-def test_a_place_that_cannot_be_written_is_one_line(name, tmp_path) -> None:
+def test_a_folder_that_cannot_be_written_is_one_line(name, tmp_path) -> None:
     (tmp_path / "out").write_text("a file")
     with pytest.raises(UserError, match=r"^--output-directory .*cannot be written"):
         RunDirectory.create(config(tmp_path, experiment_name=name))

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from esplug.checkpoints.seed_log import Base, Header, SeedLog, Step
+from esplug.checkpoints.seed_log import SeedLog
+from esplug.checkpoints.seed_log_records import Base, Header, Step
 from esplug.config.run_config import RunConfig, flag_of, make_config, panel_of
 from esplug.data.splits import EvaluationSplit
 from esplug.errors import UserError

@@ -25,7 +25,8 @@ from safetensors.torch import load_file
 
 from esplug.checkpoints.export import export
 from esplug.checkpoints.folders import newest_first, periodic_name, prune, save_model, verify
-from esplug.checkpoints.seed_log import Base, Header, SeedLog
+from esplug.checkpoints.seed_log import SeedLog
+from esplug.checkpoints.seed_log_records import Base, Header
 from esplug.checkpoints.starting_model import starting_model
 from esplug.errors import UserError
 from esplug.weights.master import MasterWeights
@@ -299,7 +300,7 @@ def test_a_malicious_pickle_is_refused_and_does_nothing(tiny_model, tmp_path, ki
     assert message.startswith(f"--checkpoint {path}: ")
     assert "\n" not in message
     assert "weights_only" not in message, "it does not say how to read it all the same"
-    assert any(words in message for words in ("refused", "not a file of torch.save", "torch's old format"))
+    assert any(words in message for words in ("refused", "not written by torch.save", "torch's old format"))
     assert not marker.exists()
     assert not any((tmp_path / "scratch").iterdir())
 

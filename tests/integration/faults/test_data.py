@@ -283,7 +283,7 @@ def test_several_and_splits_name_the_one_at_fault(monkeypatch, capfd, tmp_path) 
     for fault, command, words in (
         ("one of several torn", "train", ["training takes one data set, not 2"]),
         ("one of several torn", "eval", ["rows.jsonl", "line 1"]),
-        ("comma too many", "eval", ["comma too many"]),
+        ("comma too many", "eval", ["extra comma"]),
         ("no split train", "train", ["no split 'train' among easy, hard"]),
         ("no split train", "eval", ["'hard'", "row 1", "'numbers'"]),
     ):

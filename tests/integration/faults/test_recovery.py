@@ -8,7 +8,8 @@ from random import Random
 import pytest
 
 from esplug.checkpoints.folders import periodic_name, save_model
-from esplug.checkpoints.seed_log import Base, Header, SeedLog, Step
+from esplug.checkpoints.seed_log import SeedLog
+from esplug.checkpoints.seed_log_records import Base, Header, Step
 from esplug.es.members import population
 from esplug.weights.master import MasterWeights
 from tests.integration.faults import mishaps

@@ -91,7 +91,8 @@ WRITE = """
     from esplug.planning.placement import Plan
     from esplug.runs.results_json import results
     from esplug.runs.directory import RunDirectory, environment
-    from esplug.checkpoints.seed_log import Base, Header, SeedLog, Step
+    from esplug.checkpoints.seed_log import SeedLog
+    from esplug.checkpoints.seed_log_records import Base, Header, Step
     from tests.evaluation.test_figures import split
 
     plan = Plan(2, "cpu", 0, 1)
