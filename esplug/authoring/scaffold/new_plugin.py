@@ -104,7 +104,7 @@ class NewPlugin:
             "training": self.training,
             "entry_point": f"{self.module}:RunStatus" if self.kind == "logger" else self.module,
         }
-        templates = files(__name__)
+        templates = files("esplug.authoring.scaffold")
         return {
             path.format(**names): Template(
                 (templates / template.format(**names)).read_text(encoding="utf-8")
