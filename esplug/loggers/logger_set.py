@@ -9,7 +9,7 @@ import pluggy
 
 from esplug.errors import PluginError, UserError
 from esplug.loggers.background import GRACE, PATIENCE, BackgroundLogger, warn_failed
-from esplug.plugins.registry import load
+from esplug.plugins import load
 from esplug.utils.text import cause
 
 if TYPE_CHECKING:

@@ -16,8 +16,7 @@ from esplug import Reward, hookimpl
 from esplug.cli.check import _show
 from esplug.errors import PluginError, UserError
 from esplug.hookspecs import hookspec
-from esplug.plugins import registry
-from esplug.plugins.registry import PluginInfo
+from esplug.plugins import PluginInfo, loading
 from esplug.testing import (
     Check,
     check_logger,
@@ -355,7 +354,7 @@ def test_a_retiring_argument_is_named_where_the_plugin_loads(monkeypatch, caplog
         @hookspec(firstresult=True, warn_on_impl_args={"rewards": DeprecationWarning("rewards goes, take matrix")})
         def shape(self, rewards): ...
 
-    monkeypatch.setattr(registry, "_SPECS", {**registry._SPECS, "shaping": Spec})
+    monkeypatch.setattr(loading, "_SPECS", {**loading._SPECS, "shaping": Spec})
     detail = {check.name: check.detail for check in shaping_checks(shaping(lambda rewards: rewards))}["loads"]
     assert detail == "hooks: shape; rewards goes, take matrix"
     assert "pip" not in caplog.text

@@ -18,8 +18,8 @@ from esplug import hookimpl
 from esplug.data.batches import Batches, load_batch_source, load_eval_splits
 from esplug.data.readers import hub_revision, named, read, sources
 from esplug.errors import UserError
-from esplug.plugins import registry
-from esplug.plugins.registry import PluginInfo
+from esplug.plugins import PluginInfo
+from esplug.plugins.loading import relay
 from esplug.plugins.task import Task
 
 ROWS = [{"q": "one", "a": 1}, {"q": "zwei, drei", "a": 23}, {"q": 'vier "4" ä\u4e94', "a": -4}]
@@ -54,7 +54,7 @@ class Toy:
 
 def task(own=None, **options) -> Task:
     info = PluginInfo("task", "toy", "esplug-tasks-toy", "1.0", "toy")
-    return Task.wrap(info, registry.relay(Toy(own), info), options)
+    return Task.wrap(info, relay(Toy(own), info), options)
 
 
 def read_splits(path: str, split: str) -> dict:
@@ -332,7 +332,7 @@ def test_a_task_is_asked_for_each_source(tmp_path) -> None:
             return {"own": ROWS[:1]} if path.endswith(".own") else None
 
     info = PluginInfo("task", "toy", "esplug-tasks-toy", "1.0", "toy")
-    reader = Task.wrap(info, registry.relay(Reader(), info))
+    reader = Task.wrap(info, relay(Reader(), info))
     splits = load_eval_splits(reader, f"{write(tmp_path, 'jsonl')},a.own,b.own", 1)
     assert list(splits) == ["rows", "a.own/own", "b.own/own"]
 

@@ -27,7 +27,8 @@ from esplug.errors import PluginError, UserError
 from esplug.loggers.jsonl import JsonlLogger
 from esplug.loggers.logger_set import LoggerSet
 from esplug.loggers.wandb import WandbLogger
-from esplug.plugins.registry import PluginInfo, relay
+from esplug.plugins import PluginInfo
+from esplug.plugins.loading import relay
 
 CONFIG = make_config({"wandb_project": "tests", "experiment_name": "one", "eval_freq": 5, "n_iterations": 12})
 METRICS = {

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from esplug.plugins.registry import load
+from esplug.plugins import load
 from esplug.shaping import Floats
 
 NAMES = ("z-scores", "z-scores-per-prompt", "centered-ranks", "mean-centered")

@@ -9,8 +9,8 @@ from typing import TypeAlias, TypeVar
 import pluggy
 
 from esplug.errors import PluginError, UserError
-from esplug.plugins import registry
-from esplug.plugins.registry import Kind, PluginInfo
+from esplug.plugins import Kind, PluginInfo, find, load
+from esplug.plugins.loading import UNINSTALLED, deprecations, relay
 from esplug.utils.text import brief, cause, printable
 
 T = TypeVar("T")
@@ -96,14 +96,14 @@ def resolved(kind: Kind, plugin: object) -> tuple[PluginInfo, Callable[[], plugg
         PluginError: no plugin, or more than one, has this name.
     """
     if isinstance(plugin, str):
-        return registry.find(kind, plugin), lambda: registry.load(kind, plugin)
+        return find(kind, plugin), lambda: load(kind, plugin)
     name = getattr(plugin, "__name__", type(plugin).__name__)
-    info = PluginInfo(kind, name, registry.UNINSTALLED, "plugin", name)
-    return info, lambda: registry.relay(plugin() if inspect.isclass(plugin) else plugin, info)
+    info = PluginInfo(kind, name, UNINSTALLED, "plugin", name)
+    return info, lambda: relay(plugin() if inspect.isclass(plugin) else plugin, info)
 
 
 def loads(load: Callable[[], pluggy.HookRelay]) -> tuple[pluggy.HookRelay, str]:
     """Load a plugin, as a probe."""
     hooks = load()
     found = [name for name, hook in vars(hooks).items() if hook.get_hookimpls()]
-    return hooks, "; ".join([f"hooks: {', '.join(found)}", *registry.retiring(hooks)])
+    return hooks, "; ".join([f"hooks: {', '.join(found)}", *deprecations(hooks)])

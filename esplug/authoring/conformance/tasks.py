@@ -19,7 +19,7 @@ from esplug.config.run_config import RunConfig, make_config
 from esplug.data.batches import Batch, Split, load_batch_source, load_eval_splits
 from esplug.data.splits import fingerprint
 from esplug.hookspecs import Prompt
-from esplug.plugins.registry import PluginInfo
+from esplug.plugins import PluginInfo
 from esplug.plugins.task import Task
 from esplug.utils.text import cause
 

@@ -12,7 +12,7 @@ from string import Template
 from typing import Literal
 
 from esplug.errors import UserError
-from esplug.plugins.registry import list_plugins
+from esplug.plugins import list_plugins
 from esplug.utils.text import brief
 
 NewKind = Literal["task", "shaping", "logger"]

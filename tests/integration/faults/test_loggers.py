@@ -30,7 +30,8 @@ SETUP = """
     from types import SimpleNamespace
     import esplug.loggers
     from esplug import hookimpl
-    from esplug.plugins.registry import PluginInfo, relay
+    from esplug.plugins import PluginInfo
+    from esplug.plugins.loading import relay
 
     class Bad:
         def __init__(self, do, *hooks):

@@ -14,7 +14,7 @@ import pytest
 
 from esplug.cli.plugins import render
 from esplug.errors import PluginError, UserError
-from esplug.plugins.registry import find, list_plugins, load
+from esplug.plugins import find, list_plugins, load
 from esplug.plugins.task import Task
 
 GOOD = """
