@@ -91,9 +91,9 @@ class TaskSpec:
     def collate(self, batch: Sequence[Row], options: Mapping[str, Any]) -> tuple[list[Any], list[Any]]:
         """Turn rows into questions and targets. Required.
 
-        Called in the driver, once for each split, with all rows that the run uses. If it raises, esplug calls it again with
-        fewer rows, to find the row at fault and name it in the error. A ``KeyError`` for a missing column becomes an
-        error that lists the columns found.
+        Called in the driver, once for each split, with all rows that the run uses. If it raises, esplug calls it again
+        with fewer rows, to find the row at fault and name it in the error. A ``KeyError`` for a missing column becomes
+        an error that lists the columns found.
 
         Args:
             batch: B rows, each a mapping from column to value.

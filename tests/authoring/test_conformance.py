@@ -110,7 +110,7 @@ def test_answers_that_a_reward_cannot_take() -> None:
     assert list(faults) == ["reward of empty answer", "reward of garbage", "reward of huge answer"]
     nan, garbage, huge = faults.values()
     detail = {check.name: check.detail for check in checks}
-    assert detail["reward repeats"] == "not tried: there are answers that could not be graded once"
+    assert detail["reward repeats"] == "not tried: some answers could not be graded once"
     assert "error:NonFinite" in nan
     assert "error:ValueError [ValueError: invalid literal for int()" in garbage
     assert "timeout [no answer within 0.3 s]" in huge
@@ -217,7 +217,7 @@ def broken(hook: str, body: str) -> type:
         ("options", "{'level': 'a', 'levels': ['a']}", "options", "'levels' is a list"),
         ("options", "1 / 0", "options", "ZeroDivisionError"),
         ("options", "{'level': float('nan')}", "options", "option 'level' is NaN"),
-        ("options", "{'level': 10**5000}", "options", "option 'level' is an int of too many digits"),
+        ("options", "{'level': 10**5000}", "options", "option 'level' is an int with too many digits"),
         ("defaults", "{'sigmma': 1}", "defaults", "did you mean 'sigma'?"),
         ("defaults", "{'max_tokens': 0}", "defaults", "--max-tokens 0"),
         ("load_rows", "[]", "train rows", "no rows"),
@@ -230,7 +230,7 @@ def broken(hook: str, body: str) -> type:
         ("collate", "['q'] * 4, [(x for x in 'ab')] * 4", "targets pickle", "target 1 (generator) cannot be pickled"),
         ("template", "None", "train rows", "template returned NoneType"),
         ("template", "' '", "prompts", "prompt 1 is empty"),
-        ("template", "[{'role': 'user', 'content': 7}]", "prompts", "no text"),
+        ("template", "[{'role': 'user', 'content': 7}]", "prompts", "is not text"),
         ("template", "f'{question} {random.random()}'", "prompts", "prompt 1 differs"),
     ],
 )  # fmt: skip
@@ -260,7 +260,7 @@ def test_data_of_the_users_is_theirs_to_mend(tmp_path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"q": "1", "a": "2"}\n')
     checks = check_task(broken("load_rows", "None"), train_dataset=str(rows))
-    assert "--eval-dataset names some" in {check.name: check.detail for check in checks}["eval rows"]
+    assert "name some with --eval-dataset" in {check.name: check.detail for check in checks}["eval rows"]
 
 
 def test_the_assertion_lists_what_fails() -> None:
@@ -320,7 +320,7 @@ ALL = {
         (lambda rewards: 1 / 0, ALL | {"rewards are left alone"}, "raised ZeroDivisionError"),
         (lambda rewards: np.full(len(rewards), np.nan), ALL, "not finite"),
         (spoil, {"rewards are left alone"}, "work on a copy"),
-        (lambda rewards: np.random.rand(len(rewards)), {"utilities repeat"}, "other utilities"),
+        (lambda rewards: np.random.rand(len(rewards)), {"utilities repeat"}, "different utilities"),
     ],
 )  # fmt: skip
 def test_a_shaping_with_a_fault(function, checks, words) -> None:
@@ -372,7 +372,7 @@ def test_tracebacks_are_there_for_debugging(monkeypatch, capfd, caplog) -> None:
 def test_what_a_shaping_may_want_is_reported() -> None:
     detail = {check.name: check.detail for check in check_shaping(shaping(lambda rewards: 1 - rewards.mean(axis=1)))}
     assert "all rewards are 0: such a batch moves the weights" in detail["equal rewards"]
-    assert "is that what you want?" in detail["order of rewards"]
+    assert "is that intended?" in detail["order of rewards"]
 
 
 # --- loggers ------------------------------------------------------------------------------------------------
@@ -429,7 +429,7 @@ ENDS = ["a run that ends as failed", "a run that ends as interrupted"]
         ("int", ["odd metrics"], "failed [ValueError: cannot convert float NaN to integer]"),
         ("samples", ["odd samples"], "failed [AttributeError: 'NoneType'"),
         ("finish", ENDS, "failed [SystemExit: "),
-        ("astray", ["files"], "answers.txt written where the run was started"),
+        ("astray", ["files"], "answers.txt written to the working directory"),
     ],
 )
 def test_a_logger_with_a_fault(bad, checks, words, synchronous) -> None:
