@@ -71,8 +71,8 @@ def test_the_prefix_may_stand_in_front() -> None:
 
 
 MISTAKES = [
-    (["math", "--kind", "task"], ["task 'math' (esplug-tasks-math", "installed already", "another name"]),
-    (["esplug-shapings-z-scores", "--kind", "shaping"], ["shaping 'z-scores' (esplug ", "installed already"]),
+    (["math", "--kind", "task"], ["task 'math' (esplug-tasks-math", "already installed", "another name"]),
+    (["esplug-shapings-z-scores", "--kind", "shaping"], ["shaping 'z-scores' (esplug ", "already installed"]),
     (["Haiku", "--kind", "task"], ["'Haiku'", "lower-case"]),
     (["ha_iku", "--kind", "task"], ["'ha_iku'", "lower-case"]),
     (["ha--iku", "--kind", "task"], ["'ha--iku'", "single dashes"]),
@@ -84,7 +84,7 @@ MISTAKES = [
     (["haiku", "--kind", "task", "--directory", "~nosuchuser/x"], ["--directory ~nosuchuser/x", "name another folder"]),
     (["haiku", "--kind", "tusk"], ["--kind", "tusk", "shaping"]),
     (["haiku"], ["--kind"]),
-    (["haiku", "--kind", "task", "--directory", "{tmp}"], ["exists already", "--directory"]),
+    (["haiku", "--kind", "task", "--directory", "{tmp}"], ["already exists", "--directory"]),
     (["haiku", "--kind", "task", "--directory", "{tmp}/file/new"], ["cannot be written", "--directory"]),
     (["haiku", "--kind", "task", "--directory", "{tmp}/" + "x" * 300], ["cannot be written"]),
 ]
