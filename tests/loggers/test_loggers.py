@@ -20,7 +20,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import esplug.loggers
 from esplug import hookimpl
 from esplug.config.run_config import make_config
 from esplug.errors import PluginError, UserError
@@ -93,7 +92,7 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Use:
         def load(kind: str, name: str) -> object:
             return relay(loggers[name], PluginInfo("logger", name, "tests", "1", "tests"))
 
-        monkeypatch.setattr(esplug.loggers, "load", load)
+        monkeypatch.setattr("esplug.loggers.logger_set.load", load)
         return LoggerSet(loggers)
 
     return use
@@ -194,7 +193,7 @@ def test_ctrl_c_in_a_synchronous_logger_stops_the_run(use: Use, tmp_path: Path) 
 def test_loggers_that_hang_cost_one_wait_and_one_line_each(
     use: Use, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, hook: str
 ) -> None:
-    monkeypatch.setattr("esplug.loggers.logger_set.PATIENCE", 0.4)
+    monkeypatch.setattr("esplug.loggers.logger_set.TIMEOUT", 0.4)
     gates = {hook: threading.Event()}
     one, two, good = Recorder(gates=gates), Recorder(gates=gates), Recorder()
     loggers, began = use(one=one, two=two, good=good), time.monotonic()
@@ -216,7 +215,7 @@ def test_loggers_that_hang_cost_one_wait_and_one_line_each(
 def test_calls_wait_for_a_late_start(
     use: Use, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("esplug.loggers.logger_set.PATIENCE", 0.2)
+    monkeypatch.setattr("esplug.loggers.logger_set.TIMEOUT", 0.2)
     gate = threading.Event()
     late, good = Recorder(gates={"start": gate}), Recorder()
     loggers = use(late=late, good=good)
@@ -227,7 +226,7 @@ def test_calls_wait_for_a_late_start(
     loggers.samples(1, [])
     assert late.calls == ["start"]
     gate.set()
-    monkeypatch.setattr("esplug.loggers.logger_set.PATIENCE", 5)
+    monkeypatch.setattr("esplug.loggers.logger_set.TIMEOUT", 5)
     loggers._background[0].started.result(5)
     loggers.finish("finished")
     assert late.calls == good.calls == ["start", "log", "samples", "finish finished"]
@@ -237,7 +236,7 @@ def test_calls_wait_for_a_late_start(
 def test_a_start_that_fails_late_warns_once(
     use: Use, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("esplug.loggers.logger_set.PATIENCE", 0.2)
+    monkeypatch.setattr("esplug.loggers.logger_set.TIMEOUT", 0.2)
     gate = threading.Event()
     late = Recorder("start", gates={"start": gate})
     loggers = use(late=late)
