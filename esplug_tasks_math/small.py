@@ -1,8 +1,8 @@
-r"""A small set of school mathematics, made here and the same on every machine: nothing to download.
+r"""Generator of a small set of school mathematics, the same on every machine, without a download.
 
-``esplug data build math_small`` saves it. Four kinds of problem, from sums that a model of 135 million parameters can
-do to word problems it mostly cannot. Answers are exact: whole numbers plain, fractions as ``\frac{a}{b}`` in lowest
-terms.
+``esplug data build math_small`` saves it. It has four kinds of problem, from sums that a model of 135 million
+parameters can solve to word problems that it mostly cannot. Answers are exact: whole numbers, or fractions as
+``\frac{a}{b}`` in lowest terms.
 """
 
 import zlib
@@ -26,15 +26,15 @@ def _always(*_: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Structure:
-    """One way to make a problem: numbers from ranges, put into one of several wordings.
+    """Structure of a problem: ranges of its numbers, and several wordings.
 
     Attributes:
-        name: what tells this structure from all others.
-        ranges: smallest and largest value of each number, in the order in which the wordings show them.
-        solve: numbers to answer.
-        wordings: with ``{0}``, ``{1}`` for the numbers, and the words that ``_words`` fills in.
-        keep: whether drawn numbers make a fair problem.
-        symmetric: whether the order of the numbers makes no difference.
+        name: unique name.
+        ranges: smallest and largest value of each number, in the order of the wordings.
+        solve: function from the numbers to the answer.
+        wordings: texts with ``{0}``, ``{1}`` for the numbers, and names for the words of ``_words``.
+        keep: function that returns whether the numbers make a suitable problem.
+        symmetric: whether the order of the numbers does not matter.
     """
 
     name: str
@@ -47,14 +47,14 @@ class Structure:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A problem as drawn.
+    """A problem.
 
     Attributes:
-        structure: the name of its structure.
-        numbers: as they stand in the text, from left to right.
-        key: what makes two problems the same whatever their wording: structure and numbers.
+        structure: name of its structure.
+        numbers: numbers in the text, from left to right.
+        key: identity of the problem regardless of its wording: structure and numbers.
         text: the question.
-        answer: its exact value.
+        answer: the exact answer.
     """
 
     structure: str
@@ -65,7 +65,7 @@ class Problem:
 
     @property
     def split(self) -> str:
-        """``train`` or ``eval``, by a hash of the key: no count or seed makes splits overlap."""
+        """``train`` or ``eval``, by a hash of the key, so that splits never overlap."""
         return ("train", "eval")[zlib.crc32(repr(self.key).encode()) % 2]
 
 
@@ -332,7 +332,7 @@ _WORD_PROBLEMS = (
     ),
 )
 
-#: Kind of problem to the structures it is drawn from.
+#: Structures of each kind of problem.
 KINDS: dict[str, tuple[Structure, ...]] = {
     "arithmetic": _ARITHMETIC,
     "fractions": _FRACTIONS,
@@ -355,7 +355,7 @@ def generate(kind: str, split: str) -> list[Problem]:
     """Return the problems of one kind in the split ``train`` or ``eval``, the same on every machine.
 
     Raises:
-        ValueError: there is no such kind or split.
+        ValueError: the kind or split does not exist.
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
@@ -374,10 +374,10 @@ def rows(split: str) -> list[Row] | dict[str, list[Row]]:
     """Return rows with the columns ``problem``, ``answer`` and ``kind``.
 
     Args:
-        split: ``"train"`` for 1,000 rows, the kinds in turn; ``"eval"`` for a mapping from kind to 75 rows.
+        split: ``"train"`` for 1,000 rows with alternating kinds; ``"eval"`` for a mapping from kind to 75 rows.
 
     Raises:
-        ValueError: there is no such split.
+        ValueError: the split does not exist.
     """
     by_kind = {kind: [_row(kind, problem) for problem in generate(kind, split)] for kind in KINDS}
     if split == "eval":
@@ -387,7 +387,7 @@ def rows(split: str) -> list[Row] | dict[str, list[Row]]:
 
 @hookimpl
 def build() -> dict[str, dict[str, list[Row]]]:
-    """Make the data set: nothing is fetched."""
+    """Make the data set. Fetches nothing."""
     return {"train": {"train": rows("train")}, "eval": rows("eval")}
 
 
@@ -396,7 +396,7 @@ def _row(kind: str, problem: Problem) -> Row:
 
 
 def written(value: Fraction) -> str:
-    r"""Write a number as answers are written: ``7``, ``-7``, ``\frac{7}{3}`` or ``-\frac{7}{3}``."""
+    r"""Format a number as an answer: ``7``, ``-7``, ``\frac{7}{3}`` or ``-\frac{7}{3}``."""
     if value.denominator == 1:
         return str(value.numerator)
     sign = "-" if value < 0 else ""
@@ -414,7 +414,7 @@ def _distinct(kind: str) -> Iterator[Problem]:
 
 
 def _draw(rng: Random, structure: Structure) -> Problem:
-    """Draw numbers until they make a fair problem, and put them into words."""
+    """Draw numbers until they make a suitable problem, and insert them into a random wording."""
     while not structure.keep(*(drawn := tuple(rng.randrange(low, high + 1) for low, high in structure.ranges))):
         pass
     wording, words = rng.choice(structure.wordings), _words(rng)
