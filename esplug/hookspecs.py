@@ -1,7 +1,6 @@
-"""Every hook esplug calls: the plugin author's reference.
+"""Hook specifications: the reference of every hook that a plugin can implement.
 
-A plugin is a module, or an object, whose hooks are marked with :data:`hookimpl` and which an entry point
-names::
+A plugin is a module, class or object whose hooks are marked with :data:`hookimpl`. An entry point registers it::
 
     # esplug_tasks_reverse/__init__.py               # pyproject.toml
     from esplug import hookimpl                      # [project.entry-points."esplug.tasks"]
@@ -10,9 +9,13 @@ names::
     def reward(model_output, target):
         return float(model_output.strip() == target[::-1])
 
-The entry-point name is what users type (``--task reverse``). A hook may leave out any argument it does not
-need: esplug passes arguments by name. A hook name that esplug does not know is an error, so a misspelling
-never goes unnoticed.
+Users select a plugin by the name of its entry point (``--task reverse``). esplug imports a plugin when a run names
+it; of a class, it makes one instance. esplug passes arguments by name, so a hook lists only those that it needs. An
+unknown hook or argument is an error, so a misspelled name never goes unnoticed.
+
+An exception in a hook stops the command with an error that names the plugin, unless the hook's description says
+otherwise. Raise ``ValueError`` for a mistake of the user, such as a bad option value: esplug prints its message in one
+line.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,8 +31,8 @@ if TYPE_CHECKING:
     from esplug.config.run_config import RunConfig
 
 
-#: Version of the hooks below. It grows when a hook changes in a way that plugins can notice, which first retires what
-#: goes: ``docs/plugins/hooks.md`` has the policy.
+#: Version of the hooks below. It increases when a change can break plugins, after a deprecation period:
+#: see ``docs/plugins/hooks.md``.
 API_VERSION = 1
 
 PROJECT = "esplug"
@@ -46,10 +49,10 @@ class Reward:
     """The reward of one answer.
 
     Attributes:
-        value: what ES maximises; finite, at most 1e100, higher is better.
-        label: a short word for the kind of outcome (``"correct"``, ``"no_answer"``); counted per iteration.
-        correct: whether the answer is right, for pass@1; ``None`` where the task has no such notion.
-        metrics: further numbers, averaged over the answers and logged under their names.
+        value: number that ES maximises; finite, and at most 1e100 in magnitude.
+        label: kind of outcome, such as ``"correct"`` or ``"no_answer"``; esplug logs the share of each label.
+        correct: whether the answer is right, for pass@k; ``None`` if the task cannot tell.
+        metrics: additional numbers by name; esplug logs their mean over the answers.
     """
 
     value: float
@@ -63,11 +66,11 @@ class HubSource:
     """One split of a data set on the Hugging Face Hub.
 
     Attributes:
-        repo: its id, ``owner/name``.
-        split: the split's name there.
-        config: the configuration, where the data set has several.
-        revision: the commit to take; ``None`` for the newest.
-        licence: under which the rows are published, as its owners say.
+        repo: id of the data set, ``owner/name``.
+        split: name of the split.
+        config: name of the configuration, if the data set has several.
+        revision: commit to download; ``None`` for the newest.
+        licence: licence of the rows, used if the data set's card does not state one.
     """
 
     repo: str
@@ -78,32 +81,43 @@ class HubSource:
 
 
 class TaskSpec:
-    """Hooks of a task: where rows come from, how they are asked, how answers are graded."""
+    """Hooks of a task: where its rows come from, how to prompt with them, and how to grade answers.
+
+    A run calls ``options`` and ``defaults`` to resolve its settings. It then calls ``load_rows`` and ``collate`` once a
+    data set, ``template`` for every question, and ``reward`` for every answer.
+    """
 
     @hookspec(firstresult=True)
     def collate(self, batch: Sequence[Row], options: Mapping[str, Any]) -> tuple[list[Any], list[Any]]:
         """Turn rows into questions and targets. Required.
 
-        Called in the driver with all rows of a split at once, and with the first of them again where it refuses
-        them, to find the one at fault. A ``KeyError`` for a missing column becomes an error that lists
-        the columns found.
+        Called in the driver, once for each split, with all rows that the run uses. If it raises, esplug calls it again
+        with fewer rows, to find the row at fault and name it in the error. A ``KeyError`` for a missing column becomes
+        an error that lists the columns found.
 
         Args:
             batch: B rows, each a mapping from column to value.
-            options: the task's options, defaults filled in.
+            options: the task's options, with defaults filled in.
 
         Returns:
-            Two lists of length B. A question is what ``template`` takes; a target is what ``reward`` takes
-            and must be picklable.
+            Two lists of length B. esplug passes each question to ``template``, and each target to ``reward``. Targets
+            must be picklable.
         """
 
     @hookspec(firstresult=True)
     def template(self, question: Any, options: Mapping[str, Any]) -> Prompt:
-        """Turn a question into the prompt. Required.
+        """Turn a question into a prompt. Required.
+
+        Called in the driver: for every question when the data is loaded, and again for each batch. It must return the
+        same prompt each time.
+
+        Args:
+            question: from ``collate``.
+            options: the task's options, with defaults filled in.
 
         Returns:
-            Text, which the model continues as it is; or chat messages (``{"role": ..., "content": ...}``),
-            which go through the model's own chat template.
+            Text, which the model continues as it is; or a list of chat messages (``{"role": ..., "content": ...}``),
+            to which esplug applies the model's chat template.
         """
 
     @hookspec(firstresult=True)
@@ -112,143 +126,169 @@ class TaskSpec:
     ) -> float | tuple[str | Mapping[str, Any], float] | Reward:
         """Grade one answer. Required.
 
-        Called in a separate process, which is killed when it exceeds ``--reward-function-timeout``. What it
-        prints is discarded. An exception counts as reward 0.0 with the label ``error:<Type>``, a time-out
-        as 0.0 with the label ``timeout``.
+        Called in a separate grading process, whose printed output is discarded. A run does not stop on a failure here:
+        an exception counts as reward 0.0 with the label ``error:<Type>``. A call that takes longer than
+        ``--reward-function-timeout`` counts as reward 0.0 with the label ``timeout``, and its process is killed and
+        replaced.
 
         Args:
-            model_output: the generated text, without the prompt. Hostile: never ``eval`` it.
+            model_output: the generated text, without the prompt. It is untrusted: parse it, and never ``eval`` it.
             target: from ``collate``.
-            options: the task's options, defaults filled in.
+            options: the task's options, with defaults filled in.
 
         Returns:
-            A float; or ``(label, float)``; or a :class:`Reward`. Higher is better.
+            A number, ``(label, number)`` or a :class:`Reward`. Higher is better. The label may be a mapping: its
+            ``"label"`` is the label, and its other numbers are metrics.
         """
 
     @hookspec(firstresult=True)
     def load_rows(
         self, split: str, path: str | None, options: Mapping[str, Any]
     ) -> Sequence[Row] | Mapping[str, Sequence[Row]] | None:
-        """Produce the rows of a data set. Optional.
+        """Load the rows of a data set. Optional.
+
+        Called in the driver, once for each data set that the user names, or once with the path ``None`` if the user
+        names none.
 
         Args:
             split: ``"train"`` or ``"eval"``.
-            path: what the user gave as ``--train-dataset`` or ``--eval-dataset``, of several the one that is
-                asked for; ``None`` for the task's own data.
-            options: the task's options, defaults filled in.
+            path: one data set from ``--train-dataset`` or ``--eval-dataset``; ``None`` for the task's own data.
+            options: the task's options, with defaults filled in.
 
         Returns:
-            For ``"train"`` the rows; for ``"eval"`` a mapping from split name to rows (or rows alone). ``None``
-            leaves the reading to esplug, which opens saved DatasetDicts and folders of them, json, jsonl, csv,
-            parquet and Hub ids; with ``path`` ``None`` that is an error, because the task has no data of its own.
+            For ``"train"``, the rows; for ``"eval"``, a mapping from split name to rows, or rows alone. If the hook
+            returns ``None``, esplug reads ``path`` itself: a saved DatasetDict or a folder of them, a json, jsonl, csv
+            or parquet file, or a Hub id. ``None`` for the path ``None`` is an error that asks the user for a data set.
         """
 
     @hookspec(firstresult=True)
     def defaults(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Give the task's recommended run configuration. Optional.
+        """Recommend settings for the task. Optional.
+
+        Called in the driver before the settings are resolved. A setting that is invalid is an error.
+
+        Args:
+            options: the task's options, with defaults filled in.
 
         Returns:
-            Names of :class:`esplug.config.run_config.RunConfig` fields and values. The user's file and flags win.
+            Values of :class:`esplug.config.run_config.RunConfig` fields, by name. The user's config file and flags
+            override them.
         """
 
     @hookspec(firstresult=True)
     def options(self) -> Mapping[str, Any]:
-        """Declare the task's options (``--task-option key=value``) with their defaults. Optional.
+        """Declare the task's options (``--task-option key=value``). Optional.
+
+        Called when the task is loaded, in the driver and in grading processes.
 
         Returns:
-            Option name to default value. The default's type (str, int, float or bool) is the type the
-            user's text is converted to; an option not named here is refused.
+            Default value of each option, by name: a str, int, float or bool. esplug converts the user's text to the
+            type of the default, and rejects options that are not declared.
         """
 
 
 class DatasetSpec:
-    """The hook of a data set that ``esplug data build`` makes."""
+    """Hook of a data set that ``esplug data build`` makes."""
 
     @hookspec(firstresult=True)
     def build(self, fetch: Callable[[HubSource], Sequence[Row]]) -> Mapping[str, Mapping[str, Sequence[Row]]]:
-        """Make the rows. Required.
+        """Make the rows of the data set. Required.
 
-        The same sources must give the same rows, in the same order, on every machine. esplug writes them down
-        together with where they come from.
+        Called once by ``esplug data build NAME``, which saves the rows with a record of their sources. The same sources
+        must give the same rows in the same order on every machine. If the hook raises, nothing is saved.
 
         Args:
-            fetch: gives the rows of a :class:`HubSource`, from the Hub or from the user's local copy, and
-                records the commit, a checksum and the licence.
+            fetch: function that returns the rows of a :class:`HubSource`, from the Hub or from the user's local copy,
+                and records their commit, checksum and licence.
 
         Returns:
-            ``{"train": splits, "eval": splits}``, either of which may be missing; splits are a mapping from
-            split name to rows, and all rows of a split have the same columns.
+            ``{"train": splits, "eval": splits}``, where either key may be missing. ``splits`` maps the name of a split
+            to its rows, which all have the same columns.
         """
 
 
 class ShapingSpec:
-    """The hook of a reward shaping (fitness shaping)."""
+    """Hook of a reward shaping, also known as fitness shaping."""
 
     @hookspec(firstresult=True)
     def shape(self, rewards: "np.ndarray[Any, np.dtype[np.float64]]") -> "np.ndarray[Any, np.dtype[np.float64]]":
         """Turn rewards into utilities. Required.
 
+        Called in the driver, once an iteration, after all answers are graded. It must not change ``rewards``, which the
+        run logs. It must return the same utilities for the same rewards, or the run cannot be resumed. An exception,
+        a wrong shape or a non-finite utility ends the run.
+
         Args:
-            rewards: float64[N, B]; reward of member n's answer to prompt b.
+            rewards: float64[N, B]; reward of member n on prompt b.
 
         Returns:
-            float64[N]; the utility of each member, the weight its perturbation gets in the update. All zeros
-            (for example when all rewards are equal) makes no update.
+            float64[N]; utility of each member, which weights its perturbation in the update. If all utilities are
+            zero, for example because all rewards are equal, the iteration leaves the weights unchanged.
         """
 
 
 class LoggerSpec:
-    """Hooks of a logger, which can neither stop a run once it has started nor delay it.
+    """Hooks of a logger. A logger cannot stop or delay a run that has started.
 
-    All calls to a logger come from one thread, which is the logger's own, in order and one at a time. The run does
-    not wait for ``log`` and ``samples``; a logger that falls 256 calls behind loses those that find no room.
+    Each logger has its own thread, which makes all calls to it, in order. The run does not wait for ``log`` and
+    ``samples``. Once 256 calls are waiting, further ones are dropped with a warning.
 
-    - A hook that raises: in ``start`` that is fatal, later it warns once and the next calls are made all the same.
-    - A hook that hangs: the run waits 5 seconds for ``start`` and 5 for ``finish``, for all loggers together. It
-      then goes on, with a warning: calls wait for a late ``start`` (one that raises so late is a warning too), and
-      after ``finish`` none is made any more.
+    - If ``start`` raises, the run does not start. If another hook raises, esplug warns once and continues to call the
+      logger.
+    - If ``start`` hangs, the run goes on without it after 5 seconds: the calls wait until ``start`` returns, and an
+      exception then is a warning. If ``finish`` has not returned 5 seconds after the run, esplug warns and abandons the
+      logger. Both limits apply to all loggers together.
 
-    The thread ends with the process, in the middle of whatever it does; and it cannot read the terminal.
+    The thread is a daemon: it ends with the process, even in the middle of a call. It cannot read from the terminal.
 
-    A logger whose module or object has the attribute ``synchronous = True`` is called in the run's own thread
-    instead, so that what it is given is recorded when ``log`` returns. It must be quick and must not hang:
-    ``console`` and ``jsonl`` are such, nothing that waits for a network should be.
+    Set the attribute ``synchronous = True`` on the module or object to be called in the run's own thread instead. The
+    metrics are then recorded when ``log`` returns. Such a logger delays the run by the time it takes, so it must not
+    wait for a network. ``console`` and ``jsonl`` are synchronous.
     """
 
     @hookspec
     def start(self, config: "RunConfig", run_dir: Path, iteration: int) -> None:
-        """Open the log. Called once, before anything is trained and before any other hook.
+        """Open the log. Optional.
+
+        Called once, before training and before any other hook.
 
         Args:
             config: the run's settings.
-            run_dir: where everything of the run lies.
-            iteration: 0, or where a resumed run goes on. What an earlier process has logged for that step and
-                later ones is about to be logged again.
+            run_dir: the run directory. Write all files there.
+            iteration: 0, or the iteration from which a resumed run continues. Metrics that an earlier process logged
+                for this and later iterations are logged again.
         """
 
     @hookspec
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record metrics. Required.
 
+        Called once an iteration, and once an evaluation.
+
         Args:
-            step: the iteration, counted from 0; evaluation after k updates has step k.
-            metrics: names such as ``train/reward/mean``, ``time/generate``, ``eval/<split>/pass@1/mean``. A copy.
+            step: iteration, counted from 0; for an evaluation, the number of updates made before it.
+            metrics: values by name, such as ``train/reward/mean``, ``time/generate`` or
+                ``eval/<split>/pass@1/mean``; may be NaN or infinite. The logger gets its own copy.
         """
 
     @hookspec
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Record evaluation samples.
+        """Record the samples of an evaluation. Optional.
+
+        Called once for each split of an evaluation.
 
         Args:
-            step: updates made so far.
-            rows: of one split, with ``split``, ``index`` (of the prompt), ``sample`` (which answer to it, from 0),
-                ``prompt``, ``target``, ``output``, ``reward``, ``label``, ``correct``, ``passed``, ``tokens``,
-                ``finished``, and ``metrics`` where the task measures something.
+            step: number of updates made before the evaluation.
+            rows: samples of one split. Their keys are ``split``, ``index`` (of the prompt), ``sample`` (of the answer
+                to that prompt, from 0), ``prompt``, ``target``, ``output``, ``reward``, ``label``, ``correct``,
+                ``passed``, ``tokens``, ``finished``, and ``metrics`` if the task returns any.
         """
 
     @hookspec
     def finish(self, status: str) -> None:
-        """Close the log. Called once, if ``start`` returned.
+        """Close the log. Optional.
+
+        Called once, when the run ends, if ``start`` returned.
 
         Args:
             status: ``finished``, ``failed`` or ``interrupted``.

@@ -1,4 +1,4 @@
-"""For the tests of plugin packages: what a run will ask of a task, a shaping or a logger, asked without a model.
+"""Test helpers for plugin packages: they check a task, shaping or logger as a run would use it, without a model.
 
     from esplug.testing import check_task
 
@@ -6,13 +6,13 @@
         check_task("answer-length", gold=lambda target: " ".join(["word"] * target))
 
 ``esplug check NAME`` makes the same checks and prints them. ``task_checks``, ``shaping_checks`` and ``logger_checks``
-return them, as a list of :class:`Check`.
+take the same arguments and return the checks as a list of :class:`Check`, without raising ``AssertionError``.
 """
 
 from collections.abc import Mapping
 
 from esplug.authoring.conformance.answers import Gold
-from esplug.authoring.conformance.checklist import Check
+from esplug.authoring.conformance.checklist import Check, all_passed
 from esplug.authoring.conformance.loggers import logger_checks
 from esplug.authoring.conformance.shapings import shaping_checks
 from esplug.authoring.conformance.tasks import task_checks
@@ -28,51 +28,38 @@ def check_task(
     eval_dataset: str | None = None,
     gold: Gold | None = None,
 ) -> list[Check]:
-    """Check a task, and return the checks.
+    """Check a task and return the checks.
 
     Args:
-        plugin: the name of an installed task; or a module, class or object with its hooks.
-        options: the task's options, as ``--task-option`` gives them.
-        train_dataset: rows to train on, as ``--train-dataset`` names them; ``None`` for the task's own.
-        eval_dataset: rows to evaluate on, likewise.
-        gold: makes of a target an answer that is right, and must then earn more than an empty one.
+        plugin: name of an installed task; or a module, class or object with its hooks.
+        options: the task's options, as in ``--task-option``.
+        train_dataset: training data, as in ``--train-dataset``; ``None`` for the task's own.
+        eval_dataset: evaluation data, as in ``--eval-dataset``; ``None`` for the task's own.
+        gold: makes a right answer from a target. It must earn more than an empty answer.
 
     Raises:
-        AssertionError: something is not as it must be; the message lists it.
-        UserError: no such task is installed, or what was given cannot be used.
+        AssertionError: a check fails; the message lists all failed checks.
+        UserError: the task is not installed, or an option or data set cannot be used.
     """
-    found = task_checks(plugin, options, train_dataset=train_dataset, eval_dataset=eval_dataset, gold=gold)
-    return _passed("task", plugin, found)
+    checks = task_checks(plugin, options, train_dataset=train_dataset, eval_dataset=eval_dataset, gold=gold)
+    return all_passed("task", plugin, checks)
 
 
 def check_shaping(plugin: object) -> list[Check]:
-    """Check a shaping, and return the checks.
-
-    Args:
-        plugin: the name of an installed shaping; or a module, class or object with its hook.
+    """Check a shaping, by name, module, class or object, and return the checks.
 
     Raises:
-        AssertionError: something is not as it must be; the message lists it.
-        PluginError: no such shaping is installed.
+        AssertionError: a check fails; the message lists all failed checks.
+        PluginError: the shaping is not installed.
     """
-    return _passed("shaping", plugin, shaping_checks(plugin))
+    return all_passed("shaping", plugin, shaping_checks(plugin))
 
 
 def check_logger(plugin: object) -> list[Check]:
-    """Check a logger, and return the checks.
-
-    Args:
-        plugin: the name of an installed logger; or a module, class or object with its hooks.
+    """Check a logger, by name, module, class or object, and return the checks.
 
     Raises:
-        AssertionError: something is not as it must be; the message lists it.
-        PluginError: no such logger is installed.
+        AssertionError: a check fails; the message lists all failed checks.
+        PluginError: the logger is not installed.
     """
-    return _passed("logger", plugin, logger_checks(plugin))
-
-
-def _passed(kind: str, plugin: object, checks: list[Check]) -> list[Check]:
-    failed = [f"- {check.name}: {check.detail}" for check in checks if not check.ok]
-    if failed:
-        raise AssertionError("\n".join([f"{len(failed)} of {len(checks)} checks of {kind} {plugin!r} fail:", *failed]))
-    return checks
+    return all_passed("logger", plugin, logger_checks(plugin))

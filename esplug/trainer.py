@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from esplug import plugins
 from esplug.checkpoints.base_model import longest_prompt, revision_of, weights_size
 from esplug.checkpoints.folders import newest_first, rename_aside
 from esplug.checkpoints.history import History
@@ -35,7 +36,6 @@ from esplug.loggers.logger_set import LoggerSet
 from esplug.planning.memory import cpu_items, cpu_kv_cache_most
 from esplug.planning.placement import plan_engines
 from esplug.planning.shared_prefix import sharing_saves_time
-from esplug.plugins import registry
 from esplug.rewards.anomalies import UNDEFINED, AnomalyReporter
 from esplug.rewards.pool import PendingRewards, RewardPool
 from esplug.runs.directory import RunDirectory, environment
@@ -304,7 +304,7 @@ class EvolutionStrategiesTrainer:
         else:
             RunDirectory.check(asked)
         config, first = self.config, len(log.steps) if log else 0
-        self._shape = registry.load("shaping", config.reward_shaping).shape
+        self._shape = plugins.load("shaping", config.reward_shaping).shape
         self.loggers = LoggerSet(config.logging)
         self._model = starting_model(
             config.model_name,

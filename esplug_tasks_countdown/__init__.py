@@ -1,6 +1,6 @@
-"""Countdown: combine the given numbers, each exactly once, with + - * / so that they make the target.
+"""Countdown task: combine the given numbers, each exactly once, with + - * / to reach the target.
 
-A task is a handful of functions marked ``@hookimpl``. esplug calls them in the order they appear here.
+A task is a few functions marked ``@hookimpl``. esplug calls them in the order in which they appear here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,20 +12,20 @@ from esplug_tasks_countdown import columns, grading, prompts, puzzles
 
 @hookimpl
 def options() -> Mapping[str, Any]:
-    """``shots``: worked examples before each question, 0 to 8. ``level``: standard or easy."""
+    """Declare ``shots``, the number of worked examples (0 to 8), and ``level`` (standard or easy)."""
     return {"shots": 0, "level": "standard"}
 
 
 @hookimpl
 def defaults(options: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Stop at the closing tag. After worked examples the model thinks in one short line."""
+    """Stop at the closing tag. After worked examples, short answers suffice."""
     stop = {"stop": ["</answer>"]}
     return stop | {"max_tokens": 64} if _shots(options) else stop
 
 
 @hookimpl
 def load_rows(split: str, path: str | None, options: Mapping[str, Any]) -> Any:
-    """Generate the rows, unless the user named a data set: then esplug reads it."""
+    """Generate the rows, unless the user named a data set, which esplug reads."""
     if path is not None:
         return None
     rows = puzzles.rows(options["level"], split)
@@ -34,26 +34,26 @@ def load_rows(split: str, path: str | None, options: Mapping[str, Any]) -> Any:
 
 @hookimpl
 def collate(batch: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> tuple[list[str], list[dict[str, Any]]]:
-    """Ask with the row's own prompt, or with worked examples; grade against its numbers and target."""
+    """Prompt with the row's own text or with worked examples, and grade against its numbers and target."""
     shots = _shots(options)
     questions, targets = [], []
     for row in batch:
         numbers, target = columns.numbers(row["numbers"]), columns.target(row["target"])
         questions.append(prompts.few_shot(shots, numbers, target) if shots else columns.text(row["context"]))
-        # The target as text stays exact, and readable in the samples that loggers write.
+        # As text, the target is exact, and readable in logged samples.
         targets.append({"numbers": numbers, "target": str(target)})
     return questions, targets
 
 
 @hookimpl
 def template(question: str) -> str:
-    """Leave the prompt as it is: it ends with ``<think>``, and the model continues from there."""
+    """Return the prompt as it is: it ends with ``<think>``, and the model continues from there."""
     return question
 
 
 @hookimpl
 def reward(model_output: str, target: Mapping[str, Any]) -> Reward:
-    """Give 1 for a right answer, and up to 0.1 for the asked-for form."""
+    """Give 1 for a correct answer, and up to 0.1 for the requested format."""
     return grading.grade(model_output, target["numbers"], columns.target(target["target"]))
 
 

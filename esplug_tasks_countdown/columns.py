@@ -1,4 +1,4 @@
-"""Read the columns ``numbers``, ``target`` and ``context`` of a row, in any of the forms that files give them."""
+"""Parsers of the columns ``numbers``, ``target`` and ``context``, in any of the forms found in files."""
 
 import ast
 import re
@@ -9,10 +9,10 @@ _NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]{1,2})?|[-+]?[0-9]+/
 
 
 def target(value: Any) -> Fraction:
-    """Return a target exactly; it may be a number or text such as ``24``, ``2.5`` or ``7/3``.
+    """Return the exact target from a number, or from text such as ``24``, ``2.5`` or ``7/3``.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: the value is neither.
     """
     try:
         return _fraction(value)
@@ -21,13 +21,13 @@ def target(value: Any) -> Fraction:
 
 
 def numbers(value: Any) -> list[int]:
-    """Return a puzzle's numbers; they may be a list or its text, JSON or Python.
+    """Return a puzzle's numbers from a list, or from its text in JSON or Python.
 
     Raises:
-        ValueError: it is no list of whole numbers from 0 up, or the list is empty.
+        ValueError: the value is not a non-empty list of non-negative whole numbers.
     """
     try:
-        # literal_eval reads JSON lists of numbers too, and runs nothing.
+        # literal_eval also reads JSON lists of numbers, and executes nothing.
         found = [_fraction(item) for item in (ast.literal_eval(value) if isinstance(value, str) else value)]
         if found and all(number >= 0 and number.denominator == 1 for number in found):
             return [int(number) for number in found]
@@ -40,7 +40,7 @@ def text(value: Any) -> str:
     """Return a prompt.
 
     Raises:
-        ValueError: it is not text.
+        ValueError: the value is not text.
     """
     if not isinstance(value, str):
         raise ValueError(f"column 'context': {value!r} is not text")

@@ -1,7 +1,7 @@
-"""Grade an answer to a Countdown puzzle: exact arithmetic, nothing executed, bounded work on any text.
+"""Grader of Countdown answers: exact arithmetic and bounded work on any text, without executing anything.
 
-The grammar of an answer is whole numbers, ``+ - * /``, parentheses and spaces. A sign may open the
-expression or a parenthesis, once: ``-3+8`` and ``5*(-3+8)`` are fine; ``--3``, ``5-+3``, ``-(-3)`` are not.
+An answer consists of whole numbers, ``+ - * /``, parentheses and spaces. The expression and each parenthesis may
+start with one sign: ``-3+8`` and ``5*(-3+8)`` are fine; ``--3``, ``5-+3``, ``-(-3)`` are not.
 """
 
 import ast
@@ -27,11 +27,11 @@ _OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] =
 
 
 def grade(model_output: str, numbers: Sequence[int], target: Fraction) -> Reward:
-    """Reward text that continues an opening ``<think>``: ``0.1 * format + answer``.
+    """Grade text that continues an opening ``<think>``: ``0.1 * format + answer``.
 
-    The answer counts 1.0 when the last answer block uses every one of ``numbers`` exactly once and equals
-    ``target`` within 1e-5. Labels: ``correct``, ``wrong_value`` (a division by zero included),
-    ``wrong_numbers``, ``bad_expression``, ``no_answer``. Never raises.
+    The answer is 1.0 if the last answer block uses each of ``numbers`` exactly once and equals ``target`` within
+    1e-5. Labels: ``correct``, ``wrong_value`` (including division by zero), ``wrong_numbers``, ``bad_expression``,
+    ``no_answer``. Never raises.
     """
     text = "<think>" + model_output
     form = format_reward(text)
@@ -41,10 +41,10 @@ def grade(model_output: str, numbers: Sequence[int], target: Fraction) -> Reward
 
 
 def format_reward(text: str) -> float:
-    r"""1.0 for exactly ``<think>...</think>\n<answer>...</answer>``, one block of each.
+    r"""Return 1.0 for exactly ``<think>...</think>\n<answer>...</answer>``, one block of each.
 
-    White space after the last tag is ignored. Any other text gets 0.1 for a closed think block plus 0.5 for
-    a closed answer block.
+    White space after the last tag is ignored. Any other text gets 0.1 for a closed think block and 0.5 for a closed
+    answer block.
     """
     tags = ("<think>", "</think>", "<answer>", "</answer>")
     if (
@@ -58,7 +58,7 @@ def format_reward(text: str) -> float:
 
 
 def last_answer(text: str) -> str | None:
-    """Return what the last closed answer block holds, or None where there is no such block."""
+    """Return the content of the last closed answer block, or ``None`` if there is none."""
     end = text.rfind("</answer>")
     start = text.rfind("<answer>", 0, max(end, 0))
     return None if start < 0 else text[start + len("<answer>") : end]
@@ -68,8 +68,8 @@ def evaluate(expression: str) -> Fraction:
     """Return the exact value of an expression.
 
     Raises:
-        ValueError: it is longer than 200 characters or outside the grammar of this module.
-        ZeroDivisionError: it divides by zero.
+        ValueError: the expression is longer than 200 characters or breaks the grammar of this module.
+        ZeroDivisionError: the expression divides by zero.
     """
     return _value(_parse(expression))
 
@@ -109,7 +109,7 @@ def _parse(expression: str) -> ast.expr:
 
 
 def _check(node: ast.expr) -> None:
-    # At most MAX_EXPRESSION nodes, since each takes a character: the recursion is shallow.
+    # Each node takes a character, so there are at most MAX_EXPRESSION and the recursion is shallow.
     match node:
         case ast.Constant(value=int()):
             return
@@ -130,4 +130,4 @@ def _value(node: ast.expr) -> Fraction:
             return -_value(operand) if isinstance(op, ast.USub) else _value(operand)
         case ast.Constant(value=int(number)):
             return Fraction(number)
-    raise AssertionError("unreachable: _check let it through")
+    raise AssertionError("unreachable: _check rejects other nodes")

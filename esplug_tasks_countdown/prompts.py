@@ -1,10 +1,10 @@
-"""The words of a Countdown puzzle: the zero-shot prompt, and the compact few-shot one for base models."""
+"""Countdown prompts: a zero-shot prompt, and a compact few-shot prompt for base models."""
 
 from collections.abc import Sequence
 from typing import Any
 
-#: Worked examples (numbers, target, solution). The generator keeps them out of every split.
-#: The first sets the tone of a one-shot prompt: README.md has the measurements behind the order and the layout.
+#: Worked examples (numbers, target, solution), which the generator excludes from every split. The order matters most
+#: with one shot: see README.md for measurements.
 EXAMPLES: tuple[tuple[tuple[int, ...], int, str], ...] = (
     ((4, 11, 9), 24, "4 + 11 + 9"),
     ((27, 14, 6), 19, "27 - 14 + 6"),
@@ -18,7 +18,7 @@ EXAMPLES: tuple[tuple[tuple[int, ...], int, str], ...] = (
 
 
 def zero_shot(numbers: Sequence[int], target: Any) -> str:
-    """Return the complete instruction, ending with the opening ``<think>`` that the model continues."""
+    """Return the full instruction, ending with an opening ``<think>`` that the model continues."""
     return (
         f"Here are {len(numbers)} numbers: {_listed(numbers)}. Write an arithmetic expression whose value is "
         f"{target}. Every one of the numbers must appear exactly once and no other number may appear; "
@@ -30,7 +30,7 @@ def zero_shot(numbers: Sequence[int], target: Any) -> str:
 
 
 def few_shot(shots: int, numbers: Sequence[int], target: Any) -> str:
-    """Return ``shots`` solved puzzles and an unsolved one, in a compact form, ending with ``<think>``."""
+    """Return ``shots`` solved puzzles and an unsolved one in compact form, ending with ``<think>``."""
     solved = (
         f"{_compact(nums, goal)}{solution}</think>\n<answer>{solution}</answer>\n\n"
         for nums, goal, solution in EXAMPLES[:shots]

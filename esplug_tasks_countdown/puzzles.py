@@ -1,4 +1,4 @@
-"""Deterministic Countdown puzzles. ``esplug data build countdown`` saves the standard level."""
+"""Generator of deterministic Countdown puzzles. ``esplug data build countdown`` saves the standard level."""
 
 import operator
 import zlib
@@ -22,18 +22,18 @@ class Puzzle:
 
     @property
     def key(self) -> tuple[tuple[int, ...], int]:
-        """What makes two puzzles the same: the numbers in any order, and the target."""
+        """Identity of a puzzle: its numbers in any order, and its target."""
         return tuple(sorted(self.numbers)), self.target
 
     @property
     def split(self) -> str:
-        """``train`` or ``eval``, by a hash of the key: no level, seed or count makes splits overlap."""
+        """``train`` or ``eval``, by a hash of the key, so that splits never overlap."""
         return ("train", "eval")[zlib.crc32(repr(self.key).encode()) % 2]
 
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """How puzzles are drawn, from which seed, and how many rows each split has."""
+    """A level: how to draw its puzzles, its seed, and the number of rows per split."""
 
     draw: Callable[[Random], Puzzle | None]
     seed: int
@@ -44,13 +44,13 @@ _OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": ope
 
 
 def _draw_standard(rng: Random) -> Puzzle | None:
-    """Join 3 or 4 numbers, two random terms at a time; None where the result is no puzzle."""
+    """Join 3 or 4 numbers, two random terms at a time. Return ``None`` if the target is not a number from 1 to 99."""
     numbers = tuple(rng.randrange(1, 100) for _ in range(rng.randrange(3, 5)))
     terms = [(number, str(number), 3) for number in numbers]  # value, text, binding strength
     while len(terms) > 1:
         left = terms.pop(rng.randrange(len(terms)))
         right = terms.pop(rng.randrange(len(terms)))
-        joined = _join(left, rng.choice("+-**//"), right)  # * and / seldom fit: draw them oftener
+        joined = _join(left, rng.choice("+-**//"), right)  # draw * and / more often, because they rarely fit
         if joined is None:
             return None
         terms.append(joined)
@@ -59,7 +59,7 @@ def _draw_standard(rng: Random) -> Puzzle | None:
 
 
 def _join(left: tuple[int, str, int], sign: str, right: tuple[int, str, int]) -> tuple[int, str, int] | None:
-    """Join two terms, parenthesised where needed; None where the value is no whole number."""
+    """Join two terms, with parentheses if needed. Return ``None`` if the value is not a whole number."""
     (a, a_text, a_strength), (b, b_text, b_strength) = left, right
     if sign == "/" and (b == 0 or a % b):
         return None
@@ -70,7 +70,7 @@ def _join(left: tuple[int, str, int], sign: str, right: tuple[int, str, int]) ->
 
 
 def _draw_easy(rng: Random) -> Puzzle | None:
-    """Add and subtract three small numbers in the given order; None where the result is negative."""
+    """Add and subtract three small numbers in the given order. Return ``None`` if the result is negative."""
     a, b, c = (rng.randrange(1, 31) for _ in range(3))
     first, second = rng.choice("+-"), rng.choice("+-")
     target = a + (b if first == "+" else -b) + (c if second == "+" else -c)
@@ -87,7 +87,7 @@ def generate(level: str, split: str) -> list[Puzzle]:
     """Return the puzzles of a level's ``train`` or ``eval`` split, the same on every machine.
 
     Raises:
-        ValueError: there is no such level.
+        ValueError: the level does not exist.
     """
     if level not in LEVELS:
         raise ValueError(f"level must be one of {', '.join(LEVELS)}, not {level!r}")
@@ -121,5 +121,5 @@ def rows(level: str, split: str) -> list[dict[str, Any]]:
 
 @hookimpl
 def build() -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """Make the standard level's data set: nothing is fetched."""
+    """Make the data set of the standard level. Fetches nothing."""
     return {"train": {"train": rows("standard", "train")}, "eval": {"countdown_eval": rows("standard", "eval")}}

@@ -1,8 +1,7 @@
-r"""Mathematics: problems whose final answer stands in the last ``\boxed{...}``.
+r"""Mathematics task: problems whose final answer is in the last ``\boxed{...}``.
 
-A task is a handful of functions marked ``@hookimpl``. esplug calls them in the order they appear here. The
-grader is imported along with them, so that a grading process pays for sympy when it starts rather than
-within the first answer's time limit.
+A task is a few functions marked ``@hookimpl``. esplug calls them in the order in which they appear here. This module
+imports the grader, so that a grading process loads sympy when it starts and not within the first answer's time limit.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,16 +15,17 @@ from esplug_tasks_math.grading import grade
 
 @hookimpl
 def options() -> Mapping[str, Any]:
-    """``template``: qwen, chat, r1 or none. ``shots``: worked examples before each problem, 0 to 4.
+    """Declare the options.
 
-    ``problem``, ``answer``: the columns of a row. ``kind``: of the small set's rows, the kind to keep.
+    ``template``: qwen, chat, r1 or none. ``shots``: worked examples before each problem, 0 to 4. ``problem`` and
+    ``answer``: names of the columns. ``kind``: kind of the small set's problems to keep.
     """
     return {"template": "qwen", "shots": 0, "problem": "problem", "answer": "answer", "kind": "all"}
 
 
 @hookimpl
 def defaults(options: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Leave room to reason. Grading takes milliseconds; what takes seconds means harm."""
+    """Allow enough tokens to reason. Grading takes milliseconds, so 5 s stop only malicious answers."""
     prompts.check(options["template"], options["shots"])
     common = {"max_tokens": 1024, "reward_function_timeout": 5.0}
     return common | {"stop": ["</answer>"]} if options["template"] == "r1" else common
@@ -33,7 +33,7 @@ def defaults(options: Mapping[str, Any]) -> Mapping[str, Any]:
 
 @hookimpl
 def load_rows(split: str, path: str | None, options: Mapping[str, Any]) -> Any:
-    """Give the small problem sets that come along, unless the user named a data set: then esplug reads it."""
+    """Return the task's own small problem sets, unless the user named a data set, which esplug reads."""
     from esplug_tasks_math import small
 
     kinds = list(small.KINDS) if options["kind"] == "all" else [options["kind"]]
@@ -50,7 +50,7 @@ def load_rows(split: str, path: str | None, options: Mapping[str, Any]) -> Any:
 
 @hookimpl
 def collate(batch: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """Read a problem and its answer from the columns that the options name."""
+    """Read problems and answers from the columns that the options name."""
     prompts.check(options["template"], options["shots"])
     problem, answer = options["problem"], options["answer"]
     return _texts(batch, problem), _texts(batch, answer)
@@ -58,13 +58,13 @@ def collate(batch: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> t
 
 @hookimpl
 def template(question: str, options: Mapping[str, Any]) -> Prompt:
-    """Ask in the format that the option ``template`` names."""
+    """Make a prompt in the format that the option ``template`` names."""
     return prompts.ask(question, options["template"], options["shots"])
 
 
 @hookimpl
 def reward(model_output: str, target: str) -> Reward:
-    """Give 1.0 for the expected answer in the last box, else 0.0."""
+    """Give 1.0 for the expected answer in the last box, and 0.0 for anything else."""
     return grade(model_output, target)
 
 

@@ -1,4 +1,4 @@
-r"""The structure of an answer: lists, tuples, sets, intervals, matrices and relations around expressions."""
+r"""Parser for the structure of an answer: lists, tuples, sets, intervals, matrices, relations and expressions."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -23,14 +23,14 @@ _THOUSANDS = re.compile(r"[-+]?(?:\\\$)?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?(?!
 
 @dataclass(frozen=True, slots=True)
 class Expression:
-    """Anything without a structure of its own: a number, a formula, a word, a quantity."""
+    """An answer without structure: a number, a formula, a word or a quantity."""
 
     tokens: Tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Items:
-    """Several answers: ``1, 2`` (a list, order free), ``(1,2)`` (a tuple), ``\\{1,2\\}`` (a set)."""
+    """Several answers: ``1, 2`` (a list, in any order), ``(1,2)`` (a tuple), ``\\{1,2\\}`` (a set)."""
 
     kind: Literal["list", "tuple", "set"]
     items: tuple["Answer", ...]
@@ -38,7 +38,7 @@ class Items:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """Numbers between two ends, each of which may belong to it or not; ``(a,b)`` may mean a point as well."""
+    """An interval whose ends may be open or closed. ``(a,b)`` may also mean a point."""
 
     low: "Answer"
     high: "Answer"
@@ -72,10 +72,10 @@ Answer: TypeAlias = Expression | Items | Interval | Union | Matrix | Relation
 
 
 def parse(tokens: Tokens) -> Answer:
-    """Read the structure of an answer.
+    """Parse the structure of an answer.
 
     Raises:
-        Unreadable: its brackets do not match, or it has more than 64 parts.
+        Unreadable: the brackets do not match, or there are more than 64 parts.
     """
     tokens = _bare(tokens)
     if tokens in ((r"\emptyset",), (r"\{", r"\}")):
@@ -98,12 +98,12 @@ def parse(tokens: Tokens) -> Answer:
 
 
 def parse_list(tokens: Tokens) -> Answer | None:
-    """Read commas as separators even where they could group the digits of one number."""
+    """Parse commas as separators even if they could group the digits of one number."""
     return _list(_bare(tokens))
 
 
 def as_set(answer: Answer) -> Answer:
-    r"""Read ``(a,b)`` as an interval and ``x > 2`` as the set of such x, where a set is meant."""
+    r"""Reinterpret ``(a,b)`` as an interval and ``x > 2`` as a set of numbers."""
     match answer:
         case Items("tuple", (low, high)):
             return Interval(low, high, (False, False), spelt_as_pair=True)
@@ -113,7 +113,7 @@ def as_set(answer: Answer) -> Answer:
 
 
 def is_name(tokens: Tokens) -> bool:
-    r"""Whether tokens name something: ``x``, ``m_{\max}``, ``f(x)``, ``\angle ABC``, ``SRAC``."""
+    r"""Return whether tokens are a name: ``x``, ``m_{\max}``, ``f(x)``, ``\angle ABC``, ``SRAC``."""
     text = re.sub(r"_(?:\{[^{}]*\}|.)|\([A-Za-z, ]*\)|'", "", spell(tokens))
     if re.fullmatch(r"\([A-Za-z](?:,[A-Za-z])+\)", spell(tokens)):  # (x,y)
         return True
@@ -121,7 +121,7 @@ def is_name(tokens: Tokens) -> bool:
 
 
 def has_letters(tokens: Tokens) -> bool:
-    """Whether there is a variable or a word among the tokens."""
+    """Return whether the tokens contain a variable or a word."""
     return any((token[-1:].isalpha() and token not in _NO_LETTERS) or content(token) for token in tokens)
 
 
@@ -134,7 +134,7 @@ def _bare(tokens: Tokens) -> Tokens:
 
 
 def _inside(tokens: Tokens, opening: str, closing: str) -> Tokens | None:
-    """Return what one pair of brackets around all of the tokens holds, ``None`` where there is none."""
+    """Return the tokens inside one pair of brackets around all of them, or ``None`` if there is no such pair."""
     if len(tokens) < 2 or tokens[0] != opening or tokens[-1] != closing:
         return None
     depth = 0
@@ -146,7 +146,7 @@ def _inside(tokens: Tokens, opening: str, closing: str) -> Tokens | None:
 
 
 def _split(tokens: Tokens, separates: Callable[[str], bool]) -> Iterator[tuple[Tokens, str]]:
-    """Yield pieces outside all brackets, each with the separator behind it (``""`` behind the last)."""
+    """Split outside all brackets, and yield each piece with the separator after it (``""`` for the last)."""
     depth = start = 0
     for index, token in enumerate(tokens):
         depth += (token in _OPENING) - (token in _CLOSING)
@@ -178,7 +178,7 @@ def _list(tokens: Tokens) -> Answer | None:
 
 
 def _flat(answers: list[Answer]) -> tuple[Answer, ...]:
-    """Put the two values of each plus-minus among the others."""
+    """Flatten lists, such as the two values of a plus-minus, into one list."""
     return tuple(
         item
         for answer in answers

@@ -1,21 +1,21 @@
-r"""Find the final answer: what the last ``\boxed{...}`` of a text holds."""
+r"""Finder of the final answer: the content of the last ``\boxed{...}`` of a text."""
 
 import re
 
-#: Bounds on hostile text: characters in a box, and boxes looked at from the end of the text.
+#: Limits on malicious text: characters in a box, and boxes searched from the end of the text.
 LONGEST_BOX, MOST_BOXES = 10_000, 20
 
 _COMMANDS = (r"\boxed", r"\fbox")
-_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # a backslash takes the brace behind it along
-_UNBRACED = re.compile(r"\s*([-+0-9.\\][^\s$]*|[A-Z](?=[\s$.,;:]|$))")  # no word of a sentence that speaks of boxes
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # a backslash escapes the brace after it
+_UNBRACED = re.compile(r"\s*([-+0-9.\\][^\s$]*|[A-Z](?=[\s$.,;:]|$))")  # not a word of a sentence about boxes
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Return what the last box with balanced braces holds, or ``None`` where there is none.
+    r"""Return the content of the last box with balanced braces, or ``None`` if there is none.
 
-    ``\fbox`` counts as well, and ``\boxed 5`` without braces reaches to the next space or ``$``. Of nested
-    boxes the inner one counts. Work is bounded whatever the text is: a box longer than 10,000 characters, or
-    behind 20 boxes that never close, is not seen.
+    ``\fbox`` counts as well. ``\boxed 5`` without braces ends at the next space or ``$``. Of nested boxes, the inner
+    one counts. Work is bounded on any text: boxes longer than 10,000 characters, and boxes before the last 20, are
+    ignored.
     """
     end = len(text)
     for _ in range(MOST_BOXES):
@@ -37,7 +37,7 @@ def _content(text: str, position: int) -> str | None:
     if text[opening : opening + 1] == "{":
         closing = _closing_brace(text, opening, limit)
         return None if closing is None else text[opening + 1 : closing]
-    if text[position : position + 1].isalpha():  # the start of some other command
+    if text[position : position + 1].isalpha():  # the start of another command
         return None
     unbraced = _UNBRACED.match(text, position, limit)
     return unbraced[1].rstrip(".,;:") or None if unbraced else None

@@ -1,7 +1,7 @@
-r"""The public benchmarks of competition mathematics, from the Hugging Face Hub, with one pair of columns.
+r"""Public benchmarks of competition mathematics from the Hugging Face Hub, with uniform columns.
 
 ``esplug data build math`` saves them: MATH, levels 3 to 5, for training; AIME, AMC, MATH-500, Minerva and
-OlympiadBench for evaluation. Every row has ``problem`` and ``answer``; ``level`` and ``subject`` where the source has.
+OlympiadBench for evaluation. Every row has ``problem`` and ``answer``; ``level`` and ``subject`` if the source does.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +11,7 @@ from esplug import hookimpl
 from esplug.hookspecs import HubSource, Row
 from esplug_tasks_math.boxes import last_boxed
 
-#: MATH's training half, one configuration a subject (Hendrycks et al. 2021, arXiv:2103.03874).
+#: Training half of MATH, one configuration per subject (Hendrycks et al. 2021, arXiv:2103.03874).
 MATH = tuple(
     HubSource("EleutherAI/hendrycks_math", "train", config=subject, licence="mit")
     for subject in (
@@ -37,7 +37,7 @@ Fetch = Callable[[HubSource], Sequence[Row]]
 
 @hookimpl
 def build(fetch: Fetch) -> Mapping[str, Mapping[str, Sequence[Row]]]:
-    """Fetch the sources and bring them to the columns ``problem`` and ``answer``.
+    """Fetch the sources and convert them to the columns ``problem`` and ``answer``.
 
     Raises:
         ValueError: a source lacks a column.
@@ -55,7 +55,7 @@ def build(fetch: Fetch) -> Mapping[str, Mapping[str, Sequence[Row]]]:
 
 
 def _training(row: Row) -> dict[str, Any] | None:
-    """Return a MATH row with its answer; ``None`` outside the levels, or where the solution boxes nothing."""
+    """Convert a row of MATH; return ``None`` for other levels and for solutions without a boxed answer."""
     level = str(_column(row, "level")).removeprefix("Level ")
     answer = last_boxed(_column(row, "solution"))
     if not answer or level not in map(str, LEVELS):
@@ -64,7 +64,7 @@ def _training(row: Row) -> dict[str, Any] | None:
 
 
 def _plain(source: HubSource, fetch: Fetch, problem: str = "problem") -> list[dict[str, Any]]:
-    """Rename the columns of a source whose answers are final."""
+    """Fetch a source whose answers need no conversion, and rename its columns."""
     return [
         {"problem": _column(row, problem), "answer": _written(_column(row, "answer"))}
         | {name: row[name] for name in ("level", "subject") if name in row}
@@ -73,7 +73,7 @@ def _plain(source: HubSource, fetch: Fetch, problem: str = "problem") -> list[di
 
 
 def _olympiad(row: Row) -> dict[str, Any]:
-    """Join the parts of a row: some questions need the text before them, some have several answers."""
+    """Convert a row of OlympiadBench: prepend the context of the question, and join several answers."""
     context, question = row.get("context"), _column(row, "question")
     answers = _column(row, "final_answer")
     return {
@@ -84,14 +84,14 @@ def _olympiad(row: Row) -> dict[str, Any]:
 
 
 def _written(answer: Any) -> str:
-    """Write an answer as text; AMC's come as floating-point numbers, all of them whole."""
+    """Return an answer as text. Those of AMC are floats with whole values."""
     if isinstance(answer, float) and answer.is_integer():
         return str(int(answer))
     return str(answer).strip()
 
 
 def _key(problem: str) -> str:
-    """Make two printings of one problem the same: white space and letter case differ between sources."""
+    """Normalize a problem, because white space and letter case differ between sources."""
     return "".join(problem.split()).lower()
 
 

@@ -1,4 +1,4 @@
-r"""Whether two answers are the same: structure against structure, and cheap comparisons before symbolic ones."""
+r"""Equality of two answers: compares their structure, with cheap comparisons before symbolic ones."""
 
 import re
 from collections.abc import Sequence
@@ -31,10 +31,10 @@ _LONG_WORD = 4
 
 
 def same(given: Tokens, gold: Tokens) -> bool:
-    """Compare two answers that are spelt differently.
+    """Return whether two answers with different tokens are equal.
 
     Raises:
-        Unreadable: ``given`` is neither equal to ``gold`` nor anything that can be understood.
+        Unreadable: ``given`` cannot be parsed.
     """
     if _ONE_CHOICE.fullmatch(spell(gold)):
         return _same_choice(given, gold)
@@ -102,12 +102,12 @@ def _same_expression(given: Tokens, gold: Tokens) -> bool:
 
 
 def _same_percentage(x: Fraction, unit: str, y: Fraction, gold_unit: str) -> bool:
-    """The sign may be missing, or the number may be written as a fraction of one."""
+    """Return whether a percentage equals a number without a percent sign, written as a fraction of one."""
     return (unit == "%" and x / 100 == y) or (gold_unit == "%" and x == y / 100)
 
 
 def _is_text(answer: Tokens) -> bool:
-    """Whether words, written as such or letter by letter, make up the answer."""
+    """Return whether the answer consists of words, as text or as single letters."""
     if any(len(content(token)) > 1 for token in answer):
         return True
     return len(answer) >= _LONG_WORD and all(token.isalpha() for token in answer)
@@ -140,7 +140,7 @@ def _same_items(given: Items, gold: Items) -> bool:
 
 
 def _names_order(items: Sequence[Answer]) -> bool:
-    """Whether the items say by name which is which, as in ``x = 1, y = 2``."""
+    """Return whether every item names its variable, as in ``x = 1, y = 2``."""
     names = {item.sides[0] for item in items if isinstance(item, Relation) and is_name(item.sides[0])}
     return len(names) == len(items)
 
@@ -154,7 +154,7 @@ def _covered(some: Sequence[Answer], others: Sequence[Answer]) -> bool:
 
 
 def _matched(given: Sequence[Answer], gold: Sequence[Answer]) -> bool:
-    """Pair each item with one of the others; what is spelt alike goes first."""
+    """Return whether each item pairs with one of the others. Pairs items with equal tokens first."""
     left = list(gold)
     rest = []
     for item in given:
@@ -175,7 +175,7 @@ def _same_sets(given: Answer, gold: Answer) -> bool:
         case Interval(low, high, closed), Interval(other_low, other_high, other_closed):
             return closed == other_closed and _same(low, other_low) and _same(high, other_high)
         case (Interval() as interval, Items(kind, items)) | (Items(kind, items), Interval() as interval):
-            # [1,2] may be a list, and (1,2), where a set is meant, is how an interval is written.
+            # [1,2] may be a list, and (1,2) an interval if a set is expected.
             alike = (kind == "list" and interval.closed == (True, True)) or (kind == "tuple" and interval.spelt_as_pair)
             return alike and _in_order((interval.low, interval.high), items)
         case Union(parts), Union(others):
@@ -184,13 +184,13 @@ def _same_sets(given: Answer, gold: Answer) -> bool:
 
 
 def _found(given: Relation, gold: Answer) -> Answer:
-    """Return what a relation says the answer is: the last side of ``x = 2 + 3 = 5``."""
+    """Return the answer that a relation states: the last side of ``x = 2 + 3 = 5``."""
     first, last = given.sides[0], given.sides[-1]
     if not set(given.signs) <= {"=", r"\approx"}:
         return given
     if is_name(first) or (has_letters(first) and last != ("0",)):
         return parse(last)
-    if r"\approx" in given.signs:  # sqrt(2) is about 1.41: the answer is what comes first
+    if r"\approx" in given.signs:  # in sqrt(2) = about 1.41, the answer is the first side
         return parse(first)
     return parse(last) if all(_same(parse(side), gold) for side in given.sides) else given
 
@@ -220,7 +220,7 @@ def _same_variable(given: Relation, gold: Relation) -> bool:
 
 
 def _renamed(given: Relation, gold: Relation) -> bool:
-    """Whether ``f(n) = n^2`` is ``f(x) = x^2`` but for the name of its variable."""
+    """Return whether two functions differ only in the name of their variable: ``f(n) = n^2`` and ``f(x) = x^2``."""
     left, right = given.sides[0], gold.sides[0]
     if len(left) != 4 or len(right) != 4 or left[:2] != right[:2] or left[1] != "(" or left[3] != ")" != right[3]:
         return False

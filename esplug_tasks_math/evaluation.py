@@ -1,4 +1,4 @@
-"""Evaluate sympy expressions with mpmath: to as many digits as it takes, and never to more than there is room for."""
+"""Evaluator of sympy expressions with mpmath, to as many digits as needed within a limit."""
 
 import zlib
 from collections.abc import Callable, Mapping
@@ -10,31 +10,31 @@ import sympy  # type: ignore[import-untyped]
 
 from esplug_tasks_math.latex import Unreadable
 
-#: Bits that a number may have; the largest whole number whose factorial is taken, and the largest other one.
+#: Limits: bits of a number, largest integer for a factorial, and largest other number for a factorial.
 MOST_BITS, LARGEST_FACTORIAL, LARGEST_GAMMA = 100_000, 10_000, 100
-#: Bits to which everything is computed at least, and how many of them rounding may spoil.
+#: Minimum precision in bits, and the number of them that rounding errors may affect.
 BITS, SLACK = 400, 100
-#: How often more bits are tried. What still grows then is a pole, met as rounding noise.
+#: Attempts with increasing precision. A value that still grows is a pole, hidden by rounding noise.
 ROUNDS = 3
 
 
-class Undefined(ArithmeticError):  # noqa: N818 - it says what the value is
+class Undefined(ArithmeticError):  # noqa: N818 - it describes the value
     """An expression has no value at a point."""
 
 
 class Unknown(TypeError):  # noqa: N818
-    """A function that is not among those evaluated here."""
+    """A function that this module does not evaluate."""
 
 
 def values(expressions: list[Any], point: "Point") -> tuple[list[Any], int]:
-    """Evaluate with bits enough to see a difference of one in the largest number met on the way, or of the smallest.
+    """Evaluate with enough bits to resolve a difference of one in the largest and smallest intermediate numbers.
 
     Returns:
-        The values and the number of bits to compare them with.
+        The values, and the precision in bits at which to compare them.
 
     Raises:
         Undefined: an expression has no value at this point.
-        Unknown: an expression holds a function that is not known here.
+        Unknown: an expression contains a function that this module does not evaluate.
         Unreadable: a number would be too large, or there is a pole.
     """
     bits = BITS
@@ -49,7 +49,7 @@ def values(expressions: list[Any], point: "Point") -> tuple[list[Any], int]:
 
 
 def equal(x: Any, y: Any, bits: int) -> bool:
-    """Whether two values agree but for rounding."""
+    """Return whether two values are equal up to rounding."""
     if mpmath.isinf(x) or mpmath.isinf(y):
         return bool(x == y)
     with mpmath.workprec(bits):
@@ -58,12 +58,12 @@ def equal(x: Any, y: Any, bits: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """Where an expression is evaluated: the same name has the same value in every expression and process.
+    """Values of the variables. A name has the same value in every expression and process.
 
     Attributes:
-        number: tells points apart.
-        kind: of the variables' values: ``positive``, ``negative`` or ``integer`` (2 to 12).
-        fixed: values of single variables.
+        number: number of the point.
+        kind: kind of values: ``positive``, ``negative`` or ``integer`` (2 to 12).
+        fixed: values of individual variables.
     """
 
     number: int
@@ -101,7 +101,7 @@ _FUNCTIONS: Mapping[Any, Callable[..., Any]] = {
 
 
 class _Evaluation:
-    """The values of expressions at one point, and the bits of the largest and the smallest number on the way."""
+    """Evaluation at one point, which records the bits needed for the largest and smallest intermediate numbers."""
 
     def __init__(self, point: Point) -> None:
         self._point = point
@@ -141,7 +141,7 @@ class _Evaluation:
     def _power(self, base: Any, exponent: Any) -> Any:
         if base and not mpmath.isinf(base) and not mpmath.isinf(exponent):
             self._limited(abs(exponent) * (abs(mpmath.mag(base)) + 1))
-            if mpmath.mag(base) > SLACK - mpmath.mp.prec:  # else the base may be the rounding noise of a zero
+            if mpmath.mag(base) > SLACK - mpmath.mp.prec:  # otherwise the base may be rounding noise around zero
                 return self._small(mpmath.power(base, exponent))
         return mpmath.power(base, exponent)
 
@@ -163,7 +163,7 @@ class _Evaluation:
         raise Unknown(function)
 
     def _small(self, value: Any) -> Any:
-        """Count the bits behind the point of a number that is small by itself and not for rounding."""
+        """Count the fractional bits of a number that is small in itself and not because of rounding."""
         if value:
             self._count(1 / value)
         return value
@@ -179,6 +179,6 @@ class _Evaluation:
 
 
 def _whole(number: Any, step: Callable[[Any], Any]) -> Any:
-    """Round, but do not fall off a whole number for an error in the last digits."""
+    """Round down or up, but to the nearest whole number if only the last digits differ."""
     nearest = mpmath.nint(number)
     return nearest if abs(number - nearest) < mpmath.mpf(2) ** (SLACK - mpmath.mp.prec) else step(number)

@@ -1,7 +1,7 @@
-r"""Grade a model's text against the expected answer: 1.0 or 0.0, and a word for why.
+r"""Grader of mathematics answers: a reward of 1.0 or 0.0, with a label for the outcome.
 
-The steps, cheap ones first: the text, its tokens, numbers read exactly, structure (lists, intervals, ...), and
-at last the values of expressions. Nothing of it depends on what was graded before.
+It compares, cheapest first: text, tokens, exact numbers, structure (lists, intervals, ...), and values of expressions.
+Grades do not depend on earlier answers.
 """
 
 import ast
@@ -12,15 +12,15 @@ from esplug_tasks_math import equality, rationals, units
 from esplug_tasks_math.boxes import last_boxed
 from esplug_tasks_math.latex import LONGEST_ANSWER, Tokens, Unreadable, tokens
 
-#: How far an answer may be from a rounded one, as a share of it, even where it rounds to it.
+#: Largest relative difference between an answer and the rounded number that it rounds to.
 TOLERANCE = Fraction(1, 100)
 
 
 def grade(model_output: str, gold: str) -> Reward:
-    r"""Reward text whose last ``\boxed{...}`` holds the expected answer. Never raises.
+    r"""Grade text by the content of its last ``\boxed{...}``. Never raises.
 
-    Labels: ``correct``, ``wrong``, ``no_box``, and ``unparsable`` for a box whose content means nothing here,
-    or is too large to look into.
+    Labels: ``correct``, ``wrong``, ``no_box``, and ``unparsable`` for a box whose content cannot be parsed or is too
+    large.
     """
     given = last_boxed(model_output)
     label = "no_box" if given is None else outcome(given, gold)
@@ -29,7 +29,7 @@ def grade(model_output: str, gold: str) -> Reward:
 
 
 def same_answer(given: str, gold: str) -> bool:
-    """Whether two answers are the same; ``gold`` may be the text of a list of accepted answers."""
+    """Return whether two answers are equal. ``gold`` may be the text of a list of accepted answers."""
     return outcome(given, gold) == "correct"
 
 
@@ -48,7 +48,7 @@ def outcome(given: str, gold: str) -> str:
 
 
 def accepted(gold: str) -> list[str]:
-    r"""Return the answers of a list such as ``['9.6\n', '9.60']``, each of which is right, or the text itself."""
+    r"""Return the accepted answers of a list such as ``['9.6\n', '9.60']``, or else the text itself."""
     try:
         listed = ast.literal_eval(gold.strip()) if _is_list(gold) and len(gold) <= LONGEST_ANSWER else None
     except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -59,7 +59,7 @@ def accepted(gold: str) -> list[str]:
 def _same(answer: Tokens, text: str, *, rounded: bool) -> bool:
     try:
         gold = tokens(text)
-    except Unreadable:  # not the model's fault; only the same text could have been right
+    except Unreadable:  # not the fault of the model; only identical text could have been correct
         return False
     return answer == gold or (rounded and _rounds_to(answer, gold)) or equality.same(answer, gold)
 
@@ -69,7 +69,7 @@ def _is_list(gold: str) -> bool:
 
 
 def _rounds_to(answer: Tokens, gold: Tokens) -> bool:
-    """Whether a number, given with more digits, rounds to a measured one."""
+    """Return whether a number with more digits rounds to a measured one."""
     (left, unit), (right, gold_unit) = units.split(answer), units.split(gold)
     x, y, half = rationals.rational(left), rationals.rational(right), rationals.precision(right)
     if x is None or y is None or half is None or not units.may_be_same(unit, gold_unit):

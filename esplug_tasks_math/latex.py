@@ -1,8 +1,8 @@
-r"""LaTeX as tokens in one spelling, so that answers that look the same when printed compare as equal.
+r"""LaTeX tokenizer with one normalized spelling, so that answers that look the same have equal tokens.
 
-A token is a command (``\frac``), a run of digits, a word (``\text{cents}``, always two letters or more), an
-environment's ``\begin{...}`` or ``\end{...}``, or one character. Sizes, spaces, dollars signs and fonts are
-gone; arguments of ``\frac`` and ``\sqrt`` have braces, exponents and subscripts only where they need them.
+A token is a command (``\frac``), a run of digits, a word (``\text{cents}``, with two letters or more), the
+``\begin{...}`` or ``\end{...}`` of an environment, or one character. Sizes, spaces, dollar signs and fonts are
+removed. Arguments of ``\frac`` and ``\sqrt`` always have braces; exponents and subscripts have them only if needed.
 """
 
 import re
@@ -15,12 +15,12 @@ from esplug_tasks_math.spelling import ALIASES, DROPPED, FONTS
 
 Tokens: TypeAlias = tuple[str, ...]
 
-#: Bounds on what is read: characters of an answer, depth of nesting, digits of a number.
+#: Limits: characters of an answer, depth of nesting, digits of a number.
 LONGEST_ANSWER, DEEPEST, MOST_DIGITS = 2_000, 30, 400
 
 
-class Unreadable(ValueError):  # noqa: N818 - it says what the text is
-    """A text that is no answer this module reads: too long, too deep, unbalanced."""
+class Unreadable(ValueError):  # noqa: N818 - it describes the text
+    """A text that cannot be parsed: too long, nested too deeply, or unbalanced."""
 
 
 _TOKEN = re.compile(r"\\[A-Za-z]+\*?|\\.|[0-9]+|\s+|.", re.DOTALL)
@@ -31,15 +31,15 @@ _ARGUMENTS = {r"\frac": 2, r"\binom": 2, r"\sqrt": 1}
 
 
 def tokens(text: str) -> Tokens:
-    r"""Read LaTeX, or plain text, into tokens of one spelling.
+    r"""Tokenize LaTeX or plain text, in normalized spelling.
 
     Raises:
-        Unreadable: it is longer than 2,000 characters, holds a number of more than 400 digits, nests deeper
-            than 30 levels, or its braces do not match.
+        Unreadable: the text is longer than 2,000 characters, contains a number of more than 400 digits or more than 30
+            levels of nesting, or has unbalanced braces.
     """
     if len(text) > LONGEST_ANSWER:
         raise Unreadable("too long")
-    raw = _TOKEN.findall(text.replace("<=", r"\leq ").replace(">=", r"\geq "))  # as in programs
+    raw = _TOKEN.findall(text.replace("<=", r"\leq ").replace(">=", r"\geq "))  # as in code
     _check(raw)
     spelt = _Reader(raw).read()
     while spelt and spelt[-1] in ".,;:" and spelt[-2:] != ["\\", "."]:
@@ -48,7 +48,7 @@ def tokens(text: str) -> Tokens:
 
 
 def spell(answer: Tokens) -> str:
-    """Write tokens as LaTeX again: a space only where two tokens would else become one."""
+    """Join tokens into LaTeX, with a space only where two tokens would otherwise merge."""
     written: list[str] = []
     for token in answer:
         before = written[-1] if written else ""
@@ -60,25 +60,25 @@ def spell(answer: Tokens) -> str:
 
 
 def words(answer: Tokens) -> str:
-    """Write tokens as a reader would see them: lower case, no mark-up, single spaces.
+    """Render tokens as plain text: lower case, no markup, single spaces.
 
     Raises:
-        Unreadable: they are broken LaTeX.
+        Unreadable: the tokens are invalid LaTeX.
     """
     try:
         plain = LatexNodes2Text(keep_comments=True).latex_to_text(spell(answer).replace("%", r"\%"))
-    except Exception as error:  # it raises whatever it meets in broken LaTeX
+    except Exception as error:  # pylatexenc raises errors of many types on invalid LaTeX
         raise Unreadable("no text") from error
     return " ".join(plain.split()).lower().strip(" .")
 
 
 def content(word: str) -> str:
-    r"""Return what a ``\text{...}`` token says, or ``""`` for any other token."""
+    r"""Return the content of a ``\text{...}`` token, or ``""`` for any other token."""
     return word[len(r"\text{") : -1] if word.startswith(r"\text{") else ""
 
 
 def group(answer: Tokens, start: int) -> int:
-    """Return the index behind the braces, or the single token, that starts at ``start``."""
+    """Return the index after the braced group or single token that starts at ``start``."""
     if start >= len(answer) or answer[start] != "{":
         return min(start + 1, len(answer))
     depth = 0
@@ -103,7 +103,7 @@ def _check(raw: list[str]) -> None:
 
 
 class _Reader:
-    """One pass over raw tokens. The recursion is as deep as the braces, which are counted before."""
+    """Reader of raw tokens in one pass. Its recursion is as deep as the braces, which ``_check`` limits."""
 
     def __init__(self, raw: list[str]) -> None:
         self._raw = raw
@@ -141,7 +141,7 @@ class _Reader:
     def _braces(self) -> list[str]:
         inner = self.read("}")
         self._at += 1
-        # The braces of a separator such as {,} or of a single token change nothing.
+        # Braces around a single token, such as {,}, have no effect.
         return inner if len(inner) == 1 else ["{", *inner, "}"]
 
     def _argument(self) -> list[str]:
@@ -199,7 +199,7 @@ class _Reader:
         return _Reader(_TOKEN.findall(said)).read()
 
     def _verbatim(self) -> str:
-        """Take the braces that come next, as they are written."""
+        """Consume the next braced group and return its source text."""
         self._skip_space()
         if self._at >= len(self._raw) or self._raw[self._at] != "{":
             return ""

@@ -1,4 +1,4 @@
-r"""Rebuild an expression for latex2sympy from known tokens, with one plain symbol for each long name."""
+r"""Writer of LaTeX for latex2sympy, from known tokens only, with a short symbol for each long name."""
 
 import zlib
 from collections.abc import Iterator
@@ -19,23 +19,23 @@ _GREEK = _commands(
     phi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega hbar ell mho"""
 )
 _ACCENTS = _commands("dot ddot hat bar tilde vec overline angle widehat mathbb mathcal")
-# A name before parentheses with more than one thing in them is a factor, unless it usually is a function.
+# Before parentheses with several tokens, a name is a factor unless it commonly names a function.
 _FUNCTION_NAMES = frozenset("fghFGHPQu")
 LARGEST_DIGITS_OF_FACTORIAL = 4
 _OPENING, _CLOSING = frozenset("([{"), frozenset(")]}")
-#: Bounds on what the parser gets: its time grows fast with the depth of parentheses.
+#: Limits on the parser's input: its time grows fast with the depth of parentheses.
 MOST_TOKENS, DEEPEST = 500, 16
 
 
 def parser_latex(answer: Tokens) -> str:
-    r"""Return LaTeX that means what the tokens mean and that latex2sympy reads as such.
+    r"""Return LaTeX that latex2sympy parses with the meaning of the tokens.
 
-    Long names become ``v_{<checksum>}``, the same name the same symbol. Decimals become fractions, because
-    floats would be rounded.
+    A long name becomes ``v_{<checksum>}``, always the same symbol for the same name. Decimals become fractions,
+    because floats would be rounded.
 
     Raises:
-        Unreadable: there is a token, such as ``\int``, that is not part of a plain expression; or there are more
-            than 500 tokens, or more than 16 levels of parentheses.
+        Unreadable: a token, such as ``\int``, is not part of a plain expression; or there are more than 500 tokens or
+            16 levels of parentheses.
     """
     depths = accumulate((token in _OPENING) - (token in _CLOSING) for token in answer)
     if len(answer) > MOST_TOKENS or max(depths, default=0) > DEEPEST:
@@ -49,7 +49,7 @@ def _rebuilt(answer: Tokens) -> Iterator[str]:
         token = answer[at]
         end = _name_end(answer, at)
         if end > at:
-            if answer[end : end + 1] == ("!",):  # the parser's own factorial takes no exponent
+            if answer[end : end + 1] == ("!",):  # the parser's factorial takes no exponent
                 yield f"({_symbol(answer[at:end])} {_checked(answer, end)})"
                 end += 1
             else:
@@ -87,7 +87,7 @@ def _rebuilt(answer: Tokens) -> Iterator[str]:
 
 
 def _binomial(top: str, bottom: str) -> str:
-    """Write factorials: latex2sympy would compute a binomial at once, however large it is."""
+    """Write a binomial as factorials, because latex2sympy would compute it at once, however large."""
     return rf"\frac{{({top})!}}{{({bottom})! \cdot (({top})-({bottom}))!}}"
 
 
@@ -125,13 +125,13 @@ def _number(answer: Tokens, at: int) -> tuple[int, str]:
         decimals = answer[after + 1] if answer[after + 1 : after + 2] and answer[after + 1].isdigit() else ""
         after += 1 + bool(decimals)
         number = rf"\frac{{{int(whole + decimals or 0)}}}{{1{'0' * len(decimals)}}}"
-    # 2(1/2) is a product: without the dot latex2sympy reads two and a half.
+    # 2(1/2) is a product. Without the dot, latex2sympy reads two and a half.
     dot = r" \cdot" if not script and answer[after : after + 1] and answer[after] in "([{" else ""
     return after, number + dot
 
 
 def _name_end(answer: Tokens, at: int) -> int:
-    """Return where the name that starts at ``at`` ends, ``at`` itself where there is none."""
+    """Return the index after the name that starts at ``at``, or ``at`` if there is no name."""
     token = answer[at]
     if token == r"\frac":
         return _derivative_end(answer, at)

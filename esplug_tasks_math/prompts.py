@@ -1,4 +1,4 @@
-r"""The ways to ask for an answer in ``\boxed{}``."""
+r"""Prompt templates that ask for an answer in ``\boxed{}``."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -13,12 +13,12 @@ _R1 = (
     r"between <answer> and </answer>, with the final answer in \boxed{}." + "\n\n"
     "Problem: {problem}\n\nSolution: <think>"
 )
-# What a ChatML tokenizer would read as the start or the end of a turn.
+# Control tokens that start or end a turn in ChatML.
 _CONTROL = re.compile(r"<\|(?=[A-Za-z_]{1,40}\|>)")
 
 
 def chat(problem: str, shots: int = 0) -> list[dict[str, str]]:
-    """Return the request as messages, after ``shots`` solved ones, for the model's own chat template."""
+    """Return chat messages with ``shots`` worked examples, for the model's own chat template."""
     messages = [{"role": "system", "content": INSTRUCTION}]
     for example, solution in EXAMPLES[:shots]:
         messages += [{"role": "user", "content": example}, {"role": "assistant", "content": solution}]
@@ -26,18 +26,18 @@ def chat(problem: str, shots: int = 0) -> list[dict[str, str]]:
 
 
 def qwen(problem: str, shots: int = 0) -> str:
-    """Qwen's mathematics format, written out, so that base models without a chat template can be asked too."""
+    """Return Qwen's mathematics prompt as text, which also suits base models without a chat template."""
     turns = (f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n" for turn in chat(problem, shots))
     return "".join(turns) + "<|im_start|>assistant\n"
 
 
 def r1(problem: str) -> str:
-    """Return plain text for base models, ending in an open ``<think>``."""
+    """Return plain text for base models, ending with an open ``<think>``."""
     return _R1.replace("{problem}", problem)
 
 
 def harmless(problem: str) -> str:
-    """Put a space into control tokens such as ``<|im_end|>``, lest a problem end its own turn."""
+    """Insert a space into control tokens such as ``<|im_end|>``, so that a problem cannot end its own turn."""
     return _CONTROL.sub("< |", problem)
 
 
@@ -45,10 +45,10 @@ TEMPLATES: Mapping[str, Callable[..., Prompt]] = {"qwen": qwen, "chat": chat, "r
 
 
 def check(template: str, shots: int) -> None:
-    """See that there is such a way to ask.
+    """Check the options.
 
     Raises:
-        ValueError: there is no such template, or it cannot have so many worked examples.
+        ValueError: the template does not exist, or does not take so many worked examples.
     """
     if template not in TEMPLATES:
         raise ValueError(f"template must be one of {', '.join(TEMPLATES)}, not {template!r}")

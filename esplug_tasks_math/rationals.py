@@ -1,11 +1,11 @@
-"""Read numbers exactly: integers, decimals, powers of ten, fractions, mixed numbers."""
+"""Parser of exact numbers: integers, decimals, powers of ten, fractions and mixed numbers."""
 
 import re
 from fractions import Fraction
 
 from esplug_tasks_math.latex import Tokens, spell
 
-#: The largest power of ten that is read.
+#: Largest power of ten to parse.
 LARGEST_POWER = 400
 
 _PLAIN = r"(?:[0-9]{1,3}(?:[, ][0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+"
@@ -20,11 +20,11 @@ _SLASH = re.compile(r"(?P<sign>[-+]?)(?:(?P<whole>[0-9]+) )?(?P<top>[0-9.,]+)/(?
 
 
 def rational(answer: Tokens) -> Fraction | None:
-    r"""Return the value of a number, or ``None`` where the tokens are not one.
+    r"""Return the value of a number, or ``None`` if the tokens are not a number.
 
     Numbers are ``42``, ``1,000``, ``1\,000``, ``.5``, ``3.``, ``4.5e33``, ``8.7 \times 10^{8}``, ``10^{-3}``,
     ``0.\overline{3}``, ``\frac{1}{2}``, ``1/2``, and the mixed ``1\frac{4}{5}`` and ``5 1/2``, each with or
-    without a sign. A decimal is exactly what it says: ``0.33`` is 33/100.
+    without a sign. A decimal has exactly the value written: ``0.33`` is 33/100.
     """
     text = spell(answer)
     number = _number(text)
@@ -47,9 +47,9 @@ def rational(answer: Tokens) -> Fraction | None:
 
 
 def precision(answer: Tokens) -> Fraction | None:
-    """Return half a unit of a number's last digit where it is written as rounded, else ``None``.
+    """Return half a unit in the last digit of a rounded number, or ``None`` for an exact one.
 
-    Rounded is what shows a decimal point or a power of ten; a whole number is taken to be exact.
+    A number with a decimal point or a power of ten is rounded. A whole number is exact.
     """
     match = _NUMBER.fullmatch(spell(answer))
     if match is None or not match["plain"]:

@@ -1,6 +1,6 @@
-r"""Worked examples for small and base models: how a solution ends in ``\boxed{}``."""
+r"""Worked examples for small and base models, which show how a solution ends in ``\boxed{}``."""
 
-#: Problem and solution, one for each kind of the small set, with numbers outside its ranges.
+#: Problem and solution for each kind of the small set, with numbers outside its ranges.
 EXAMPLES: tuple[tuple[str, str], ...] = (
     ("What is 54 + 23?", r"54 + 23 = 77. The answer is \boxed{77}."),
     ("Solve for x: $4x + 31 = 51$.", r"4x = 51 - 31 = 20, so x = 20 / 4 = 5. The answer is \boxed{5}."),

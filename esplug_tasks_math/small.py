@@ -1,12 +1,12 @@
-r"""A small set of school mathematics, made here and the same on every machine: nothing to download.
+r"""Generator of a small set of school mathematics, the same on every machine, without a download.
 
-``esplug data build math_small`` saves it. Four kinds of problem, from sums that a model of 135 million parameters can
-do to word problems it mostly cannot. Answers are exact: whole numbers plain, fractions as ``\frac{a}{b}`` in lowest
-terms.
+``esplug data build math_small`` saves it. It has four kinds of problem, from sums that a model of 135 million
+parameters can solve to word problems that it mostly cannot. Answers are exact: whole numbers, or fractions as
+``\frac{a}{b}`` in lowest terms.
 """
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
@@ -14,47 +14,23 @@ from random import Random
 from typing import Literal, overload
 
 from esplug import hookimpl
+from esplug_tasks_math.structures import KINDS, Structure
 
 Row = dict[str, str]
 #: Rows of each kind in each split.
 ROWS = {"train": 250, "eval": 75}
 
 
-def _always(*_: int) -> bool:
-    return True
-
-
-@dataclass(frozen=True, slots=True)
-class Structure:
-    """One way to make a problem: numbers from ranges, put into one of several wordings.
-
-    Attributes:
-        name: what tells this structure from all others.
-        ranges: smallest and largest value of each number, in the order in which the wordings show them.
-        solve: numbers to answer.
-        wordings: with ``{0}``, ``{1}`` for the numbers, and the words that ``_words`` fills in.
-        keep: whether drawn numbers make a fair problem.
-        symmetric: whether the order of the numbers makes no difference.
-    """
-
-    name: str
-    ranges: tuple[tuple[int, int], ...]
-    solve: Callable[..., Fraction | int]
-    wordings: tuple[str, ...]
-    keep: Callable[..., bool] = _always
-    symmetric: bool = False
-
-
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A problem as drawn.
+    """A problem.
 
     Attributes:
-        structure: the name of its structure.
-        numbers: as they stand in the text, from left to right.
-        key: what makes two problems the same whatever their wording: structure and numbers.
+        structure: name of its structure.
+        numbers: numbers in the text, from left to right.
+        key: identity of the problem regardless of its wording: structure and numbers.
         text: the question.
-        answer: its exact value.
+        answer: the exact answer.
     """
 
     structure: str
@@ -65,280 +41,9 @@ class Problem:
 
     @property
     def split(self) -> str:
-        """``train`` or ``eval``, by a hash of the key: no count or seed makes splits overlap."""
+        """``train`` or ``eval``, by a hash of the key, so that splits never overlap."""
         return ("train", "eval")[zlib.crc32(repr(self.key).encode()) % 2]
 
-
-_ARITHMETIC = (
-    Structure(
-        "add",
-        ((1, 50), (1, 20)),
-        lambda a, b: a + b,
-        ("What is {0} + {1}?", "Compute {0} + {1}.", "Add {0} and {1}.", "What do you get when you add {0} to {1}?"),
-        symmetric=True,
-    ),
-    Structure(
-        "subtract",
-        ((1, 50), (1, 20)),
-        lambda a, b: a - b,
-        ("What is {0} - {1}?", "Compute {0} - {1}.", "What is {0} minus {1}?", "What is left of {0} without {1}?"),
-        keep=lambda a, b: a >= b,
-    ),
-    Structure(
-        "add_three",
-        ((1, 9), (1, 9), (1, 9)),
-        lambda a, b, c: a + b + c,
-        ("What is {0} + {1} + {2}?", "Compute {0} + {1} + {2}.", "What is the sum of {0}, {1} and {2}?"),
-        symmetric=True,
-    ),
-)
-
-_LEFT, _RIGHT = r"\frac{{{0}}}{{{1}}}", r"\frac{{{2}}}{{{3}}}"
-_TWO_FRACTIONS = ((1, 9), (2, 12), (1, 9), (2, 12))
-
-
-def _proper(a: int, b: int, c: int, d: int) -> bool:
-    return a < b and c < d
-
-
-_FRACTIONS = (
-    Structure(
-        "add_fractions",
-        _TWO_FRACTIONS,
-        lambda a, b, c, d: Fraction(a, b) + Fraction(c, d),
-        (
-            f"What is ${_LEFT} + {_RIGHT}$?",
-            f"Compute ${_LEFT} + {_RIGHT}$ and simplify.",
-            f"Find the sum of ${_LEFT}$ and ${_RIGHT}$ in lowest terms.",
-        ),
-        keep=_proper,
-    ),
-    Structure(
-        "subtract_fractions",
-        _TWO_FRACTIONS,
-        lambda a, b, c, d: Fraction(a, b) - Fraction(c, d),
-        (
-            f"What is ${_LEFT} - {_RIGHT}$?",
-            f"Compute ${_LEFT} - {_RIGHT}$ and simplify.",
-            f"By how much is ${_LEFT}$ larger than ${_RIGHT}$?",
-        ),
-        keep=lambda a, b, c, d: _proper(a, b, c, d) and a * d > c * b,
-    ),
-    Structure(
-        "multiply_fractions",
-        _TWO_FRACTIONS,
-        lambda a, b, c, d: Fraction(a, b) * Fraction(c, d),
-        (rf"What is ${_LEFT} \cdot {_RIGHT}$?", f"What is the product of ${_LEFT}$ and ${_RIGHT}$ in lowest terms?"),
-        keep=_proper,
-    ),
-    Structure(
-        "divide_fractions",
-        _TWO_FRACTIONS,
-        lambda a, b, c, d: Fraction(a, b) / Fraction(c, d),
-        (rf"What is ${_LEFT} \div {_RIGHT}$?", f"Divide ${_LEFT}$ by ${_RIGHT}$ and simplify."),
-        keep=_proper,
-    ),
-    Structure(
-        "simplify",
-        ((2, 90), (2, 90)),
-        lambda a, b: Fraction(a, b),
-        (f"Write ${_LEFT}$ in lowest terms.", f"Simplify ${_LEFT}$.", f"Reduce the fraction ${_LEFT}$ fully."),
-        keep=lambda a, b: a < b and Fraction(a, b).denominator < b,
-    ),
-    Structure(
-        "fraction_of",
-        ((1, 9), (2, 10), (4, 120)),
-        lambda a, b, c: Fraction(a * c, b),
-        (f"What is ${_LEFT}$ of {{2}}?", f"Find ${_LEFT}$ of the number {{2}}."),
-        keep=lambda a, b, c: a < b and c % b == 0,
-    ),
-)
-
-_LINEAR_EQUATIONS = (
-    Structure(
-        "times_plus",
-        ((2, 9), (1, 30), (1, 90)),
-        lambda a, b, c: Fraction(c - b, a),
-        (
-            "Solve for {x}: ${0}{x} + {1} = {2}$.",
-            "If ${0}{x} + {1} = {2}$, what is {x}?",
-            "Find the value of {x} for which ${0}{x} + {1} = {2}$.",
-        ),
-        keep=lambda a, b, c: (c - b) % a == 0,
-    ),
-    Structure(
-        "times_minus",
-        ((2, 9), (1, 30), (1, 60)),
-        lambda a, b, c: Fraction(c + b, a),
-        ("Solve ${0}{x} - {1} = {2}$ for {x}.", "What number {x} makes ${0}{x} - {1} = {2}$ true?"),
-        keep=lambda a, b, c: (c + b) % a == 0,
-    ),
-    Structure(
-        "bracket",
-        ((2, 9), (1, 15), (2, 120)),
-        lambda a, b, c: Fraction(c, a) - b,
-        ("Solve for {x}: ${0}({x} + {1}) = {2}$.", "Given that ${0}({x} + {1}) = {2}$, find {x}."),
-        keep=lambda a, b, c: c % a == 0,
-    ),
-    Structure(
-        "quotient",
-        ((2, 9), (1, 20), (1, 40)),
-        lambda a, b, c: Fraction(a * (c - b)),
-        (
-            r"Solve for {x}: $\frac{{{x}}}{{{0}}} + {1} = {2}$.",
-            r"For which {x} is $\frac{{{x}}}{{{0}}} + {1}$ equal to {2}?",
-        ),
-    ),
-    Structure(
-        "both_sides",
-        ((2, 12), (1, 30), (2, 12), (1, 40)),
-        lambda a, b, c, d: Fraction(d - b, a - c),
-        ("Solve for {x}: ${0}{x} + {1} = {2}{x} + {3}$.", "At which {x} are ${0}{x} + {1}$ and ${2}{x} + {3}$ equal?"),
-        keep=lambda a, b, c, d: a != c and b != d,
-    ),
-)
-
-_WORD_PROBLEMS = (
-    Structure(
-        "packs",
-        ((2, 30), (2, 9), (2, 12)),
-        lambda a, b, c: a + b * c,
-        (
-            "{name} has {0} {things} and buys {1} packs of {2} {things} each. How many {things} does {name} have now?",
-            "There were {0} {things} on the shelf. Then {name} brought {1} boxes with {2} {things} in every box. "
-            "How many {things} are there altogether?",
-        ),
-    ),
-    Structure(
-        "share",
-        ((12, 120), (2, 12)),
-        lambda a, b: Fraction(a, b),
-        (
-            "{name} shares {0} {things} equally among {1} friends. How many {things} does each friend get?",
-            "{0} {things} are packed into {1} bags with the same number in each. How many {things} go into one bag?",
-        ),
-        keep=lambda a, b: a % b == 0 and a > b,
-    ),
-    Structure(
-        "change",
-        ((2, 9), (2, 12), (20, 100)),
-        lambda a, b, c: c - a * b,
-        (
-            "{name} buys {0} notebooks at {1} dollars each and pays with {2} dollars. "
-            "How many dollars of change are due?",
-            "A ticket to the {place} is bought {0} times, for {1} dollars each. "
-            "Of the {2} dollars that {name} saved, how many are left?",
-        ),
-        keep=lambda a, b, c: c % 10 == 0 and a * b < c,
-    ),
-    Structure(
-        "journey",
-        ((12, 90), (2, 8), (5, 60)),
-        lambda a, b, c: a * b + c,
-        (
-            "{name} drives at {0} kilometers per hour for {1} hours and then another {2} kilometers to the {place}. "
-            "How many kilometers is that in all?",
-            "A train covers {0} kilometers every hour. After {1} hours it still has {2} kilometers to go. "
-            "How long is its whole way, in kilometers?",
-        ),
-    ),
-    Structure(
-        "compare",
-        ((5, 60), (2, 30)),
-        lambda a, b: 2 * a + b,
-        (
-            "{name} has {0} {things}. {other} has {1} {things} more than {name}. "
-            "How many {things} do they have together?",
-            "On Monday {name} sold {0} {things}, and on Tuesday {1} more than on Monday. "
-            "How many {things} were sold on the two days?",
-        ),
-    ),
-    Structure(
-        "halve",
-        ((10, 90), (2, 30)),
-        lambda a, b: Fraction(a - b, 2),
-        (
-            "Of {0} {things}, {name} gives {1} to {other} and puts half of the rest into a drawer. "
-            "How many {things} are in the drawer?",
-            "{name} picked {0} {things}, lost {1} of them on the way from the {place}, and split what was left evenly "
-            "with {other}. How many {things} did {other} get?",
-        ),
-        keep=lambda a, b: a > b and (a - b) % 2 == 0,
-    ),
-    Structure(
-        "fence",
-        ((3, 40), (2, 30)),
-        lambda a, b: 2 * (a + b),
-        (
-            "A rectangular garden behind the {place} is {0} meters long and {1} meters wide. "
-            "How many meters of fence go around it?",
-            "{name} walks once around a rectangular field with sides of {0} and {1} meters. "
-            "How many meters does {name} walk?",
-        ),
-        keep=lambda a, b: a > b,
-    ),
-    Structure(
-        "pages",
-        ((90, 400), (5, 30), (2, 12)),
-        lambda a, b, c: a - b * c,
-        (
-            "A book has {0} pages. {name} reads {1} pages a day for {2} days. How many pages are left?",
-            "{name} must fold {0} flyers for the {place} and manages {1} in an hour. "
-            "How many are still to be folded after {2} hours?",
-        ),
-        keep=lambda a, b, c: a > b * c,
-    ),
-    Structure(
-        "ages",
-        ((4, 20), (2, 4), (2, 15)),
-        lambda a, b, c: a * b + c,
-        (
-            "{name} is {0} years old, and {other} is {1} times as old. How old will {other} be in {2} years?",
-            "A tree at the {place} was {0} meters tall. It grew to {1} times that height, and then {2} meters more. "
-            "How many meters tall is it now?",
-        ),
-    ),
-    Structure(
-        "part_of",
-        ((12, 120), (2, 6)),
-        lambda a, b: a - Fraction(a, b),
-        (
-            "Of the {0} visitors of the {place}, one in every {1} came by bicycle. How many did not?",
-            "{name} divides {0} {things} into {1} equal heaps and gives one heap away. How many {things} remain?",
-        ),
-        keep=lambda a, b: a % b == 0,
-    ),
-    Structure(
-        "average",
-        ((1, 30), (1, 30), (1, 30)),
-        lambda a, b, c: Fraction(a + b + c, 3),
-        (
-            "In three games {name} scored {0}, {1} and {2} points. What was the average per game?",
-            "{name}, {other} and a friend found {0}, {1} and {2} {things}. They share them equally. "
-            "How many does each of them get?",
-        ),
-        keep=lambda a, b, c: (a + b + c) % 3 == 0 and min(a, b, c) > 1,
-        symmetric=True,
-    ),
-    Structure(
-        "discount",
-        ((20, 200), (10, 50)),
-        lambda a, b: a - Fraction(a * b, 100),
-        (
-            "A coat costs {0} dollars. In the sale its price falls by {1} percent. What does it cost then, in dollars?",
-            "The {place} had {0} visitors last week and {1} percent fewer this week. How many came this week?",
-        ),
-        keep=lambda a, b: b % 5 == 0 and a * b % 100 == 0,
-    ),
-)
-
-#: Kind of problem to the structures it is drawn from.
-KINDS: dict[str, tuple[Structure, ...]] = {
-    "arithmetic": _ARITHMETIC,
-    "fractions": _FRACTIONS,
-    "linear_equations": _LINEAR_EQUATIONS,
-    "word_problems": _WORD_PROBLEMS,
-}
 
 _NAMES = (
     "Amara Bruno Chiara Dmitri Elif Farid Greta Hana Ivo Jamila Kofi Lena Mateo Nadia Omar Priya "
@@ -355,7 +60,7 @@ def generate(kind: str, split: str) -> list[Problem]:
     """Return the problems of one kind in the split ``train`` or ``eval``, the same on every machine.
 
     Raises:
-        ValueError: there is no such kind or split.
+        ValueError: the kind or split does not exist.
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
@@ -374,10 +79,10 @@ def rows(split: str) -> list[Row] | dict[str, list[Row]]:
     """Return rows with the columns ``problem``, ``answer`` and ``kind``.
 
     Args:
-        split: ``"train"`` for 1,000 rows, the kinds in turn; ``"eval"`` for a mapping from kind to 75 rows.
+        split: ``"train"`` for 1,000 rows with alternating kinds; ``"eval"`` for a mapping from kind to 75 rows.
 
     Raises:
-        ValueError: there is no such split.
+        ValueError: the split does not exist.
     """
     by_kind = {kind: [_row(kind, problem) for problem in generate(kind, split)] for kind in KINDS}
     if split == "eval":
@@ -387,7 +92,7 @@ def rows(split: str) -> list[Row] | dict[str, list[Row]]:
 
 @hookimpl
 def build() -> dict[str, dict[str, list[Row]]]:
-    """Make the data set: nothing is fetched."""
+    """Make the data set. Fetches nothing."""
     return {"train": {"train": rows("train")}, "eval": rows("eval")}
 
 
@@ -396,7 +101,7 @@ def _row(kind: str, problem: Problem) -> Row:
 
 
 def written(value: Fraction) -> str:
-    r"""Write a number as answers are written: ``7``, ``-7``, ``\frac{7}{3}`` or ``-\frac{7}{3}``."""
+    r"""Format a number as an answer: ``7``, ``-7``, ``\frac{7}{3}`` or ``-\frac{7}{3}``."""
     if value.denominator == 1:
         return str(value.numerator)
     sign = "-" if value < 0 else ""
@@ -414,7 +119,7 @@ def _distinct(kind: str) -> Iterator[Problem]:
 
 
 def _draw(rng: Random, structure: Structure) -> Problem:
-    """Draw numbers until they make a fair problem, and put them into words."""
+    """Draw numbers until they make a suitable problem, and insert them into a random wording."""
     while not structure.keep(*(drawn := tuple(rng.randrange(low, high + 1) for low, high in structure.ranges))):
         pass
     wording, words = rng.choice(structure.wordings), _words(rng)

@@ -1,22 +1,22 @@
-"""Which spellings of LaTeX mean the same: the tables behind :mod:`esplug_tasks_math.latex`."""
+"""Tables of equivalent LaTeX spellings, for :mod:`esplug_tasks_math.latex`."""
 
 
 def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-#: Commands and characters that change how an answer looks and not what it says.
+#: Commands and characters that affect only the appearance of an answer.
 DROPPED = _words(
     r"""$ ~ \, \! \; \: \> \( \) \[ \] \left \right \middle \big \Big \bigg \Bigg \bigl \bigr \Bigl \Bigr \biggl
     \biggr \Biggl \Biggr \quad \qquad \displaystyle \textstyle \scriptstyle \limits \nolimits \boxed \fbox
     \phantom \thinspace \rm \bf \it \hfill \allowbreak \enspace \space \mathstrut \strut"""
 ) | {"\\ ", "\\\n"}
-#: Commands whose argument is text, or mathematics in another font.
+#: Commands whose argument is text or mathematics in another font.
 FONTS = _words(
     r"""\text \mbox \hbox \textbf \textit \textrm \textsf \texttt \textnormal \textup \mathrm \mathbf \mathit
     \mathsf \mathtt \mathnormal \boldsymbol \bm \operatorname \operatorname* \emph \underline"""
 )
-#: Other spellings, from command or character to the tokens that stand for it here.
+#: Alternative spellings: command or character to its normalized tokens.
 ALIASES: dict[str, tuple[str, ...]] = {
     alias: tuple(tokens.split())
     for alias, tokens in {

@@ -1,9 +1,9 @@
-r"""Whether two expressions have the same value: parsed by latex2sympy, evaluated by mpmath to many digits.
+r"""Equality of expressions by value: parsed by latex2sympy and evaluated by mpmath to many digits.
 
-Sympy is imported here and in ``evaluation``. Expressions reach the parser as LaTeX rebuilt from known tokens,
-with every name that is more than a letter (``v_{0}``, ``\dot{x}``, ``f(x)``, ``\frac{dM}{dt}``) replaced by a
-symbol. Expressions are never simplified: those that agree to a hundred digits wherever they are evaluated are
-the same. Work is bounded, because numbers too large are given up before they are computed.
+Only this module and ``evaluation`` import sympy. The parser gets LaTeX rebuilt from known tokens, with every name
+longer than a letter (``v_{0}``, ``\dot{x}``, ``f(x)``, ``\frac{dM}{dt}``) replaced by a symbol. Expressions are never
+simplified: they are equal if they agree to a hundred digits at every point. Work is bounded: numbers that are too large
+are rejected before they are computed.
 """
 
 import logging
@@ -25,7 +25,7 @@ from esplug_tasks_math.evaluation import Point, Undefined, Unknown, equal, value
 from esplug_tasks_math.latex import Tokens, Unreadable
 from esplug_tasks_math.names import parser_latex
 
-#: Points at which expressions with variables are compared, and how many parsed expressions are remembered.
+#: Points at which expressions with variables are compared, and size of the cache of parsed expressions.
 POINTS, REMEMBERED = 6, 1024
 
 _CONFIG = ConversionConfig(interpret_simple_eq_as_assignment=False, lowercase_symbols=False)
@@ -33,25 +33,25 @@ _NORMALIZATION = NormalizationConfig()
 _STEPWISE, _INDICES = (sympy.floor, sympy.ceiling, sympy.factorial), frozenset("ijkmnpqr")
 _IMAGINARY = sympy.Symbol("i", real=False)
 
-logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its time-outs are off; ours are not
+logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its time-outs are off; esplug has its own
 
 
 class _Converter(_Latex2Sympy):  # type: ignore[misc]
-    """latex2sympy, but for its way of reading numbers: ``sympy.Number(text)`` is an ``eval``."""
+    """latex2sympy with a safe parser of numbers: ``sympy.Number(text)`` is an ``eval``."""
 
     def parse_number(self, text: str) -> Any:
         return sympy.Integer(int(text))
 
 
 def same_value(given: Tokens, gold: Tokens) -> bool:
-    """Whether two expressions are equal for all positive values of their variables.
+    """Return whether two expressions are equal for positive values of their variables.
 
-    Variables named like indices in floors and factorials, and those of powers of -1, are meant to be integers: there
-    it suffices that the expressions agree on positive integers. Absolute values are compared for negative variables
-    as well.
+    Variables named like indices in floors and factorials, and variables in powers of a negative number, are integers:
+    it is enough that the expressions agree on positive integers. Expressions with absolute values are also compared for
+    negative values. The result is ``False`` if ``gold`` cannot be parsed.
 
     Raises:
-        Unreadable: ``given`` cannot be parsed or is too large. Where ``gold`` cannot, the answer is ``False``.
+        Unreadable: ``given`` cannot be parsed, or is too large.
     """
     left, right = _both(given, gold)
     if right is None:
@@ -64,13 +64,13 @@ def same_value(given: Tokens, gold: Tokens) -> bool:
 
 
 def same_zeros(given: Tokens, gold: Tokens) -> bool:
-    """Whether two equations, each the difference of its sides, say the same.
+    """Return whether two equations, each given as the difference of its sides, are equivalent.
 
-    They do if one is a constant multiple of the other, or if they have the same variables and the same solution
-    for each variable in which both are linear.
+    They are if one is a constant multiple of the other, or if they have the same variables and the same solution for
+    each variable in which both are linear.
 
     Raises:
-        Unreadable: ``given`` cannot be parsed or is too large.
+        Unreadable: ``given`` cannot be parsed, or is too large.
     """
     left, right = _both(given, gold)
     if right is None:
@@ -87,7 +87,7 @@ def _parsed(answer: Tokens) -> Any:
         parsed = _Converter(is_real=False, config=_CONFIG).parse(normalize_latex(parser_latex(answer), _NORMALIZATION))
     except Unreadable:
         raise
-    except (Exception, RecursionError) as error:  # the parser raises whatever its grammar meets
+    except (Exception, RecursionError) as error:  # the parser raises errors of many types
         raise Unreadable("no expression") from error
     if not isinstance(parsed, sympy.Expr):
         raise Unreadable("no expression")
@@ -113,7 +113,7 @@ def _agree(left: Any, right: Any) -> bool:
 
 
 def _is_for_integers(expression: Any) -> bool:
-    """Whether the variables are meant to be integers: named like indices in stepwise functions, or powers of -1."""
+    """Return whether variables are integers: indices in stepwise functions, or exponents of a negative number."""
     names = {variable.name for variable in expression.free_symbols}
     return (expression.has(*_STEPWISE) and names <= _INDICES) or any(
         power.base.is_negative and power.exp.free_symbols for power in expression.atoms(sympy.Pow)
@@ -163,7 +163,7 @@ def _same_solutions(left: Any, right: Any) -> bool:
 
 
 def _solution(expression: Any, name: str, number: int) -> Any:
-    """Return where a linear expression is zero, ``None`` where it is not linear in this variable."""
+    """Return the zero of an expression, or ``None`` if it is not linear in this variable."""
     try:
         found = [values([expression], Point(number, fixed={name: mpmath.mpf(at)})) for at in (1, 2, 3)]
     except Undefined:

@@ -1,10 +1,10 @@
-"""Take the unit off a quantity, and tell whether two units may go together."""
+"""Units of quantities: splits them from numbers and compares them."""
 
 import re
 
 from esplug_tasks_math.latex import Tokens, content, spell
 
-#: One name for the spellings of each unit. A unit that is not listed goes with any other.
+#: Name of each spelling of a unit. A unit that is not listed matches any other.
 _NAMES = {
     name: names[0]
     for names in (
@@ -60,15 +60,15 @@ _NAMES = {
     for name in names
 }
 _KNOWN = frozenset(_NAMES.values())
-# Written without \text, these letters still are a unit when they follow a number.
+# Units that are recognized after a number even without \text.
 _BARE = frozenset(name for name in _NAMES if len(name) > 1 and name.isalpha())
 
 _POWER = r"(?:\^(?:[0-9]|\{-?[0-9]+\}))?"
 _TAIL = re.compile(rf"(?:\\text\{{[^{{}}]*\}}{_POWER}|%|°|[CFK](?![A-Za-z])|/|\\cdot)+")
 _BARE_TAIL = re.compile(rf"(?P<word>[A-Za-z]{{2,}}){_POWER}")
-#: Words that multiply the number before them, by their power of ten.
+#: Power of ten of words that multiply the number before them.
 _FACTORS = {"hundred": "2", "thousand": "3", "million": "6", "billion": "9", "trillion": "12"}
-# Words that say something about the number: what they begin is no unit, and means what it says.
+# Text that starts with these words is part of the answer and not a unit.
 _NO_UNIT = re.compile(
     r"(?:or|and|is|are|does|no|not|negative|squared|cubed|factorial|dozens?|score|gross|times|half|more|less)\b"
     r"|.*[0-9,;=?!]"
@@ -79,11 +79,11 @@ _ARC = {1: "arcminute", 2: "arcsecond"}
 
 
 def split(answer: Tokens) -> tuple[Tokens, str]:
-    r"""Separate a quantity from its unit.
+    r"""Split a quantity from its unit.
 
     Returns:
-        The tokens without the unit and the unit's name, ``""`` where there is none: ``$18.90``, ``15\mbox{ cm}^2``,
-        ``41.8^\circ``, ``62.5\%``, ``5 \text{ cents}``, ``3 \times 10^{14} Hz``. A word alone is no unit.
+        The tokens without the unit, and the name of the unit, ``""`` if there is none: ``$18.90``, ``15\mbox{ cm}^2``,
+        ``41.8^\circ``, ``62.5\%``, ``5 \text{ cents}``, ``3 \times 10^{14} Hz``. A word alone is not a unit.
     """
     currency = next((sign for sign in ("\\$", "£", "€") if sign in answer[:2]), None)
     if currency and len(answer) > 1:
@@ -103,13 +103,13 @@ def split(answer: Tokens) -> tuple[Tokens, str]:
 
 
 def may_be_same(left: str, right: str) -> bool:
-    """Whether two units do not contradict each other: one is missing or unheard of, or they are the same."""
+    """Return whether two units are compatible: equal, or one of them missing or unknown."""
     moduli = bool(_MODULUS.match(left) and _MODULUS.match(right))
     return left == right or not (moduli or (_known(left) and _known(right)))
 
 
 def _quantity(answer: Tokens, start: int, tail: str) -> tuple[Tokens, str]:
-    """Split before ``start``, unless words there say more than a unit does; a factor goes to the number."""
+    """Split before ``start``, unless the words there are not a unit. Multiply the number by a factor word."""
     word, _, rest = _readable(tail).partition(" ")
     if word in _FACTORS:
         return (*answer[:start], r"\cdot", "10", "^", "{", _FACTORS[word], "}"), _name(rest)

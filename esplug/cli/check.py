@@ -8,7 +8,7 @@ import typer
 
 from esplug.cli.init import Kind
 from esplug.errors import UserError
-from esplug.plugins.registry import find, list_plugins
+from esplug.plugins import find, list_plugins
 from esplug.utils.console import get_console
 from esplug.utils.text import brief, suggest
 

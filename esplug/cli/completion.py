@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal, TypeAlias, get_args, get_origin
 
 from esplug.config.run_config import RunConfig
-from esplug.plugins.registry import Kind, list_plugins
+from esplug.plugins import Kind, list_plugins
 
 Completer: TypeAlias = Callable[[str], list[str]]
 _PLUGINS: dict[str, Kind] = {"task": "task", "reward_shaping": "shaping", "logging": "logger"}

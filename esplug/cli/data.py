@@ -40,7 +40,7 @@ def _no_command(context: typer.Context) -> None:
 def list_datasets(out: Out = Path("datasets")) -> None:
     """List the data sets that installed packages can build, without importing them."""
     from esplug.data.build import folders
-    from esplug.plugins.registry import list_plugins
+    from esplug.plugins import list_plugins
 
     rows = [("name", "distribution", "version", "built")]
     for plugin in list_plugins():

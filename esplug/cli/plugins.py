@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 
 from esplug.hookspecs import API_VERSION
-from esplug.plugins.registry import list_plugins
+from esplug.plugins import list_plugins
 
 _COLUMNS = ("kind", "name", "distribution", "version", "status")
 

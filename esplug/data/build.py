@@ -8,11 +8,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from esplug import plugins
 from esplug.data.hub_datasets import Rows, find_commit, load_commit, load_local_copy, out_of_reach
 from esplug.errors import PluginError, UserError
 from esplug.hookspecs import HubSource, Row
-from esplug.plugins import registry
-from esplug.plugins.registry import PluginInfo
+from esplug.plugins import PluginInfo
+from esplug.plugins.loading import hook_errors
 from esplug.utils.text import cause
 
 #: Folder of each part that ``build`` returns.
@@ -84,13 +85,13 @@ def build(name: str, out: Path, source: Path | None = None, force: bool = False)
         UserError: a folder exists, or a source is not available.
         PluginError: there is no such data set, or its plugin fails.
     """
-    plugin = registry.find("dataset", name)
+    plugin = plugins.find("dataset", name)
     existing = [folder for folder in folders(name, out) if folder.exists()]
     if existing and not force:
         raise UserError(f"{existing[0]} exists already; --force replaces it, --out writes elsewhere")
     fetcher = _Fetcher(source)
-    hooks = registry.load("dataset", name)
-    with registry.blame(plugin, "build"):
+    hooks = plugins.load("dataset", name)
+    with hook_errors(plugin, "build"):
         made = hooks.build(fetch=fetcher)
     records: dict[Path, list[SplitRecord]] = {}
     staged = {}

@@ -15,7 +15,7 @@ from esplug.doctor.plugin_health import plugin_health
 from esplug.doctor.stack import Stack, look
 from esplug.errors import UserError
 from esplug.planning.memory import MemoryPlan
-from esplug.plugins.registry import Kind
+from esplug.plugins import Kind
 from esplug.plugins.task import Task
 from esplug.runs.settings import resolve
 from esplug.utils.text import cause

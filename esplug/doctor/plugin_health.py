@@ -7,7 +7,7 @@ from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 
 from esplug.doctor.finding import Finding
-from esplug.plugins.registry import Kind, PluginInfo, list_plugins
+from esplug.plugins import Kind, PluginInfo, list_plugins
 from esplug.utils.text import brief
 
 TIMEOUT = 60.0
@@ -16,7 +16,7 @@ TIMEOUT = 60.0
 _LOAD = (
     "import sys\n"
     "from esplug.errors import PluginError\n"
-    "from esplug.plugins.registry import load\n"
+    "from esplug.plugins import load\n"
     "try:\n"
     "    load(sys.argv[1], sys.argv[2])\n"
     "except PluginError as error:\n"

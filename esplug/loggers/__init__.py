@@ -1,4 +1,6 @@
-"""Built-in loggers, one module each, and the set of loggers that a run writes to.
+"""Built-in loggers, one module each, and the set of loggers of a run.
 
-Runs in the driver, each logger in a thread of its own. May import :mod:`esplug.plugins` and :mod:`esplug.utils`.
+Runs in the driver; every logger has its own thread, except synchronous ones. May import :mod:`esplug.plugins`,
+:mod:`esplug.hookspecs`, :mod:`esplug.config` and :mod:`esplug.utils`. No logger imports its service before a run
+starts it.
 """

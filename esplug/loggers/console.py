@@ -1,4 +1,4 @@
-"""Logger ``console``: a line for each iteration and each evaluated split, and two of the split's answers."""
+"""Logger ``console``: one line per iteration and per evaluated split, and two answers of each split."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,20 +10,20 @@ from esplug.utils.console import get_console
 from esplug.utils.text import brief, printable
 
 synchronous = True
-_SHOWN = 2  # prompts of each split, the same ones every time
+_SHOWN = 2  # prompts of each split; always the first ones
 _LONGEST = 100  # characters of each text
 
 
 @hookimpl
 def log(step: int, metrics: Mapping[str, float]) -> None:
-    """Print the metrics that people watch; those not among ``metrics`` are left out."""
+    """Print the most important metrics, as far as they are present."""
     for line in [*_train(step, metrics), *_evaluation(step, metrics)]:
         _print(line)
 
 
 @hookimpl
 def samples(step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print the first prompts' first answers, a line each, written so that nothing in them acts on the terminal."""
+    """Print the first answer to each of the first prompts, one line each, with control characters escaped."""
     shown: dict[tuple[str, int], Mapping[str, Any]] = {}
     for row in rows:
         if row["index"] < _SHOWN:
@@ -35,7 +35,7 @@ def samples(step: int, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _print(line: str) -> None:
-    """Print a line whose names of splits and labels, which are somebody's, do nothing to the terminal."""
+    """Print a line with control characters escaped: names of splits and labels are untrusted."""
     get_console().print(printable(line), markup=False, soft_wrap=True)
 
 
@@ -67,7 +67,7 @@ def _train(step: int, metrics: Mapping[str, float]) -> Iterator[str]:
 
 
 def _evaluation(step: int, metrics: Mapping[str, float]) -> Iterator[str]:
-    """Print each ``eval/<split>/<name>/mean``, with its 95% confidence interval where there is one."""
+    """Yield one line per split: each ``eval/<split>/<name>/mean``, with its 95% confidence interval if there is one."""
     splits: dict[str, list[str]] = {}
     for key, mean in metrics.items():
         if (found := re.fullmatch(r"(eval/(.+)/([^/]+))/mean", key)) and "/metrics/" not in key:
@@ -76,6 +76,6 @@ def _evaluation(step: int, metrics: Mapping[str, float]) -> Iterator[str]:
             interval = "" if low is None or high is None else f" [{low:.4f}, {high:.4f}]"
             splits.setdefault(split, []).append(f"{name} {mean:.4f}{interval}")
     if len(splits) == 2:
-        splits.pop("average", None)  # of a single split
+        splits.pop("average", None)  # equals the only split
     for split, parts in splits.items():
         yield "  ".join([f"evaluation {step}", split, *parts])

@@ -1,8 +1,8 @@
-"""Logger ``csv``: a table for spreadsheets, ``metrics.csv`` in the run's folder.
+"""Logger ``csv``: a table for spreadsheets, ``metrics.csv`` in the run directory.
 
-A row for each iteration and one for each evaluation, the column ``step`` first. A metric that turns up later gets a
-column at the right, for which the file is written anew; a row's cell is empty where it has no such metric, or one that
-is no finite number. A resumed run begins with the rows of before, from ``metrics.jsonl``.
+The table has one row per iteration and per evaluation, and ``step`` is its first column. A new metric adds a column at
+the right and rewrites the file. A cell is empty if its row lacks the metric or the value is not finite. A resumed run
+starts from the earlier rows in ``metrics.jsonl``.
 """
 
 import csv
@@ -29,7 +29,7 @@ class CsvLogger:
 
     @hookimpl
     def start(self, config: "RunConfig", run_dir: Path, iteration: int) -> None:
-        """Write what there is of the run, which shows whether the file can be written."""
+        """Write the rows of the earlier process, if any. Fails now if the file cannot be written."""
         self._path = run_dir / "metrics.csv"
         rows = [{name: row[name] for name in row if name != "time"} for row in rows_before(run_dir, config, iteration)]
         self._write(list(dict.fromkeys(["step", *(name for row in rows for name in row)])), rows)

@@ -1,4 +1,4 @@
-"""Packages that only some loggers need, and that esplug's extras install."""
+"""Optional packages of loggers, which esplug's extras install."""
 
 from importlib.util import find_spec
 
@@ -6,15 +6,13 @@ from esplug.errors import PluginError
 
 
 def require(extra: str) -> None:
-    """See that the package that an extra is named after is there, without importing it.
-
-    A logger asks when it is loaded, which is before anything else of a run is.
+    """Check, without importing it, that an optional package is installed.
 
     Args:
-        extra: ``wandb``, ``tensorboard`` or ``trackio``: logger, package and extra have one name.
+        extra: ``wandb``, ``tensorboard`` or ``trackio``: the name of the logger, the package and the extra.
 
     Raises:
-        PluginError: it is missing; the message says how to install it.
+        PluginError: the package is missing.
     """
     if find_spec(extra) is None:
         raise PluginError(f'logger {extra!r} needs the package {extra}: pip install "esplug[{extra}]"')

@@ -1,11 +1,10 @@
-"""Logger ``jsonl``: one JSON object a line in ``metrics.jsonl`` in the run's folder.
+"""Logger ``jsonl``: one JSON object per line in ``metrics.jsonl`` in the run directory.
 
-``{"step": 3, "time": 1767225600.0, "train/reward/mean": 0.31, ...}``, with ``time`` in Unix seconds. NaN and
-infinity, which JSON does not have, become ``null``.
+A line is ``{"step": 3, "time": 1767225600.0, "train/reward/mean": 0.31, ...}``, with ``time`` in Unix seconds. NaN and
+infinity become ``null``, because JSON has neither.
 
-Each row is on the disk when ``log`` returns. A resumed run appends; rows of an earlier process that it is
-going to write again, and what a kill left of a line, are moved to ``metrics.replaced.jsonl``, so that
-``metrics.jsonl`` has each step once.
+Each row is on disk when ``log`` returns. A resumed run appends to the file. It first moves unreadable lines and the
+rows that it will write again to ``metrics.replaced.jsonl``, so that ``metrics.jsonl`` has each step once.
 """
 
 import json
@@ -27,21 +26,21 @@ if TYPE_CHECKING:
 class JsonlLogger:
     """One run's ``metrics.jsonl``."""
 
-    synchronous = True  # the rows that a run is judged by, and whose writing takes milliseconds
+    synchronous = True  # a row must not be lost, and takes milliseconds to write
 
     def __init__(self) -> None:
         self._path = Path(FILE_NAME)
 
     @hookimpl
     def start(self, config: "RunConfig", run_dir: Path, iteration: int) -> None:
-        """Choose the file, find out now whether it can be written, and make room for what is written again."""
+        """Open the file, and move aside the rows that will be written again. Fails now if it cannot be written."""
         self._path = run_dir / FILE_NAME
         self._path.open("ab").close()
         data = self._path.read_bytes()
         kept, replaced = list[bytes](), list[bytes]()
         for line in data.splitlines():
             (replaced if _is_replaced(line, config, iteration) else kept).append(line)
-        if replaced:  # put aside first, so that a kill in between loses nothing
+        if replaced:  # copy them first, so that a kill in between loses nothing
             aside = self._path.with_name("metrics.replaced.jsonl")
             before = aside.read_bytes().splitlines() if aside.exists() else []
             atomic_write.write(aside, _text([*before, *replaced]))
@@ -57,7 +56,7 @@ class JsonlLogger:
 
 
 def _is_replaced(line: bytes, config: "RunConfig", iteration: int) -> bool:
-    """Whether a run that goes on at ``iteration`` writes this row again, or nobody can read it."""
+    """Return whether a run resumed at ``iteration`` writes this row again, or the row is unreadable."""
     row = read_row(line)
     return row is None or is_logged_again(row["step"], row, config, iteration)
 

@@ -1,4 +1,4 @@
-"""Built-in loggers, and the set of loggers that a run writes to."""
+"""Logger set: calls all loggers of a run as one."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, wait
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from esplug.errors import PluginError, UserError
-from esplug.loggers.background import GRACE, PATIENCE, BackgroundLogger, warn_failed
-from esplug.plugins.registry import load
+from esplug.loggers.background import GRACE, TIMEOUT, BackgroundLogger, warn_failed
+from esplug.plugins import load
 from esplug.utils.text import cause
 
 if TYPE_CHECKING:
@@ -17,29 +17,33 @@ if TYPE_CHECKING:
 
 
 class LoggerSet:
-    """Several loggers that act as one, and that can neither stop a run once it has started nor delay it.
+    """The loggers of a run. They can neither stop nor delay a run that has started.
 
-    Each logger has a thread of its own, except those that declare ``synchronous = True``
+    Each logger has its own thread, except those that declare ``synchronous = True``
     (:class:`esplug.hookspecs.LoggerSpec`).
 
     Args:
-        names: logger names, as given by ``--logging`` split at commas; a name given twice counts once.
+        names: names of loggers, as in ``--logging``; duplicates are ignored.
 
     Raises:
         PluginError: a logger cannot be loaded.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
-        self._hold({name: load("logger", name) for name in dict.fromkeys(names)})
+        self._set({name: load("logger", name) for name in dict.fromkeys(names)})
 
     @classmethod
     def of(cls, relays: Mapping[str, pluggy.HookRelay]) -> "LoggerSet":
-        """Make a set of loggers that are already loaded: name to hooks."""
+        """Make a set of loggers that are already loaded.
+
+        Args:
+            relays: hooks of each logger, by name.
+        """
         loggers = cls(())
-        loggers._hold(relays)
+        loggers._set(relays)
         return loggers
 
-    def _hold(self, relays: Mapping[str, pluggy.HookRelay]) -> None:
+    def _set(self, relays: Mapping[str, pluggy.HookRelay]) -> None:
         self._synchronous = [_SynchronousLogger(name, relay) for name, relay in relays.items() if is_synchronous(relay)]
         self._background = [
             BackgroundLogger(name, relay) for name, relay in relays.items() if not is_synchronous(relay)
@@ -47,17 +51,17 @@ class LoggerSet:
         self._started: list[_SynchronousLogger | BackgroundLogger] = []
 
     def start(self, config: "RunConfig", run_dir: Path, iteration: int = 0) -> None:
-        """Start every logger, at ``iteration``; when one cannot, close those already started.
+        """Start every logger at ``iteration``. If one fails, close those already started.
 
         Raises:
-            UserError: a logger cannot start, and said so within 5 seconds.
+            UserError: a logger failed to start within 5 seconds.
         """
         loggers: list[_SynchronousLogger | BackgroundLogger] = [*self._synchronous, *self._background]
         try:
             for logger in loggers:
                 logger.start(config=config, run_dir=run_dir, iteration=iteration)
                 self._started.append(logger)
-            wait([logger.started for logger in self._background], PATIENCE, FIRST_EXCEPTION)
+            wait([logger.started for logger in self._background], TIMEOUT, FIRST_EXCEPTION)
             for logger in self._background:
                 if logger.started.done():
                     logger.started.result()
@@ -69,12 +73,12 @@ class LoggerSet:
             if isinstance(error, UserError | KeyboardInterrupt):
                 raise
             raise PluginError(
-                f"logger {logger.name!r} cannot start [{cause(error)}]; mend that or leave it out of --logging "
+                f"logger {logger.name!r} cannot start [{cause(error)}]; fix that or leave it out of --logging "
                 "(--debug shows the traceback)"
             ) from error
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record metrics, named like ``train/reward/mean``; the synchronous loggers have them on return."""
+        """Record metrics. Synchronous loggers have recorded them on return."""
         for logger in self._started:
             logger.call("log", step=step, metrics=dict(metrics))
 
@@ -84,13 +88,13 @@ class LoggerSet:
             logger.call("samples", step=step, rows=list(rows))
 
     def finish(self, status: str) -> None:
-        """Close every started logger, within 5 seconds; a second call does nothing."""
+        """Close every started logger within 5 seconds. A second call does nothing."""
         started, self._started = self._started, []
-        for logger in reversed(started):  # those in the background first, to close while the others do
+        for logger in reversed(started):  # background loggers first: they close while the others do
             logger.close(status)
         background = [logger for logger in started if isinstance(logger, BackgroundLogger)]
-        # One that still hangs in its start has had its time.
-        wait([logger.finished for logger in background if logger.started.done()], PATIENCE - GRACE)
+        # Do not wait for a logger that still hangs in start: it has had its time.
+        wait([logger.finished for logger in background if logger.started.done()], TIMEOUT - GRACE)
         hanging = [logger for logger in background if not logger.finished.done()]
         for logger in hanging:
             logger.abandon()
@@ -98,7 +102,7 @@ class LoggerSet:
 
 
 class _SynchronousLogger:
-    """Calls one logger's hooks where they are asked for."""
+    """Calls one logger's hooks in the calling thread."""
 
     def __init__(self, name: str, relay: pluggy.HookRelay) -> None:
         self.name, self._relay, self._failed = name, relay, False
@@ -119,5 +123,5 @@ class _SynchronousLogger:
 
 
 def is_synchronous(relay: pluggy.HookRelay) -> bool:
-    """Whether the plugin, a module or an object, says that it is synchronous."""
+    """Return whether the plugin, a module or an object, declares itself synchronous."""
     return bool(getattr(relay.log.get_hookimpls()[0].plugin, "synchronous", False))

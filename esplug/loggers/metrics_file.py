@@ -1,4 +1,4 @@
-"""Reading ``metrics.jsonl``, also while a run writes it, and where lines are damaged."""
+"""Reader of ``metrics.jsonl``. Tolerates damaged lines and a run that is still writing."""
 
 import json
 import math
@@ -14,23 +14,23 @@ _SECONDS = re.compile(rb'"time/(?:iteration|evaluate)": ([0-9.eE+-]+)')
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line: what an iteration or an evaluation measured.
+    """Metrics of one iteration or evaluation, from one line of the file.
 
     Attributes:
-        step: updates made before.
-        values: metrics by name; those that are undefined, null in the file, are not there.
+        step: number of updates made before it.
+        values: metrics by name, without those that are undefined (null in the file).
     """
 
     step: int
     values: Mapping[str, float]
 
     def get(self, name: str) -> float | None:
-        """Return a metric; ``None`` if it is undefined or was not measured."""
+        """Return a metric, or ``None`` if it is undefined or missing."""
         return self.values.get(name)
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return a file's content; nothing where it is not there or cannot be read."""
+    """Return the content of a file, or ``b""`` if it is missing or cannot be read."""
     try:
         return path.read_bytes()
     except OSError:
@@ -41,11 +41,11 @@ def rows_of(data: bytes, containing: bytes = b"") -> tuple[list[Row], int]:
     """Read the lines of a metrics file.
 
     Args:
-        data: the file's content. What follows the last line's end is still being written, and is left out.
-        containing: pass over lines without this text, before they are parsed.
+        data: content of the file. An incomplete last line is ignored, because a run may still be writing it.
+        containing: skip lines without this text before parsing them.
 
     Returns:
-        The rows, and how many lines could not be read.
+        The rows, and the number of lines that could not be read.
     """
     lines = data.split(b"\n")[:-1]
     wanted = [line for line in lines if line.strip() and containing in line]
@@ -54,18 +54,18 @@ def rows_of(data: bytes, containing: bytes = b"") -> tuple[list[Row], int]:
 
 
 def by_step(rows: Iterable[Row], prefix: str) -> tuple[Row, ...]:
-    """Return the rows that have a metric named so, in order of steps; of several of one step the last."""
+    """Return the rows with a metric of this prefix, sorted by step. The last row of a step wins."""
     found = {row.step: row for row in rows if any(name.startswith(prefix) for name in row.values)}
     return tuple(found[step] for step in sorted(found))
 
 
 def numbers(metrics: Mapping[Any, Any]) -> dict[str, float]:
-    """Keep what is a finite number."""
+    """Return the metrics that are finite numbers."""
     return {str(name): number for name, value in metrics.items() if (number := _finite(value)) is not None}
 
 
 def seconds_of(data: bytes) -> float:
-    """Add up what iterations and evaluations took, without parsing the lines."""
+    """Return the total seconds of iterations and evaluations, without parsing the lines."""
     total = 0.0
     for text in _SECONDS.findall(data):
         try:
@@ -81,7 +81,7 @@ def _finite(value: Any) -> float | None:
         return None
     try:
         number = float(value)
-    except OverflowError:  # JSON's whole numbers have no end
+    except OverflowError:  # integers in JSON are unbounded
         return None
     return number if math.isfinite(number) else None
 

@@ -1,4 +1,4 @@
-"""Logger ``none``: writes nothing. ``--logging none`` leaves ``jsonl`` alone, which every run has."""
+"""Logger ``none``: writes nothing. With ``--logging none``, a run has only ``jsonl``, which every run has."""
 
 from esplug.hookspecs import hookimpl
 

@@ -1,4 +1,4 @@
-"""What a resumed run is going to log again, and what is kept of before."""
+"""Helpers for resumed runs: which metrics are logged again, and which rows are kept."""
 
 import json
 from collections.abc import Iterable
@@ -11,23 +11,23 @@ if TYPE_CHECKING:
     from esplug.config.run_config import RunConfig
 
 
-def remembered(path: Path, fresh: str) -> str:
-    """Return what the file holds, such as the name that a service knows the run by; a new run's gets ``fresh``."""
+def stored_identity(path: Path, fresh: str) -> str:
+    """Return the run's identity for a service from the file, or store ``fresh`` there if the file is missing."""
     if not path.exists():
         path.write_text(f"{fresh}\n")
     return path.read_text().strip()
 
 
 def first_evaluation(config: "RunConfig", iteration: int) -> int:
-    """Return the earliest step for which a run that goes on at ``iteration`` may evaluate again.
+    """Return the earliest step at which a run resumed at ``iteration`` may evaluate again.
 
-    A run that had finished there has evaluated where one that goes on need not.
+    A run that finished at ``iteration`` has evaluated there, even if a longer run does not evaluate at that step.
     """
     return iteration + (not config.evaluates_at(iteration))
 
 
 def is_logged_again(step: int, names: Iterable[str], config: "RunConfig", iteration: int) -> bool:
-    """Whether a run that goes on at ``iteration`` logs metrics of these names for this step."""
+    """Return whether a run resumed at ``iteration`` logs metrics of these names for this step again."""
     names = list(names)
     trained = any(name.startswith("train/") for name in names)
     evaluated = any(name.startswith("eval/") for name in names)
@@ -35,7 +35,7 @@ def is_logged_again(step: int, names: Iterable[str], config: "RunConfig", iterat
 
 
 def read_row(line: bytes) -> dict[str, Any] | None:
-    """Read a line of ``metrics.jsonl``; ``None`` where it is no row, such as the half of one that a kill leaves."""
+    """Parse a line of ``metrics.jsonl``; return ``None`` if it is not a row, for example because a kill cut it off."""
     try:
         row = json.loads(line)
     except ValueError:
@@ -44,7 +44,7 @@ def read_row(line: bytes) -> dict[str, Any] | None:
 
 
 def rows_before(run_dir: Path, config: "RunConfig", iteration: int) -> list[dict[str, Any]]:
-    """Return the rows of ``metrics.jsonl`` that a run that goes on at ``iteration`` does not log again."""
+    """Return the rows of ``metrics.jsonl`` that a run resumed at ``iteration`` does not log again."""
     path = run_dir / FILE_NAME
     lines = path.read_bytes().splitlines() if path.exists() else []
     rows = [row for line in lines if (row := read_row(line))]

@@ -1,4 +1,4 @@
-"""Evaluation samples as the tables that loggers show."""
+"""Tables of evaluation samples, for loggers that show tables."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,16 +9,16 @@ from typing import Any, TypeAlias
 TableRow: TypeAlias = tuple[str, str, str, float, str]
 
 COLUMNS = ("prompt", "target", "answer", "reward", "label")
-_MOST_ROWS = 100  # ``eval-output/`` has all of them
+_MOST_ROWS = 100  # ``eval-output/`` has all samples
 
 
 @dataclass(frozen=True, slots=True)
 class SampleTable:
-    """The first samples of a split. Every evaluation asks the same prompts in the same order, so rows can be compared.
+    """The first samples of a split. All evaluations have the same prompts in the same order.
 
     Attributes:
         name: ``samples/<split>``.
-        rows: at most 100, each with the cells that :data:`COLUMNS` names.
+        rows: at most 100 rows, with one cell for each of :data:`COLUMNS`.
     """
 
     name: str
@@ -26,13 +26,13 @@ class SampleTable:
 
 
 def sample_tables(rows: Sequence[Mapping[str, Any]]) -> Iterator[SampleTable]:
-    """Make a table of each split's samples, which follow each other."""
+    """Yield a table for each split. The samples of a split must be adjacent."""
     for split, samples in groupby(rows, key=lambda row: row["split"]):
         yield SampleTable(f"samples/{split}", [_row(sample) for sample in islice(samples, _MOST_ROWS)])
 
 
 def as_text(value: Any) -> str:
-    """Return a prompt or target as it is where it is text, else as JSON: a column's cells are of one type."""
+    """Return text as it is and anything else as JSON, because all cells of a column must have one type."""
     return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
 
 

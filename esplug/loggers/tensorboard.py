@@ -1,7 +1,7 @@
-"""Logger ``tensorboard``: event files in ``tensorboard/`` in the run's folder.
+"""Logger ``tensorboard``: event files in ``tensorboard/`` in the run directory.
 
-Metrics are scalars under their own names. The settings and the samples of every evaluation are under Text; model output
-is escaped, so that nothing in it acts as Markdown or HTML. A resumed run tells TensorBoard to hide what it logs again.
+Metrics are scalars. The settings and the samples of every evaluation are under Text; model output is escaped, so that
+it is not rendered as Markdown or HTML. A resumed run tells TensorBoard to hide the steps that it logs again.
 """
 
 import re
@@ -21,7 +21,7 @@ _MARKUP = re.compile(r"[^\w\s]|_", re.ASCII)
 
 
 class TensorboardLogger:
-    """The event files of one run, written by torch, which is there wherever vLLM is."""
+    """The event files of one run, written by torch, which vLLM requires."""
 
     def __init__(self) -> None:
         require("tensorboard")
@@ -29,7 +29,7 @@ class TensorboardLogger:
 
     @hookimpl
     def start(self, config: "RunConfig", run_dir: Path, iteration: int) -> None:
-        """Open an event file, and write the settings to a new run's."""
+        """Open an event file, and write the settings if the run is new."""
         from torch.utils.tensorboard import SummaryWriter
 
         again = first_evaluation(config, iteration)
@@ -44,7 +44,7 @@ class TensorboardLogger:
         """Write a scalar for each metric."""
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
-        self._writer.flush()  # what a kill would take otherwise is two minutes of them
+        self._writer.flush()  # otherwise a kill loses up to two minutes of metrics
 
     @hookimpl
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -61,7 +61,7 @@ class TensorboardLogger:
 
 
 def escape(value: object) -> str:
-    """Write a value so that neither Markdown nor HTML sees more in it than text; lines end with ``<br>``."""
+    """Escape a value, so that it renders as plain text in Markdown and HTML; line ends become ``<br>``."""
     text = "" if value is None else str(value).encode(errors="replace").decode()
     inert = _MARKUP.sub(lambda character: f"&#{ord(character[0])};", text)
     return "<br>".join(inert.splitlines())

@@ -1,8 +1,8 @@
-"""Logger ``trackio``: trackio's own storage on this machine, for ``trackio show``.
+"""Logger ``trackio``: trackio's storage on this machine, for ``trackio show``.
 
-Nothing needs a network, unless you send the run somewhere with trackio's own ``TRACKIO_SPACE_ID`` or
-``TRACKIO_SERVER_URL``. A resumed run goes on with the same trackio run. What that already has for a step stays: the
-iteration made again has the same rewards, and trackio cannot take a step back.
+It needs no network, unless you set trackio's ``TRACKIO_SPACE_ID`` or ``TRACKIO_SERVER_URL``. A resumed run continues
+the same trackio run and skips the steps that it already has: a repeated iteration has the same rewards, and trackio
+cannot replace a step.
 """
 
 import secrets
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from esplug.hookspecs import hookimpl
 from esplug.loggers.extras import require
-from esplug.loggers.resumed import remembered
+from esplug.loggers.resumed import stored_identity
 from esplug.loggers.sample_table import COLUMNS, sample_tables
 
 if TYPE_CHECKING:
@@ -25,16 +25,16 @@ class TrackioLogger:
     def __init__(self) -> None:
         require("trackio")
         self._run: Any = None
-        self._last = -1  # step that the run had when it was opened
+        self._last = -1  # last step of the run when it was opened
 
     @hookimpl
     def start(self, config: "RunConfig", run_dir: Path) -> None:
-        """Open a run named after its directory, with the whole configuration."""
+        """Open a run named after its directory, with all settings."""
         import trackio
         from trackio.sqlite_storage import SQLiteStorage
 
-        # In trackio its name is what tells a run from others.
-        name = remembered(run_dir / "trackio-run-name", f"{run_dir.name}-{secrets.token_hex(2)}")
+        # trackio identifies a run by its name.
+        name = stored_identity(run_dir / "trackio-run-name", f"{run_dir.name}-{secrets.token_hex(2)}")
         project = config.wandb_project
         last = SQLiteStorage.get_max_step_for_run(project, name)
         self._last = -1 if last is None else last
@@ -57,5 +57,5 @@ class TrackioLogger:
 
     @hookimpl
     def finish(self) -> None:
-        """Write what is not written yet."""
+        """Write the remaining metrics."""
         self._run.finish()

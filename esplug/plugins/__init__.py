@@ -1,5 +1,10 @@
-"""The plugin system: finds plugins by entry point, loads the one that is named, and wraps a task for the core.
+"""Plugin system: finds plugins by their entry points, loads one by name, and wraps a loaded task for the core.
 
-Runs in the driver and in grader processes. Listing reads package metadata and imports no plugin. May import
-:mod:`esplug.hookspecs`, :mod:`esplug.config` and :mod:`esplug.utils`.
+Runs in the driver and in grader processes. Listing plugins reads package metadata and imports none of them. May
+import :mod:`esplug.hookspecs`, :mod:`esplug.config` and :mod:`esplug.utils`.
 """
+
+from esplug.plugins.discovery import Kind, PluginInfo, find, list_plugins
+from esplug.plugins.loading import load
+
+__all__ = ["Kind", "PluginInfo", "find", "list_plugins", "load"]

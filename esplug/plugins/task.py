@@ -1,4 +1,4 @@
-"""A loaded task as the core uses it: the plugin's hooks with options filled in and results checked."""
+"""Task wrapper: a task plugin's hooks, called with its options and with their results checked."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ import pluggy
 from esplug.config.run_config import make_config
 from esplug.errors import PluginError, UserError
 from esplug.hookspecs import Prompt, Reward, Row
-from esplug.plugins import registry
-from esplug.plugins.registry import PluginInfo
+from esplug.plugins.discovery import PluginInfo, find
+from esplug.plugins.loading import hook_errors, load
 from esplug.utils.text import cause, suggest
 
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -18,12 +18,12 @@ _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, 
 
 @dataclass(frozen=True)
 class Task:
-    """One task with its options. Pickles as name and options, so that ``task.reward`` crosses processes.
+    """A task and its options. Pickles as name and options, so ``task.reward`` can be sent to other processes.
 
     Attributes:
-        info: where the task comes from.
+        info: package metadata of the task's plugin.
         relay: the plugin's hooks.
-        options: every option the task declares, with the user's values converted to the declared types.
+        options: every option that the task declares, with the user's values converted to the declared types.
     """
 
     info: PluginInfo
@@ -32,21 +32,21 @@ class Task:
 
     @classmethod
     def load(cls, name: str, options: Mapping[str, object] | None = None) -> "Task":
-        """Import the task of this name and convert the user's options.
+        """Import an installed task and convert the user's options.
 
         Args:
             name: the entry point's name.
             options: option name to value; text is converted to the type of the option's default.
 
         Raises:
-            PluginError: the task cannot be loaded, does not take an option, or takes it in another type.
+            PluginError: the task cannot be loaded, or an option is unknown or has the wrong type.
         """
-        return cls.wrap(registry.find("task", name), registry.load("task", name), options)
+        return cls.wrap(find("task", name), load("task", name), options)
 
     @classmethod
     def wrap(cls, info: PluginInfo, relay: pluggy.HookRelay, options: Mapping[str, object] | None = None) -> "Task":
-        """Make a task from hooks that are already loaded, for example an uninstalled plugin under test."""
-        with registry.blame(info, "options"):
+        """Make a task from hooks that are already loaded, for example those of an uninstalled plugin under test."""
+        with hook_errors(info, "options"):
             declared = dict(relay.options() or {})
         return cls(info, relay, _filled_in(info, declared, options or {}))
 
@@ -59,30 +59,30 @@ class Task:
         return self.info.name
 
     def defaults(self) -> dict[str, Any]:
-        """Return the task's recommended run configuration, ``{}`` where it has none.
+        """Return the task's recommended settings, ``{}`` if it has none.
 
         Raises:
-            UserError: the task refuses the value of an option.
-            PluginError: they are no valid configuration, which is no fault of the user's.
+            UserError: the task rejects the value of an option.
+            PluginError: the recommended settings are invalid.
         """
-        with registry.blame(self.info, "defaults"):
+        with hook_errors(self.info, "defaults"):
             recommended = dict(self.relay.defaults(options=self.options) or {})
         try:
             make_config(recommended)
         except UserError as error:
             raise PluginError(
-                f"{self.info}: its defaults are not valid settings [{error}]; update or mend it"
+                f"{self.info}: its defaults are not valid settings [{error}]; fix or update the plugin"
             ) from error
         return recommended
 
     def load_rows(self, split: str, path: str | None) -> Sequence[Row] | Mapping[str, Sequence[Row]] | None:
-        """Ask the task for rows; ``None`` leaves the reading to esplug.
+        """Ask the task for rows; ``None`` means that esplug loads them.
 
         Raises:
-            UserError: the task refuses the path or the value of an option.
+            UserError: the task rejects the path or the value of an option.
         """
         rows: Sequence[Row] | Mapping[str, Sequence[Row]] | None
-        with registry.blame(self.info, "load_rows"):
+        with hook_errors(self.info, "load_rows"):
             rows = self.relay.load_rows(split=split, path=path, options=self.options)
         return rows
 
@@ -90,10 +90,10 @@ class Task:
         """Turn B rows into B questions and B targets.
 
         Raises:
-            UserError: the rows lack a column, or the task refuses a value.
-            PluginError: the hook returns something else than two lists of length B.
+            UserError: the rows lack a column, or the task rejects a value.
+            PluginError: the hook fails, or does not return two lists of length B.
         """
-        with registry.blame(self.info, "collate"):
+        with hook_errors(self.info, "collate"):
             try:
                 pair = self.relay.collate(batch=rows, options=self.options)
             except KeyError as error:
@@ -112,9 +112,9 @@ class Task:
         """Turn a question into text or chat messages.
 
         Raises:
-            PluginError: the hook fails or returns neither.
+            PluginError: the hook fails, or returns neither.
         """
-        with registry.blame(self.info, "template"):
+        with hook_errors(self.info, "template"):
             prompt: Prompt = self.relay.template(question=question, options=self.options)
         if not (isinstance(prompt, str) or _are_messages(prompt)):
             raise PluginError(
@@ -124,7 +124,7 @@ class Task:
         return prompt
 
     def reward(self, model_output: str, target: Any) -> float | tuple[str | Mapping[str, Any], float] | Reward:
-        """Grade one answer just as the hook does: exceptions and odd results are the caller's to count."""
+        """Grade one answer. The caller handles exceptions and validates the result."""
         grade: float | tuple[str | Mapping[str, Any], float] | Reward
         grade = self.relay.reward(model_output=model_output, target=target, options=self.options)
         return grade
@@ -132,9 +132,9 @@ class Task:
 
 def _missing_column(info: PluginInfo, options: Mapping[str, Any], error: KeyError, rows: Sequence[Row]) -> UserError:
     column = error.args[0] if error.args else None
-    # An option whose value is the column's name is how the task lets the user name another.
-    mapping = next((option for option, value in options.items() if value == column), None)
-    remedy = f"; name another with --task-option {mapping}=COLUMN" if mapping else ""
+    # A task lets users rename a column with an option whose value is the column's name.
+    option = next((name for name, value in options.items() if value == column), None)
+    remedy = f"; name another with --task-option {option}=COLUMN" if option else ""
     for number, row in enumerate(rows, start=1):
         if column not in row:
             return UserError(
@@ -151,7 +151,7 @@ def _are_messages(prompt: object) -> bool:
 
 
 def _filled_in(info: PluginInfo, declared: Mapping[str, Any], given: Mapping[str, object]) -> dict[str, Any]:
-    """Check the user's options against the declared ones and convert them to the defaults' types."""
+    """Check the user's options against the declared ones, convert them, and fill in the defaults."""
     for name in given:
         if not declared:
             raise PluginError(f"task {info.name!r} takes no options; leave out {name!r}")

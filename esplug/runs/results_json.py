@@ -12,7 +12,7 @@ from esplug.errors import PluginError
 from esplug.evaluation.figures import Evaluation
 from esplug.evaluation.statistics import Estimate
 from esplug.planning.placement import Plan
-from esplug.plugins.registry import find
+from esplug.plugins import find
 from esplug.runs.directory import environment
 
 

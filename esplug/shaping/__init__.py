@@ -1,7 +1,8 @@
-"""Built-in reward shapings, and the arithmetic they share.
+"""Built-in reward shapings, one module each, and the arithmetic they share.
 
-A shaping turns the rewards R[n, b] of member n on prompt b into one utility for each member. In all of these,
-members that earned the same get the same utility, and equal rewards make all utilities exactly zero.
+A shaping turns the rewards R[n, b] of member n on prompt b into one utility per member. In all built-in shapings,
+members with equal rewards get equal utilities, and if all rewards are equal, all utilities are exactly zero. Runs in
+the driver. May import only :mod:`esplug.hookspecs`.
 """
 
 from math import fsum
@@ -17,19 +18,19 @@ _ROUNDING = 1e-12
 
 
 def member_means(rewards: Floats) -> Floats:
-    """Average float64[N, B] over the prompts. Sums are exact, so the prompts' order makes no difference."""
+    """Average float64[N, B] over the prompts. Sums are exact, so the order of the prompts does not matter."""
     return np.array([fsum(row) / len(row) for row in rewards])
 
 
 def centered(values: Floats) -> Floats:
-    """Subtract the mean over members (axis 0); zeros where the members differ by rounding alone."""
+    """Subtract the mean over members (axis 0). Return zeros where the members differ only by rounding."""
     deviations = values - values.mean(axis=0)
     rounding = _ROUNDING * np.abs(values).max(axis=0)
     return np.where(np.abs(deviations).max(axis=0) <= rounding, 0.0, deviations)
 
 
 def standardized(values: Floats) -> Floats:
-    """Give mean 0 and population standard deviation 1 over members (axis 0); zeros where all are equal."""
+    """Scale to mean 0 and population standard deviation 1 over members (axis 0). Return zeros where all are equal."""
     deviations = centered(values)
     std = np.sqrt(np.mean(deviations**2, axis=0))
     scores: Floats = deviations / np.where(std == 0.0, 1.0, std)

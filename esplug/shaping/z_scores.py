@@ -1,7 +1,7 @@
-"""Shaping ``z-scores``: how many standard deviations a member's mean reward lies above the population's.
+"""Shaping ``z-scores``: z-scores of the members' mean rewards within the population.
 
 ``u_n = (m_n - mean(m)) / std(m)`` with ``m_n = mean_b R[n, b]`` and the population standard deviation; zeros
-when all m are equal. Source: Qiu et al., "Evolution Strategies at Scale", arXiv 2509.24372.
+if all m are equal. Source: Qiu et al., "Evolution Strategies at Scale", arXiv 2509.24372.
 """
 
 from esplug.hookspecs import hookimpl

@@ -1,7 +1,7 @@
-"""Shaping ``z-scores-per-prompt``: every prompt counts alike, however widely its rewards spread.
+"""Shaping ``z-scores-per-prompt``: z-scores within each prompt, so that all prompts have equal weight.
 
 ``u_n = mean_b (R[n, b] - mean_n R[n, b]) / std_n R[n, b]`` with the population standard deviation; a prompt
-on which all members earned the same adds zero. It is the z-score of Qiu et al. (arXiv 2509.24372), taken
+on which all members have the same reward adds zero. This is the z-score of Qiu et al. (arXiv 2509.24372), computed
 within each prompt before averaging.
 """
 

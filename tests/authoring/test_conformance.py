@@ -1,4 +1,4 @@
-"""`esplug.testing` and `esplug check`: good plugins pass, and each fault is named by the check that it fails."""
+"""`esplug.testing` and `esplug check`: good plugins pass, and each fault fails the right check."""
 
 import logging
 import math
@@ -16,8 +16,7 @@ from esplug import Reward, hookimpl
 from esplug.cli.check import _show
 from esplug.errors import PluginError, UserError
 from esplug.hookspecs import hookspec
-from esplug.plugins import registry
-from esplug.plugins.registry import PluginInfo
+from esplug.plugins import PluginInfo, loading
 from esplug.testing import (
     Check,
     check_logger,
@@ -33,7 +32,7 @@ from tests.helpers.packages import write
 
 
 class Task:
-    """A task that is as it must be; others break a part of it."""
+    """A good task. Its subclasses break a part of it."""
 
     @hookimpl
     def options(self):
@@ -62,7 +61,7 @@ def failed(checks: list[Check]) -> dict[str, str]:
 
 
 def names_of_checks(page: str) -> list[str]:
-    """Return the names of the checks that a page of the documentation is about."""
+    """Return the names of the checks that a documentation page describes."""
     kit, plugin = {
         "tasks": (task_checks, Task), "shapings": (shaping_checks, "z-scores"), "loggers": (logger_checks, "jsonl")
     }[page]  # fmt: skip
@@ -84,7 +83,7 @@ def test_a_good_task_passes() -> None:
 
 
 @pytest.mark.parametrize("name", ["countdown", "math"])
-def test_the_tasks_that_are_here_pass(name) -> None:
+def test_the_installed_tasks_pass(name) -> None:
     gold = {check.name: check.detail for check in check_task(name)}["reward of gold answer"]
     assert ("1 (correct)" in gold) == (name == "math"), gold  # whose boxed target is an answer
 
@@ -105,13 +104,13 @@ class FailsGrading(Task):
         return float(model_output == target)
 
 
-def test_answers_that_a_reward_cannot_take() -> None:
+def test_a_reward_that_fails_on_some_answers() -> None:
     checks = task_checks(FailsGrading(), gold=lambda target: target)
     faults = failed(checks)
     assert list(faults) == ["reward of empty answer", "reward of garbage", "reward of huge answer"]
     nan, garbage, huge = faults.values()
     detail = {check.name: check.detail for check in checks}
-    assert detail["reward repeats"] == "not tried: there are answers that could not be graded once"
+    assert detail["reward repeats"] == "not tried: some answers could not be graded once"
     assert "error:NonFinite" in nan
     assert "error:ValueError [ValueError: invalid literal for int()" in garbage
     assert "timeout [no answer within 0.3 s]" in huge
@@ -123,7 +122,7 @@ class FailsOnSome(Task):
         return 1 / (target not in model_output or "boxed" not in model_output)
 
 
-def test_a_reward_that_fails_on_the_targets_text_in_one_form_only() -> None:
+def test_a_reward_that_fails_on_one_format_of_the_targets_text() -> None:
     assert "ZeroDivisionError" in failed(task_checks(FailsOnSome))["reward of gold answer"]
 
 
@@ -137,7 +136,7 @@ class Hangs(Task):
         time.sleep(60)
 
 
-def test_a_reward_that_always_hangs_costs_its_time_once_for_each_kind_of_answer() -> None:
+def test_a_reward_that_always_hangs_takes_one_time_out_per_kind_of_answer() -> None:
     began = time.perf_counter()
     faults = failed(task_checks(Hangs))
     assert list(faults) == [f"reward of {kind}" for kind in ("empty answer", "garbage", "huge answer", "gold answer")]
@@ -159,14 +158,14 @@ class AsksThings(Task):
         return question.text
 
 
-def test_questions_may_be_objects_without_a_form_of_their_own(monkeypatch) -> None:
+def test_questions_may_be_arbitrary_objects(monkeypatch) -> None:
     monkeypatch.setattr("esplug.authoring.conformance.tasks.reward_checks", lambda *_, **__: None)
     check_task(AsksThings)
 
 
 @pytest.mark.parametrize(("words", "fault"), [("{str(n) for n in range(40)}", True), ("map(str, range(40))", False)])
 def test_an_installed_task_whose_rows_come_from_a_set(words, fault, monkeypatch, tmp_path) -> None:
-    """Within one process a set has one order; a resumed run is another process."""
+    """A set has another order in another process, such as a resumed run."""
     monkeypatch.setattr("esplug.authoring.conformance.tasks.reward_checks", lambda *_, **__: None)
     source = f"""
 from esplug import hookimpl
@@ -196,14 +195,14 @@ class EarnsAnything(Task):
         return Reward(random.random(), "lucky", correct=False)
 
 
-def test_rewards_that_do_not_repeat_or_do_not_know_what_is_right() -> None:
+def test_random_rewards_fail_and_so_do_wrong_gold_answers() -> None:
     faults = failed(task_checks(EarnsAnything, gold=lambda target: target))
     assert list(faults) == ["reward of gold answer", "reward repeats"]
     assert "(lucky)" in faults["reward repeats"]
 
 
 def broken(hook: str, body: str) -> type:
-    """Make a task with another body of one hook."""
+    """Make a task with a different body of one hook."""
     names = {"template": "question", "collate": "batch", "load_rows": "split, path", "options": "", "defaults": ""}
     source = f"@hookimpl\ndef {hook}(self, {names[hook]}): return {body}"
     scope: dict[str, object] = {"hookimpl": hookimpl, "random": random}
@@ -218,7 +217,7 @@ def broken(hook: str, body: str) -> type:
         ("options", "{'level': 'a', 'levels': ['a']}", "options", "'levels' is a list"),
         ("options", "1 / 0", "options", "ZeroDivisionError"),
         ("options", "{'level': float('nan')}", "options", "option 'level' is NaN"),
-        ("options", "{'level': 10**5000}", "options", "option 'level' is an int of too many digits"),
+        ("options", "{'level': 10**5000}", "options", "option 'level' is an int with too many digits"),
         ("defaults", "{'sigmma': 1}", "defaults", "did you mean 'sigma'?"),
         ("defaults", "{'max_tokens': 0}", "defaults", "--max-tokens 0"),
         ("load_rows", "[]", "train rows", "no rows"),
@@ -231,7 +230,7 @@ def broken(hook: str, body: str) -> type:
         ("collate", "['q'] * 4, [(x for x in 'ab')] * 4", "targets pickle", "target 1 (generator) cannot be pickled"),
         ("template", "None", "train rows", "template returned NoneType"),
         ("template", "' '", "prompts", "prompt 1 is empty"),
-        ("template", "[{'role': 'user', 'content': 7}]", "prompts", "no text"),
+        ("template", "[{'role': 'user', 'content': 7}]", "prompts", "is not text"),
         ("template", "f'{question} {random.random()}'", "prompts", "prompt 1 differs"),
     ],
 )  # fmt: skip
@@ -249,7 +248,7 @@ def test_a_task_that_does_not_load_fails_one_check() -> None:
     assert "task 'object' (uninstalled plugin) lacks the required hook collate" in check.detail
 
 
-def test_data_of_the_users_is_theirs_to_mend(tmp_path) -> None:
+def test_mistakes_in_the_users_data_are_raised(tmp_path) -> None:
     for arguments, words in (
         ({"train_dataset": str(tmp_path / "none.jsonl")}, "none.jsonl"),
         ({"options": {"scale": "big"}}, "option 'scale' must be float"),
@@ -261,10 +260,10 @@ def test_data_of_the_users_is_theirs_to_mend(tmp_path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"q": "1", "a": "2"}\n')
     checks = check_task(broken("load_rows", "None"), train_dataset=str(rows))
-    assert "--eval-dataset names some" in {check.name: check.detail for check in checks}["eval rows"]
+    assert "name some with --eval-dataset" in {check.name: check.detail for check in checks}["eval rows"]
 
 
-def test_the_assertion_lists_what_fails() -> None:
+def test_the_assertion_lists_the_failed_checks() -> None:
     with pytest.raises(AssertionError) as caught:
         check_task(broken("options", "{'level': None}"))
     first, *faults = str(caught.value).splitlines()
@@ -278,7 +277,7 @@ def test_the_assertion_lists_what_fails() -> None:
 
 
 @pytest.mark.parametrize("name", ["z-scores", "z-scores-per-prompt", "centered-ranks", "mean-centered"])
-def test_the_shapings_that_are_here_pass(name) -> None:
+def test_the_built_in_shapings_pass(name) -> None:
     detail = {check.name: check.detail for check in check_shaping(name)}
     assert "all utilities are zero" in detail["equal rewards"]
     assert "no lower utility" in detail["order of rewards"]
@@ -321,7 +320,7 @@ ALL = {
         (lambda rewards: 1 / 0, ALL | {"rewards are left alone"}, "raised ZeroDivisionError"),
         (lambda rewards: np.full(len(rewards), np.nan), ALL, "not finite"),
         (spoil, {"rewards are left alone"}, "work on a copy"),
-        (lambda rewards: np.random.rand(len(rewards)), {"utilities repeat"}, "other utilities"),
+        (lambda rewards: np.random.rand(len(rewards)), {"utilities repeat"}, "different utilities"),
     ],
 )  # fmt: skip
 def test_a_shaping_with_a_fault(function, checks, words) -> None:
@@ -338,30 +337,30 @@ def ends(error):
     return shaping(function)
 
 
-def test_no_exception_ends_the_check_but_ctrl_c() -> None:
+def test_only_ctrl_c_ends_the_check() -> None:
     assert failed(shaping_checks(ends(BaseException("over")))).keys() == ALL | {"rewards are left alone"}
     with pytest.raises(KeyboardInterrupt):
         shaping_checks(ends(KeyboardInterrupt()))
 
 
-def test_a_plugin_that_is_not_installed_is_not_to_be_updated() -> None:
+def test_an_uninstalled_plugin_gets_no_advice_to_update() -> None:
     (check,) = shaping_checks(object())
     assert "lacks the required hook shape" in check.detail
     assert "pip" not in check.detail
 
 
-def test_a_retiring_argument_is_named_where_the_plugin_loads(monkeypatch, caplog) -> None:
+def test_a_deprecated_argument_is_reported_when_the_plugin_loads(monkeypatch, caplog) -> None:
     class Spec:
         @hookspec(firstresult=True, warn_on_impl_args={"rewards": DeprecationWarning("rewards goes, take matrix")})
         def shape(self, rewards): ...
 
-    monkeypatch.setattr(registry, "_SPECS", {**registry._SPECS, "shaping": Spec})
+    monkeypatch.setattr(loading, "_SPECS", {**loading._SPECS, "shaping": Spec})
     detail = {check.name: check.detail for check in shaping_checks(shaping(lambda rewards: rewards))}["loads"]
     assert detail == "hooks: shape; rewards goes, take matrix"
     assert "pip" not in caplog.text
 
 
-def test_tracebacks_are_there_for_debugging(monkeypatch, capfd, caplog) -> None:
+def test_debug_shows_tracebacks(monkeypatch, capfd, caplog) -> None:
     logger = logging.getLogger("esplug")
     monkeypatch.setattr(logger, "level", logger.level)
     run_cli(monkeypatch, capfd, "check", "z-scores", "--debug")
@@ -370,17 +369,17 @@ def test_tracebacks_are_there_for_debugging(monkeypatch, capfd, caplog) -> None:
     assert "ZeroDivisionError: division by zero" in caplog.text
 
 
-def test_what_a_shaping_may_want_is_reported() -> None:
+def test_unusual_but_valid_utilities_are_reported() -> None:
     detail = {check.name: check.detail for check in check_shaping(shaping(lambda rewards: 1 - rewards.mean(axis=1)))}
     assert "all rewards are 0: such a batch moves the weights" in detail["equal rewards"]
-    assert "is that what you want?" in detail["order of rewards"]
+    assert "is that intended?" in detail["order of rewards"]
 
 
 # --- loggers ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["console", "jsonl", "none"])
-def test_the_loggers_that_are_here_pass(name) -> None:
+def test_the_built_in_loggers_pass(name) -> None:
     check_logger(name)
 
 
@@ -430,7 +429,7 @@ ENDS = ["a run that ends as failed", "a run that ends as interrupted"]
         ("int", ["odd metrics"], "failed [ValueError: cannot convert float NaN to integer]"),
         ("samples", ["odd samples"], "failed [AttributeError: 'NoneType'"),
         ("finish", ENDS, "failed [SystemExit: "),
-        ("astray", ["files"], "answers.txt written where the run was started"),
+        ("astray", ["files"], "answers.txt written to the working directory"),
     ],
 )
 def test_a_logger_with_a_fault(bad, checks, words, synchronous) -> None:
@@ -440,7 +439,7 @@ def test_a_logger_with_a_fault(bad, checks, words, synchronous) -> None:
     assert all(words in fault for fault in faults.values())
 
 
-def test_samples_come_as_in_a_run_one_split_a_call() -> None:
+def test_samples_are_called_once_per_split() -> None:
     calls: list[list[str]] = []
 
     class Keeps(Logger):
@@ -458,7 +457,7 @@ def test_samples_come_as_in_a_run_one_split_a_call() -> None:
 @pytest.mark.parametrize(
     ("bad", "check"), [("slow", "odd metrics"), ("slow start", "a resumed run"), ("slow finish", ENDS[0])]
 )
-def test_a_logger_that_holds_the_run_up(bad, check, monkeypatch) -> None:
+def test_a_logger_that_delays_the_run(bad, check, monkeypatch) -> None:
     monkeypatch.setattr("esplug.authoring.conformance.loggers._SLOW", 0.3)
     slow, background = (type("Slow", (Logger,), {"bad": bad, "synchronous": each}) for each in (True, False))
     assert "leave out synchronous = True" in failed(logger_checks(slow))[check]
@@ -468,7 +467,7 @@ def test_a_logger_that_holds_the_run_up(bad, check, monkeypatch) -> None:
 # --- the command line ---------------------------------------------------------------------------------------
 
 
-def test_check_prints_a_table_and_its_status_says_whether_all_pass(monkeypatch, capfd) -> None:
+def test_check_prints_a_table_and_exits_with_a_status(monkeypatch, capfd) -> None:
     monkeypatch.setenv("COLUMNS", "160")
     code, out, _ = run_cli(monkeypatch, capfd, "check", "z-scores")
     assert (code, "equal rewards" in out, "FAIL" in out) == (0, True, False)
@@ -489,7 +488,7 @@ def test_check_prints_a_table_and_its_status_says_whether_all_pass(monkeypatch, 
     assert "[bold]no \\[" in out
 
 
-def test_a_long_detail_is_folded_behind_the_names_of_checks(monkeypatch, capfd) -> None:
+def test_a_long_detail_is_wrapped_in_its_column(monkeypatch, capfd) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     get_console.cache_clear()
     _show("a check", None)
@@ -500,7 +499,7 @@ def test_a_long_detail_is_folded_behind_the_names_of_checks(monkeypatch, capfd) 
     assert all(line.startswith(" " * 37) and line[37] in "wx" and len(line) <= 80 for line in rest)
 
 
-def test_an_option_that_a_hook_refuses_is_in_the_table(monkeypatch, capfd) -> None:
+def test_a_rejected_option_fails_a_check(monkeypatch, capfd) -> None:
     code, out, _ = run_cli(monkeypatch, capfd, "check", "countdown", "--task-option", "shots=99")
     assert code == 1
     assert "FAIL" in out
@@ -508,8 +507,8 @@ def test_an_option_that_a_hook_refuses_is_in_the_table(monkeypatch, capfd) -> No
 
 
 @pytest.mark.parametrize(("body", "code"), [("os._exit(0)", 0), ("time.sleep(60)", None)])
-def test_the_last_line_names_the_check_in_which_all_ends(body, code, tmp_path) -> None:
-    """A CI that looks for the closing line is not fooled by the status."""
+def test_the_last_line_names_the_check_that_ends_the_process(body, code, tmp_path) -> None:
+    """The exit status may be 0, so CI must look for the closing line."""
     source = f"import os, time\nfrom esplug import hookimpl\n@hookimpl\ndef shape(rewards): {body}\n"
     metadata = {"METADATA": "Name: bad\nVersion: 1\n", "entry_points.txt": "[esplug.shapings]\nbad = bad_shaping\n"}
     write({"bad_shaping.py": source} | {f"bad-1.dist-info/{name}": text for name, text in metadata.items()}, tmp_path)

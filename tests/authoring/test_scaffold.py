@@ -1,4 +1,4 @@
-"""`esplug init`: packages that work as they are, and one line for every mistake."""
+"""`esplug init`: packages that work without changes, and one-line errors."""
 
 import json
 import re
@@ -26,7 +26,7 @@ def ruff(*arguments: str, cwd: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", NEW)
-def test_init_writes_a_package_and_says_what_next(kind, monkeypatch, capfd, tmp_path) -> None:
+def test_init_writes_a_package_and_prints_the_next_steps(kind, monkeypatch, capfd, tmp_path) -> None:
     monkeypatch.chdir(tmp_path)
     code, out, _ = run_cli(monkeypatch, capfd, "init", NEW[kind], "--kind", kind)
     folder = tmp_path / DISTRIBUTIONS[kind]
@@ -66,13 +66,13 @@ def test_any_name_gives_clean_code(kind, name, tmp_path) -> None:
     assert "${GITHUB_REF_NAME#v}" in workflow["jobs"]["publish"]["steps"][1]["run"]
 
 
-def test_the_prefix_may_stand_in_front() -> None:
+def test_the_name_may_have_the_prefix_of_distributions() -> None:
     assert NewPlugin.named("task", "esplug-tasks-haiku") == NewPlugin.named("task", "haiku")
 
 
 MISTAKES = [
-    (["math", "--kind", "task"], ["task 'math' (esplug-tasks-math", "installed already", "another name"]),
-    (["esplug-shapings-z-scores", "--kind", "shaping"], ["shaping 'z-scores' (esplug ", "installed already"]),
+    (["math", "--kind", "task"], ["task 'math' (esplug-tasks-math", "already installed", "another name"]),
+    (["esplug-shapings-z-scores", "--kind", "shaping"], ["shaping 'z-scores' (esplug ", "already installed"]),
     (["Haiku", "--kind", "task"], ["'Haiku'", "lower-case"]),
     (["ha_iku", "--kind", "task"], ["'ha_iku'", "lower-case"]),
     (["ha--iku", "--kind", "task"], ["'ha--iku'", "single dashes"]),
@@ -84,14 +84,14 @@ MISTAKES = [
     (["haiku", "--kind", "task", "--directory", "~nosuchuser/x"], ["--directory ~nosuchuser/x", "name another folder"]),
     (["haiku", "--kind", "tusk"], ["--kind", "tusk", "shaping"]),
     (["haiku"], ["--kind"]),
-    (["haiku", "--kind", "task", "--directory", "{tmp}"], ["exists already", "--directory"]),
+    (["haiku", "--kind", "task", "--directory", "{tmp}"], ["already exists", "--directory"]),
     (["haiku", "--kind", "task", "--directory", "{tmp}/file/new"], ["cannot be written", "--directory"]),
     (["haiku", "--kind", "task", "--directory", "{tmp}/" + "x" * 300], ["cannot be written"]),
 ]
 
 
 @pytest.mark.parametrize(("arguments", "words"), MISTAKES, ids=lambda value: " ".join(value)[:40])
-def test_a_mistake_gets_one_line_and_writes_nothing(arguments, words, monkeypatch, capfd, tmp_path) -> None:
+def test_a_mistake_is_one_line_and_writes_nothing(arguments, words, monkeypatch, capfd, tmp_path) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     code, _, err = run_cli(monkeypatch, capfd, "init", *(each.format(tmp=tmp_path) for each in arguments))
@@ -107,7 +107,7 @@ def full_at_the_readme(path: Path, *arguments, real=Path.write_text, **options):
     return real(path, *arguments, **options)
 
 
-def test_a_disk_that_fills_leaves_nothing(monkeypatch, capfd, tmp_path) -> None:
+def test_a_full_disk_leaves_no_files(monkeypatch, capfd, tmp_path) -> None:
     monkeypatch.setattr(Path, "write_text", full_at_the_readme)
     code, _, err = run_cli(monkeypatch, capfd, "init", "haiku", "--kind", "task", "--directory", str(tmp_path / "new"))
     assert (code, "No space left" in err, list(tmp_path.iterdir())) == (2, True, [])
@@ -115,7 +115,7 @@ def test_a_disk_that_fills_leaves_nothing(monkeypatch, capfd, tmp_path) -> None:
 
 @pytest.mark.parametrize("inside", [[], [".git"]])
 @pytest.mark.parametrize("fails", [False, True])
-def test_an_empty_folder_or_a_new_repository_will_do(inside, fails, monkeypatch, capfd, tmp_path) -> None:
+def test_an_empty_folder_or_a_new_repository_is_accepted(inside, fails, monkeypatch, capfd, tmp_path) -> None:
     for name in inside:
         (tmp_path / name).mkdir()
     if fails:
@@ -128,7 +128,7 @@ def test_an_empty_folder_or_a_new_repository_will_do(inside, fails, monkeypatch,
 
 @pytest.fixture(scope="module")
 def new_packages(tmp_path_factory) -> tuple[Path, Path]:
-    """Return the folders of three new packages and of where they are installed from wheels."""
+    """Return the folder of three new packages, and the one into which their wheels are installed."""
     folder = tmp_path_factory.mktemp("new")
     for kind, name in NEW.items():
         NewPlugin.named(kind, name).write(folder / DISTRIBUTIONS[kind])

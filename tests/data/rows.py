@@ -6,8 +6,8 @@ from pathlib import Path
 from esplug import hookimpl
 from esplug.data.batches import load_eval_splits
 from esplug.data.sources import list_sources, name_splits, read
-from esplug.plugins import registry
-from esplug.plugins.registry import PluginInfo
+from esplug.plugins import PluginInfo
+from esplug.plugins.loading import relay
 from esplug.plugins.task import Task
 
 ROWS = [{"q": "one", "a": 1}, {"q": "zwei, drei", "a": 23}, {"q": 'vier "4" ä\u4e94', "a": -4}]
@@ -42,7 +42,7 @@ class Toy:
 
 def task(own=None, **options) -> Task:
     info = PluginInfo("task", "toy", "esplug-tasks-toy", "1.0", "toy")
-    return Task.wrap(info, registry.relay(Toy(own), info), options)
+    return Task.wrap(info, relay(Toy(own), info), options)
 
 
 def read_splits(path: str, split: str) -> dict:

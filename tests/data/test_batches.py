@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from esplug import hookimpl
 from esplug.data.batches import Batches, load_batch_source, load_eval_splits
 from esplug.errors import UserError
-from esplug.plugins import registry
-from esplug.plugins.registry import PluginInfo
+from esplug.plugins import PluginInfo
+from esplug.plugins.loading import relay
 from esplug.plugins.task import Task
 from tests.data.rows import ROWS, Toy, task, write, write_dict
 
@@ -128,7 +128,7 @@ def test_a_task_is_asked_for_each_source(tmp_path) -> None:
             return {"own": ROWS[:1]} if path.endswith(".own") else None
 
     info = PluginInfo("task", "toy", "esplug-tasks-toy", "1.0", "toy")
-    reader = Task.wrap(info, registry.relay(Reader(), info))
+    reader = Task.wrap(info, relay(Reader(), info))
     splits = load_eval_splits(reader, f"{write(tmp_path, 'jsonl')},a.own,b.own", 1)
     assert list(splits) == ["rows", "a.own/own", "b.own/own"]
 

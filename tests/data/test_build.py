@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from esplug import hookimpl
+from esplug import hookimpl, plugins
 from esplug.data.batches import load_batch_source, load_eval_splits
 from esplug.data.build import build, checksum
 from esplug.errors import PluginError, UserError
 from esplug.hookspecs import HubSource
-from esplug.plugins import registry
-from esplug.plugins.registry import PluginInfo
+from esplug.plugins import PluginInfo
+from esplug.plugins.loading import relay
 from esplug.plugins.task import Task
 from tests.cli.test_app import run_cli
 
@@ -132,8 +132,8 @@ def plugin(monkeypatch):
                 return function(fetch)
 
         info = PluginInfo("dataset", "toy", "esplug-tasks-toy", "1.0", "toy")
-        monkeypatch.setattr(registry, "find", lambda kind, name: info)
-        monkeypatch.setattr(registry, "load", lambda kind, name: registry.relay(Toy(), info))
+        monkeypatch.setattr(plugins, "find", lambda kind, name: info)
+        monkeypatch.setattr(plugins, "load", lambda kind, name: relay(Toy(), info))
 
     return install
 

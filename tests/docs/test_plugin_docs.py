@@ -44,11 +44,11 @@ def test_a_retiring_argument_is_told_once_and_still_passed(tmp_path) -> None:
         "esplug_shapings_steep-0.3.dist-info/entry_points.txt": "[esplug.shapings]\nsteep = steep\nnew = new\n",
     }
     code = f"""
-from esplug.plugins import registry
+from esplug.plugins import loading
 {example}
-registry._SPECS = {{**registry._SPECS, "shaping": ShapingSpec}}
+loading._SPECS = {{**loading._SPECS, "shaping": ShapingSpec}}
 for name in ("steep", "steep", "new"):
-    print(registry.load("shaping", name).shape(matrix=[1.0], rewards=[1.0]))
+    print(loading.load("shaping", name).shape(matrix=[1.0], rewards=[1.0]))
 """
     write(files, site)
     done = subprocess.run(

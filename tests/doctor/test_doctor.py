@@ -21,7 +21,7 @@ from esplug.engines.vllm_options import shared_gpu_kv_cache
 from esplug.errors import UserError
 from esplug.planning.memory import Gpu, master_bytes, plan_memory
 from esplug.planning.placement import GPU_SPARE, Plan
-from esplug.plugins.registry import list_plugins
+from esplug.plugins import list_plugins
 from esplug.utils.cores import GIB
 from tests.cli.test_app import errors_of, run_cli
 

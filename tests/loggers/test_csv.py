@@ -1,4 +1,4 @@
-"""Logger ``csv``: one table, whatever metrics turn up when, and wherever a run goes on."""
+"""Logger ``csv``: one table, also with late metrics and resumed runs."""
 
 import csv
 import math
@@ -15,7 +15,7 @@ CONFIG = make_config({"eval_freq": 2, "n_iterations": 6, "logging": "csv"})
 
 
 def write(run_dir: Path, first: int, rows: list[tuple[int, Mapping[str, float]]]) -> list[dict[str, str]]:
-    """Log from an iteration on, as a run does, and return the whole table."""
+    """Log from an iteration on, as a run does, and return the table."""
     loggers = LoggerSet(CONFIG.logging)
     loggers.start(CONFIG, run_dir, first)
     for step, metrics in rows:
@@ -29,7 +29,7 @@ def table(run_dir: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_new_metrics_get_columns_and_numbers_stay_as_they_are(tmp_path: Path) -> None:
+def test_new_metrics_add_columns_and_keep_existing_values(tmp_path: Path) -> None:
     rows = write(
         tmp_path,
         0,
@@ -43,7 +43,7 @@ def test_new_metrics_get_columns_and_numbers_stay_as_they_are(tmp_path: Path) ->
     ]
 
 
-def test_what_is_no_finite_number_is_an_empty_cell(tmp_path: Path) -> None:
+def test_undefined_values_are_empty_cells(tmp_path: Path) -> None:
     rows = write(tmp_path, 0, [(0, {"train/a": math.nan, "train/b": math.inf, "train/c": 1.0})])
     assert rows == [{"step": "0", "train/a": "", "train/b": "", "train/c": "1.0"}]
 
@@ -64,7 +64,7 @@ def test_a_resumed_run_replaces_rows_at_and_after_its_iteration(tmp_path: Path, 
     ]
 
 
-def test_a_run_that_gets_the_logger_later_has_the_whole_table(tmp_path: Path) -> None:
+def test_a_logger_added_on_resume_has_the_earlier_rows(tmp_path: Path) -> None:
     loggers = LoggerSet(["jsonl"])
     loggers.start(CONFIG, tmp_path)
     loggers.log(0, {"train/b": 1.0})

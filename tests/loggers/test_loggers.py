@@ -1,4 +1,4 @@
-"""Built-in loggers, and the set that keeps any logger from stopping a run."""
+"""Built-in loggers, and the logger set, which keeps loggers from stopping a run."""
 
 import json
 import logging
@@ -20,14 +20,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import esplug.loggers
 from esplug import hookimpl
 from esplug.config.run_config import make_config
 from esplug.errors import PluginError, UserError
 from esplug.loggers.jsonl import JsonlLogger
 from esplug.loggers.logger_set import LoggerSet
 from esplug.loggers.wandb import WandbLogger
-from esplug.plugins.registry import PluginInfo, relay
+from esplug.plugins import PluginInfo
+from esplug.plugins.loading import relay
 
 CONFIG = make_config({"wandb_project": "tests", "experiment_name": "one", "eval_freq": 5, "n_iterations": 12})
 METRICS = {
@@ -42,7 +42,7 @@ METRICS = {
 
 
 class Recorder:
-    """A logger that remembers its calls, and fails or waits in those named."""
+    """A logger that records its calls, and fails or waits in some of them."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Use:
         def load(kind: str, name: str) -> object:
             return relay(loggers[name], PluginInfo("logger", name, "tests", "1", "tests"))
 
-        monkeypatch.setattr(esplug.loggers, "load", load)
+        monkeypatch.setattr("esplug.loggers.logger_set.load", load)
         return LoggerSet(loggers)
 
     return use
@@ -114,7 +114,7 @@ def test_every_logger_gets_every_call(use: Use, tmp_path: Path) -> None:
     assert one.calls == two.calls == ["start", "log", "log", "samples", "finish finished"]
 
 
-def test_a_name_given_twice_counts_once(tmp_path: Path) -> None:
+def test_a_duplicate_name_is_ignored(tmp_path: Path) -> None:
     loggers = LoggerSet(["jsonl", "none", "jsonl"])
     loggers.start(CONFIG, tmp_path)
     loggers.log(0, {"a": 1.0})
@@ -161,7 +161,7 @@ def test_failure_at_start_is_fatal_and_closes_the_others(
         assert three.calls == []
 
 
-def test_a_loggers_own_user_error_passes_as_it_is(use: Use, tmp_path: Path) -> None:
+def test_a_user_error_of_a_logger_is_not_wrapped(use: Use, tmp_path: Path) -> None:
     error = UserError("log in first")
     with pytest.raises(UserError) as caught:
         use(one=Recorder("start", error=error)).start(CONFIG, tmp_path)
@@ -190,10 +190,10 @@ def test_ctrl_c_in_a_synchronous_logger_stops_the_run(use: Use, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("hook", ["start", "log", "samples", "finish finished"])
-def test_loggers_that_hang_cost_one_wait_and_one_line_each(
+def test_hanging_loggers_cost_one_time_out_and_one_warning_each(
     use: Use, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, hook: str
 ) -> None:
-    monkeypatch.setattr("esplug.loggers.logger_set.PATIENCE", 0.4)
+    monkeypatch.setattr("esplug.loggers.logger_set.TIMEOUT", 0.4)
     gates = {hook: threading.Event()}
     one, two, good = Recorder(gates=gates), Recorder(gates=gates), Recorder()
     loggers, began = use(one=one, two=two, good=good), time.monotonic()
@@ -215,7 +215,7 @@ def test_loggers_that_hang_cost_one_wait_and_one_line_each(
 def test_calls_wait_for_a_late_start(
     use: Use, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("esplug.loggers.logger_set.PATIENCE", 0.2)
+    monkeypatch.setattr("esplug.loggers.logger_set.TIMEOUT", 0.2)
     gate = threading.Event()
     late, good = Recorder(gates={"start": gate}), Recorder()
     loggers = use(late=late, good=good)
@@ -226,7 +226,7 @@ def test_calls_wait_for_a_late_start(
     loggers.samples(1, [])
     assert late.calls == ["start"]
     gate.set()
-    monkeypatch.setattr("esplug.loggers.logger_set.PATIENCE", 5)
+    monkeypatch.setattr("esplug.loggers.logger_set.TIMEOUT", 5)
     loggers._background[0].started.result(5)
     loggers.finish("finished")
     assert late.calls == good.calls == ["start", "log", "samples", "finish finished"]
@@ -236,7 +236,7 @@ def test_calls_wait_for_a_late_start(
 def test_a_start_that_fails_late_warns_once(
     use: Use, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("esplug.loggers.logger_set.PATIENCE", 0.2)
+    monkeypatch.setattr("esplug.loggers.logger_set.TIMEOUT", 0.2)
     gate = threading.Event()
     late = Recorder("start", gates={"start": gate})
     loggers = use(late=late)
@@ -265,7 +265,7 @@ def test_a_full_queue_drops_with_one_warning(use: Use, tmp_path: Path, caplog: p
     assert [line.partition(" (in")[0] for line in caplog.messages] == ["logger 'slow' is 256 calls behind"]
 
 
-def test_what_a_logger_does_to_its_metrics_is_its_own_matter(use: Use, tmp_path: Path) -> None:
+def test_each_logger_gets_its_own_copy_of_the_metrics(use: Use, tmp_path: Path) -> None:
     class Emptier(Recorder):
         @hookimpl
         def log(self, step: int, metrics: dict[str, float]) -> None:
@@ -321,7 +321,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
 def test_a_resumed_run_has_each_row_once_and_loses_none(
     tmp_path_factory: pytest.TempPathFactory, k: int, eval_freq: int, reached: int, torn: int, evaluated: bool
 ) -> None:
-    """What an uninterrupted run writes, whatever a killed one left before iteration k goes on."""
+    """A run resumed at iteration k writes what an uninterrupted run writes, wherever it was killed."""
     run_dir = tmp_path_factory.mktemp("run")
     config = make_config({"eval_freq": eval_freq, "n_iterations": 12})
 
@@ -352,7 +352,7 @@ def test_a_resumed_run_has_each_row_once_and_loses_none(
     assert set(before) <= set(kept)
 
 
-def test_jsonl_keeps_what_no_resumed_run_writes_again(tmp_path: Path) -> None:
+def test_jsonl_keeps_rows_that_are_not_written_again(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     lines = ['{"step": 4, "train/a": 1}', '{"step": 5, "eval/a": 1}', '{"step": 9, "mine": 1}', '{"step": 5, "train/a']
     path.write_text("\n".join(lines))
@@ -381,7 +381,7 @@ def test_two_jsonl_loggers_of_one_process_share_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("large", [{"a": 10**90}, {"a" * 90: 1.0}], ids=["value", "name"])
 @pytest.mark.parametrize("name", ["jsonl", "csv"])
-def test_a_row_that_did_not_fit_on_the_disk_spoils_no_other(
+def test_a_row_that_does_not_fit_on_the_disk_damages_no_other_row(
     tmp_path: Path, name: str, large: Mapping[str, float]
 ) -> None:
     code = f"""
@@ -422,7 +422,7 @@ def console(capsys: pytest.CaptureFixture[str], step: int, metrics: Mapping[str,
     return capsys.readouterr().out.splitlines()
 
 
-def test_console_prints_a_line_an_iteration(capsys: pytest.CaptureFixture[str]) -> None:
+def test_console_prints_a_line_per_iteration(capsys: pytest.CaptureFixture[str]) -> None:
     assert console(capsys, 12, METRICS) == [
         "iteration 12  reward mean 0.3125 min -1.0000 max 1.0000 std 0.2500  1,114 tokens/s  58.1 s"
     ]
@@ -430,7 +430,7 @@ def test_console_prints_a_line_an_iteration(capsys: pytest.CaptureFixture[str]) 
     assert console(capsys, 0, {"time/setup": 1.0}) == []
 
 
-def test_console_prints_a_line_a_split(capsys: pytest.CaptureFixture[str]) -> None:
+def test_console_prints_a_line_per_split(capsys: pytest.CaptureFixture[str]) -> None:
     long = "x" * 120
     easy = {
         "eval/easy/pass@1/mean": 0.5,
@@ -450,7 +450,7 @@ def test_console_prints_a_line_a_split(capsys: pytest.CaptureFixture[str]) -> No
     assert console(capsys, 5, {"eval/\x1b[2J/reward/mean": 0.5}) == ["evaluation 5  \\x1b[2J  reward 0.5000"]
 
 
-def test_console_prints_a_few_answers_that_cannot_act_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_console_prints_a_few_escaped_answers(capsys: pytest.CaptureFixture[str]) -> None:
     row = {"split": "easy", "sample": 0, "target": "4", "reward": 0.5, "label": "format"}
     rows = [
         row | {"index": index, "sample": sample, "prompt": f"[b]{index}", "output": f"{sample}\n\x1b[2J{'x' * 900}"}
@@ -551,7 +551,7 @@ def test_wandb_offline(tmp_path: Path) -> None:
 
 
 def wandb_records(path: Path) -> Iterator[Any]:
-    """Read an offline run's file: blocks of 32 KiB of pieces, each with checksum, length and what piece it is."""
+    """Read the file of an offline run: 32 KiB blocks of chunks, each with checksum, length and type."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     data, at, whole = path.read_bytes(), 7, b""
@@ -567,7 +567,7 @@ def wandb_records(path: Path) -> Iterator[Any]:
             whole = b""
 
 
-def test_wandb_goes_on_with_its_run_and_leaves_the_users_alone(tmp_path: Path) -> None:
+def test_wandb_resumes_its_own_run_and_leaves_the_users_run_alone(tmp_path: Path) -> None:
     code = """
         mine = wandb.init(project="mine", dir=".")
         loggers.start(config, run_dir)
@@ -584,7 +584,7 @@ def test_wandb_goes_on_with_its_run_and_leaves_the_users_alone(tmp_path: Path) -
 
 
 class FakeRun:
-    """As much of a W&B run as a logger uses."""
+    """The part of a W&B run that the logger uses."""
 
     def __init__(self, step: int) -> None:
         self.step, self.logged = step, [-1]
@@ -604,7 +604,7 @@ def test_wandb_does_not_repeat_steps_that_its_run_has() -> None:
 
 @pytest.mark.parametrize("answering_server", ["http", "https"], indirect=True)
 def test_wandb_without_login_fails_at_once(tmp_path: Path, answering_server: str) -> None:
-    """Also where the server's certificate is of an authority that urllib does not know: it is in reach."""
+    """A server whose certificate urllib does not trust counts as reachable."""
     code = """
         from esplug.errors import PluginError
         try:
@@ -618,7 +618,7 @@ def test_wandb_without_login_fails_at_once(tmp_path: Path, answering_server: str
 
 
 @pytest.mark.parametrize("answering_server", ["https"], indirect=True)
-def test_wandb_stays_offline_where_it_does_not_trust_the_server_either(tmp_path: Path, answering_server: str) -> None:
+def test_wandb_is_offline_if_it_does_not_trust_the_server(tmp_path: Path, answering_server: str) -> None:
     code = """
         loggers.start(config, run_dir)
         loggers.log(0, {"train/reward/mean": 0.5})
@@ -632,7 +632,7 @@ def test_wandb_stays_offline_where_it_does_not_trust_the_server_either(tmp_path:
 
 @pytest.fixture
 def answering_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """A server that answers every question in the same way, over HTTPS with a certificate of its own."""
+    """A server with the same answer to every request, over HTTP or HTTPS with a self-signed certificate."""
 
     class Answer(BaseHTTPRequestHandler):
         def do_POST(self) -> None:

@@ -68,7 +68,7 @@ def test_metrics_settings_and_samples_come_back(tmp_path: Path) -> None:
 
 @settings(deadline=None, max_examples=30)
 @given(st.text())
-def test_no_text_is_more_than_text(written: str) -> None:
+def test_text_is_not_rendered_as_markup(written: str) -> None:
     from tensorboard.plugin_util import markdown_to_safe_html
 
     shown = markdown_to_safe_html(f"| a | b |\n| --- | --- |\n| {escape(written)} | end |")
@@ -79,7 +79,7 @@ def test_no_text_is_more_than_text(written: str) -> None:
 
 @pytest.mark.parametrize("eval_freq", [2, 0])
 def test_a_resumed_run_replaces_what_it_logs_again(tmp_path: Path, eval_freq: int) -> None:
-    """A run of four iterations is killed in the last one, and goes on; then it goes on for two more."""
+    """A run of four iterations is killed in the last one and resumed, and then extended by two."""
     config = make_config({"n_iterations": 4, "eval_freq": eval_freq})
     write(tmp_path, make_config({"n_iterations": 9, "eval_freq": eval_freq}), 0, 4, 0.0)
     write(tmp_path, config, 2, 4, 100.0)

@@ -64,7 +64,7 @@ def python(tmp_path: Path, code: str, *arguments: object) -> str:
     return done.stdout
 
 
-def test_runs_come_back_and_go_on_without_a_network(tmp_path: Path) -> None:
+def test_runs_are_stored_and_resumed_without_a_network(tmp_path: Path) -> None:
     python(tmp_path, CODE, "one", 0, 3, 0.0)
     python(tmp_path, CODE, "one", 2, 4, 0.0)
     python(tmp_path, CODE, tmp_path / "one" / "one", 0, 1, 7.0)  # another run of the same name

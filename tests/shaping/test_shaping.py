@@ -1,4 +1,4 @@
-"""Built-in shapings: the values they must give, and what must not change them."""
+"""Built-in shapings: known values and invariances."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from esplug.plugins.registry import load
+from esplug.plugins import load
 from esplug.shaping import Floats
 
 NAMES = ("z-scores", "z-scores-per-prompt", "centered-ranks", "mean-centered")
@@ -97,7 +97,7 @@ def test_equal_rewards_make_no_update(
 def test_the_same_rewards_on_other_prompts_tie(
     shapes: dict[str, Callable[..., Floats]], name: str, row: list[float], random: np.random.Generator
 ) -> None:
-    """In any order of summation: float rounding is not a difference between members."""
+    """Float rounding in any order of summation does not make members differ."""
     rows = []
     for _ in range(6):
         random.shuffle(row)

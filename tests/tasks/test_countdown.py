@@ -123,7 +123,7 @@ def test_evaluate_says_when_it_divides_by_zero(expression):
 
 
 class Exact:
-    """An oracle that shares nothing with the grader: Python's own operators on exact numbers."""
+    """Independent oracle: Python's own operators on exact numbers."""
 
     def __init__(self, value):
         self.value = Fraction(value)
@@ -142,7 +142,7 @@ class Exact:
 
 
 def oracle(expression):
-    """The value of an expression that these tests have built themselves; None for a division by zero."""
+    """Return the value of an expression made by these tests, or ``None`` for a division by zero."""
     try:
         return eval(re.sub(r"(\d+)", r"Exact(\1)", expression), {"Exact": Exact}).value
     except ZeroDivisionError:
@@ -302,7 +302,7 @@ def test_generator_is_the_same_every_time_and_leaves_the_global_random_state_alo
     assert random.getstate() == state
 
 
-def test_generator_refuses_an_unknown_level():
+def test_generator_rejects_an_unknown_level():
     with pytest.raises(ValueError, match="level must be one of standard, easy, not 'hard'"):
         puzzles.generate("hard", "train")
 
@@ -341,7 +341,7 @@ def test_options_and_defaults(hooks):
 
 
 @pytest.mark.parametrize("shots", [-1, 9])
-def test_shots_outside_the_examples_are_refused(hooks, shots):
+def test_too_many_shots_are_rejected(hooks, shots):
     options = OPTIONS | {"shots": shots}
     with pytest.raises(ValueError, match=rf"^shots must be between 0 and 8, not {shots}$"):
         hooks.defaults(options=options)
@@ -349,7 +349,7 @@ def test_shots_outside_the_examples_are_refused(hooks, shots):
         hooks.collate(batch=[ROW], options=options)
 
 
-def test_own_rows_come_from_the_generator_and_files_are_left_to_esplug(hooks):
+def test_own_rows_are_generated_and_files_are_read_by_esplug(hooks):
     assert hooks.load_rows(split="train", path=None, options=OPTIONS) == puzzles.rows("standard", "train")
     easy = hooks.load_rows(split="eval", path=None, options=OPTIONS | {"level": "easy"})
     assert easy == {"countdown_eval": puzzles.rows("easy", "eval")}
@@ -367,7 +367,7 @@ def test_zero_shot_asks_with_the_rows_context(hooks):
 
 
 @pytest.mark.parametrize("level", puzzles.LEVELS)
-def test_zero_shot_prompt_says_everything(hooks, level):
+def test_zero_shot_prompt_is_complete(hooks, level):
     row = puzzles.rows(level, "train")[0]
     (question,), _ = hooks.collate(batch=[row], options=OPTIONS)
     assert question.endswith("\n<think>")

@@ -1,4 +1,4 @@
-"""The task ``math``: prompts, boxes, answers that are the same, and text that means harm."""
+"""The task ``math``: prompts, boxes, equality of answers, and hostile text."""
 
 import os
 import subprocess
@@ -77,11 +77,11 @@ def test_pairs(category, answer, gold, same) -> None:
 
 
 @pytest.mark.parametrize(("category", "answer", "gold", "same"), ONE_WAY)
-def test_pairs_whose_gold_answer_has_a_say(category, answer, gold, same) -> None:
+def test_pairs_that_depend_on_the_gold_answer(category, answer, gold, same) -> None:
     assert same_answer(answer, gold) == same
 
 
-def test_there_are_pairs_enough_of_both_kinds() -> None:
+def test_there_are_enough_pairs_of_both_kinds() -> None:
     verdicts = [same for *_, same in PAIRS + ONE_WAY]
     assert verdicts.count(True) >= 150
     assert verdicts.count(False) >= 150
@@ -155,7 +155,7 @@ def test_every_gold_answer_of_a_suite_is_correct_and_the_next_one_is_wrong() -> 
 
 
 def _plainly_equal(left: str, right: str) -> bool:
-    """Compare as a glance does: without spaces, list marks, dollars, the name before ``=``, or a fraction of zeros."""
+    """Compare superficially: without spaces, list marks, dollars, the name before ``=``, or trailing zeros."""
 
     def glance(text: str) -> str:
         plain = "".join(text.replace("$", "").split()).rpartition("=")[2]
@@ -222,7 +222,7 @@ PIECES = st.lists(
 
 @UNHURRIED
 @given(TEXT | PIECES, TEXT | PIECES)
-def test_no_text_makes_it_raise(output, target) -> None:
+def test_grading_never_raises(output, target) -> None:
     assert reward(output, target).value in (0.0, 1.0)
     boxed = reward(f"\\boxed{{{output}}}", target)
     assert boxed.correct == (boxed.value == 1.0) == (boxed.label == "correct")
@@ -231,7 +231,7 @@ def test_no_text_makes_it_raise(output, target) -> None:
 
 @UNHURRIED
 @given(TEXT | PIECES)
-def test_every_answer_is_itself(answer) -> None:
+def test_every_answer_equals_itself(answer) -> None:
     assert same_answer(answer, answer)
 
 
@@ -346,7 +346,7 @@ def test_a_problem_cannot_end_its_own_turn() -> None:
 
 
 @pytest.mark.parametrize("hook", [lambda chosen: defaults(chosen), lambda chosen: collate([], chosen)])
-def test_an_unknown_template_is_refused_early(hook) -> None:
+def test_an_unknown_template_is_rejected_early(hook) -> None:
     assert set(defaults(OPTIONS)) == {"max_tokens", "reward_function_timeout"}
     with pytest.raises(ValueError, match="template must be one of qwen, chat, r1, none, not 'gpt'"):
         hook(OPTIONS | {"template": "gpt"})
@@ -392,7 +392,7 @@ def test_small_numbers_bare_exponents_and_steps(given, gold, same) -> None:
 
 
 @pytest.mark.parametrize("pole", [r"\tan(\frac{\pi}{2})", r"\tan 90^\circ", r"\frac{1}{\sin\pi}", r"\cot 180^\circ"])
-def test_a_pole_is_no_number_and_takes_no_time(pole) -> None:
+def test_a_pole_is_not_a_number_and_is_graded_fast(pole) -> None:
     started = time.process_time()
     assert not same_answer(pole, "5")
     assert time.process_time() - started < 3
@@ -402,13 +402,13 @@ def test_broken_latex_beside_words_is_unparsable() -> None:
     assert grade(r"\boxed{\begin{pmatrix}}", r"\text{yes}").label == "unparsable"
 
 
-def test_a_sentence_about_boxes_is_no_box() -> None:
+def test_a_sentence_about_boxes_is_not_a_box() -> None:
     assert last_boxed(r"The answer is \boxed{5}. I put it in \boxed as asked.") == "5"
     assert [last_boxed(text) for text in (r"\boxed 7.", r"\boxed B", r"$\boxed -3$")] == ["7", "B", "-3"]
 
 
 @pytest.mark.parametrize("row", [{"answer": None}, {"answer": " "}, {"answer": float("nan")}, {"problem": ""}])
-def test_a_row_without_problem_or_answer_is_refused(row) -> None:
+def test_a_row_without_problem_or_answer_is_rejected(row) -> None:
     task = Task.load("math")
     rows = [{"problem": "1+1", "answer": "2"}, {"problem": "1+2", "answer": "3"} | row]
     with pytest.raises(UserError, match=rf"row 2 has nothing in its column '{next(iter(row))}'"):
@@ -425,7 +425,7 @@ def test_a_kind_is_for_the_tasks_own_problems() -> None:
             Task.load("math", {"kind": kind}).load_rows("eval", path)
 
 
-def test_the_plain_template_stops_behind_the_answer() -> None:
+def test_the_plain_template_stops_after_the_answer() -> None:
     assert Task.load("math", {"template": "r1"}).defaults()["stop"] == ["</answer>"]
     assert "stop" not in Task.load("math").defaults()
 
@@ -452,12 +452,12 @@ def test_the_plain_template_stops_behind_the_answer() -> None:
         (r"15 \text{ cm}^2", r"15 \text{ square centimeters}", True),
     ],
 )
-def test_words_behind_a_number_are_a_unit_only_if_they_say_no_more(given, gold, same) -> None:
+def test_words_after_a_number_are_a_unit_only_if_they_add_nothing(given, gold, same) -> None:
     assert same_answer(given, gold) is same
 
 
 @pytest.mark.parametrize("hostile", ["(x!)!", "((x+1)!)!", r"\sin(" * 14 + "x" + ")" * 14, "-" * 300 + "1"])
-def test_what_once_took_long_takes_no_time(hostile) -> None:
+def test_formerly_slow_answers_are_graded_fast(hostile) -> None:
     started = time.process_time()
     assert outcome(hostile, r"\sqrt{x+1}") in ("wrong", "unparsable")
     assert time.process_time() - started < 4

@@ -123,7 +123,7 @@ def test_every_wording_occurs_and_words_vary() -> None:
             assert sum(problem.structure == structure.name for _, problem in PROBLEMS) >= 15, structure.name
 
 
-def test_numbers_stand_in_the_text_as_they_were_drawn() -> None:
+def test_the_text_contains_the_drawn_numbers() -> None:
     for _, problem in PROBLEMS:
         assert tuple(map(int, re.findall(r"\d+", problem.text))) == problem.numbers
 
@@ -147,7 +147,7 @@ def test_counts_and_columns() -> None:
     assert {row["kind"] for row in EVAL["fractions"]} == {"fractions"}
 
 
-def test_nothing_occurs_twice_or_in_both_splits_in_other_words() -> None:
+def test_no_problem_occurs_twice_even_in_other_words() -> None:
     texts = [row["problem"] for row in TRAIN] + [row["problem"] for rows in EVAL.values() for row in rows]
     assert len(set(texts)) == 1300
     assert len({problem.key for _, problem in PROBLEMS}) == 1300
@@ -166,13 +166,13 @@ def test_nothing_occurs_twice_or_in_both_splits_in_other_words() -> None:
     assert not sums & asked, "7 + 5 and 5 + 7 are one problem"
 
 
-def test_the_same_every_time_and_the_global_random_state_is_left_alone() -> None:
+def test_rows_are_reproducible_and_leave_the_global_random_state_alone() -> None:
     state = random.getstate()
     assert (small.rows("train"), small.rows("eval")) == (TRAIN, EVAL)
     assert random.getstate() == state
 
 
-def test_an_unknown_split_or_kind_is_refused() -> None:
+def test_an_unknown_split_or_kind_is_rejected() -> None:
     with pytest.raises(ValueError, match="split must be train or eval, not 'test'"):
         small.rows("test")
     with pytest.raises(ValueError, match=r"kind must be one of arithmetic, .*, not 'geometry'"):

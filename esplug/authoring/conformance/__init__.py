@@ -1,4 +1,4 @@
-"""The conformance kit: checks that a plugin does what a run needs, without a model.
+"""Conformance kit: checks, without a model, that a plugin does what a run needs.
 
-Runs in the driver and starts real graders and logger threads, as a run does. :mod:`esplug.testing` is its public front.
+Runs in the driver and starts real grading processes and logger threads. :mod:`esplug.testing` is its public interface.
 """

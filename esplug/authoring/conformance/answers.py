@@ -1,4 +1,4 @@
-"""The checks of a task's rewards: answers that some model will give one day, graded as in a run."""
+"""Reward checks: grade answers that a model may give, such as empty, huge or malformed ones, as a run would."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
@@ -14,9 +14,9 @@ from esplug.rewards.pool import Graded, RewardPool
 Gold: TypeAlias = Callable[[Any], str]
 
 _HUGE = 2**20  # characters
-_MOST_TEXTS = 5  # of one target that are tried as its gold answer
+_MOST_TEXTS = 5  # of one target, tried as its gold answer
 _GOLD = "gold answer"
-_FORMS = ("{}", "<answer>{}</answer>", "\\boxed{{{}}}")  # in which tasks like to find an answer
+_FORMS = ("{}", "<answer>{}</answer>", "\\boxed{{{}}}")  # usual formats of an answer
 ANSWERS: Mapping[str, tuple[str, ...]] = {
     "empty answer": ("", " \n\t "),
     "garbage": (
@@ -33,8 +33,8 @@ ANSWERS: Mapping[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """An answer to be graded."""
+class _Answer:
+    """An answer to grade against a target."""
 
     kind: str
     text: str
@@ -50,34 +50,33 @@ def reward_checks(
     memory: float,
     gold: Gold | None,
 ) -> None:
-    """Grade every answer against each of a few targets, twice, in processes of their own.
+    """Grade every answer against each target, twice, in grading processes.
 
     Args:
-        checks: where the results go.
-        reward: the reward function; picklable.
-        targets: the few.
-        timeout: seconds that grading one answer may take.
-        memory: GiB that one grading process may take.
-        gold: makes of a target an answer that is right. Without it, the texts that a target holds are tried, bare,
-            between answer tags and boxed.
+        checks: collects the results.
+        reward: reward function; picklable.
+        targets: a few targets.
+        timeout: time limit of one answer, in seconds.
+        memory: memory limit of one grading process, in GiB.
+        gold: makes a right answer from a target. Without it, the texts in a target are tried: bare, between answer
+            tags, and boxed.
     """
     pool = RewardPool(reward, timeout=timeout, memory=memory)
     if checks.run("reward in its own process", partial(_started, pool)) is None:
         return
-    asked = {
-        kind: [_Asked(kind, text, target) for text in texts for target in targets] for kind, texts in ANSWERS.items()
+    answers = {
+        kind: [_Answer(kind, text, target) for text in texts for target in targets] for kind, texts in ANSWERS.items()
     }
-    asked[_GOLD] = [_Asked(_GOLD, text, target) for target in targets for text in _gold_texts(target, gold)]
-    grades: dict[str, list[Graded]] = {kind: [] for kind in asked}
+    answers[_GOLD] = [_Answer(_GOLD, text, target) for target in targets for text in _gold_texts(target, gold)]
+    grades: dict[str, list[Graded]] = {kind: [] for kind in answers}
     with closing(pool):
         for kind in ANSWERS:
-            checks.run(f"reward of {kind}", partial(_judged, pool, asked[kind], grades[kind], _all_graded))
+            checks.run(f"reward of {kind}", partial(_graded, pool, answers[kind], grades[kind], _all_graded))
         empty = max((grade.reward.value for grade in grades["empty answer"]), default=0.0)
         judge = partial(_best_of if gold is None else _all_right, empty=empty)
-        checks.run(f"reward of {_GOLD}", partial(_judged, pool, asked[_GOLD], grades[_GOLD], judge))
-        checks.run(
-            "reward repeats", partial(_repeated, pool, *(list(chain(*each.values())) for each in (asked, grades)))
-        )
+        checks.run(f"reward of {_GOLD}", partial(_graded, pool, answers[_GOLD], grades[_GOLD], judge))
+        every_answer, every_grade = (list(chain(*each.values())) for each in (answers, grades))
+        checks.run("reward repeats", partial(_repeated, pool, every_answer, every_grade))
 
 
 def _started(pool: RewardPool) -> tuple[bool, str]:
@@ -85,12 +84,12 @@ def _started(pool: RewardPool) -> tuple[bool, str]:
     return True, f"loads there; grading one answer may take {pool.timeout:g} s"
 
 
-def _judged(
-    pool: RewardPool, asked: list[_Asked], grades: list[Graded], judge: Callable[[list[Graded]], tuple[bool, str]]
+def _graded(
+    pool: RewardPool, answers: list[_Answer], grades: list[Graded], judge: Callable[[list[Graded]], tuple[bool, str]]
 ) -> tuple[bool, str]:
-    """Grade answers of one kind, into ``grades``, as far as the first that takes too long; then judge the grades."""
-    for each in asked:
-        grades += pool.submit([each.text], [each.target]).result()
+    """Grade answers of one kind up to the first time-out, append the grades to ``grades``, and judge them."""
+    for answer in answers:
+        grades += pool.submit([answer.text], [answer.target]).result()
         if grades[-1].failed and grades[-1].reward.label == "timeout":
             break
     return judge(grades)
@@ -101,36 +100,36 @@ def _all_graded(grades: list[Graded]) -> tuple[bool, str]:
         if grade.failed:
             trace = grade.traceback or ""
             *_, why = ["", *trace.splitlines()]
-            fault = f"{grade.reward.label} [{why}]; a run would count it 0.0 and go on"
+            fault = f"{grade.reward.label} [{why}]; a run would count it as reward 0.0"
             raise Fault(fault) from RuntimeError(trace)
     return True, f"{_span([grade.reward for grade in grades])}; {max(grade.seconds for grade in grades):.2g} s at most"
 
 
 def _all_right(grades: list[Graded], empty: float) -> tuple[bool, str]:
-    """Judge answers that are known to be right."""
-    found = _all_graded(grades)
+    """Check that answers known to be right earn more than an empty one."""
+    result = _all_graded(grades)
     for grade in grades:
         if grade.reward.value <= empty or grade.reward.correct is False:
             raise Fault(f"one earns {_span([grade.reward])}, an empty answer {empty:g}")
-    return found
+    return result
 
 
 def _best_of(grades: list[Graded], empty: float) -> tuple[bool, str]:
-    """Report what answers earn of which nobody knows whether they are in the form that the task wants."""
+    """Report the best reward of answers that may not be in the format that the task expects."""
     if not grades:
-        return True, "not tried: the targets hold no text (gold= of esplug.testing.check_task makes one)"
+        return True, "not tried: the targets contain no text; pass gold= to esplug.testing.check_task"
     _all_graded(grades)
     best = max((grade.reward for grade in grades), key=lambda reward: reward.value)
     return True, f"the target's text, bare, tagged or boxed, earns up to {_span([best])}, an empty answer {empty:g}"
 
 
-def _repeated(pool: RewardPool, asked: list[_Asked], first: list[Graded]) -> tuple[bool, str]:
-    if len(first) < len(asked) or any(grade.failed for grade in first):
-        return True, "not tried: there are answers that could not be graded once"
-    second = pool.submit([each.text for each in asked], [each.target for each in asked]).result()
-    for each, one, other in zip(asked, first, second, strict=True):
+def _repeated(pool: RewardPool, answers: list[_Answer], first: list[Graded]) -> tuple[bool, str]:
+    if len(first) < len(answers) or any(grade.failed for grade in first):
+        return True, "not tried: some answers could not be graded once"
+    second = pool.submit([answer.text for answer in answers], [answer.target for answer in answers]).result()
+    for answer, one, other in zip(answers, first, second, strict=True):
         if one.reward != other.reward:
-            raise Fault(f"{each.kind}: {_span([one.reward])} the first time, then {_span([other.reward])}")
+            raise Fault(f"{answer.kind}: {_span([one.reward])} the first time, then {_span([other.reward])}")
     return True, "the same for the same answer"
 
 
@@ -149,7 +148,7 @@ def _gold_texts(target: Any, gold: Gold | None) -> list[str]:
 
 
 def _texts_in(target: Any) -> Iterator[str]:
-    """Find what could be an answer: the target, or what it holds one level below."""
+    """Yield the texts and numbers of a target that may be the answer: the target itself, or its items."""
     values = (
         target.values() if isinstance(target, Mapping) else target if isinstance(target, list | tuple) else [target]
     )

@@ -1,4 +1,4 @@
-"""What a plugin must do to be used in a run, checked without a model: :mod:`esplug.testing` is its front."""
+"""Checklist: runs checks of a plugin one by one and collects their results."""
 
 import inspect
 import logging
@@ -9,8 +9,8 @@ from typing import TypeAlias, TypeVar
 import pluggy
 
 from esplug.errors import PluginError, UserError
-from esplug.plugins import registry
-from esplug.plugins.registry import Kind, PluginInfo
+from esplug.plugins import Kind, PluginInfo, find, load
+from esplug.plugins.loading import UNINSTALLED, deprecations, relay
 from esplug.utils.text import brief, cause, printable
 
 T = TypeVar("T")
@@ -19,12 +19,12 @@ _LONGEST_DETAIL = 300
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at.
+    """Result of one check.
 
     Attributes:
-        name: what.
-        ok: whether it is as it must be.
-        detail: what was found, in one line.
+        name: name of the check.
+        ok: whether the plugin passes.
+        detail: one line about what was found.
     """
 
     name: str
@@ -32,22 +32,22 @@ class Check:
     detail: str
 
 
-#: Told of each check twice: its name and ``None`` before it is made, its name and the check afterwards.
+#: Called twice for each check: with its name and ``None`` before it runs, and with its name and result afterwards.
 Report: TypeAlias = Callable[[str, Check | None], None]
 
 
 class Fault(Exception):  # noqa: N818 - it never leaves the kit
-    """A plugin does not do what it must."""
+    """A plugin fails a check."""
 
 
 class Checklist:
-    """Makes checks, one after the other.
+    """Runs checks one after the other.
 
     Args:
-        report: is told of each check, before it is made too; so that what hangs has a name.
+        report: called before and after each check, so that the user sees which check hangs.
 
     Attributes:
-        results: the checks made so far.
+        results: the checks so far.
     """
 
     def __init__(self, report: Report | None = None) -> None:
@@ -55,15 +55,15 @@ class Checklist:
         self._report = report or (lambda name, made: None)
 
     def run(self, name: str, probe: Callable[[], tuple[T, str]], *, users: bool = False) -> T | None:
-        """Run a probe, which returns a value and a detail; return the value, or ``None`` where it raised.
+        """Run a check and return its value, or ``None`` if it fails.
 
         Args:
-            name: of the check.
-            probe: makes it.
-            users: whether it reads what the user gave, so that a :class:`UserError` is for the user to mend.
+            name: name of the check.
+            probe: performs the check: returns a value and a detail, or raises an exception to fail.
+            users: whether the probe reads the user's own data, so that a :class:`UserError` is the user's mistake.
 
         Raises:
-            UserError: the user can mend it.
+            UserError: ``users`` is true, and the user made a mistake.
         """
         self._report(name, None)
         try:
@@ -86,24 +86,36 @@ class Checklist:
 
 
 def resolved(kind: Kind, plugin: object) -> tuple[PluginInfo, Callable[[], pluggy.HookRelay]]:
-    """Return what is known of a plugin, and the function that loads it.
+    """Return a plugin's metadata and a function that loads it.
 
     Args:
-        kind: what it is.
-        plugin: the name of one that is installed; or its module, its class, or an object with its hooks.
+        kind: kind of the plugin.
+        plugin: name of an installed plugin; or a module, class or object with its hooks.
 
     Raises:
-        PluginError: no plugin, or more than one, has this name.
+        PluginError: no installed plugin, or more than one, has this name.
     """
     if isinstance(plugin, str):
-        return registry.find(kind, plugin), lambda: registry.load(kind, plugin)
+        return find(kind, plugin), lambda: load(kind, plugin)
     name = getattr(plugin, "__name__", type(plugin).__name__)
-    info = PluginInfo(kind, name, registry.UNINSTALLED, "plugin", name)
-    return info, lambda: registry.relay(plugin() if inspect.isclass(plugin) else plugin, info)
+    info = PluginInfo(kind, name, UNINSTALLED, "plugin", name)
+    return info, lambda: relay(plugin() if inspect.isclass(plugin) else plugin, info)
 
 
 def loads(load: Callable[[], pluggy.HookRelay]) -> tuple[pluggy.HookRelay, str]:
-    """Load a plugin, as a probe."""
+    """Load a plugin, as the probe of a check, and list its hooks and deprecation warnings."""
     hooks = load()
     found = [name for name, hook in vars(hooks).items() if hook.get_hookimpls()]
-    return hooks, "; ".join([f"hooks: {', '.join(found)}", *registry.retiring(hooks)])
+    return hooks, "; ".join([f"hooks: {', '.join(found)}", *deprecations(hooks)])
+
+
+def all_passed(kind: Kind, plugin: object, checks: list[Check]) -> list[Check]:
+    """Return the checks if all of them passed.
+
+    Raises:
+        AssertionError: a check failed; the message lists all failed checks.
+    """
+    failed = [f"- {check.name}: {check.detail}" for check in checks if not check.ok]
+    if failed:
+        raise AssertionError("\n".join([f"{len(failed)} of {len(checks)} checks of {kind} {plugin!r} fail:", *failed]))
+    return checks

@@ -1,4 +1,4 @@
-"""The checks of a logger: short runs with awkward metrics and samples, through the machinery of a run."""
+"""Logger checks: short simulated runs with unusual metrics and samples."""
 
 import contextlib
 import logging
@@ -20,7 +20,7 @@ from esplug.authoring.conformance.checklist import Check, Checklist, Fault, Repo
 from esplug.config.run_config import make_config
 from esplug.loggers.logger_set import LoggerSet, is_synchronous
 
-_SLOW = 1.0  # seconds that a synchronous logger may hold a run up, for one call
+_SLOW = 1.0  # seconds that one call of a synchronous logger may take
 _CONFIG = {"task": "custom", "n_iterations": 4, "eval_freq": 2, "experiment_name": "check"}
 _METRICS = {
     "train/reward/mean": 0.25,
@@ -56,15 +56,15 @@ _ODD_SAMPLES: list[dict[str, Any]] = [
 
 
 def logger_checks(plugin: object, report: Report | None = None) -> list[Check]:
-    """Check a logger, in folders that are removed afterwards. What it sends elsewhere, it does send.
+    """Check a logger in temporary folders. A logger that sends data to a server does send it.
 
     Args:
-        plugin: the name of an installed logger; or a module, class or object with its hooks. An object is used for
-            one run after the other.
-        report: is told of each check, before and after.
+        plugin: name of an installed logger; or a module, class or object with its hooks. An object is used for all
+            of the runs.
+        report: called before and after each check.
 
     Raises:
-        PluginError: no such logger is installed.
+        PluginError: the logger is not installed.
     """
     checks = Checklist(report)
     info, load = resolved("logger", plugin)
@@ -98,18 +98,18 @@ def _run(
     iteration: int = 0,
     status: str = "finished",
 ) -> tuple[bool, str]:
-    """Make a run of a few calls; whatever a run would warn of is a fault."""
+    """Simulate a run of a few calls. A warning of the run is a fault."""
     warnings = _Warnings()
     logger = logging.getLogger("esplug")
     propagates, logger.propagate = logger.propagate, False
     logger.addHandler(warnings)
-    seconds: list[float] = []  # that calls take; a logger in the background may take its time to start and to finish
+    seconds: list[float] = []  # of the calls that delay the run
     try:
         relay: pluggy.HookRelay = load()
         loggers = LoggerSet.of({name: relay})
         start = _seconds(loggers.start, make_config(_CONFIG), run_dir, iteration)
         seconds += [_seconds(loggers.log, step, row) for step, row in enumerate(metrics, start=iteration)]
-        for _, rows in groupby(samples, itemgetter("split")):  # one call a split, as in a run
+        for _, rows in groupby(samples, itemgetter("split")):  # one call per split, as in a run
             seconds.append(_seconds(loggers.samples, iteration + len(metrics), list(rows)))
         finish = _seconds(loggers.finish, status)
         seconds += [start, finish] if is_synchronous(relay) else []
@@ -119,8 +119,8 @@ def _run(
     if warnings.lines:
         raise Fault("; ".join(warnings.lines))
     if (slowest := max(seconds)) > _SLOW:
-        raise Fault(f"one call held the run up for {slowest:.1f} s; leave out synchronous = True")
-    return True, f"start, log, samples, finish; held the run up for {slowest:.2g} s at most"
+        raise Fault(f"one call delayed the run by {slowest:.1f} s; leave out synchronous = True")
+    return True, f"start, log, samples, finish; delayed the run by {slowest:.2g} s at most"
 
 
 def _seconds(call: Any, *arguments: Any) -> float:
@@ -139,8 +139,8 @@ class _Warnings(logging.Handler):
 
 
 def _files(run_dir: Path, elsewhere: Path) -> tuple[bool, str]:
-    """See what is in the run's directory, and that nothing is in the one where the run was started."""
+    """List the files in the run directory, and check that the working directory is empty."""
     if astray := os.listdir(elsewhere):
-        raise Fault(f"{', '.join(sorted(astray))} written where the run was started; write into run_dir alone")
+        raise Fault(f"{', '.join(sorted(astray))} written to the working directory; write to run_dir only")
     written = sorted(os.listdir(run_dir))
-    return True, f"in the run's directory: {', '.join(written) or 'none'}; where the run was started: none"
+    return True, f"in the run directory: {', '.join(written) or 'none'}; in the working directory: none"

@@ -1,4 +1,4 @@
-"""The checks of a reward shaping, on rewards such as populations earn."""
+"""Shaping checks: utilities of rewards of several sizes, values and orders."""
 
 from functools import partial
 from typing import Any, TypeAlias
@@ -17,11 +17,11 @@ def shaping_checks(plugin: object, report: Report | None = None) -> list[Check]:
     """Check a shaping.
 
     Args:
-        plugin: the name of an installed shaping; or a module, class or object with its hook.
-        report: is told of each check, before and after.
+        plugin: name of an installed shaping; or a module, class or object with its hook.
+        report: called before and after each check.
 
     Raises:
-        PluginError: no such shaping is installed.
+        PluginError: the shaping is not installed.
     """
     checks = Checklist(report)
     _, load = resolved("shaping", plugin)
@@ -42,7 +42,7 @@ def shaping_checks(plugin: object, report: Report | None = None) -> list[Check]:
 
 
 def _utilities(hooks: pluggy.HookRelay, rewards: Floats) -> Floats:
-    """Shape a copy, and see that a run would take the result."""
+    """Shape a copy of the rewards, and check that a run would accept the utilities."""
     result = hooks.shape(rewards=rewards.copy())
     try:
         utilities = np.asarray(result, dtype=np.float64)
@@ -64,26 +64,26 @@ def _equal(hooks: pluggy.HookRelay) -> tuple[bool, str]:
     moved = [value for value in (0.0, 1.0, 0.1, -3.7) if _utilities(hooks, np.full((7, 3), value)).any()]
     if moved:
         return True, f"finite, but not all zero where all rewards are {moved[0]:g}: such a batch moves the weights"
-    return True, "all utilities are zero, so that there is no update"
+    return True, "all utilities are zero: no update"
 
 
 def _untouched(hooks: pluggy.HookRelay, rewards: Floats) -> tuple[bool, str]:
     given = rewards.copy()
     hooks.shape(rewards=given)
     if not np.array_equal(given, rewards):
-        raise Fault("shape changes the rewards it is given, which the run goes on to log; work on a copy")
-    return True, "as they were"
+        raise Fault("shape changes its argument, which the run logs afterwards; work on a copy")
+    return True, "unchanged"
 
 
 def _repeated(hooks: pluggy.HookRelay, rewards: Floats) -> tuple[bool, str]:
     if not np.array_equal(_utilities(hooks, rewards), _utilities(hooks, rewards)):
-        raise Fault("the same rewards got other utilities, so that no run can be resumed or repeated")
+        raise Fault("the same rewards got different utilities, so a run could be neither resumed nor repeated")
     return True, "the same for the same rewards"
 
 
 def _order(hooks: pluggy.HookRelay) -> tuple[bool, str]:
-    """Say whether a member that earns more on every prompt gets a utility that is not lower; some do not want that."""
+    """Report whether a higher reward on every prompt can lower a member's utility, which some shapings intend."""
     ascending = np.arange(10.0)[:, None] + np.array([[0.0, 0.25, 0.5]])
     if (np.diff(_utilities(hooks, ascending)) < 0).any():
-        return True, "a member that earns more on every prompt can get a lower utility: is that what you want?"
+        return True, "a member that earns more on every prompt can get a lower utility; is that intended?"
     return True, "a member that earns more on every prompt gets no lower utility"

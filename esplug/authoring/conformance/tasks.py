@@ -1,4 +1,4 @@
-"""The checks of a task: options, defaults, rows, prompts, targets; :mod:`.answers` has those of its rewards."""
+"""Task checks: options, defaults, rows, prompts and targets. See :mod:`.answers` for the checks of its rewards."""
 
 import json
 import math
@@ -19,7 +19,7 @@ from esplug.config.run_config import RunConfig, make_config
 from esplug.data.batches import Batch, Split, load_batch_source, load_eval_splits
 from esplug.data.splits import fingerprint
 from esplug.hookspecs import Prompt
-from esplug.plugins.registry import PluginInfo
+from esplug.plugins import PluginInfo
 from esplug.plugins.task import Task
 from esplug.utils.text import cause
 
@@ -35,19 +35,19 @@ def task_checks(
     gold: Gold | None = None,
     report: Report | None = None,
 ) -> list[Check]:
-    """Check a task. Its time limit is its own default or, where it has none, esplug's.
+    """Check a task. Grading has the time limit that the task recommends or, by default, that of esplug.
 
     Args:
-        plugin: the name of an installed task; or a module, class or object with its hooks.
-        options: the task's options, as ``--task-option`` gives them.
-        train_dataset: rows to train on, as ``--train-dataset`` names them; ``None`` for the task's own.
-        eval_dataset: rows to evaluate on, likewise.
-        gold: makes of a target an answer that is right. Without it the target's own texts are tried, and what
-            they earn is reported.
-        report: is told of each check, before and after.
+        plugin: name of an installed task; or a module, class or object with its hooks.
+        options: the task's options, as in ``--task-option``.
+        train_dataset: training data, as in ``--train-dataset``; ``None`` for the task's own.
+        eval_dataset: evaluation data, as in ``--eval-dataset``; ``None`` for the task's own.
+        gold: makes a right answer from a target. Without it, the texts in the target are tried, and their rewards
+            are reported.
+        report: called before and after each check.
 
     Raises:
-        UserError: no such task is installed, or what the user gave cannot be used.
+        UserError: the task is not installed, or an option or data set cannot be used.
     """
     checks = Checklist(report)
     info, load = resolved("task", plugin)
@@ -76,7 +76,7 @@ def task_checks(
 
 
 def _options(info: PluginInfo, hooks: pluggy.HookRelay) -> tuple[Mapping[str, Any], str]:
-    """Convert the text of every default, as if the user had typed it."""
+    """Check that typing the default of each option gives the same value."""
     declared = Task.wrap(info, hooks).options
     again = Task.wrap(info, hooks, {name: _typed(name, value) for name, value in declared.items()}).options
     for name, value in declared.items():
@@ -88,11 +88,11 @@ def _options(info: PluginInfo, hooks: pluggy.HookRelay) -> tuple[Mapping[str, An
 
 def _typed(name: str, value: object) -> str:
     if isinstance(value, float) and math.isnan(value):
-        raise Fault(f"option {name!r} is NaN, which equals nothing; take another default")
+        raise Fault(f"option {name!r} is NaN, which is not equal to itself; choose another default")
     try:
         return str(value)
-    except ValueError:  # Python's own limit
-        raise Fault(f"option {name!r} is an int of too many digits to be typed; take a smaller default") from None
+    except ValueError:  # Python's limit on digits
+        raise Fault(f"option {name!r} is an int with too many digits to type; choose a smaller default") from None
 
 
 def _defaults(task: Task) -> tuple[RunConfig, str]:
@@ -102,19 +102,19 @@ def _defaults(task: Task) -> tuple[RunConfig, str]:
 
 
 def _rows(task: Task, split: Split, path: str | None, installed: bool) -> tuple[list[Batch], str]:
-    """Load a split twice, as two processes of one run would; an uninstalled task only where it is."""
+    """Load a split twice and compare: in another process if the task is installed, otherwise in this one."""
     if split == "eval" and path is None and task.load_rows(split, None) is None:
-        return [], "none: the task has no evaluation data of its own (--eval-dataset names some)"
+        return [], "none: the task has no evaluation data of its own; name some with --eval-dataset"
     batches = _load(task, split, path)
     first = _contents(task, batches)
     again = _contents_elsewhere(task, split, path) if installed else _contents(task, _load(task, split, path))
-    # A template that gives another prompt every time is for the check of the prompts to name.
+    # The check of the prompts reports a template that returns a different prompt every time.
     if first != again and first == _contents(task, batches):
         where = "in another process" if installed else "again"
-        raise Fault(f"they differ when they are loaded {where}, so that no run can be resumed or repeated")
+        raise Fault(f"they differ when they are loaded {where}, so a run could be neither resumed nor repeated")
     counts = ", ".join(f"{len(batch[0])} in {name}" for name, batch in batches.items())
     how = "loaded in another process" if installed else "loaded again"
-    return list(batches.values()), f"{counts}; collated to as many questions and targets; the same when {how}"
+    return list(batches.values()), f"{counts}; one question and one target each; the same when {how}"
 
 
 def _load(task: Task, split: Split, path: str | None) -> dict[str, Batch]:
@@ -125,7 +125,7 @@ def _load(task: Task, split: Split, path: str | None) -> dict[str, Batch]:
 
 
 def _contents(task: Task, batches: Mapping[str, Batch]) -> dict[str, str]:
-    """Name what each split holds by its prompts and targets, as a run does."""
+    """Return a fingerprint of each split's prompts and targets, as a run records it."""
     return {
         name: fingerprint((_shown(task.template(question)) for question in questions), targets)
         for name, (questions, targets) in batches.items()
@@ -137,7 +137,7 @@ def _shown(prompt: Prompt) -> str:
 
 
 def _contents_elsewhere(task: Task, split: Split, path: str | None) -> dict[str, str]:
-    """Do the same in another process, in which texts hash otherwise and sets have another order."""
+    """Return the fingerprints from another process with another hash seed, in which sets have another order."""
     seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
     paths = os.pathsep.join(map(os.path.abspath, sys.path))
     done = subprocess.run(
@@ -149,13 +149,13 @@ def _contents_elsewhere(task: Task, split: Split, path: str | None) -> dict[str,
     )
     if done.returncode != 0:
         *_, why = ["", *done.stderr.strip().splitlines()]
-        raise Fault(f"another process cannot load them: {why or f'it ends with status {done.returncode}'}")
+        raise Fault(f"another process cannot load them: {why or f'it ended with status {done.returncode}'}")
     contents: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
     return contents
 
 
 def print_contents() -> None:
-    """Print what a split holds, as JSON in the last line; standard input says which split of which task."""
+    """Print fingerprints as JSON in the last line. Reads the task, options, split and path from standard input."""
     name, options, split, path = json.load(sys.stdin)
     task = Task.load(name, options)
     contents = _contents(task, _load(task, split, path))
@@ -166,7 +166,7 @@ def _prompts(task: Task, questions: list[Any]) -> tuple[bool, str]:
     prompts = [task.template(question) for question in questions]
     for number, (prompt, question) in enumerate(zip(prompts, questions, strict=True), start=1):
         if not all(isinstance(text, str) for text in _texts_of(prompt)):
-            raise Fault(f"prompt {number} has a message whose content is no text")
+            raise Fault(f"prompt {number} has a message whose content is not text")
         if not "".join(_texts_of(prompt)).strip():
             raise Fault(f"prompt {number} is empty")
         if task.template(question) != prompt:
@@ -189,13 +189,13 @@ def _targets(targets: list[Any]) -> tuple[bool, str]:
         except Exception as error:
             raise Fault(
                 f"target {number} ({type(target).__name__}) cannot be pickled [{cause(error)}]; "
-                "have collate return plain data"
+                "return plain data from collate"
             ) from error
         sizes.append(len(pickled))
     return True, f"{len(targets)} of {min(sizes)} to {max(sizes)} bytes"
 
 
 def _reward_uninstalled(plugin: object, options: Mapping[str, Any], model_output: str, target: Any) -> Any:
-    """Grade with a plugin that no entry point names; runs in the grading process."""
+    """Grade with a plugin that has no entry point. Runs in the grading process."""
     _, load = resolved("task", plugin)
     return load().reward(model_output=model_output, target=target, options=options)

@@ -1,1 +1,1 @@
-"""Templates of new plugin packages, and the code that fills them in for `esplug init`."""
+"""Templates of new plugin packages, and the code that fills them in for ``esplug init``."""

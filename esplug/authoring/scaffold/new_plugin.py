@@ -1,6 +1,6 @@
-"""New plugin packages, written from the templates beside this file.
+"""New plugin packages, written from the templates in this folder.
 
-A template is text in which :class:`string.Template` fills in ``$name`` and the like; ``$$`` is a dollar sign.
+:class:`string.Template` replaces names such as ``$name`` in a template; ``$$`` is a dollar sign.
 """
 
 import re
@@ -12,7 +12,7 @@ from string import Template
 from typing import Literal
 
 from esplug.errors import UserError
-from esplug.plugins.registry import list_plugins
+from esplug.plugins import list_plugins
 from esplug.utils.text import brief
 
 NewKind = Literal["task", "shaping", "logger"]
@@ -32,7 +32,7 @@ _USES: dict[NewKind, str] = {
     "shaping": f"{_COUNTDOWN} --reward-shaping {{name}}",
     "logger": f"{_COUNTDOWN} --logging console,jsonl,{{name}}",
 }
-#: Files of a new package, and the templates they come from.
+#: Files of a new package and their templates.
 _FILES = {
     "pyproject.toml": "pyproject.toml.tmpl",
     "README.md": "{kind}/README.md.tmpl",
@@ -45,11 +45,11 @@ _FILES = {
 
 @dataclass(frozen=True, slots=True)
 class NewPlugin:
-    """A plugin that is about to be written. Make one with :meth:`named`.
+    """Package of a new plugin. Create it with :meth:`named`.
 
     Attributes:
         kind: ``task``, ``shaping`` or ``logger``.
-        name: what users will type, such as ``answer-length``.
+        name: plugin name that users will type, such as ``answer-length``.
     """
 
     kind: NewKind
@@ -57,44 +57,44 @@ class NewPlugin:
 
     @classmethod
     def named(cls, kind: NewKind, name: str) -> "NewPlugin":
-        """Check a name, which may be the distribution's.
+        """Check a name and create the package. The name may be that of the plugin or of its distribution.
 
         Raises:
-            UserError: it is no name, has the prefix of another kind, or is that of a plugin that is installed.
+            UserError: the name is invalid, has the prefix of another kind, or belongs to an installed plugin.
         """
         other, short = without_prefix(name)
         if other not in (None, kind):
             raise UserError(f"{brief(name)} is the name of a {other}; give --kind {other}, or another name")
         if without_prefix(short)[0]:
-            raise UserError(f"{brief(name)} has two prefixes of distributions; give the name behind them")
+            raise UserError(f"{brief(name)} has two prefixes of distributions; give the name without them")
         if not re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", short) or len(short) > _LONGEST_NAME:
             raise UserError(
-                f"{brief(repr(name))} is no name for a plugin; take lower-case letters and digits, joined by single "
-                f"dashes, at most {_LONGEST_NAME}, such as answer-length"
+                f"{brief(repr(name))} is not a valid plugin name; use at most {_LONGEST_NAME} lower-case letters, "
+                "digits and single dashes, such as answer-length"
             )
         for plugin in list_plugins():
             if (plugin.kind, plugin.name) == (kind, short):
-                raise UserError(f"{plugin} is installed already; choose another name")
+                raise UserError(f"{plugin} is already installed; choose another name")
         return cls(kind, short)
 
     @property
     def distribution(self) -> str:
-        """What ``pip`` will call the package."""
+        """Name of the package for ``pip``."""
         return _PREFIXES[self.kind] + self.name
 
     @property
     def module(self) -> str:
-        """What Python will import."""
+        """Name of the module to import."""
         return self.distribution.replace("-", "_")
 
     @property
     def training(self) -> str:
-        """A command that trains a small model with the plugin, on a CPU."""
+        """Command that trains a small model with the plugin, on a CPU."""
         return f"esplug train {_USES[self.kind].format(name=self.name)} {_SMALL_RUN}"
 
     @property
     def files(self) -> dict[str, str]:
-        """Every file's path in the package, and its text."""
+        """Text of every file, by its path in the package."""
         names = {
             "kind": self.kind,
             "name": self.name,
@@ -104,7 +104,7 @@ class NewPlugin:
             "training": self.training,
             "entry_point": f"{self.module}:RunStatus" if self.kind == "logger" else self.module,
         }
-        templates = files(__name__)
+        templates = files("esplug.authoring.scaffold")
         return {
             path.format(**names): Template(
                 (templates / template.format(**names)).read_text(encoding="utf-8")
@@ -113,16 +113,16 @@ class NewPlugin:
         }
 
     def write(self, folder: Path) -> None:
-        """Write the package into a folder, which this makes if need be.
+        """Write the package into a folder, which is created if it does not exist.
 
         Raises:
-            UserError: the folder holds something other than ``.git``, or cannot be written. It is as before then.
+            UserError: the folder contains anything but ``.git``, or cannot be written. It is left unchanged.
         """
         shown = brief(str(folder))
         made: list[Path] = []
         try:
             if folder.exists() and (not folder.is_dir() or any(each.name != ".git" for each in folder.iterdir())):
-                raise UserError(f"{shown} exists already and is not empty; give another --directory")
+                raise UserError(f"{shown} already exists and is not empty; give another --directory")
             for path, text in self.files.items():
                 file = folder / path
                 for parent in reversed([each for each in file.parents if not each.exists()]):
@@ -139,7 +139,7 @@ class NewPlugin:
 
 
 def without_prefix(name: str) -> tuple[NewKind | None, str]:
-    """Return the kind that a distribution's name tells, and the plugin's name behind it; ``None`` for a plain name."""
+    """Split the name of a distribution into kind and plugin name. The kind is ``None`` if there is no prefix."""
     for kind, prefix in _PREFIXES.items():
         if name.startswith(prefix):
             return kind, name.removeprefix(prefix)

@@ -30,7 +30,8 @@ SETUP = """
     from types import SimpleNamespace
     import esplug.loggers
     from esplug import hookimpl
-    from esplug.plugins.registry import PluginInfo, relay
+    from esplug.plugins import PluginInfo
+    from esplug.plugins.loading import relay
 
     class Bad:
         def __init__(self, do, *hooks):
@@ -64,8 +65,8 @@ SETUP = """
         "split": "s", "index": 0, "sample": 0, "prompt": "x", "target": "y", "output": "z", "reward": 0.5, "label": ""
     }
     held, logging_took, bad = 0.0, 0.0, {}
-    real = esplug.loggers.load
-    esplug.loggers.load = lambda kind, name: (
+    real = esplug.loggers.logger_set.load
+    esplug.loggers.logger_set.load = lambda kind, name: (
         relay(bad[name], PluginInfo("logger", name, "tests", "1", "tests")) if name in bad else real(kind, name)
     )
     config = SimpleNamespace(

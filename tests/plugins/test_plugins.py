@@ -1,4 +1,4 @@
-"""Plugins as users meet them: real packages with real metadata, put on sys.path."""
+"""Plugins as users install them: packages with metadata on sys.path."""
 
 import json
 import pickle
@@ -14,7 +14,7 @@ import pytest
 
 from esplug.cli.plugins import render
 from esplug.errors import PluginError, UserError
-from esplug.plugins.registry import find, list_plugins, load
+from esplug.plugins import find, list_plugins, load
 from esplug.plugins.task import Task
 
 GOOD = """
@@ -51,7 +51,7 @@ Install = Callable[..., None]
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Install a distribution as pip would: a module and its metadata, in a folder on sys.path."""
+    """Return a function that installs a distribution as pip would: a module and metadata, in a folder on sys.path."""
     modules: list[str] = []
 
     def install(
@@ -89,7 +89,7 @@ def error_of(kind: str, name: str) -> str:
     return message
 
 
-def test_built_ins_are_plugins_like_any_other() -> None:
+def test_built_ins_are_ordinary_plugins() -> None:
     listed = {(plugin.kind, plugin.name) for plugin in list_plugins() if plugin.distribution == "esplug"}
     assert listed == {
         *(("shaping", name) for name in ("z-scores", "z-scores-per-prompt", "centered-ranks", "mean-centered")),
@@ -100,7 +100,7 @@ def test_built_ins_are_plugins_like_any_other() -> None:
             load(kind, name)
 
 
-def test_load_gives_the_hooks(install: Install) -> None:
+def test_load_returns_the_hooks(install: Install) -> None:
     install("adder")
     hooks = load("task", "adder")
     assert hooks.template(question="1+1", options={}) == "1+1="
@@ -155,7 +155,7 @@ def test_listing_is_sorted_and_survives_damaged_metadata(install: Install) -> No
     assert "other" not in tasks
 
 
-def test_unknown_name_says_what_is_near_and_how_to_install(install: Install) -> None:
+def test_unknown_name_suggests_a_near_name_and_an_install_command(install: Install) -> None:
     install("adder")
     message = error_of("task", "ader")
     assert "did you mean 'adder'?" in message
@@ -188,14 +188,14 @@ def test_a_plugin_that_fails_to_import(install: Install, source: str, expected: 
     load("task", "adder")
 
 
-def test_ctrl_c_while_importing_is_not_swallowed(install: Install) -> None:
+def test_ctrl_c_during_an_import_is_raised(install: Install) -> None:
     install("slow", "raise KeyboardInterrupt")
     with pytest.raises(KeyboardInterrupt):
         load("task", "slow")
 
 
 @pytest.mark.parametrize("attribute", [":Missing", ":Broken", ":Nested.missing"])
-def test_entry_point_that_leads_nowhere(install: Install, attribute: str) -> None:
+def test_an_entry_point_to_a_missing_object(install: Install, attribute: str) -> None:
     install(
         "adder",
         "class Nested: pass\nclass Broken:\n    def __init__(self, needed): pass",
@@ -236,13 +236,13 @@ def test_unknown_argument_names_the_allowed_ones(install: Install) -> None:
     assert "it may take rewards" in error_of("shaping", "flat")
 
 
-def test_harmless_oddities_are_let_through(install: Install) -> None:
+def test_unusual_but_valid_signatures_are_accepted(install: Install) -> None:
     source = PLAIN.replace("(question)", "(question, _cache={}, **future)") + "\nfrom math import log as load_rows\n"
     install("adder", source)
     assert load("task", "adder").template(question="1+1", options={}) == "1+1="
 
 
-def test_a_dataset_is_a_kind_of_its_own(install: Install) -> None:
+def test_a_task_and_a_dataset_may_have_the_same_name(install: Install) -> None:
     install("adder")
     install("sums", "from esplug import hookimpl\n@hookimpl\ndef build(): return {}", kind="dataset", name="adder")
     assert [p.kind for p in list_plugins() if p.name == "adder"] == ["task", "dataset"]
@@ -254,7 +254,7 @@ def test_a_dataset_is_a_kind_of_its_own(install: Install) -> None:
     assert "it may take fetch" in error_of("dataset", "greedy")
 
 
-def test_a_name_taken_twice(install: Install) -> None:
+def test_a_duplicate_name_is_ambiguous(install: Install) -> None:
     install("first", name="sum")
     install("second", name="sum")
     install("third")
@@ -269,14 +269,14 @@ def test_a_name_taken_twice(install: Install) -> None:
     load("task", "third")
 
 
-def test_one_distribution_seen_twice_is_no_duplicate(install: Install) -> None:
+def test_one_distribution_found_twice_is_not_a_duplicate(install: Install) -> None:
     install("my-adder", name="adder")
     install("My_Adder", name="adder")
     assert [p.status for p in list_plugins() if p.name == "adder"] == ["ok"]
     load("task", "adder")
 
 
-def test_the_same_name_in_two_kinds_is_no_duplicate(install: Install) -> None:
+def test_the_same_name_in_two_kinds_is_not_a_duplicate(install: Install) -> None:
     install("console")
     assert {p.status for p in list_plugins() if p.name == "console"} == {"ok"}
 
@@ -353,7 +353,7 @@ def test_task_without_options(install: Install) -> None:
         Task.load("plain", {"shots": "1"})
 
 
-def test_task_refusing_an_option_value(adder: str) -> None:
+def test_task_that_rejects_an_option_value(adder: str) -> None:
     with pytest.raises(UserError, match="task 'adder': shots must be at most 8, not 9"):
         Task.load(adder, {"shots": "9"}).defaults()
 

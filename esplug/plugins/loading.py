@@ -1,0 +1,187 @@
+"""Plugin loading: imports one plugin by name, checks its hooks, and names the plugin in its errors.
+
+A slow or broken plugin costs nothing until a run asks for it. It then fails with an error that gives its name, its
+distribution and a remedy.
+"""
+
+import importlib
+import inspect
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import reduce
+from importlib.metadata import EntryPoint
+
+import pluggy
+
+from esplug.errors import PluginError, UserError
+from esplug.hookspecs import PROJECT, DatasetSpec, LoggerSpec, ShapingSpec, TaskSpec
+from esplug.plugins.discovery import Kind, PluginInfo, find, warn_once
+from esplug.utils.text import brief, cause, suggest
+
+_SPECS: Mapping[Kind, type] = {
+    "task": TaskSpec,
+    "dataset": DatasetSpec,
+    "shaping": ShapingSpec,
+    "logger": LoggerSpec,
+}
+_REQUIRED: Mapping[Kind, tuple[str, ...]] = {
+    "task": ("collate", "template", "reward"),
+    "dataset": ("build",),
+    "shaping": ("shape",),
+    "logger": ("log",),
+}
+#: Distribution of a plugin that is passed as an object and has no entry point.
+UNINSTALLED = "uninstalled"
+
+
+def load(kind: Kind, name: str) -> pluggy.HookRelay:
+    """Import one plugin and return its checked hooks: ``load("task", "math").reward(model_output=...)``.
+
+    Pass every argument of a hook, by name.
+
+    Raises:
+        PluginError: the plugin is unknown or ambiguous, fails to import, or does not match the hook specifications.
+    """
+    plugin = find(kind, name)
+    try:
+        return relay(_import(plugin), plugin)
+    except (KeyboardInterrupt, PluginError):
+        raise
+    except BaseException as error:  # SystemExit too: a plugin must not end the program
+        raise PluginError(f"{plugin} cannot be loaded [{cause(error)}]; {_reinstall(plugin)}") from error
+
+
+def relay(implementation: object, plugin: PluginInfo) -> pluggy.HookRelay:
+    """Check a module or object against the specifications of its kind, and return its hooks.
+
+    Raises:
+        PluginError: a hook is unknown, missing or unmarked, or takes an argument that esplug does not pass.
+    """
+    spec = _SPECS[plugin.kind]
+    manager = pluggy.PluginManager(PROJECT)
+    manager.add_hookspecs(spec)
+    _check_hooks(implementation, plugin, spec, manager)
+    with warnings.catch_warnings():  # pluggy's warnings point at files of esplug; warn_once names the plugin
+        warnings.simplefilter("ignore")
+        manager.register(implementation, name=plugin.name)
+    manager.check_pending()
+    for warning in deprecations(manager.hook):
+        warn_once(f"{plugin}: {warning}{_or_update(plugin, ';')}")
+    return manager.hook
+
+
+def deprecations(hooks: pluggy.HookRelay) -> list[str]:
+    """Return the warnings for the deprecated hooks and arguments that a plugin uses."""
+    found: list[Warning | type[Warning]] = []
+    for hook in vars(hooks).values():
+        for implementation in hook.get_hookimpls():
+            arguments = hook.spec.warn_on_impl_args or {}
+            found += [hook.spec.warn_on_impl] if hook.spec.warn_on_impl else []
+            found += [warning for name, warning in arguments.items() if name in implementation.argnames]
+    return [brief(str(warning)) for warning in found]
+
+
+@contextmanager
+def hook_errors(plugin: PluginInfo, hook: str) -> Iterator[None]:
+    """Name the plugin in the error that its hook raises. A ``ValueError`` is a message to the user.
+
+    Raises:
+        UserError: the hook raised one, or a ``ValueError``.
+        PluginError: the hook raised anything else.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except ValueError as error:
+        kind = "data set" if plugin.kind == "dataset" else plugin.kind
+        raise UserError(f"{kind} {plugin.name!r}: {brief(str(error))}") from error
+    except (Exception, SystemExit) as error:  # a plugin must not end the program
+        raise PluginError(f"{plugin}: {hook} failed [{cause(error)}]; --debug shows the traceback") from error
+
+
+def _import(plugin: PluginInfo) -> object:
+    entry_point = EntryPoint(plugin.name, plugin.entry_point, f"esplug.{plugin.kind}s")
+    if not entry_point.pattern.match(entry_point.value):
+        raise PluginError(f"{plugin} has the malformed entry point {plugin.entry_point!r}; {_reinstall(plugin)}")
+    module = importlib.import_module(entry_point.module)
+    try:
+        implementation: object = reduce(getattr, filter(None, (entry_point.attr or "").split(".")), module)
+    except AttributeError as error:
+        raise PluginError(
+            f"{plugin} has the entry point {plugin.entry_point!r}, but {entry_point.module} "
+            f"has no {entry_point.attr!r}; {_reinstall(plugin)}"
+        ) from error
+    return implementation() if inspect.isclass(implementation) else implementation
+
+
+def _check_hooks(implementation: object, plugin: PluginInfo, spec: type, manager: pluggy.PluginManager) -> None:
+    known = [name for name in vars(spec) if not name.startswith("_")]
+    marked, implemented = set(), set()
+    for name in dir(implementation):
+        marks = manager.parse_hookimpl_opts(implementation, name)
+        if marks is None:
+            continue
+        hook = marks["specname"] or name
+        if hook not in known:
+            raise PluginError(_unknown_hook(plugin, hook, known))
+        _check_arguments(plugin, hook, getattr(implementation, name), getattr(spec, hook))
+        marked |= {name, hook}
+        if not (marks["wrapper"] or marks["hookwrapper"]):
+            implemented.add(hook)
+
+    for hook in known:
+        if hook not in marked and _defines(implementation, hook):
+            raise PluginError(
+                f"{plugin} defines {hook}() without marking it; put @hookimpl (from esplug import hookimpl) above it"
+            )
+    missing = [hook for hook in _REQUIRED[plugin.kind] if hook not in implemented]
+    if missing:
+        raise PluginError(
+            f"{plugin} lacks the required hook {' and '.join(missing)}; add it with @hookimpl{_or_update(plugin, ',')}"
+        )
+
+
+def _unknown_hook(plugin: PluginInfo, hook: str, known: Sequence[str]) -> str:
+    fault = f"{plugin} implements {hook!r}, which is no hook of a {plugin.kind}; {suggest(hook, known)}"
+    return f"{fault.rstrip()} The hooks are {', '.join(known)}"
+
+
+def _check_arguments(plugin: PluginInfo, hook: str, implementation: object, spec: object) -> None:
+    """Reject arguments that pluggy would reject with a long message, or would silently never pass."""
+    allowed = [name for name in _parameters(spec) if name != "self"]
+    for name, parameter in _parameters(implementation).items():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        has_default = parameter.default is not parameter.empty
+        if name not in allowed and not has_default:
+            passes = f"it may take {', '.join(allowed)}" if allowed else "it takes none"
+            raise PluginError(f"{plugin}: hook {hook} takes the unknown argument {name!r}; {passes}")
+        if name in allowed and (has_default or parameter.kind is parameter.KEYWORD_ONLY):
+            fault = "a default" if has_default else "a * before it"
+            raise PluginError(
+                f"{plugin}: argument {name!r} of hook {hook} has {fault}, so pluggy would never pass it; remove that"
+            )
+
+
+def _parameters(function: object) -> Mapping[str, inspect.Parameter]:
+    assert callable(function)
+    return inspect.signature(function).parameters
+
+
+def _defines(implementation: object, name: str) -> bool:
+    """Return whether the plugin's own source defines a function of this name, rather than importing one."""
+    home = implementation.__name__ if inspect.ismodule(implementation) else type(implementation).__module__
+    function = inspect.getattr_static(implementation, name, None)
+    return inspect.isroutine(function) and getattr(function, "__module__", None) == home
+
+
+def _reinstall(plugin: PluginInfo) -> str:
+    return f"reinstall or update it: pip install -U {plugin.distribution} (--debug shows the traceback)"
+
+
+def _or_update(plugin: PluginInfo, separator: str) -> str:
+    """Offer a remedy to users who did not write the plugin."""
+    installed = plugin.distribution != UNINSTALLED
+    return f"{separator} or update the plugin: pip install -U {plugin.distribution}" if installed else ""
