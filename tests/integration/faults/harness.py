@@ -29,7 +29,7 @@ from esplug.checkpoints import seed_log
 from esplug.checkpoints.folders import newest_first, verify
 from esplug.errors import UserError
 from esplug.utils.cores import usable_cores
-from tests.integration.faults.test_secrets import SECRETS
+from tests.helpers.secrets import SECRETS
 
 TASK = """
 from esplug import Reward, hookimpl

@@ -29,8 +29,8 @@ from esplug.errors import RunError, UserError
 from esplug.planning.placement import Plan
 from esplug.trainer import EvolutionStrategiesTrainer
 from esplug.utils.cores import usable_cores
+from tests.helpers.training import KeptEngines, Trainer
 from tests.integration.faults.harness import EVAL_FREQ, Desk, Launched, ballast, check, done, pause, reach, small_disk
-from tests.integration.test_training import KeptEngines, Trainer
 
 RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", "dashboard/agent.py", "runtime_env/agent/main.py")
 

@@ -6,7 +6,6 @@ import io
 import os
 import pickle
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -15,7 +14,7 @@ import tarfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from esplug.checkpoints.seed_log import Base, Header, SeedLog
 from esplug.checkpoints.starting_model import starting_model
 from esplug.errors import UserError
 from esplug.weights.master import MasterWeights
+from tests.helpers.files import files_no_longer_than
 
 
 @pytest.fixture
@@ -86,16 +86,6 @@ def still_good(folder: Path, expected: dict[str, torch.Tensor]) -> bool:
     verify(folder)
     found = load_file(folder / "model.safetensors")
     return all(torch.equal(found[name], tensor) for name, tensor in expected.items())
-
-
-@contextmanager
-def files_no_longer_than(size: int) -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.fault("no room, while a checkpoint is written", 2 * SIZES, "the new checkpoint")

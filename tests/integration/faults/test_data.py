@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_app import run_cli
+from tests.helpers.cli import run_cli
 
 ROW = {"context": "Make 3 of 1, 2.\n<think>", "numbers": [1, 2], "target": 3}
 SUM = {"problem": "What is 1 + 1?", "answer": "2"}

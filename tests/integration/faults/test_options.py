@@ -15,7 +15,7 @@ from esplug.config.run_config import RunConfig, flag_of, make_config, read_toml
 from esplug.errors import RunError, UserError
 from esplug.planning.placement import Node, Resources
 from esplug.utils.cores import GIB
-from tests.cli.test_app import run_cli
+from tests.helpers.cli import run_cli
 
 VALUES = {
     "zero": "0",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_app import slowness
+from tests.helpers.cli import slowness
 
 pytestmark = pytest.mark.install
 

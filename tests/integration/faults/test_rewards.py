@@ -28,7 +28,7 @@ from esplug.hookspecs import Reward
 from esplug.rewards.grader import TRACEBACK_LENGTH
 from esplug.rewards.pool import COUNT_EVERY, MOST_DESCENDANTS, Graded, RewardPool
 from esplug.utils.process_tree import memory_exceeds
-from tests.rewards.test_pool import grade, graders, leaves_sleepers, nothing_left
+from tests.helpers.rewards import grade, graders, leaves_sleepers, nothing_left
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 cloudpickle.register_pickle_by_value(sys.modules[leaves_sleepers.__module__])

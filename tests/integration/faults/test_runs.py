@@ -11,9 +11,9 @@ from random import Random
 import pytest
 
 from esplug.checkpoints.export import export
+from tests.helpers.secrets import SECRETS, secrets_in
 from tests.integration.faults import mishaps
 from tests.integration.faults.harness import PORTS, Desk, Launched, check, done, occupied, reach
-from tests.integration.faults.test_secrets import SECRETS, secrets_in
 
 pytestmark = pytest.mark.vllm
 
