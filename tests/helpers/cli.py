@@ -1,4 +1,4 @@
-"""The command line under test: running it in this process, its errors, and the machine's speed."""
+"""Command line under test: runs it in this process, and reads its errors."""
 
 import subprocess
 import sys
@@ -24,11 +24,12 @@ def run_cli(monkeypatch, capfd, *arguments: str) -> tuple[int, str, str]:
 
 
 def errors_of(err: str) -> list[str]:
+    """Return the error lines of standard error."""
     return [line for line in err.splitlines() if line.startswith("error: ")]
 
 
 def slowness() -> float:
-    """How much slower than usual this machine is now, by a bare Python's start (usually under 30 ms); at least 1."""
+    """Return how much slower than usual this machine is, measured by Python's start (usually 30 ms); at least 1."""
     seconds = []
     for _ in range(5):
         started = time.perf_counter()

@@ -7,7 +7,7 @@ FENCE = re.compile(r"^(?P<indent> *)```(?P<language>[\w-]*)\n(?P<text>.*?)^(?P=i
 
 
 def text_of(page: Path) -> str:
-    """Return a page with what it includes."""
+    """Return a page's text, including the files that it includes."""
     text = page.read_text(encoding="utf-8")
     included = re.findall(r"^```\{include\} (\S+)", text, re.MULTILINE)
     return "\n".join([text, *((page.parent / other).read_text(encoding="utf-8") for other in included)])

@@ -1,4 +1,4 @@
-"""Evaluations made from rewards and passes."""
+"""Evaluations built from rewards and passes."""
 
 from esplug.evaluation.figures import Sample, SplitEvaluation
 
@@ -10,7 +10,7 @@ def sample(reward: float = 0.0, passed: bool = False, split: str = "s", index: i
 
 
 def split(name: str, *rows: list[tuple[float, bool]], pass_k: tuple[int, ...] = (1,), **details) -> SplitEvaluation:
-    """Make a split of rows, each a list of answers' rewards and whether they pass."""
+    """Make a split of rows; a row is a list of (reward, passed), one for each answer."""
     samples = [
         sample(reward, passed, name, index, sample=number)
         for index, row in enumerate(rows)

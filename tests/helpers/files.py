@@ -1,4 +1,4 @@
-"""A limit on the size of files, as a full disk would set it."""
+"""File size limit, as a stand-in for a full disk."""
 
 import resource
 from collections.abc import Iterator

@@ -1,11 +1,11 @@
-"""A good task plugin, and the names of the checks that a plugin has to pass."""
+"""A valid task plugin, and the names of the checks for plugins."""
 
 from esplug import hookimpl
 from esplug.testing import logger_checks, shaping_checks, task_checks
 
 
 class Task:
-    """A task that is as it must be; others break a part of it."""
+    """A valid task; subclasses break one part of it."""
 
     @hookimpl
     def options(self):
@@ -29,7 +29,7 @@ class Task:
 
 
 def names_of_checks(page: str) -> list[str]:
-    """Return the names of the checks that a page of the documentation is about."""
+    """Return the names of the checks that a page of the documentation describes."""
     kit, plugin = {
         "tasks": (task_checks, Task), "shapings": (shaping_checks, "z-scores"), "loggers": (logger_checks, "jsonl")
     }[page]  # fmt: skip

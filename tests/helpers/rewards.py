@@ -1,4 +1,4 @@
-"""Grading with a pool of processes, and checks that no process, thread or file is left."""
+"""Grading in a pool of processes, and checks that no process, thread or file is left."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ import psutil
 
 from esplug.rewards.pool import Graded, RewardPool
 
-cloudpickle.register_pickle_by_value(sys.modules[__name__])  # no grader need import this file
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # graders need not import this file
 
 
 def grade(

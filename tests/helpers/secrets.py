@@ -17,10 +17,9 @@ SECRETS = {
 
 
 def secrets_in(folder: Path, secrets: Iterable[str]) -> list[Path]:
-    """Return the files below ``folder`` that hold a secret, in their name or their bytes.
+    """Return the files below ``folder`` whose name or content holds a secret.
 
-    A secret counts as it is, in JSON's escapes, URL-encoded, in hexadecimal, and in base64 wherever it begins
-    within a longer text.
+    A secret is found verbatim, JSON-escaped, URL-encoded, in hexadecimal, and in base64 at any offset of a longer text.
     """
     forms = [form for secret in secrets for form in _forms(secret)]
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
@@ -38,7 +37,7 @@ def _forms(secret: str) -> Iterator[bytes]:
     yield urllib.parse.quote(secret, safe="").encode()
     yield urllib.parse.quote_plus(secret).encode()
     yield data.hex().encode()
-    for before in range(3):  # the bytes before it shift what base64 makes of it; the first and last groups are shared
+    for before in range(3):  # preceding bytes shift the base64 text; its first and last groups include neighbours
         text = base64.b64encode(b"\0" * before + data)
         inner = text[4 * bool(before) : len(text) - 4]
         yield inner

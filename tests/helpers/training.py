@@ -1,4 +1,4 @@
-"""Engines that outlive a run, and a trainer on them."""
+"""Engines that several runs share, and a trainer that uses them."""
 
 from esplug.checkpoints.history import CaughtUp, History
 from esplug.engines.pool import EnginePool
@@ -6,7 +6,7 @@ from esplug.trainer import EvolutionStrategiesTrainer
 
 
 class KeptEngines(EnginePool):
-    """Engines that outlive a run. Each run finds them with the base weights, as if just started."""
+    """Engines that outlive a run. Each run starts with the base weights, as with new engines."""
 
     def start(self, history: History) -> CaughtUp:
         if not self._seats:
@@ -15,7 +15,7 @@ class KeptEngines(EnginePool):
         return self._ask(self._seats, "catch_up", history.catch_up())[0]
 
     def close(self) -> None:
-        """Not yet."""
+        """Keep the engines for the next run."""
 
     def stop(self) -> None:
         super().close()

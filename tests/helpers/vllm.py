@@ -1,4 +1,4 @@
-"""Engines that tests can ask for log-probabilities, and what ``transformers`` computes for the same weights."""
+"""Probe engines: real engines with extra methods for tests, and reference log-probabilities."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ PROMPT = list(range(5, 45))
 
 
 def start_probe(model: Path, dtype: str = "float32", ranks: int = 1, kind: type | None = None, **settings: int):
-    """Start an engine that can also be asked and told other things: prompt log-probabilities and arbitrary weights."""
+    """Start an engine with extra methods, such as for prompt log-probabilities and arbitrary weights."""
     import ray
     from ray.util.placement_group import placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -14,7 +14,7 @@ def start_probe(model: Path, dtype: str = "float32", ranks: int = 1, kind: type 
     from esplug.checkpoints.history import CatchUp
     from esplug.engines.messages import EngineSettings
 
-    place = PlacementGroupSchedulingStrategy(placement_group([{"CPU": 0.1}]), 0)  # as the pool of engines has it
+    place = PlacementGroupSchedulingStrategy(placement_group([{"CPU": 0.1}]), 0)  # as in the engine pool
     probe = ray.remote(kind or _probe_class()).options(num_cpus=0.1, scheduling_strategy=place).remote(None)
     settings = EngineSettings(str(model), dtype, "float32", "auto", "cpu", ranks, None, 0.5, **settings)
     return probe, ray.get(probe.start.remote(settings, (0, 1), ranks, 2**26, CatchUp(0))).checksum
@@ -37,7 +37,7 @@ def _probe_class():
             self._llm.collective_rpc("es_set_weights", args=(weights.member_seed, weights.scale))
 
         def set_tensors(self, tensors) -> bool:
-            """Write these tensors, and say whether by the fast path."""
+            """Write these tensors, and return whether that used the fast path."""
 
             def put(wrapper) -> bool:
                 from esplug.weights.master import MasterWeights
@@ -51,7 +51,7 @@ def _probe_class():
             return all(self._llm.collective_rpc(put))
 
         def forget_fast_path(self, scrambled: bool) -> str:
-            """Look for the fast path with other weights than the model's, or only forget it; say why there is none."""
+            """Disable the fast path, or search for it with wrong weights; return why there is none."""
 
             def forget(wrapper) -> str:
                 from esplug.vllm_worker.direct_load import DirectLoader, UnmappedError
@@ -75,7 +75,7 @@ def _probe_class():
             return self._llm.collective_rpc(forget)[0]
 
         def refusals(self, extra: str, lacking: str) -> list[str]:
-            """Say why checkpoints with one tensor more or less cannot go the short way."""
+            """Return why checkpoints with one tensor more or less cannot use the fast path."""
 
             def refuse(wrapper) -> list[str]:
                 from esplug.vllm_worker.direct_load import ParameterMap, UnmappedError
@@ -92,7 +92,7 @@ def _probe_class():
             return self._llm.collective_rpc(refuse)[0]
 
         def kernels(self) -> list[tuple[str, float]]:
-            """Return which layers compute with C kernels, and how far they are from what vLLM would compute."""
+            """Return the layers that use C kernels, and how much their outputs differ from vLLM's."""
 
             def compare(wrapper) -> list[tuple[str, float]]:
                 import torch
@@ -100,7 +100,7 @@ def _probe_class():
                 found = []
                 for layer in getattr(wrapper, "worker", wrapper).get_model().modules():
                     if "forward" in vars(layer):
-                        for width in (64, 72):  # the C kernels do not take the second
+                        for width in (64, 72):  # the C kernels do not support the second
                             x, residual = torch.randn(2, 3, width)
                             weighted = hasattr(layer, "weight")
                             if weighted:
@@ -134,7 +134,7 @@ def _probe_class():
 
 
 def reference_logprobs(folder: Path, tensors, prompt: list[int] = PROMPT) -> list[float]:
-    """Compute a prompt's log-probabilities with ``transformers`` for the same weights."""
+    """Compute a prompt's log-probabilities with ``transformers`` and these weights."""
     import torch
     from transformers import AutoModelForCausalLM
 

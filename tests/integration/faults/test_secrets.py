@@ -1,4 +1,4 @@
-"""Secrets in the environment: none is in anything that a run leaves."""
+"""Secrets in the environment: no file of a run contains one."""
 
 import base64
 import itertools
@@ -86,7 +86,7 @@ WRITE = """
 @pytest.mark.fault("secret in the environment", 1 + len(SECRETS))
 @pytest.mark.parametrize("mode", ["offline", "online"])
 def test_nothing_that_a_run_writes_holds_a_secret(tmp_path: Path, mode: str) -> None:
-    """Every file that needs no engine; wandb, where its server is out of reach, keeps its own here too."""
+    """Covers every file that needs no engine, including wandb's offline files."""
     pytest.importorskip("wandb")
     home = tmp_path / "home"
     home.mkdir()
