@@ -66,7 +66,7 @@ def check_low_rank_blocks(cases: int) -> None:
 
 def check_layers(cases: int) -> None:
     """Compare rows of a batch of adapters with each by itself, and what counts as undefined with the CPU's count."""
-    from esplug.noise.kernels import adapters, logits
+    from esplug.vllm_worker import adapter_kernel, logits_kernel
     from esplug.vllm_worker.undefined_logits import count_undefined
 
     draw = random.Random(3)
@@ -79,13 +79,13 @@ def check_layers(cases: int) -> None:
         shapes += [(3, 1, each, rank) for each in outputs]
         x, y, *factors = (torch.randn(shape, generator=drawn).to(DEVICE, dtype) for shape in shapes)
         a, b, together = factors[: len(outputs)], factors[len(outputs) :], y.clone()
-        adapters.add(together, x, slots, a, b)
+        adapter_kernel.add(together, x, slots, a, b)
         for row in range(rows):
-            adapters.add(y[row : row + 1], x[row : row + 1], slots[row:], a, b)
+            adapter_kernel.add(y[row : row + 1], x[row : row + 1], slots[row:], a, b)
         apart = same(y, together)
         together[torch.rand(together.shape, generator=drawn).to(DEVICE) < 1 / y.numel()] = draw.choice(_ODD)
         counts = [torch.zeros(4, dtype=torch.int64, device=where) for where in (DEVICE, "cpu")]
-        logits.count_undefined(together, slots, counts[0])
+        logits_kernel.count_undefined(together, slots, counts[0])
         count_undefined(together.cpu(), slots.cpu(), counts[1])
         if not (apart and torch.equal(counts[0].cpu(), counts[1])):
             sys.exit(f"layer {case}: {rows} x {inputs} to {outputs}, rank {rank}, {dtype}: not the same")

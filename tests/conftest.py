@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: tiny real models, made on the spot, and the small pretrained one."""
+"""Fixtures for all tests: tiny models with random weights, and the small pretrained model."""
 
 import importlib
 import os
@@ -10,7 +10,7 @@ import pytest
 from esplug.utils.console import get_console
 from tests.helpers.tiny import make_tiny_model
 
-# Triton asks once, when it is imported, whether to run kernels by its interpreter: on the CPU.
+# Triton reads TRITON_INTERPRET once, at import; with it, kernels run on the CPU.
 _before = os.environ.get("TRITON_INTERPRET", "0")
 os.environ["TRITON_INTERPRET"] = "1"
 with suppress(ImportError):
@@ -22,13 +22,13 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(autouse=True)
 def new_console() -> None:
-    """Forget the console of the test before, which has kept the width that the terminal had then."""
+    """Make a new console for each test; a console keeps the terminal width of its creation."""
     get_console.cache_clear()
 
 
 @pytest.fixture(scope="module")
 def interpreted():
-    """Return a function that imports a module of Triton kernels, for Triton's interpreter to run."""
+    """Return a function that imports a module of Triton kernels for Triton's interpreter."""
     pytest.importorskip("triton")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
@@ -37,7 +37,7 @@ def interpreted():
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory):
-    """Return a function from (architecture, tied) to the folder of such a model, with random weights."""
+    """Return a function from (architecture, tied) to the folder of such a tiny model."""
     base, made = tmp_path_factory.mktemp("models"), {}
 
     def get(architecture: str = "llama", tied: bool = True) -> Path:
@@ -56,7 +56,7 @@ def tiny_model(tiny_models) -> Path:
 
 @pytest.fixture(scope="session")
 def small_model() -> Path:
-    """Folder of SmolLM2-135M-Instruct, which `make test` fetches."""
+    """Folder of SmolLM2-135M-Instruct, which `make test` downloads."""
     folder = ROOT / "models" / "SmolLM2-135M-Instruct"
     assert (folder / "config.json").exists(), "run `make test`, or scripts/fetch_small_model.py, first"
     return folder

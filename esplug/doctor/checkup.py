@@ -1,4 +1,4 @@
-"""All checks together, for the settings of one run."""
+"""Checkup: runs every check for the settings of one run."""
 
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -8,11 +8,11 @@ from typing import Any
 from esplug.config.run_config import RunConfig, make_config, read_toml
 from esplug.data.batches import load_batch_source, load_eval_splits
 from esplug.doctor.finding import Finding
-from esplug.doctor.installation import installation
-from esplug.doctor.machine import disk, machine
-from esplug.doctor.model import fit, model
-from esplug.doctor.plugin_health import plugin_health
-from esplug.doctor.stack import Stack, look
+from esplug.doctor.installation import check_installation
+from esplug.doctor.machine import check_disk, check_machine
+from esplug.doctor.model import check_fit, check_model
+from esplug.doctor.plugin_health import check_plugins
+from esplug.doctor.stack import Stack, inspect_stack
 from esplug.errors import UserError
 from esplug.planning.memory import MemoryPlan
 from esplug.plugins import Kind
@@ -23,7 +23,7 @@ from esplug.utils.text import cause
 
 @dataclass(frozen=True, slots=True)
 class Checkup:
-    """What all checks found; ``memory`` is ``None`` where the model is not there."""
+    """The findings of all checks; ``memory`` is ``None`` if the model is not on this machine or does not fit."""
 
     findings: list[Finding]
     memory: MemoryPlan | None
@@ -35,74 +35,73 @@ class Checkup:
 
 
 def checkup(flags: Mapping[str, Any], config_file: str | None) -> Checkup:
-    """Check everything. Settings that are not valid are a failed check; the others are made without them.
+    """Run all checks. Invalid settings are a failed check; the other checks then run without those settings.
 
     Args:
         flags: settings by field name.
         config_file: a TOML file.
     """
+    findings: list[Finding] = []
+    task: Task | None = None
     try:
         resolved = resolve(flags, config_file, "train", None)
-        config, findings, task = resolved.config, [], resolved.task
+        config, task = resolved.config, resolved.task
     except UserError as error:
-        config, findings, task = _valid(flags, config_file), [Finding("settings", "fail", str(error))], None
-    with ThreadPoolExecutor(2) as pool:
-        looking = pool.submit(look, config.use_gpus)
-        health = pool.submit(plugin_health, _used(config))
-        stack = looking.result()
-        findings += [*_tried("installation", installation), *_imports(stack)]
-        findings += _tried("machine", lambda: machine(config, stack))
-        place = _Place()
-        findings += _tried("model", lambda: place.find(config, stack))
-        if task is not None:
-            findings.append(_data(config, task))
-        findings += health.result()
-    return Checkup(findings, place.memory)
-
-
-class _Place:
-    """The model and its place on the machine, as far as they could be found."""
-
+        config = _without_task(flags, config_file)
+        findings.append(Finding("settings", "fail", str(error)))
     memory: MemoryPlan | None = None
 
-    def find(self, config: RunConfig, stack: Stack) -> list[Finding]:
-        folder, findings = model(config, stack)
+    def model_and_memory() -> list[Finding]:
+        nonlocal memory
+        folder, found = check_model(config, stack)
         if folder is None:
-            return [*findings, disk(config, 0, 0)]
-        self.memory, fitting = fit(config, folder, stack)
-        return findings + fitting
+            return [*found, check_disk(config, 0, 0)]
+        memory, fitting = check_fit(config, folder, stack)
+        return found + fitting
+
+    with ThreadPoolExecutor(2) as pool:
+        inspecting = pool.submit(inspect_stack, config.use_gpus)
+        plugins = pool.submit(check_plugins, _needed_plugins(config))
+        stack = inspecting.result()
+        findings += [*_guarded("installation", check_installation), *_imports(stack)]
+        findings += _guarded("machine", lambda: check_machine(config, stack))
+        findings += _guarded("model", model_and_memory)
+        if task is not None:
+            findings.append(_data(config, task))
+        findings += plugins.result()
+    return Checkup(findings, memory)
 
 
-def _tried(check: str, look: Callable[[], Iterable[Finding]]) -> list[Finding]:
-    """Make a check whose own failure is a finding, as odd files and machines may raise anything."""
+def _guarded(check: str, run: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    """Run a check; an exception becomes a finding, because unusual files and machines can raise anything."""
     try:
-        return list(look())
+        return list(run())
     except Exception as error:
         return [Finding(check, "fail", f"could not be checked [{cause(error)}]")]
 
 
-def _valid(flags: Mapping[str, Any], config_file: str | None) -> RunConfig:
-    """Return what can be had of settings that do not fit the task, or not each other."""
+def _without_task(flags: Mapping[str, Any], config_file: str | None) -> RunConfig:
+    """Return the settings without the task's defaults, or the default settings if those are invalid too."""
     try:
         return make_config(read_toml(config_file) if config_file else {}, flags)
     except UserError:
         return make_config()
 
 
-def _used(config: RunConfig) -> set[tuple[Kind, str]]:
-    used: set[tuple[Kind, str]] = {("task", config.task), ("shaping", config.reward_shaping)}
-    return used | {("logger", name) for name in config.logging}
+def _needed_plugins(config: RunConfig) -> set[tuple[Kind, str]]:
+    needed: set[tuple[Kind, str]] = {("task", config.task), ("shaping", config.reward_shaping)}
+    return needed | {("logger", name) for name in config.logging}
 
 
 def _imports(stack: Stack) -> list[Finding]:
     if not stack.broken:
         return [Finding("imports", "ok", "torch, transformers, vLLM and Ray")]
-    remedy = "reinstall what the error names, as the README says"
+    remedy = "reinstall the package that the error names, as the README shows"
     return [Finding("imports", "fail", f"{name}: {error}", remedy) for name, error in stack.broken.items()]
 
 
 def _data(config: RunConfig, task: Task) -> Finding:
-    """Load the task's rows and ask the first question of each split."""
+    """Load the task's rows and render the first prompt of each split."""
     try:
         counts = []
         if config.n_iterations:
@@ -115,8 +114,7 @@ def _data(config: RunConfig, task: Task) -> Finding:
             counts.append(f"{sum(len(questions) for questions, _ in batches):,} in {name}")
     except UserError as error:
         return Finding("data", "fail", str(error))
-    except Exception as error:  # of a plugin, which must not end the program
-        return Finding(
-            "data", "fail", f"task {task.name!r}: {cause(error)}", f"mend or update {task.info.distribution}"
-        )
+    except Exception as error:  # the plugin's code can raise anything
+        remedy = f"fix or update {task.info.distribution}"
+        return Finding("data", "fail", f"task {task.name!r}: {cause(error)}", remedy)
     return Finding("data", "ok", f"task {task.name}: rows {', '.join(counts)}")

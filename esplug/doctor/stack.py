@@ -1,7 +1,7 @@
-"""Whether torch, transformers, vLLM and Ray can be imported, and the GPUs that torch sees; found in another process.
+"""Probe of the software stack: imports torch, transformers, vLLM and Ray, and lists the GPUs that torch can use.
 
-Importing takes seconds and can crash, and CUDA stays with a process that has looked; ``python -m esplug.doctor.stack``
-therefore does it, and prints what it found as its last line, in JSON.
+The probe runs in another process, ``python -m esplug.doctor.stack``, because imports take seconds and can crash, and
+because a process that has initialised CUDA keeps it. Its last line of output is the result, as JSON.
 """
 
 import importlib
@@ -23,14 +23,14 @@ _TIMEOUT = 180.0  # seconds, for a cold disk
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """What another process has found.
+    """Result of the probe.
 
     Attributes:
-        broken: module name to the error that its import ends with.
-        cuda: the CUDA version that torch was built for; ``None`` for a CPU build.
-        cuda_error: why torch cannot use CUDA, where it was built for it.
-        gpus: that torch can drive and that the run may use.
-        architectures: of models that vLLM knows by name.
+        broken: import error of each module that cannot be imported.
+        cuda: CUDA version that torch was built for; ``None`` for a CPU build.
+        cuda_error: why a CUDA build of torch cannot use CUDA.
+        gpus: GPUs that torch can use and that the run may use.
+        architectures: model architectures that vLLM supports.
     """
 
     broken: dict[str, str] = field(default_factory=dict)
@@ -40,17 +40,17 @@ class Stack:
     architectures: list[str] = field(default_factory=list)
 
 
-def look(use_gpus: str | None = None) -> Stack:
-    """Import everything in another process.
+def inspect_stack(use_gpus: str | None = None) -> Stack:
+    """Probe the stack in another process.
 
     Args:
-        use_gpus: the setting of that name.
+        use_gpus: the setting ``use_gpus``, which limits the visible GPUs.
     """
     environment = dict(os.environ)
     if use_gpus is not None:
         visible = environment.get("CUDA_VISIBLE_DEVICES")
         chosen = "" if use_gpus == "none" else use_gpus
-        with suppress(UserError):  # more than there are, which placing the engines refuses
+        with suppress(UserError):  # it names GPUs that do not exist; placing the engines reports that
             environment["CUDA_VISIBLE_DEVICES"] = visible_devices(use_gpus, visible) if chosen and visible else chosen
     command = [sys.executable, "-m", __name__]
     try:
@@ -61,17 +61,17 @@ def look(use_gpus: str | None = None) -> Stack:
     except subprocess.TimeoutExpired:
         return Stack({"torch, vllm and ray": f"importing them takes longer than {_TIMEOUT:g} s"})
     except (IndexError, ValueError):
-        last = (done.stderr.strip().splitlines() or ["without a word"])[-1]
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
         return Stack({"torch, vllm and ray": f"importing them ends the process ({done.returncode}: {last[:200]})"})
     return Stack(**found | {"gpus": [Gpu(**gpu) for gpu in found["gpus"]]})
 
 
-def _report() -> dict[str, Any]:
+def _probe() -> dict[str, Any]:
     found: dict[str, Any] = {"broken": {}, "gpus": []}
     for name in _MODULES:
         try:
             importlib.import_module(name)
-            if name == "vllm":  # which imports its parts when they are asked for
+            if name == "vllm":  # imports its parts lazily
                 from vllm import LLM, ModelRegistry  # noqa: F401
 
                 found["architectures"] = sorted(ModelRegistry.get_supported_archs())
@@ -100,4 +100,4 @@ def _cuda() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print("\n" + json.dumps(_report()))
+    print("\n" + json.dumps(_probe()))

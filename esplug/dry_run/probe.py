@@ -1,4 +1,4 @@
-"""A short probe of the engines: what answering, writing weights, updating and evaluating take here and now."""
+"""Probe of the engines: measures generation, weight switches, updates and evaluation on this machine."""
 
 import math
 import time
@@ -14,28 +14,28 @@ from esplug.runs.directory import RunDirectory
 from esplug.runs.metrics import PopulationResult
 from esplug.trainer import EvolutionStrategiesTrainer
 
-_LONG = 8.0  # seconds of answering, behind which no larger batch is tried
-_FIRST = 8  # prompts of the first batch
-_MEMBERS = 8  # whose noise the measured update adds
-_NOTHING = 0.0  # a coefficient that costs as much as any and leaves weights as they are
+_LONG = 8.0  # seconds of generation after which no larger batch is tried
+_FIRST = 8  # prompts in the first batch
+_MEMBERS = 8  # members in the measured update
+_ZERO = 0.0  # coefficient that leaves the weights unchanged, at the same cost as any other
 
 
 class Probe(EvolutionStrategiesTrainer):
-    """A trainer that starts its engines as a run does, measures them and makes no run.
+    """A trainer that starts its engines and measures them, without a run directory.
 
     Attributes:
-        chunk: answers that evaluations hand to an engine at a time.
-        n_engines: of the run.
+        chunk: answers per evaluation job of an engine.
+        n_engines: number of engines.
     """
 
     def measure(self, beside: Path) -> Speed:
         """Start the engines, measure them, and stop them.
 
         Args:
-            beside: folder that all engines see, where a temporary one is made for their logs.
+            beside: folder that all engines can access; their logs go to a temporary folder in it.
 
         Raises:
-            UserError: what a run would raise before it trains.
+            UserError: the run would raise the same error before training.
             RunError: the engines do not start, or no answer can be graded.
         """
         RunDirectory.check(self.config)
@@ -45,26 +45,26 @@ class Probe(EvolutionStrategiesTrainer):
             elsewhere = {"output_directory": folder, "experiment_name": None, "logging": ["none"]}
             self.config = self.config.model_copy(update=elsewhere)
             self._open(stack, None, False)
-            started = time.perf_counter() - began
+            start_seconds = time.perf_counter() - began
             self.n_engines, self.chunk = len(self.engines), CHUNK[self._plan.device]
-            return self._measured(started)
+            return self._measure(start_seconds)
 
     def _finish(self, *_: object) -> None:
-        """Close the loggers; there is no run to speak of."""
+        """Close the loggers, and print no summary of a run."""
         self.loggers.finish("finished")
 
-    def _measured(self, started: float) -> Speed:
+    def _measure(self, start_seconds: float) -> Speed:
         config = self.config
         if not config.n_iterations:
-            answer, tokens, rate = self._evaluated(self.chunk)
-            return Speed(self.n_engines, 1, 1, tokens, rate, started, 0.0, 0.0, 0.0, 0.0, 0.0, answer)
+            answer, tokens, rate = self._measure_evaluation(self.chunk)
+            return Speed(self.n_engines, 1, 1, tokens, rate, start_seconds, 0.0, 0.0, 0.0, 0.0, 0.0, answer)
         together = config.members_at_once(self.n_engines)
         busy = min(self.n_engines, math.ceil(config.population_size / together))
-        result, prompts = self._answered(min(busy * together, config.population_size))
+        result, prompts = self._measure_generation(min(busy * together, config.population_size))
         lengths = [completion.tokens for each in result.generations for completion in each.completions]
         switch = sum(generation.switch_seconds for generation in result.generations) / busy
         generate = max(0.0, result.generate_seconds - switch)
-        fixed, each = self._updated()
+        fixed, per_member = self._measure_update()
         rows = self.n_engines * self.chunk if self.chunk * generate / (together * prompts) < 2 * _LONG else prompts
         return Speed(
             engines=busy,
@@ -72,25 +72,25 @@ class Probe(EvolutionStrategiesTrainer):
             prompts=prompts,
             tokens=sum(lengths) / len(lengths),
             tokens_per_second=sum(lengths) / result.generate_seconds,
-            start=started,
+            start=start_seconds,
             switch=switch,
             generate=generate,
             grade=result.grade_seconds,
             update=fixed,
-            update_member=each,
-            evaluation_answer=self._evaluated(rows)[0],
+            update_member=per_member,
+            evaluation_answer=self._measure_evaluation(rows)[0],
         )
 
-    def _answered(self, size: int) -> tuple[PopulationResult, int]:
-        """Let every engine answer for its members, more prompts each time until that takes long or there are no more.
+    def _measure_generation(self, size: int) -> tuple[PopulationResult, int]:
+        """Evaluate ``size`` members on more and more prompts, until that takes long or uses a whole mini-batch.
 
-        Returns the last result, and how many prompts it is of.
+        Returns the last result and its number of prompts.
         """
         questions, targets = next(self._batches)
         most = min(len(questions), self.config.mini_batch_size)
         prompts, number = min(_FIRST, most), 0
         while True:
-            # Other members each time, whose weights no engine holds yet.
+            # New members each time, so that every engine has to write their weights.
             members = population(self.config.seed, number, size, antithetic=False)
             result = self.evaluate_population_on_batch(members, questions[:prompts], targets[:prompts])
             if prompts == most or result.generate_seconds > _LONG:
@@ -98,22 +98,21 @@ class Probe(EvolutionStrategiesTrainer):
             prompts = min(most, prompts * (4 if result.generate_seconds < _LONG / 4 else 2))
             number += 1
 
-    def _updated(self) -> tuple[float, float]:
-        """Return the seconds of an update, and those of each member's noise in it."""
+    def _measure_update(self) -> tuple[float, float]:
+        """Return the fixed seconds of an update, and the seconds per member."""
         many = min(_MEMBERS, self.config.population_size)
         seconds = {}
-        for count in (1, 1, many):  # the first compiles
+        for count in (1, 1, many):  # the first call compiles
             began = time.perf_counter()
-            self.engines.update(list(range(count)), [_NOTHING] * count)
+            self.engines.update(list(range(count)), [_ZERO] * count)
             seconds[count] = time.perf_counter() - began
-        each = max(0.0, seconds[many] - seconds[1]) / (many - 1)
-        return max(0.0, seconds[1] - each), each
+        per_member = max(0.0, seconds[many] - seconds[1]) / (many - 1)
+        return max(0.0, seconds[1] - per_member), per_member
 
-    def _evaluated(self, answers: int) -> tuple[float, float, float]:
+    def _measure_evaluation(self, answers: int) -> tuple[float, float, float]:
         """Evaluate the first rows.
 
-        Returns the seconds in which one engine makes an answer, the tokens of an answer on average, and the tokens per
-        second of all engines.
+        Returns one engine's seconds per answer, the mean tokens per answer, and the tokens per second of all engines.
         """
         rows = max(1, answers // self.config.eval_n_samples)
         splits = {}

@@ -1,4 +1,5 @@
 """`esplug report`: one HTML page with the figures, samples and settings of one or several runs.
 
-Runs in the driver and reads run directories only. May import :mod:`esplug.runs` and below, but no engines.
+Runs in the driver and reads only run directories. May import :mod:`esplug.runs` and the rooms below it, but starts no
+engines.
 """

@@ -1,4 +1,4 @@
-"""Curves of a metric over iterations, thinned to what a screen can show."""
+"""Curves of a metric over iterations, thinned for a screen."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,8 +6,7 @@ from statistics import fmean
 
 from esplug.loggers.metrics_file import Row
 
-#: Points of a curve; of a longer run, each stands for a block of iterations.
-LIMIT = 400
+LIMIT = 400  # points of a curve; in a longer run, each point is a block of iterations
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,10 +14,10 @@ class Curve:
     """A line and its band.
 
     Attributes:
-        x: updates made before; the first of each block.
-        y: means of the blocks.
-        low, high: least and greatest bound within each block; both empty where there is no band.
-        per_block: measurements behind each point.
+        x: first step of each block (number of updates made before).
+        y: mean of each block.
+        low, high: least lower bound and greatest upper bound of each block; empty without a band.
+        per_block: measurements per point.
     """
 
     x: list[int]
@@ -29,13 +28,13 @@ class Curve:
 
 
 def blocks(count: int, limit: int = LIMIT) -> list[slice]:
-    """Cut ``count`` measurements into at most ``limit`` blocks, the last perhaps smaller."""
+    """Cut ``count`` measurements into at most ``limit`` blocks; the last block may be smaller."""
     size = max(1, -(-count // limit))
     return [slice(first, min(first + size, count)) for first in range(0, count, size)]
 
 
 def curve(rows: Sequence[Row], metric: str, bounds: tuple[str, str] | None = None) -> Curve:
-    """Return a metric's curve. Rows without it are left out; without bounds, the line itself bounds it."""
+    """Return a metric's curve. Rows without the metric are left out; rows without bounds use the metric itself."""
     known = [row for row in rows if row.get(metric) is not None]
     cut = blocks(len(known))
     banded = bounds is not None and any(name in row.values for row in known for name in bounds)
@@ -54,5 +53,5 @@ def curve(rows: Sequence[Row], metric: str, bounds: tuple[str, str] | None = Non
 
 
 def rounded(value: float) -> float:
-    """Keep six digits, more than a screen shows: the page need not hold more."""
+    """Round to six significant digits, more than a screen shows, to keep the page small."""
     return float(f"{value:.6g}")

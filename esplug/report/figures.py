@@ -1,4 +1,4 @@
-"""Which figures a report has: several runs laid over each other, and what a single run's iterations are made of."""
+"""Figures of a report: runs compared with each other, and the parts of a single run's iterations."""
 
 import html
 from collections.abc import Sequence
@@ -9,59 +9,51 @@ from esplug.report.plots import Panel, Series, bars, lines
 from esplug.report.run_data import RunData
 from esplug.report.text import visible
 
-#: Reward labels with a colour of their own; further ones are drawn together.
-_LABELS = 6
-#: The task's own metrics that get a figure.
-_TASK_METRICS = 6
+_LABELS = 6  # reward labels with a colour of their own; the others share one
+_TASK_METRICS = 6  # metrics of the task that get a figure
 
 
 def compared(runs: Sequence[RunData]) -> list[Panel]:
-    """Draw what can be laid over each other: one colour a run."""
+    """Draw the figures that can overlay several runs, with one colour per run."""
     panels = [
         _evaluation(runs),
         lines(
             runs,
             "reward",
             "Training reward",
-            "Mean of the members; the band reaches from the worst to the best.",
+            "Mean over members; the band spans the worst and the best member.",
             "reward",
-            lambda run: [("", run.iterations, "train/reward/mean", ("train/reward/min", "train/reward/max"))],
+            partial(_single, "train/reward/mean", ("train/reward/min", "train/reward/max")),
         ),
         lines(
             runs,
             "length",
             "Answer length",
-            "Mean over answers; of evaluations with 95% intervals.",
-            "tokens an answer",
-            lambda run: [
-                ("training", run.iterations, "train/tokens/mean", None),
-                *(
-                    (f"evaluation {split}" if len(run.splits) > 1 else "evaluation", run.evaluations, *_tokens(split))
-                    for split in (run.splits if len(runs) == 1 or len(run.splits) == 1 else [])
-                ),
-            ],
+            "Mean over answers; evaluations with 95% intervals.",
+            "tokens per answer",
+            partial(_lengths, len(runs) == 1),
         ),
         lines(
             runs,
             "speed",
             "Speed",
-            "Tokens of all engines together, while they answer.",
+            "All engines together, while they generate.",
             "tokens/s",
-            lambda run: [("", run.iterations, "train/tokens_per_second", None)],
+            partial(_single, "train/tokens_per_second", None),
         ),
         lines(
             runs,
             "correlation",
             "Correlation of mirrored members",
-            "Near -1 sigma suits; near +1 it is too large (curvature dominates).",
+            "Near -1, sigma is small enough; near +1, it is too large (curvature dominates).",
             "correlation",
-            lambda run: [("", run.iterations, "train/mirrored_correlation", None)],
+            partial(_single, "train/mirrored_correlation", None),
         ),
         lines(
             runs,
             "steps",
             "Sigma and alpha",
-            "Size of the perturbations and of the step.",
+            "Scale of the perturbations and of the update.",
             "sigma, alpha",
             lambda run: [(name, run.iterations, f"train/{name}", None) for name in ("alpha", "sigma")],
         ),
@@ -71,65 +63,66 @@ def compared(runs: Sequence[RunData]) -> list[Panel]:
 
 
 def of_one(run: RunData) -> list[Panel]:
-    """Draw all of a run that is alone in its report."""
+    """Draw all figures of a report on one run."""
     panels = compared([run])
     first = [panel for panel in panels if panel.name in ("evaluation", "reward", "length")]
     return [*first, *of_run(run), *(panel for panel in panels if panel not in first)]
 
 
 def of_run(run: RunData) -> list[Panel]:
-    """Draw what a run's iterations are made of, as stacked bars."""
-    evaluated = {row.step: row.values.get("time/evaluate") for row in run.evaluations}
-    trained = {row.step: row for row in run.iterations}
-    empty = Row(0, {})
-    steps = sorted(trained.keys() | {step for step, seconds in evaluated.items() if seconds is not None})
-    rows = [trained.get(step, empty) for step in steps]
-    phases = {
-        "answers": [row.get("time/generate") for row in rows],
-        "waiting for grades": [row.get("time/grade_wait") for row in rows],
-        "update": [row.get("time/update") for row in rows],
-        "evaluation": [evaluated.get(step) for step in steps],
-    }
-    use = {
-        "answering": [_share(row, "time/engine_generate") for row in run.iterations],
-        "changing weights": [_share(row, "time/switch") for row in run.iterations],
-        "updating": [_share(row, "time/update") for row in run.iterations],
-    }
-    use["waiting"] = [_rest(each) for each in zip(*use.values(), strict=True)]
-    panels = [
-        _labels(run),
-        bars(steps, phases, "phases", "Time of an iteration", "Where each iteration's seconds go.", "seconds", "s"),
-        bars(
-            [row.step for row in run.iterations],
-            use,
-            "engines",
-            "Use of the engines",
-            "Share of an iteration's time, averaged over the engines.",
-            "% of the time",
-            "%",
-        ),
-    ]
+    """Draw the parts of a run's iterations as stacked bars."""
+    panels = [_labels(run), _phases(run), _engines(run)]
     return [panel for panel in panels if panel.figure.data]
 
 
+def _phases(run: RunData) -> Panel:
+    evaluated = {row.step: row.values.get("time/evaluate") for row in run.evaluations}
+    trained = {row.step: row for row in run.iterations}
+    steps = sorted(trained.keys() | {step for step, seconds in evaluated.items() if seconds is not None})
+    rows = [trained.get(step, Row(step, {})) for step in steps]
+    phases = {
+        "generation": [row.get("time/generate") for row in rows],
+        "waiting for rewards": [row.get("time/grade_wait") for row in rows],
+        "update": [row.get("time/update") for row in rows],
+        "evaluation": [evaluated.get(step) for step in steps],
+    }
+    return bars(steps, phases, "phases", "Time per iteration", "Seconds in each phase.", "seconds", "s")
+
+
+def _engines(run: RunData) -> Panel:
+    use = {
+        "generating": [_share(row, "time/engine_generate") for row in run.iterations],
+        "switching weights": [_share(row, "time/switch") for row in run.iterations],
+        "updating": [_share(row, "time/update") for row in run.iterations],
+    }
+    use["idle"] = [_rest(shares) for shares in zip(*use.values(), strict=True)]
+    caption = "Share of an iteration's time, averaged over the engines."
+    steps = [row.step for row in run.iterations]
+    return bars(steps, use, "engines", "Engine utilization", caption, "% of the time", "%")
+
+
 def _evaluation(runs: Sequence[RunData]) -> Panel:
-    figures = {run.figure for run in runs}
-    name = figures.pop() if len(figures) == 1 else "score"
+    metrics = {run.main_metric for run in runs}
+    unit = metrics.pop() if len(metrics) == 1 else "score"
 
     def series(run: RunData) -> list[Series]:
         splits = run.splits if len(run.splits) > 1 and len(runs) == 1 else []
-        return [
-            (
-                split if splits else "",
-                run.evaluations,
-                f"eval/{split}/{run.figure}/mean",
-                _bounds(f"eval/{split}/{run.figure}"),
-            )
-            for split in ["average", *splits]
-        ]
+        roots = [(split, f"eval/{split}/{run.main_metric}") for split in ["average", *splits]]
+        return [(split if splits else "", run.evaluations, f"{root}/mean", _bounds(root)) for split, root in roots]
 
-    caption = "Held-out prompts, with 95% intervals" + ("; the average of the splits." if _many(runs) else ".")
-    return lines(runs, "evaluation", "Evaluation", caption, name, series, marked=True)
+    several_splits = any(len(run.splits) > 1 for run in runs)
+    caption = "Held-out prompts, with 95% intervals" + ("; average of the splits." if several_splits else ".")
+    return lines(runs, "evaluation", "Evaluation", caption, unit, series, marked=True)
+
+
+def _lengths(one_run: bool, run: RunData) -> list[Series]:
+    """Return the curves of a run's answer lengths; of evaluations only where a run does not need many lines."""
+    found: list[Series] = [("training", run.iterations, "train/tokens/mean", None)]
+    for split in run.splits if one_run or len(run.splits) == 1 else []:
+        label = f"evaluation {split}" if len(run.splits) > 1 else "evaluation"
+        root = f"eval/{split}/tokens"
+        found.append((label, run.evaluations, f"{root}/mean", _bounds(root)))
+    return found
 
 
 def _task_metrics(runs: Sequence[RunData]) -> list[Panel]:
@@ -138,20 +131,20 @@ def _task_metrics(runs: Sequence[RunData]) -> list[Panel]:
     panels = []
     for number, metric in enumerate(sorted(names)[:_TASK_METRICS]):
         title = visible(metric.removeprefix(prefix).removesuffix(suffix), 40)
-        caption = "The task's own metric, averaged over the members' answers."
-        series = partial(_single, metric)
+        caption = "Metric of the task, averaged over the members' answers."
+        series = partial(_single, metric, None)
         panels.append(lines(runs, f"metric-{number}", title, caption, html.escape(title), series))
     return panels
 
 
-def _single(metric: str, run: RunData) -> list[Series]:
-    return [("", run.iterations, metric, None)]
+def _single(metric: str, bounds: tuple[str, str] | None, run: RunData) -> list[Series]:
+    return [("", run.iterations, metric, bounds)]
 
 
 def _labels(run: RunData) -> Panel:
-    """Draw the counts of the commonest labels, ``correct`` first, and of all others together.
+    """Draw the counts of the most frequent labels, ``correct`` first, and of all others together.
 
-    Metrics have shares; where the number of answers does not follow from them, these are drawn.
+    The metrics are shares. If the number of answers is unknown in an iteration, the figure shows shares.
     """
     prefix = "train/labels/"
     totals: dict[str, float] = {}
@@ -175,12 +168,12 @@ def _labels(run: RunData) -> Panel:
     }
     steps = [row.step for row in run.iterations]
     unit, short = ("answers", "") if known else ("% of answers", "%")
-    caption = "What the reward function said of the members' answers."
+    caption = "Labels that the reward function gave to the members' answers."
     return bars(steps, parts, "labels", "Reward labels", caption, unit, short)
 
 
 def _answers(row: Row) -> int | None:
-    """Return how many answers an iteration had: all their tokens over the mean of one."""
+    """Return the number of answers in an iteration: all tokens divided by the mean tokens per answer."""
     speed, seconds = row.get("train/tokens_per_second"), row.get("time/generate")
     mean = row.get("train/tokens/mean")
     return round(speed * seconds / mean) if speed and seconds and mean else None
@@ -198,11 +191,3 @@ def _rest(parts: tuple[float | None, ...]) -> float | None:
 
 def _bounds(root: str) -> tuple[str, str]:
     return f"{root}/ci95_low", f"{root}/ci95_high"
-
-
-def _tokens(split: str) -> tuple[str, tuple[str, str]]:
-    return f"eval/{split}/tokens/mean", _bounds(f"eval/{split}/tokens")
-
-
-def _many(runs: Sequence[RunData]) -> bool:
-    return any(len(run.splits) > 1 for run in runs)

@@ -6,7 +6,7 @@
   const look = () => (dark.matches ? templates.dark : templates.light);
   const plots = [...document.querySelectorAll(".plot")];
   const paint = (template, size) => plots.forEach((plot) => Plotly.relayout(plot, { template, ...size }));
-  // The bar of buttons lies over the legend, which a finger cannot make it leave.
+  // The mode bar covers the legend, and touch screens have no way to hide it.
   const displayModeBar = matchMedia("(hover: hover)").matches ? "hover" : false;
   const modeBarButtons = [["toImage", "zoom2d", "pan2d", "resetScale2d"]];
   const config = { displaylogo: false, responsive: true, displayModeBar, modeBarButtons };
@@ -15,7 +15,7 @@
     Plotly.newPlot(plot, data, { ...layout, template: look() }, config);
   }
   dark.addEventListener("change", () => paint(look()));
-  // Plots are not laid out again for paper, where two stand side by side on A4 and on Letter.
+  // Browsers do not lay out plots again for print: this width fits two plots side by side on A4 and Letter.
   addEventListener("beforeprint", () => paint(templates.light, { width: 335 }));
   addEventListener("afterprint", () => paint(look(), { width: null, autosize: true }));
 })();

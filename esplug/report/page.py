@@ -1,4 +1,4 @@
-"""The page: one HTML file that holds all it needs and asks nobody for anything."""
+"""The page: one self-contained HTML file that loads nothing from the network."""
 
 import json
 import time
@@ -19,13 +19,12 @@ from esplug.report.samples import groups
 from esplug.report.text import shown, visible
 from esplug.runs.summary import Score, duration, scores_of
 
-#: Settings that only say where a run is.
-_PLACES = ("output_directory", "experiment_name")
+_LOCATION = ("output_directory", "experiment_name")  # settings that are not compared between runs
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Columns, and rows of texts; the first of each row names it."""
+    """Columns and rows of text; the first cell of a row is its name."""
 
     columns: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
@@ -35,8 +34,8 @@ def render(runs: Sequence[RunData], panels: Sequence[Panel]) -> str:
     """Return the page.
 
     Args:
-        runs: one or several.
-        panels: what :func:`esplug.report.figures.compared` or, of one run, ``of_one`` made of them.
+        runs: one or several runs.
+        panels: figures from :func:`esplug.report.figures.compared` or, for one run, ``of_one``.
     """
     from jinja2 import Environment, StrictUndefined
     from jinja2.utils import htmlsafe_json_dumps
@@ -58,14 +57,14 @@ def render(runs: Sequence[RunData], panels: Sequence[Panel]) -> str:
         library=library,
         script=script,
         templates=htmlsafe_json_dumps({"light": template(False), "dark": template(True)}),
-        # Whatever a model wrote: no script but these two is run, and nothing is fetched.
+        # Whatever a model wrote, the browser runs only these two scripts and loads nothing.
         policy=f"default-src 'none'; script-src {_hash(library)} {_hash(script)}; "
         "style-src 'unsafe-inline'; img-src data: blob:",
     )
 
 
 def _run_view(run: RunData, panels: Sequence[Panel]) -> dict[str, Any]:
-    """Gather what the template shows of a run."""
+    """Collect the values that the template shows for a run."""
     summary = run.summary
     return {
         "label": run.label,
@@ -84,17 +83,17 @@ def _run_view(run: RunData, panels: Sequence[Panel]) -> dict[str, Any]:
 
 
 def _tiles(run: RunData) -> list[tuple[str, str, str]]:
-    """Return the headline figures: what, how much, and a word more."""
-    summary, figure = run.summary, run.figure
+    """Return the headline numbers: name, value and detail."""
+    summary, metric = run.summary, run.main_metric
     first, last, best = summary.first, summary.last, summary.best
     tiles = []
     if first and last and best:
         if first == last:
-            tiles.append((figure, f"{last.mean:.3f}", f"95% interval {_interval(last)}"))
+            tiles.append((metric, f"{last.mean:.3f}", f"95% interval {_interval(last)}"))
         else:
             change = f"change {_signed(run.change)}" if run.change else f"{_interval(first)} → {_interval(last)}"
-            tiles.append((f"{figure} before → after", f"{first.mean:.3f} → {last.mean:.3f}", change))
-            tiles.append((f"best {figure}", f"{best.mean:.3f}", f"{_interval(best)} at iteration {best.iteration}"))
+            tiles.append((f"{metric} before → after", f"{first.mean:.3f} → {last.mean:.3f}", change))
+            tiles.append((f"best {metric}", f"{best.mean:.3f}", f"{_interval(best)} at iteration {best.iteration}"))
     if run.iterations or summary.planned:
         planned = f" of {summary.planned:,}" if summary.planned is not None else ""
         tiles.append(("iterations", f"{summary.iterations:,}{planned}", _population(run.settings)))
@@ -111,24 +110,21 @@ def _population(settings: Mapping[str, Any]) -> str:
 
 
 def _split_table(run: RunData) -> Table | None:
-    """Set each split's scores before and after side by side, with the paired change."""
+    """Compare each split's scores before and after training, with the paired change."""
     rows = []
     for split in [*run.splits, *(["average"] if len(run.splits) > 1 else [])]:
-        scores = scores_of(run.evaluations, run.figure, split)
+        scores = scores_of(run.evaluations, run.main_metric, split)
         change = run.change if split == "average" else run.changes.get(split)
         if scores:
             before = str(scores[0]) if len(scores) > 1 else ""
             n = _prompts(run.after.get(split))
             rows.append((visible(split, 80), n, before, str(scores[-1]), _signed(change) if change else ""))
-    return (
-        Table(("split", "prompts", f"{run.figure} before", "after", "change on the same prompts"), rows)
-        if rows
-        else None
-    )
+    columns = ("split", "prompts", f"{run.main_metric} before", "after", "change on the same prompts")
+    return Table(columns, rows) if rows else None
 
 
 def _comparison(runs: Sequence[RunData]) -> Table:
-    """Set runs side by side: what came out, and the settings that differ; a column for each."""
+    """Compare the runs' results and the settings that differ, with one column per run."""
 
     def row(name: str, values: Sequence[str]) -> tuple[str, ...]:
         return (name, *(visible(value, 200) for value in values))
@@ -136,7 +132,7 @@ def _comparison(runs: Sequence[RunData]) -> Table:
     summaries = [run.summary for run in runs]
     rows = [
         row("state", [each.state for each in summaries]),
-        row("figure", [run.figure for run in runs]),
+        row("metric", [run.main_metric for run in runs]),
         row("before", [str(each.first) if each.first else "" for each in summaries]),
         row("after", [str(each.last) if each.last else "" for each in summaries]),
         row("change on the same prompts", [_signed(run.change) if run.change else "" for run in runs]),
@@ -148,7 +144,7 @@ def _comparison(runs: Sequence[RunData]) -> Table:
         row("time", [duration(each.seconds) for each in summaries]),
         row("training tokens", [f"{run.tokens:,.0f}" for run in runs]),
     ]
-    names = dict.fromkeys(name for run in runs for name in run.settings if name not in _PLACES)
+    names = dict.fromkeys(name for run in runs for name in run.settings if name not in _LOCATION)
     for name in names:
         values = [shown(run.settings[name]) if name in run.settings else "" for run in runs]
         if len(set(values)) > 1:
@@ -157,16 +153,16 @@ def _comparison(runs: Sequence[RunData]) -> Table:
 
 
 def _settings(settings: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Group settings, names and values, as ``esplug train --help`` does."""
+    """Group the settings as ``esplug train --help`` does."""
     grouped: dict[str, list[tuple[str, str]]] = {}
     for name, value in settings.items():
-        panel = panel_of(name) if name in RunConfig.model_fields else "Others"
+        panel = panel_of(name) if name in RunConfig.model_fields else "Other"
         grouped.setdefault(panel, []).append((name, shown(value)))
     return list(grouped.items())
 
 
 def _plain(panel: Panel) -> dict[str, Any]:
-    """Return a figure as JSON has it."""
+    """Return a figure as plain dictionaries and lists."""
     content: dict[str, Any] = json.loads(panel.figure.to_json())
     return content
 

@@ -1,4 +1,4 @@
-"""Drawing a report's figures with plotly: lines with bands, stacked bars."""
+"""Plots with plotly: lines with bands, and stacked bars."""
 
 import html
 from collections.abc import Callable, Mapping, Sequence
@@ -14,11 +14,11 @@ from esplug.report.text import visible
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-#: Colours that stay apart for colour-blind eyes (Okabe and Ito 2008), without the two that get lost on white or black.
+#: Colours for colour-blind readers (Okabe and Ito 2008), without the two that are hard to see on white or black.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _REST = "#8c8c8c"
 _DASHES = ("solid", "dash", "dot", "dashdot")
-#: Name within the run, rows, metric, and the metrics that bound it.
+#: Label within the run, rows, metric, and the metrics of its lower and upper bound.
 Series = tuple[str, Sequence[Row], str, tuple[str, str] | None]
 
 
@@ -27,10 +27,10 @@ class Panel:
     """One figure.
 
     Attributes:
-        name: for files, such as ``evaluation``.
-        title: what it shows.
+        name: part of file names, such as ``evaluation``.
+        title: subject of the figure.
         caption: how to read it.
-        figure: without a template, so that its colours can follow the page's.
+        figure: plotly figure without a template; the page adds its light or dark one.
     """
 
     name: str
@@ -48,20 +48,20 @@ def lines(
     series: Callable[[RunData], list[Series]],
     marked: bool = False,
 ) -> Panel:
-    """Draw lines with their bands: a colour for each run or, where there is one, for each line."""
+    """Draw lines with bands. Several runs have one colour each; in a single run, each line has its own."""
     figure, per_block = _empty(unit), 1
     for number, run in enumerate(runs):
-        for place, (own, rows, metric, bounds) in enumerate(series(run)):
+        for index, (name_in_run, rows, metric, bounds) in enumerate(series(run)):
             line = curve(rows, metric, bounds)
             if not line.x:
                 continue
             per_block = max(per_block, line.per_block)
-            label = " ".join(filter(None, [run.label if len(runs) > 1 else "", own]))
-            colour = COLOURS[(number if len(runs) > 1 else place) % len(COLOURS)]
-            dash = _DASHES[(place + number // len(COLOURS)) % len(_DASHES)]
+            label = " ".join(filter(None, [run.label if len(runs) > 1 else "", name_in_run]))
+            colour = COLOURS[(number if len(runs) > 1 else index) % len(COLOURS)]
+            dash = _DASHES[(index + number // len(COLOURS)) % len(_DASHES)]
             _add(figure, line, html.escape(visible(label, 60)), colour, dash, marked or len(line.x) == 1)
     figure.update_layout(showlegend=sum(trace.showlegend is not False for trace in figure.data) > 1)
-    return Panel(name, title, caption + _blocked(per_block), figure)
+    return Panel(name, title, caption + _block_note(per_block), figure)
 
 
 def _add(figure: "go.Figure", line: Curve, label: str, colour: str, dash: str, marked: bool) -> None:
@@ -111,7 +111,7 @@ def bars(
     unit: str,
     short: str,
 ) -> Panel:
-    """Draw bars of parts, one for each iteration or, where there are many, block of iterations."""
+    """Draw stacked bars, one per iteration or, in a long run, per block of iterations."""
     import plotly.graph_objects as go
 
     figure, cut = _empty(unit), blocks(len(steps))
@@ -125,12 +125,12 @@ def bars(
                 x=[steps[part.start] for part in cut],
                 y=means,
                 name=html.escape(visible(label, 40)),
-                marker={"color": _REST if label in ("waiting", "others") else colour, "line": {"width": 0}},
+                marker={"color": _REST if label in ("idle", "others") else colour, "line": {"width": 0}},
                 hovertemplate=f"%{{y:.4g}} {short}",
             )
         )
     figure.update_layout(barmode="stack", bargap=0.15 if len(cut) < 60 else 0)
-    return Panel(name, title, caption + _blocked(per_block), figure)
+    return Panel(name, title, caption + _block_note(per_block), figure)
 
 
 def _empty(unit: str) -> "go.Figure":
@@ -157,7 +157,7 @@ def _empty(unit: str) -> "go.Figure":
 
 
 def template(dark: bool) -> dict[str, Any]:
-    """Return the look of all figures, as a plotly template."""
+    """Return the colours and fonts of all figures, as a plotly template."""
     ink, faint = ("#d4d4d4", "#3a3d41") if dark else ("#333333", "#e4e4e4")
     axis = {"gridcolor": faint, "linecolor": faint, "zerolinecolor": faint, "ticks": "", "automargin": True}
     return {
@@ -173,10 +173,10 @@ def template(dark: bool) -> dict[str, Any]:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """Average a block; what was not measured took no part, as evaluations in most iterations."""
+    """Average a block; missing values count as 0, such as the evaluation's seconds in most iterations."""
     known = [value for value in values if value is not None]
     return rounded(sum(known) / len(values)) if known else None
 
 
-def _blocked(per_block: int) -> str:
-    return f" Each point stands for {per_block} iterations." if per_block > 1 else ""
+def _block_note(per_block: int) -> str:
+    return f" Each point is {per_block} iterations." if per_block > 1 else ""

@@ -1,4 +1,4 @@
-"""Everything a report says of a run, read from its directory, whatever state that is in."""
+"""Data of a run for its report, read from a run directory in any state."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -18,8 +18,8 @@ from esplug.runs.summary import RunSummary, Score, main_figure, read_json, read_
 
 _ITERATION = re.compile(r"iteration(\d+)\.json")
 _EVALUATION = re.compile(r"model_eval_task(.*)_iteration(\d+)\.json", re.DOTALL)
-#: Figures of a split that anybody names, perhaps like the main one: ``eval/SPLIT/metrics/NAME/mean``.
-_NAMED = re.compile("/(metrics|labels)/")
+#: Metrics and labels that tasks name, possibly like the main metric: ``eval/SPLIT/metrics/NAME/mean``.
+_NAMED_BY_TASK = re.compile("/(metrics|labels)/")
 _TEXTS, _NUMBERS = ("split", "prompt", "output", "label"), ("index", "sample", "reward", "tokens")
 
 
@@ -29,20 +29,20 @@ class RunData:
 
     Attributes:
         summary: state, scores and time.
-        label: the run's name, told apart from those of the others in the report.
-        figure: the one it is judged by, ``pass@1`` or ``reward``.
-        settings: of ``config.toml``, as they are.
+        label: the run's name, unique within the report.
+        main_metric: ``pass@1`` or ``reward``.
+        settings: content of ``config.toml``, not validated.
         environment: machine and software.
-        checksum: of the weights at the end, 16 hex digits; empty if unknown.
-        iterations: what each training iteration measured, in order.
-        evaluations: what each evaluation measured, in order.
-        before, after: the samples of the first and last evaluation by split; one alone is in both.
-        notes: what a reader should know, such as damage that was passed over.
+        checksum: checksum of the final weights, 16 hex digits; empty if unknown.
+        iterations: metrics of each training iteration, in order.
+        evaluations: metrics of each evaluation, in order.
+        before, after: samples of the first and last evaluation by split; a single evaluation is in both.
+        notes: warnings for the reader, such as damaged lines that were left out.
     """
 
     summary: RunSummary
     label: str
-    figure: str
+    main_metric: str
     settings: Mapping[str, Any]
     environment: Mapping[str, Any]
     checksum: str
@@ -54,41 +54,42 @@ class RunData:
 
     @cached_property
     def scores(self) -> list[Score]:
-        """The main figure, averaged over the splits, evaluation after evaluation."""
-        return scores_of(self.evaluations, self.figure)
+        """The main metric of each evaluation, averaged over the splits."""
+        return scores_of(self.evaluations, self.main_metric)
 
     @cached_property
     def splits(self) -> list[str]:
         """Names of the evaluation's splits."""
-        names = (_split(name, f"/{self.figure}/mean") for row in self.evaluations for name in row.values)
+        names = (_split(name, f"/{self.main_metric}/mean") for row in self.evaluations for name in row.values)
         return sorted({name for name in names if name} - {"average"})
 
     @cached_property
     def changes(self) -> dict[str, Estimate]:
-        """How much each split's main figure changed on the same prompts; splits asked otherwise are left out."""
+        """Change of each split's main metric; splits whose prompts differ between the evaluations are left out."""
         found = {}
-        for name, one in self.before.items():
-            two = self.after.get(name)
-            if two is not None and two is not one and _asked(one) == _asked(two):
-                pairs = (one.passes(), two.passes()) if self.figure == "pass@1" else (one.rewards, two.rewards)
-                found[name] = compare(*pairs).difference
+        for name, before in self.before.items():
+            after = self.after.get(name)
+            if after is not None and after is not before and _prompts(before) == _prompts(after):
+                by_passes = self.main_metric == "pass@1"
+                pair = (before.passes(), after.passes()) if by_passes else (before.rewards, after.rewards)
+                found[name] = compare(*pair).difference
         return found
 
     @cached_property
     def change(self) -> Estimate | None:
-        """How much the main figure changed, averaged over the splits; ``None`` if it is not known of all."""
+        """Change of the main metric, averaged over the splits; ``None`` if it is unknown for any split."""
         complete = bool(self.changes) and len(self.changes) == len(self.splits)
         return average(list(self.changes.values())) if complete else None
 
     @property
     def tokens(self) -> float:
-        """Tokens that the members answered with in training."""
+        """Number of tokens that members generated in training."""
         pairs = ((row.get("train/tokens_per_second"), row.get("time/generate")) for row in self.iterations)
         return sum(speed * seconds for speed, seconds in pairs if speed is not None and seconds is not None)
 
 
 def read_run(path: Path) -> RunData:
-    """Read a run's directory, also while the run goes on. What is damaged is passed over, and noted."""
+    """Read a run's directory, also while the run is active. Damaged parts are left out, with a note."""
     run, results, notes = RunDirectory(path), read_json(path / "results.json"), []
     rows, unreadable = rows_of(read_bytes(path / FILE_NAME))
     if unreadable:
@@ -96,14 +97,16 @@ def read_run(path: Path) -> RunData:
     if not rows:
         rows = list(_rows_of_records(run))
         if rows:
-            notes.append(f"{FILE_NAME} has no rows, so figures are read from train-output and eval-output")
+            notes.append(f"{FILE_NAME} has no rows, so the metrics come from train-output and eval-output")
     iterations = by_step(rows, "train/")
     failed = sum(row.values.get("train/rewards_failed", 0.0) for row in iterations)
     if failed:
-        notes.append(f"{failed:,.0f} training answers could not be graded and count 0; the labels say why")
+        notes.append(
+            f"{failed:,.0f} training answers could not be graded and have reward 0; their labels give the reason"
+        )
     for file in sorted(path.glob("*-from-iteration*")):  # settings or environment of a resumed run
         kind, _, iteration = file.stem.partition("-from-iteration")
-        notes.append(f"resumed with another {kind} at iteration {iteration}: see {file.name}")
+        notes.append(f"resumed with a different {kind} at iteration {iteration}: see {file.name}")
     samples = _Samples(run)
     notes += samples.notes
     settings, fault = read_settings(path)
@@ -114,7 +117,7 @@ def read_run(path: Path) -> RunData:
     return RunData(
         summary=summary,
         label=summary.name,
-        figure=main_figure(results),
+        main_metric=main_figure(results),
         settings=settings,
         environment=read_json(path / "environment.json"),
         checksum=checksum,
@@ -127,13 +130,13 @@ def read_run(path: Path) -> RunData:
 
 
 def read_runs(paths: list[Path]) -> list[RunData]:
-    """Read several runs; those of one name are told apart by the folders they are in."""
+    """Read several runs; the labels of runs with the same name include their folders."""
     places = {path.resolve() for path in paths}
     return [replace(read_run(path), label=_label(path.resolve(), places)) for path in paths]
 
 
 def _label(place: Path, places: set[Path]) -> str:
-    """Return the shortest end of a path that no other has."""
+    """Return the shortest end of a path that no other path has."""
     ends = (place.parts[-length:] for length in range(1, len(place.parts) + 1))
     own = (end for end in ends if sum(other.parts[-len(end) :] == end for other in places) == 1)
     return str(Path(*next(own, place.parts)))
@@ -187,12 +190,12 @@ def _sample(row: Any) -> Sample | None:
         return None
 
 
-def _asked(evaluation: SplitEvaluation) -> list[tuple[int, int, str]]:
+def _prompts(evaluation: SplitEvaluation) -> list[tuple[int, int, str]]:
     return [(sample.index, sample.sample, sample.prompt) for sample in evaluation.samples]
 
 
 def _rows_of_records(run: RunDirectory) -> Iterator[Row]:
-    """Make the rows of a run that logged none from what it wrote besides."""
+    """Build the rows of a run without ``metrics.jsonl`` from its records of iterations and evaluations."""
     for path in _listed(run.iterations):
         if named := _ITERATION.fullmatch(path.name):
             yield Row(int(named[1]), numbers(_mapping(read_json(path).get("metrics"))))
@@ -205,25 +208,25 @@ def _rows_of_records(run: RunDirectory) -> Iterator[Row]:
         yield Row(step, values | _averages(values))
 
 
-def _split(name: str, end: str) -> str:
-    """Return the split whose metric has this end of its name; nothing where it is another's or a figure of the task."""
-    split = name.removeprefix("eval/").removesuffix(end)
-    return "" if not name.endswith(end) or _NAMED.search(f"{split}/") else split
+def _split(name: str, ending: str) -> str:
+    """Return the split in a metric's name, or an empty text if the name has another ending or a task chose it."""
+    split = name.removeprefix("eval/").removesuffix(ending)
+    return "" if not name.endswith(ending) or _NAMED_BY_TASK.search(f"{split}/") else split
 
 
 def _averages(values: Mapping[str, float]) -> dict[str, float]:
-    """Average the splits' scores, without intervals unless there is one split."""
-    out = {}
-    for figure in ("pass@1", "reward"):
+    """Average the splits' scores; intervals only if there is one split."""
+    averages = {}
+    for metric in ("pass@1", "reward"):
         for bound in ("mean", "ci95_low", "ci95_high"):
-            found = [value for name, value in values.items() if _split(name, f"/{figure}/{bound}")]
+            found = [value for name, value in values.items() if _split(name, f"/{metric}/{bound}")]
             if len(found) == 1 or (found and bound == "mean"):
-                out[f"eval/average/{figure}/{bound}"] = fmean(found)
-    return out
+                averages[f"eval/average/{metric}/{bound}"] = fmean(found)
+    return averages
 
 
 def _checksum(run: RunDirectory, results: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the checksum of the last weights, and what is wrong with the seed log, or nothing."""
+    """Return the checksum of the last weights, and a note if the seed log is damaged."""
     model = _mapping(results.get("model"))
     known = str(model.get("weights_checksum", ""))
     if not run.seed_log.exists():

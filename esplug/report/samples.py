@@ -1,36 +1,35 @@
-"""The samples worth reading: the same prompt answered before and after, those that changed most first."""
+"""Samples for the report: answers to the same prompt before and after training, largest changes first."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from esplug.evaluation.figures import Sample, SplitEvaluation
 
-#: How many of each kind are shown.
-SHOWN = 4
+SHOWN = 4  # samples per group
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One prompt's answer before training and after; of a single evaluation ``before`` is ``None``."""
+    """One prompt's answers before and after training; ``before`` is ``None`` if there is only one evaluation."""
 
     before: Sample | None
     after: Sample
 
     @property
     def gain(self) -> float:
-        """How much the reward rose."""
+        """Increase of the reward."""
         return self.after.reward - self.before.reward if self.before else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Samples of one kind.
+    """Samples with something in common.
 
     Attributes:
         title: what they have in common.
-        count: how many there are.
-        total: out of how many.
-        pairs: the first few of them.
+        count: number of samples in the group.
+        total: number of samples in all.
+        pairs: first few samples of the group.
     """
 
     title: str
@@ -40,15 +39,15 @@ class Group:
 
 
 def groups(before: Mapping[str, SplitEvaluation], after: Mapping[str, SplitEvaluation]) -> list[Group]:
-    """Choose samples of all splits: the most improved and the most worsened; where none changed, best and worst."""
+    """Choose the samples of all splits that improved or worsened most; the best and worst if none changed."""
     pairs = [pair for name in after for pair in _pairs(before.get(name), after[name])]
     better = sorted((pair for pair in pairs if pair.gain > 0), key=lambda pair: -pair.gain)
     worse = sorted((pair for pair in pairs if pair.gain < 0), key=lambda pair: pair.gain)
-    chosen = [("Improved", better), ("Got worse", worse)]
+    chosen = [("Improved", better), ("Worsened", worse)]
     if not better and not worse:
         ranked = sorted(pairs, key=lambda pair: -pair.after.reward)
         if pairs and ranked[0].after.reward == ranked[-1].after.reward:
-            chosen = [("All earned the same", ranked)]
+            chosen = [("All the same reward", ranked)]
         else:
             top, bottom = (ranked[end].after.reward for end in (0, -1)) if ranked else (0.0, 0.0)
             chosen = [

@@ -27,45 +27,14 @@ from esplug.testing import (
     task_checks,
 )
 from esplug.utils.console import get_console
-from tests.cli.test_app import errors_of, run_cli, slowness
+from tests.helpers.cli import errors_of, run_cli, slowness
 from tests.helpers.packages import write
-
-
-class Task:
-    """A good task. Its subclasses break a part of it."""
-
-    @hookimpl
-    def options(self):
-        return {"scale": 1.0}
-
-    @hookimpl
-    def load_rows(self, split):
-        return [{"q": f"{split} {n}", "a": f"answer {n}"} for n in range(4)]
-
-    @hookimpl
-    def collate(self, batch):
-        return [row["q"] for row in batch], [row["a"] for row in batch]
-
-    @hookimpl
-    def template(self, question):
-        return [{"role": "user", "content": question}]
-
-    @hookimpl
-    def reward(self, model_output, target, options):
-        return options["scale"] * (model_output == target)
+from tests.helpers.plugins import Task
 
 
 def failed(checks: list[Check]) -> dict[str, str]:
     assert all("\n" not in check.detail for check in checks)
     return {check.name: check.detail for check in checks if not check.ok}
-
-
-def names_of_checks(page: str) -> list[str]:
-    """Return the names of the checks that a documentation page describes."""
-    kit, plugin = {
-        "tasks": (task_checks, Task), "shapings": (shaping_checks, "z-scores"), "loggers": (logger_checks, "jsonl")
-    }[page]  # fmt: skip
-    return [check.name for check in kit(plugin)]
 
 
 # --- tasks --------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from esplug.authoring.scaffold.new_plugin import NewPlugin
-from tests.cli.test_app import errors_of, run_cli
+from tests.helpers.cli import errors_of, run_cli
 from tests.helpers.packages import build_and_install, run_with
 
 NEW = {"task": "answer-length", "shaping": "steep", "logger": "status"}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_app import slowness
+from tests.helpers.cli import slowness
 
 ESPLUG = Path(sys.executable).parent / "esplug"
 

@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 
 from esplug.config.run_config import RunConfig, make_config, read_toml
-from tests.cli.test_app import errors_of, run_cli
+from tests.helpers.cli import errors_of, run_cli
 
 
 def shown(monkeypatch, capfd, *arguments: str) -> tuple[str, dict[str, str]]:

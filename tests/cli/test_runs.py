@@ -14,7 +14,7 @@ import pytest
 from esplug.errors import RunError
 from esplug.runs.summary import duration, summarise
 from esplug.utils.file_lock import locked
-from tests.cli.test_app import HEAVY, run_cli
+from tests.helpers.cli import HEAVY, run_cli
 from tests.helpers.runs import make_run
 
 

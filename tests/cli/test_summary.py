@@ -8,7 +8,7 @@ from esplug.planning.placement import Plan
 from esplug.runs.compare import compare_evaluations
 from esplug.runs.result import RunResult
 from esplug.utils.console import get_console
-from tests.evaluation.test_figures import sample
+from tests.helpers.evaluations import sample
 
 PLAN = Plan(2, "cpu", 0, 1)
 

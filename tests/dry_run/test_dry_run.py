@@ -1,4 +1,4 @@
-"""`esplug train --dry-run` without its probe, and the arithmetic of what a run costs."""
+"""`esplug train --dry-run` without its probe, and the arithmetic of a run's cost."""
 
 import tomllib
 
@@ -7,7 +7,7 @@ import pytest
 from esplug.config.run_config import make_config
 from esplug.planning.cost import Speed, times_of, work_of
 from esplug.utils.text import printable
-from tests.cli.test_app import errors_of, run_cli
+from tests.helpers.cli import errors_of, run_cli
 
 
 @pytest.fixture
@@ -28,32 +28,32 @@ def test_it_shows_settings_prompts_memory_and_cost(how, no_engines, monkeypatch,
     assert (code, err) == (0, "")
     settings, _, rest = out.partition("training: ")
     assert make_config(tomllib.loads(settings)).population_size == 4
-    assert "6 prompts an iteration" in rest
+    assert "6 prompts per iteration" in rest
     assert rest.count("--- prompt ") == 2
-    assert "<think>" in rest  # as the task asks
+    assert "<think>" in rest  # from the task's prompt
     assert "master" in rest
     assert ("adapters" in rest) == (how == "low-rank")
     words = " ".join(rest.split())
-    assert "an iteration 24 192" in words
-    assert "an evaluation 5 40" in words
-    assert "all: 10 iterations, 3 evaluations 255 2,040" in words  # before, after 5 and after 10
+    assert "one iteration 24 192" in words
+    assert "one evaluation 5 40" in words
+    assert "total: 10 iterations, 3 evaluations 255 2,040" in words  # before training, after 5 and after 10
     assert not out_dir.exists()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_the_model_it_shows_what_it_can(no_engines, monkeypatch, capfd, tmp_path) -> None:
+def test_without_the_model_it_shows_prompts_and_cost(no_engines, monkeypatch, capfd, tmp_path) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     code, out, _ = dry_run(monkeypatch, capfd, "--model-name", "nobody/no-such", "--output-directory", str(tmp_path))
     assert code == 0
     assert "the model is not on this machine" in out
-    assert "an iteration" in out
+    assert "one iteration" in out
 
 
 def test_chat_messages_are_shown_as_the_model_sees_them(no_engines, monkeypatch, capfd, tmp_path, tiny_model) -> None:
     _, out, _ = dry_run(
         monkeypatch, capfd, "--task", "math", "--task-option", "template=chat", "--model-name", str(tiny_model)
     )
-    assert "<assistant>" in out  # of the model's own chat template
+    assert "<assistant>" in out  # from the model's own chat template
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_a_mistake_is_one_line(arguments, words, no_engines, monkeypatch, capfd,
     assert words in errors_of(err)[0]
 
 
-def test_somebodys_data_do_not_command_the_terminal() -> None:
+def test_control_characters_in_data_do_not_reach_the_terminal() -> None:
     assert printable("a\x1b[31m\tb\nc\udcff") == "a\\x1b[31m\tb\nc\\udcff"
 
 
@@ -88,10 +88,10 @@ def test_somebodys_data_do_not_command_the_terminal() -> None:
         (1, 1, 0, 2),
     ],
 )
-def test_evaluations_are_those_that_a_run_makes(iterations, every, done, evaluations) -> None:
+def test_evaluations_are_counted_as_a_run_makes_them(iterations, every, done, evaluations) -> None:
     config = make_config({"n_iterations": iterations, "eval_freq": every})
     assert work_of(config, 2, 7, done).evaluations == evaluations
-    # as the loop of the trainer asks
+    # the condition in the trainer's loop
     assert sum(config.evaluates_at(k) for k in range(done, iterations)) + 1 == evaluations
 
 
@@ -107,7 +107,7 @@ SPEED = Speed(2, 1, 10, 20.0, 100.0, 30.0, switch=1.0, generate=4.0, grade=0.5, 
         ({"population_size": 7, "mini_batch_size": 10}, 2, (3.5 * 4.0 * 2, 3.5 * 1.0, 1.0, 0.1 + 7 * 0.2)),
     ],
 )
-def test_an_iteration_is_as_many_rounds_as_engines_need(settings, n_engines, expected) -> None:
+def test_an_iteration_takes_as_many_rounds_as_its_engines_need(settings, n_engines, expected) -> None:
     config = make_config({"n_iterations": 10, "eval_freq": 0} | settings)
     work = work_of(config, 20, 64)
     times = times_of(config, work, SPEED, n_engines, 32)

@@ -5,24 +5,9 @@ from statistics import fmean
 
 import pytest
 
-from esplug.evaluation.figures import Evaluation, Sample, SplitEvaluation
+from esplug.evaluation.figures import Evaluation, SplitEvaluation
 from esplug.evaluation.statistics import average, mean_estimate, pass_at_k, proportion_estimate
-
-
-def sample(reward: float = 0.0, passed: bool = False, split: str = "s", index: int = 0, **details) -> Sample:
-    usual = {"sample": 0, "prompt": "p", "target": "t", "output": "o", "label": "", "correct": passed}
-    usual |= {"tokens": 5, "finished": True}
-    return Sample(split=split, index=index, reward=reward, passed=passed, **usual | details)
-
-
-def split(name: str, *rows: list[tuple[float, bool]], pass_k: tuple[int, ...] = (1,), **details) -> SplitEvaluation:
-    """Make a split of rows, each a list of answers' rewards and whether they pass."""
-    samples = [
-        sample(reward, passed, name, index, sample=number)
-        for index, row in enumerate(rows)
-        for number, (reward, passed) in enumerate(row)
-    ]
-    return SplitEvaluation(name, samples, pass_k, **details)
+from tests.helpers.evaluations import sample, split
 
 
 def test_with_one_answer_pass_at_1_is_the_share_that_passes() -> None:

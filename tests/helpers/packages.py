@@ -1,4 +1,4 @@
-"""Plugin packages under test: files from documentation, and installing them as their users do."""
+"""Plugin packages: their files in the documentation, and their installation with pip."""
 
 import os
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def files_in(page: str) -> dict[str, str]:
-    """Return the files that a page shows: path, which stands before the block, to content."""
+    """Return the files that a page shows, by path; the path precedes the block."""
     text = Path(page).read_text(encoding="utf-8")
     return dict(re.findall(r"^`([\w./-]+)`:\n\n```\w+\n(.*?)^```$", text, re.DOTALL | re.MULTILINE))
 
@@ -22,7 +22,7 @@ def write(files: dict[str, str], folder: Path) -> Path:
 
 
 def build_and_install(projects: list[Path], folder: Path) -> Path:
-    """Build wheels of projects and install them, as distributions, into a folder of their own."""
+    """Build wheels of projects, and install them into a new folder."""
     wheels, site = folder / "wheels", folder / "site"
     pip = [sys.executable, "-m", "pip"]
     offline = ["--quiet", "--no-index", "--no-deps"]
@@ -32,7 +32,7 @@ def build_and_install(projects: list[Path], folder: Path) -> Path:
 
 
 def run_with(site: Path, *command: str, cwd: Path | str = ".") -> subprocess.CompletedProcess[str]:
-    """Run a Python module, such as esplug or pytest, with the packages installed there."""
+    """Run a Python module, such as esplug or pytest, with the packages in ``site``."""
     environment = os.environ | {"PYTHONPATH": str(site), "COLUMNS": "160"}
     return subprocess.run(
         [sys.executable, "-m", *command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300

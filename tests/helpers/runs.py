@@ -1,4 +1,4 @@
-"""Run directories as a run would leave them, made in milliseconds through the writers that runs use."""
+"""Run directories for tests, made in milliseconds with the writers that real runs use."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +38,7 @@ def evaluation(iteration: int, samples: Sequence[Sample], by_task: bool = True) 
 
 
 def metrics(iteration: int, **others: float) -> dict[str, float]:
-    """Make what an iteration measures."""
+    """Make the metrics of an iteration."""
     return {
         "train/reward/mean": 0.2 + 0.01 * iteration,
         "train/reward/min": 0.1,
@@ -69,7 +69,7 @@ def make_run(
     status: str | None = "finished",
     **settings: Any,
 ) -> RunDirectory:
-    """Make a run that has got through ``done`` iterations, with an evaluation of four prompts before and after."""
+    """Make a run with ``done`` iterations, and with an evaluation of four prompts before and after them."""
     config: RunConfig = make_config(
         {"output_directory": str(folder), "experiment_name": name, "task": "sums", "model_name": "owner/tiny"},
         {"n_iterations": done} | settings,

@@ -1,4 +1,4 @@
-"""Tiny models with random weights and a byte-level tokenizer: real architectures, loaded in a second."""
+"""Tiny models of real architectures, with random weights and a byte-level tokenizer."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def make_tiny_model(folder: Path, architecture: str = "llama", tied: bool = True
         pad_token_id=2,
     )
     model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
-    with torch.no_grad():  # norms and biases start at constants, where a mix-up would not show
+    with torch.no_grad():  # norms and biases are constant at first, which would hide a mix-up
         for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter.add_(0.2 * torch.randn_like(parameter))

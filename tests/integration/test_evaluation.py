@@ -27,7 +27,7 @@ from esplug.evaluation.evaluator import CHUNK
 from esplug.evaluation.statistics import compare
 from esplug.planning.placement import Plan
 from esplug.trainer import EvolutionStrategiesTrainer
-from tests.integration.test_training import KeptEngines
+from tests.helpers.training import KeptEngines
 
 pytestmark = pytest.mark.vllm
 

@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 import pytest
 
-from esplug.checkpoints.history import CaughtUp, History
+from esplug.checkpoints.history import History
 from esplug.config.run_config import RunConfig, make_config
 from esplug.dry_run.probe import Probe
 from esplug.engines.messages import EngineSettings
@@ -33,8 +33,8 @@ from esplug.report.page import render
 from esplug.report.run_data import read_run
 from esplug.runs.result import RunResult
 from esplug.runs.summary import summarise
-from esplug.trainer import EvolutionStrategiesTrainer
 from esplug.weights.master import MasterWeights
+from tests.helpers.training import KeptEngines, Trainer
 
 pytestmark = pytest.mark.vllm
 
@@ -464,31 +464,6 @@ def test_more_engines_than_cores_are_refused_before_anything_is_written(desk) ->
 
 
 # --- from Python, on engines that are kept ---------------------------------------------------------------
-
-
-class KeptEngines(EnginePool):
-    """Engines that outlive a run. Each run finds them with the base weights, as if just started."""
-
-    def start(self, history: History) -> CaughtUp:
-        if not self._slots:
-            return super().start(history)
-        self._history = history
-        return self._call(self._slots, "catch_up", history.catch_up())[0]
-
-    def close(self) -> None:
-        """Not yet."""
-
-    def stop(self) -> None:
-        super().close()
-
-
-class Trainer(EvolutionStrategiesTrainer):
-    """A trainer on kept engines."""
-
-    kept: KeptEngines
-
-    def launch_engines(self) -> EnginePool:
-        return self.kept
 
 
 @pytest.fixture(scope="module")

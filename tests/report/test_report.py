@@ -1,4 +1,4 @@
-"""`esplug report`: a page that says what a run did, whatever state the run is in and whatever a model wrote."""
+"""`esplug report`: the page of a run in any state, whatever a model wrote."""
 
 import json
 import re
@@ -20,7 +20,7 @@ from esplug.report.figures import of_one, of_run
 from esplug.report.run_data import read_run, read_runs
 from esplug.report.samples import groups
 from esplug.report.text import visible
-from tests.cli.test_app import errors_of, run_cli
+from tests.helpers.cli import errors_of, run_cli
 from tests.helpers.runs import evaluation, make_run, metrics, sample
 
 BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), "")
@@ -55,7 +55,7 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def report(monkeypatch, capfd, tmp_path):
-    """Return a function that reports on runs and reads the page."""
+    """Return a function that makes a report on runs and parses the page."""
 
     def make(*paths: Path) -> Page:
         page = tmp_path / "page.html"
@@ -67,11 +67,11 @@ def report(monkeypatch, capfd, tmp_path):
 
 
 def lines_of(page: Page, name: str) -> dict[str, Any]:
-    """A figure's lines by name, without their bands."""
+    """Return a figure's lines by name, without bands."""
     return {trace["name"]: trace for trace in page.figures[name]["data"] if "name" in trace}
 
 
-def test_the_page_says_what_came_out(report, tmp_path) -> None:
+def test_the_page_shows_the_results(report, tmp_path) -> None:
     page = report(make_run(tmp_path, "mine").path)
     change = compare([1.0, 0, 0, 0], [0.0, 1, 1, 1]).difference
     assert "mine finished task sums · model owner/tiny" in page.text
@@ -81,7 +81,7 @@ def test_the_page_says_what_came_out(report, tmp_path) -> None:
     assert "time 24 s 1,600 training tokens" in page.text
     assert "weights 0000000000c0ffee" in page.text
     assert "Improved 3 of 4 answers" in page.text
-    assert "Got worse 1 of 4 answers" in page.text
+    assert "Worsened 1 of 4 answers" in page.text
     assert "before 0" in page.text
     assert "after 3" in page.text
     assert "population_size 30" in page.text
@@ -99,13 +99,13 @@ def test_the_figures_show_what_was_measured(report, tmp_path) -> None:
     assert rewards["customdata"] == [[0.1, 0.3], [0.1, 0.31]]
     phases = {name: trace["y"] for name, trace in lines_of(page, "run-phases").items()}
     assert phases == {
-        "answers": [8, 8],
-        "waiting for grades": [0.5, 0.5],
+        "generation": [8, 8],
+        "waiting for rewards": [0.5, 0.5],
         "update": [1.5, 1.5],
         "evaluation": [2, None],
     }
     use = {name: trace["y"][0] for name, trace in lines_of(page, "run-engines").items()}
-    assert use == {"answering": 60, "changing weights": 10, "updating": 15, "waiting": 15}
+    assert use == {"generating": 60, "switching weights": 10, "updating": 15, "idle": 15}
     labels = {name: trace["y"][0] for name, trace in lines_of(page, "run-labels").items()}
     assert labels == {"correct": 10, "wrong": 30}, "of 40 answers: 100 tokens/s for 8 s, 20 tokens each"
     assert set(lines_of(page, "run-length")) == {"training", "evaluation"}
@@ -113,7 +113,7 @@ def test_the_figures_show_what_was_measured(report, tmp_path) -> None:
     assert "run-correlation" not in page.figures  # members were not mirrored
 
 
-def test_runs_are_laid_over_each_other(report, tmp_path) -> None:
+def test_runs_share_their_figures(report, tmp_path) -> None:
     one = make_run(tmp_path, "one", sigma=0.002)
     two = make_run(tmp_path, "two", done=3)
     page = report(one.path, two.path)
@@ -123,10 +123,10 @@ def test_runs_are_laid_over_each_other(report, tmp_path) -> None:
     assert "sigma 0.002 0.001" in page.text
     assert "n_iterations 2 3" in page.text
     assert "time 24 s 34 s" in page.text
-    assert page.text.count("experiment_name") == 2, "in each run's own settings, not among those that differ"
+    assert page.text.count("experiment_name") == 2, "only in each run's own settings"
 
 
-def test_runs_of_one_name_are_told_apart(tmp_path) -> None:
+def test_runs_with_the_same_name_get_different_labels(tmp_path) -> None:
     paths = [make_run(tmp_path / folder, "run", done=0).path for folder in ("a/x", "b/x", "c")]
     assert [run.label for run in read_runs(paths)] == ["a/x/run", "b/x/run", "c/run"]
     assert [run.label for run in read_runs(paths[1:])] == ["x/run", "c/run"]
@@ -146,7 +146,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_nothing_that_a_model_or_a_task_says_becomes_part_of_the_page(text, report, tmp_path) -> None:
+def test_text_from_models_and_tasks_is_never_markup(text, report, tmp_path) -> None:
     other = make_run(tmp_path, "other").path
     harmless = report(make_run(tmp_path, "harmless").path, other)
     details = {
@@ -167,22 +167,22 @@ def test_nothing_that_a_model_or_a_task_says_becomes_part_of_the_page(text, repo
     with (run.path / "metrics.jsonl").open("a") as file:
         named = {f"train/labels/{text}": 0.5, f"train/metrics/{text}/mean": 0.5}
         file.write(json.dumps({"step": 2, **metrics(2, **named)}) + "\n")
-    named_so = tmp_path / text.translate({ord("/"): "\u2215", 0: None, 0xD83D: "\udcff"})  # as a folder's can be
-    run.path.rename(named_so)
-    page = report(named_so, other)
+    renamed = tmp_path / text.translate({ord("/"): "\u2215", 0: None, 0xD83D: "\udcff"})  # legal in a folder's name
+    run.path.rename(renamed)
+    page = report(renamed, other)
     kinds = {tag for tag, _ in harmless.elements}
     assert {tag for tag, _ in page.elements} <= kinds
     assert sum(tag == "script" for tag, _ in page.elements) == len(page.figures) + 2
     assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
     assert not [attributes for _, attributes in page.elements if attributes.keys() & {"src", "href"}]
     shown = "".join(page.texts)
-    assert [each for each in (text, in_toml, named_so.name) if visible(each) not in shown] == []
+    assert [each for each in (text, in_toml, renamed.name) if visible(each) not in shown] == []
     assert visible(shown, len(shown)) == shown
     names = [trace["name"] for figure in page.figures.values() for trace in figure.get("data", []) if "name" in trace]
     assert not [name for name in names if "<" in name], "plotly reads names as markup"
 
 
-def test_invisible_characters_are_spelt_out_and_endless_texts_cut() -> None:
+def test_invisible_characters_are_spelled_out_and_long_text_is_cut() -> None:
     assert visible("a\x00\x1b\x7f\u202e\ud800\tb\n") == "a␀␛\\x7f\\u202e\\ud800\tb\n"
     cut = visible("x" * 1_000_000)
     assert len(cut) < 3100
@@ -206,10 +206,10 @@ def nulls(path: Path) -> None:
     [
         (not_json, "3 of 7 lines of metrics.jsonl cannot be read and are left out"),
         (nulls, None),
-        (Path.unlink, "metrics.jsonl has no rows, so figures are read from train-output and eval-output"),
+        (Path.unlink, "metrics.jsonl has no rows, so the metrics come from train-output and eval-output"),
     ],
 )
-def test_damaged_metrics_cost_what_is_damaged(damage, note, report, tmp_path) -> None:
+def test_damaged_metrics_leave_the_rest_readable(damage, note, report, tmp_path) -> None:
     run = make_run(tmp_path)
     damage(run.path / "metrics.jsonl")
     page = report(run.path)
@@ -231,10 +231,10 @@ def test_damaged_samples_and_settings_are_noted(report, tmp_path) -> None:
     assert "config.toml is not TOML" in page.text
     for iteration in (0, 4):
         assert f"model_eval_taskheld_out_iteration{iteration}.json: samples that cannot be read" in page.text
-    assert "All earned the same 1 of 1 answers" in page.text
+    assert "All the same reward 1 of 1 answers" in page.text
 
 
-def test_a_damaged_log_is_noted_without_a_remedy_that_is_another_command_s(report, tmp_path) -> None:
+def test_a_damaged_log_is_noted_without_another_commands_remedy(report, tmp_path) -> None:
     run = make_run(tmp_path, done=3)
     data = bytearray(run.seed_log.read_bytes())
     data[data.index(b"\n") + 20] ^= 255
@@ -245,7 +245,7 @@ def test_a_damaged_log_is_noted_without_a_remedy_that_is_another_command_s(repor
     assert note in report(run.path).text
 
 
-def test_numbers_beyond_all_bounds_cost_their_lines(report, tmp_path) -> None:
+def test_numbers_that_overflow_are_left_out(report, tmp_path) -> None:
     run = make_run(tmp_path)
     with (run.path / "metrics.jsonl").open("a") as file:
         file.write(f'{{"step": {"9" * 400}, "train/reward/mean": 1}}\n')
@@ -258,7 +258,7 @@ def test_numbers_beyond_all_bounds_cost_their_lines(report, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("damage", [None, Path.unlink])
-def test_a_task_s_metric_or_label_that_is_named_like_the_figure_is_no_split(damage, report, tmp_path) -> None:
+def test_a_metric_or_label_of_a_task_is_never_taken_for_a_split(damage, report, tmp_path) -> None:
     details = {"correct": None, "metrics": {"reward": 7.0, "x/reward": 7.0}, "label": "reward"}
     both = [[sample(i, i + k, **details) for i in range(3)] for k in (0.0, 2.0)]
     runs = [evaluation(2 * k, samples, by_task=False) for k, samples in enumerate(both)]
@@ -271,7 +271,7 @@ def test_a_task_s_metric_or_label_that_is_named_like_the_figure_is_no_split(dama
         assert "reward before → after 1.000 → 3.000 change +2.000" in report(run.path).text
 
 
-def test_a_run_that_goes_on_can_be_read(report, tmp_path) -> None:
+def test_a_report_on_an_active_run(report, tmp_path) -> None:
     run = make_run(tmp_path, done=3, n_iterations=9, status="running", evaluations=[evaluation(0, [sample(0, 1.0)])])
     (run.path / "results.json").unlink()
     page = report(run.path)
@@ -279,14 +279,14 @@ def test_a_run_that_goes_on_can_be_read(report, tmp_path) -> None:
     assert "Answer reward 1" in page.text
 
 
-def test_a_resumed_run_says_from_where_on_it_was_another(report, tmp_path) -> None:
+def test_a_resumed_run_names_the_iteration_and_the_changed_settings(report, tmp_path) -> None:
     run = make_run(tmp_path)
     (run.path / "config-from-iteration1.toml").touch()
-    assert "resumed with another config at iteration 1: see config-from-iteration1.toml" in report(run.path).text
+    assert "resumed with a different config at iteration 1: see config-from-iteration1.toml" in report(run.path).text
 
 
 @pytest.mark.parametrize("evaluations", [[], None])
-def test_an_evaluation_alone_or_none_at_all_makes_a_page(evaluations, report, tmp_path) -> None:
+def test_a_run_with_one_evaluation_or_none(evaluations, report, tmp_path) -> None:
     run = make_run(tmp_path, done=0 if evaluations is None else 2, evaluations=evaluations)
     page = report(run.path)
     figures = {name.partition("-")[2] for name in page.figures if name != "templates"}
@@ -300,18 +300,18 @@ def test_an_evaluation_alone_or_none_at_all_makes_a_page(evaluations, report, tm
         assert figures == {"reward", "length", "speed", "steps", "phases", "engines", "labels"}
 
 
-def test_a_run_with_nothing_but_settings_makes_a_page(report, tmp_path) -> None:
+def test_a_run_with_only_settings(report, tmp_path) -> None:
     run = make_run(tmp_path, done=0, evaluations=[], n_iterations=5, status="failed")
     assert "run failed" in report(run.path).text
 
 
-def test_rewards_decide_where_no_task_says_what_is_correct(report, tmp_path) -> None:
+def test_rewards_are_the_main_metric_if_the_task_does_not_say_what_is_correct(report, tmp_path) -> None:
     runs = [evaluation(k, [sample(i, 0.1 * i + k, correct=None) for i in range(3)], by_task=False) for k in (0, 2)]
     page = report(make_run(tmp_path, evaluations=runs).path)
     assert "reward before → after 0.100 → 2.100 change +2.000 [+2.000, +2.000]" in page.text
 
 
-def test_splits_are_shown_one_by_one_and_averaged(report, tmp_path) -> None:
+def test_splits_are_shown_separately_and_averaged(report, tmp_path) -> None:
     splits = [[sample(i, float(i < k), split) for split in ("a", "b") for i in range(4)] for k in (1, 2)]
     page = report(make_run(tmp_path, evaluations=[evaluation(2 * k, rows) for k, rows in enumerate(splits)]).path)
     assert set(lines_of(page, "run-evaluation")) == {"average", "a", "b"}
@@ -319,14 +319,14 @@ def test_splits_are_shown_one_by_one_and_averaged(report, tmp_path) -> None:
     assert re.search(r"average 0\.250 \[[^]]+] 0\.500 \[[^]]+] \+0\.250", page.text)
 
 
-def test_prompts_that_are_others_are_not_compared(tmp_path) -> None:
+def test_different_prompts_are_not_compared(tmp_path) -> None:
     before, after = ([sample(0, k, prompt=str(k))] for k in (0, 1))
     run = read_run(make_run(tmp_path, evaluations=[evaluation(0, before), evaluation(2, after)]).path)
     assert run.change is None
     assert groups(run.before, run.after) == []
 
 
-def test_long_runs_stay_small_and_keep_their_extremes(tmp_path) -> None:
+def test_long_runs_make_small_figures_with_the_true_extremes(tmp_path) -> None:
     run = make_run(tmp_path, done=1, evaluations=[], n_iterations=5000)
     with (run.path / "metrics.jsonl").open("a") as file:
         for iteration in range(5000):
@@ -335,24 +335,24 @@ def test_long_runs_stay_small_and_keep_their_extremes(tmp_path) -> None:
     data = read_run(run.path)
     panels = of_one(data)
     assert sum(len(panel.figure.to_json()) for panel in panels) < 1_000_000
-    assert all("stands for 13 iterations" in panel.caption for panel in panels)
+    assert all("Each point is 13 iterations" in panel.caption for panel in panels)
     line = curve(data.iterations, "train/reward/mean", ("train/reward/min", "train/reward/max"))
     assert max(line.high) == 999
     assert len(line.x) <= LIMIT
 
 
-def test_thinned_points_are_means_and_the_rest_is_as_it_was() -> None:
+def test_points_of_long_curves_are_means_and_short_curves_are_unchanged() -> None:
     rows = [Row(step, {"m": float(step)}) for step in range(2 * LIMIT)]
     assert curve(rows, "m").y[:2] == [0.5, 2.5]
     assert curve(rows[:LIMIT], "m").y == [float(step) for step in range(LIMIT)]
     assert curve(rows, "other").x == []
 
 
-def test_the_page_goes_into_the_run_or_here(monkeypatch, capfd, tmp_path) -> None:
+def test_the_page_is_written_to_the_run_or_the_current_folder(monkeypatch, capfd, tmp_path) -> None:
     monkeypatch.chdir(tmp_path)
     one, two = make_run(tmp_path, "one").path, make_run(tmp_path, "two").path
     for arguments, page in (([one], one / "report.html"), ([one, two], Path("report.html"))):
-        for _ in range(2):  # the second time over the first
+        for _ in range(2):  # the second page replaces the first
             code, out, _ = run_cli(monkeypatch, capfd, "report", *map(str, arguments))
             assert (code, out) == (0, f"{page}\n")
             assert page.stat().st_size < 10_000_000
@@ -377,7 +377,7 @@ def test_mistakes_are_one_line(arguments, words, monkeypatch, capfd, tmp_path) -
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine"]
 
 
-def test_labels_are_counted_or_else_shares_and_the_rare_ones_are_drawn_together(tmp_path) -> None:
+def test_frequent_labels_are_drawn_one_by_one_as_counts_or_shares(tmp_path) -> None:
     run = make_run(tmp_path, done=1, evaluations=[], n_iterations=3)
     many = {f"train/labels/error:{number}": 0.01 * number for number in range(1, 9)}
     row = {"step": 1, **metrics(1, **many)}
@@ -392,7 +392,7 @@ def test_labels_are_counted_or_else_shares_and_the_rare_ones_are_drawn_together(
     assert (traces[0].y, traces[-1].y) == ((25.0,), (10.0,))
 
 
-def test_pictures_without_kaleido_are_one_line_and_the_page_is_written(monkeypatch, capfd, tmp_path) -> None:
+def test_png_without_kaleido_is_a_one_line_error_and_the_page_is_written(monkeypatch, capfd, tmp_path) -> None:
     run = make_run(tmp_path)
     monkeypatch.setitem(sys.modules, "kaleido", None)
     code, out, err = run_cli(monkeypatch, capfd, "report", str(run.path), "--png")
@@ -402,7 +402,7 @@ def test_pictures_without_kaleido_are_one_line_and_the_page_is_written(monkeypat
     assert (run.path / "report.html").exists()
 
 
-def test_pictures_without_a_browser_are_one_line_and_the_page_is_written(monkeypatch, capfd, tmp_path) -> None:
+def test_png_without_a_browser_is_a_one_line_error_and_the_page_is_written(monkeypatch, capfd, tmp_path) -> None:
     pytest.importorskip("kaleido", reason='no kaleido: pip install "esplug[png]"')
     run = make_run(tmp_path)
     monkeypatch.setenv("BROWSER_PATH", str(tmp_path / "no-browser"))
@@ -413,26 +413,26 @@ def test_pictures_without_a_browser_are_one_line_and_the_page_is_written(monkeyp
 
 
 def browse(page: Path) -> tuple[str, str, list[str]]:
-    """Open a page beside which a picture of it is written; return its elements, the messages, and what it fetched."""
+    """Open a page and write a screenshot beside it. Return its DOM, its console messages and the URLs it fetched."""
     log = page.with_suffix(".net.json")
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
     options += [f"--user-data-dir={page.parent / 'profile'}", "--window-size=1280,1600", "--virtual-time-budget=5000"]
     options += [f"--log-net-log={log}", "--enable-logging=stderr", f"--screenshot={page.with_suffix('.png')}"]
     done = subprocess.run([BROWSER, *options, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120)
     messages = "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
-    # What the browser fetches for itself has no origin.
+    # Requests of the browser itself have no initiator.
     fetched = re.findall(r'"initiator":"null".*?"url":"(https?:[^"]+)"', log.read_text(encoding="utf-8"))
     return done.stdout, messages, fetched
 
 
 @pytest.mark.skipif(not BROWSER, reason="no chromium: apt-get install chromium")
-def test_a_browser_draws_the_page_without_a_word_and_without_the_network(report, tmp_path) -> None:
+def test_a_browser_draws_the_page_without_messages_or_network(report, tmp_path) -> None:
     from PIL import Image
 
     hostile = [evaluation(k, [sample(i, float(i != k), output=HOSTILE[i]) for i in range(4)]) for k in (0, 2)]
     page = report(make_run(tmp_path, evaluations=hostile).path, make_run(tmp_path, "other", antithetic=True).path)
     elements, messages, fetched = browse(tmp_path / "page.html")
-    assert (messages, fetched) == ("", []), "an error, or something that the page's policy refused"
+    assert (messages, fetched) == ("", []), "an error, or a violation of the page's policy"
     assert elements.count('class="main-svg"') >= len(page.figures) - 1 > 10
     colours = Image.open(tmp_path / "page.png").convert("RGB").getcolors(1 << 24)
     assert colours is not None
@@ -440,12 +440,12 @@ def test_a_browser_draws_the_page_without_a_word_and_without_the_network(report,
     other = tmp_path / "other.html"
     other.write_text("<img src=http://esplug.invalid/x><script>undefined.x</script>")
     _, messages, fetched = browse(other)
-    assert "TypeError" in messages, "or this test notices nothing"
+    assert "TypeError" in messages, "this test would not notice errors"
     assert fetched == ["http://esplug.invalid/x"]
 
 
 @pytest.mark.skipif(not BROWSER, reason="no chromium: apt-get install chromium")
-def test_pictures_are_made_for_papers(monkeypatch, capfd, tmp_path) -> None:
+def test_png_files_have_the_size_for_papers(monkeypatch, capfd, tmp_path) -> None:
     pytest.importorskip("kaleido", reason='no kaleido: pip install "esplug[png]"')
     from PIL import Image
 

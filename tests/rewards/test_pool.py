@@ -8,8 +8,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,34 +22,9 @@ from esplug.errors import RunError, UserError
 from esplug.hookspecs import Reward
 from esplug.rewards.grader import LABEL_LENGTH, NonFinite, as_reward
 from esplug.rewards.pool import Graded, PendingRewards, RewardPool
+from tests.helpers.rewards import gone_within, grade, graders, leaves_sleepers, nothing_left
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # no grader need import this file, and pytest with it
-
-
-def grade(
-    reward: Callable[..., Any], outputs: list[str], targets: list[Any] | None = None, **settings: Any
-) -> list[Graded]:
-    with RewardPool(reward, **{"timeout": 5, "processes": 1} | settings) as pool:
-        return pool.submit(outputs, [None] * len(outputs) if targets is None else targets).result()
-
-
-def graders() -> list[psutil.Process]:
-    return list(psutil.Process().children(recursive=True))
-
-
-def gone_within(seconds: float, processes: list[psutil.Process]) -> bool:
-    alive = psutil.wait_procs(processes, timeout=seconds)[1]
-    return all(process.status() == psutil.STATUS_ZOMBIE for process in alive)  # init may be slow to reap
-
-
-@contextmanager
-def nothing_left() -> Iterator[None]:
-    def resources() -> tuple[int, int, int]:
-        return psutil.Process().num_fds(), threading.active_count(), len(graders())
-
-    before = resources()
-    yield
-    assert resources() == before
 
 
 @pytest.fixture(autouse=True)
@@ -66,14 +40,6 @@ def test_rewards_come_in_order() -> None:
             assert [graded.reward.value for graded in pending.result()] == [-j] * 512
             assert pending.done()
         assert pool.submit([], []).result() == []
-
-
-def leaves_sleepers() -> None:
-    subprocess.Popen(["sleep", "600"])
-    subprocess.Popen(["sleep", "600"], start_new_session=True)
-    if os.fork() == 0:
-        time.sleep(600)
-    time.sleep(600)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from esplug.planning.placement import Plan
 from esplug.runs.compare import compare_evaluations, compare_models
 from esplug.runs.directory import RunDirectory
 from esplug.runs.result import RunResult
-from tests.evaluation.test_figures import split
+from tests.helpers.evaluations import split
 
 A = [(1.0, True), (0.25, False)], [(0.5, False), (0.5, False)], [(1.0, True), (1.0, True)]
 B = [(1.0, True), (0.25, False)], [(0.5, False), (1.0, True)], [(0.0, False), (0.0, False)]

@@ -10,7 +10,7 @@ from esplug.data.splits import EvaluationSplit
 from esplug.evaluation.figures import Evaluation
 from esplug.planning.placement import Plan
 from esplug.runs.results_json import results
-from tests.evaluation.test_figures import split
+from tests.helpers.evaluations import split
 
 ASKED = {"s": EvaluationSplit(["one", "two"], [[1], [2]], ["1", "2"]), "t": EvaluationSplit(["three"], [[3]], ["3"])}
 SAMPLED = {"eval_n_samples": 2, "eval_temperature": 0.8, "eval_top_p": 0.9, "pass_k": [1, 2], "seed": 5}

@@ -17,7 +17,7 @@ from esplug.errors import UserError
 from esplug.evaluation.figures import Evaluation, Sample, SplitEvaluation
 from esplug.runs.directory import RunDirectory
 from esplug.runs.resume import check_environment, note_changes, past_evaluations, reopen, stored_config
-from tests.integration.faults.test_checkpoints import files_no_longer_than
+from tests.helpers.files import files_no_longer_than
 
 SETTINGS: dict[str, Any] = {"task": "custom", "n_iterations": 4, "experiment_name": "run", "n_vllm_engines": 1}
 #: Another value for each setting that cannot just be doubled.

@@ -68,8 +68,8 @@ def test_a_child_process_does_not_keep_it(tmp_path) -> None:
     with locked(tmp_path):
         child = subprocess.Popen(["sleep", "60"])
     try:
-        with locked(tmp_path):
-            pass
+        assert run_lock.is_held(tmp_path) is False
+        assert child.poll() is None, "the child ended before the check"
     finally:
         child.kill()
         child.wait()

@@ -22,10 +22,11 @@ def test_it_ages_between_beats_but_not_at_rest() -> None:
     heart = Heartbeat()
     assert heart.age() == 0.0
     heart.beat()
-    time.sleep(0.05)
-    assert 0.05 <= heart.age() < 5
+    time.sleep(0.2)
+    before = heart.age()
+    assert before >= 0.2
     heart.beat()
-    assert heart.age() < 0.05
+    assert heart.age() < before
     time.sleep(0.05)
     heart.rest()
     assert heart.age() == 0.0
@@ -85,17 +86,17 @@ def test_the_pulse_of_a_hanging_engine_ages_in_every_call(call, tmp_path) -> Non
 
     def hang() -> None:
         hanging.set()
-        release.wait(10)
+        release.wait(60)
 
     engine._llm, engine._low_rank = Hanging(call, hang), 1 if call == "es_set_members" else None
     assert engine.pulse() == 0.0
     thread = threading.Thread(target=CALLS[call], args=(engine, tmp_path))
     thread.start()
-    assert hanging.wait(10)
+    assert hanging.wait(60)
     time.sleep(0.1)
     assert engine.pulse() >= 0.1
     release.set()
-    thread.join(10)
+    thread.join(60)
     assert engine.pulse() == 0.0
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.vllm_worker.test_engine_weights import reference_logprobs, start_probe
+from tests.helpers.vllm import reference_logprobs, start_probe
 
 pytestmark = pytest.mark.vllm
 

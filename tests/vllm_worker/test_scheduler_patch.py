@@ -138,7 +138,7 @@ def test_a_real_engine_gives_the_same_answers_in_one_output_each(tiny_model) -> 
     from esplug.engines.actor import Engine
     from esplug.engines.cluster import Cluster
     from esplug.engines.messages import Sampling, Weights
-    from tests.vllm_worker.test_engine_weights import start_probe
+    from tests.helpers.vllm import start_probe
 
     class Plain(Engine):
         light_bookkeeping = False

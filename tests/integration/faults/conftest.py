@@ -1,6 +1,7 @@
-"""The faults that the tests let loose, in one table at the end: what, how often, how often survived, what was lost.
+"""Fault table: a pytest plugin that counts injected faults and prints them at the end of a test session.
 
-A test says so with ``@pytest.mark.fault(name, times, lost)``. It survives all of its faults or, where it fails, none.
+A test declares its faults with ``@pytest.mark.fault(name, times, lost)``. All of them count as survived if
+it passes, and none if it fails.
 """
 
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ PROPERTY = "fault"
 
 @dataclass
 class Count:
-    """How often a fault was tried and survived, and what it costs at most."""
+    """How often a fault was injected and survived, and the most that it may cost."""
 
     tried: int = 0
     survived: int = 0
@@ -21,7 +22,7 @@ class Count:
 
 
 class Tally:
-    """A plugin of pytest that counts the faults of the tests it sees run."""
+    """pytest plugin that counts the faults of the tests that run."""
 
     def __init__(self) -> None:
         self.counts: dict[str, Count] = {}

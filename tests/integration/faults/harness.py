@@ -1,7 +1,7 @@
-"""Runs at the command line on which faults are let loose, and what must be true of them afterwards.
+"""Harness for fault injection: starts runs at the command line, and checks their outputs afterwards.
 
-All runs of one model at a :class:`Desk` compute the same, whatever their number of engines and their length, if that is
-a multiple of ``EVAL_FREQ``: an undisturbed run of many iterations tells what any shorter one must have left behind.
+All runs of one model in a :class:`Desk` compute the same values with any number of engines, if their number of
+iterations is a multiple of ``EVAL_FREQ``. One long undisturbed run is therefore the reference for all shorter ones.
 """
 
 import fcntl
@@ -29,7 +29,7 @@ from esplug.checkpoints import seed_log
 from esplug.checkpoints.folders import newest_first, verify
 from esplug.errors import UserError
 from esplug.utils.cores import usable_cores
-from tests.integration.faults.test_secrets import SECRETS
+from tests.helpers.secrets import SECRETS
 
 TASK = """
 from esplug import Reward, hookimpl
@@ -79,14 +79,14 @@ _numbers = itertools.count()
 
 
 class Launched:
-    """A command that was started, and all processes below it.
+    """A started command and all its descendant processes.
 
     Args:
-        command: with its arguments.
-        folder: to start it in; its output goes there too.
-        environment: of the process.
-        cores: that it and all below it may use.
-        terminal: give it one of its own, on which :meth:`type` types.
+        command: command line.
+        folder: working directory; the output goes there too.
+        environment: environment variables.
+        cores: cores that the process and its descendants may use.
+        terminal: give the command a terminal of its own, for :meth:`type`.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Launched:
 
     @property
     def text(self) -> str:
-        """What it has printed, without the terminal's control sequences."""
+        """Output so far, without the terminal's control sequences."""
         return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.raw).replace("\r\n", "\n")
 
     @property
@@ -136,7 +136,7 @@ class Launched:
         return self._process.poll() is None
 
     def engines(self) -> list[psutil.Process]:
-        """Return the processes of engines, old and new."""
+        """Return the engines' processes, including those that are being replaced."""
         return [each for each in self._below() if "ray::Engine" in _command(each)]
 
     def signal(self, number: int) -> None:
@@ -144,13 +144,13 @@ class Launched:
         self._process.send_signal(number)
 
     def type(self, text: str) -> None:
-        """Type on its terminal."""
+        """Type text on the command's terminal."""
         assert self._terminal is not None
         self._below()
         os.write(self._terminal, text.encode())
 
     def until(self, condition: Callable[[], Any], what: str, seconds: float = 180.0) -> bool:
-        """Wait for something. Returns whether it came before the process ended."""
+        """Wait until a condition holds. Return whether it held before the process ended."""
         deadline = time.monotonic() + seconds
         while self.running:
             if condition():
@@ -160,7 +160,7 @@ class Launched:
         return bool(condition())
 
     def end(self, seconds: float = 180.0) -> int:
-        """Wait for its end, and return its exit status."""
+        """Wait for the command to end, and return its exit status."""
         try:
             code = self._process.wait(seconds)
             self._ended = self._ended or time.monotonic()
@@ -172,9 +172,9 @@ class Launched:
                 time.sleep(0.2)
 
     def left(self, seconds: float = 90.0, besides: Sequence[str] = ()) -> list[str]:
-        """Return the commands of processes that outlived it by so long; at once if there are none.
+        """Return the command lines of processes that still run ``seconds`` after the command; at once if none does.
 
-        Those whose command holds one of ``besides`` do not count.
+        A command line that contains one of ``besides`` does not count.
         """
         deadline = self._ended + seconds
         while True:
@@ -190,13 +190,13 @@ class Launched:
             time.sleep(0.2)
 
     def terminal_is_sane(self) -> bool:
-        """Whether what is typed is shown, line by line, and the cursor too."""
+        """Return whether the terminal echoes input line by line and shows the cursor."""
         assert self._terminal is not None
         modes = termios.tcgetattr(self._terminal)[3]
         return bool(modes & termios.ECHO and modes & termios.ICANON) and self.raw.rfind(SHOWN) >= self.raw.rfind(HIDDEN)
 
     def kill(self) -> None:
-        """End it and everything below it."""
+        """Kill the command and its descendants."""
         for each in [*self._below(), self._process]:
             with suppress(psutil.Error, ProcessLookupError):
                 each.kill()
@@ -224,7 +224,7 @@ class Desk:
     """A folder with a task, a model and settings, from which runs are started.
 
     Attributes:
-        folder: where everything is written, but for runs that are told another place.
+        folder: where everything is written, except runs with another output directory.
         model: folder of a tiny model.
     """
 
@@ -253,12 +253,14 @@ class Desk:
         return self._train(*settings, *arguments, engines=engines, terminal=terminal)
 
     def resume(self, run: Path, *arguments: object, engines: int = 1, terminal: bool = False) -> Launched:
-        """Go on with a run."""
+        """Resume a run."""
         return self._train("--resume", run, *arguments, engines=engines, terminal=terminal)
 
     def _train(self, *arguments: object, engines: int, terminal: bool) -> Launched:
-        """Start the command line on as many cores as it has engines: threads that wait for each other wait long
-        where cores are shared with other runs."""
+        """Start the command line on one core per engine.
+
+        Threads that wait for each other are slow on cores that other runs share.
+        """
         environment = os.environ | SECRETS | {"PYTHONPATH": str(self.folder / "site")}
         command = [sys.executable, "-m", "esplug", "train", *arguments, "--n-vllm-engines", engines]
         usable = usable_cores()
@@ -267,7 +269,7 @@ class Desk:
         return self.launched[-1]
 
     def undisturbed(self, iterations: int) -> Path:
-        """Make the run that all others are compared with."""
+        """Run without faults, as the reference for all other runs."""
         run = self.runs / "undisturbed"
         launched = self.start(run, iterations)
         assert launched.end(300) == 0, launched.text
@@ -275,21 +277,21 @@ class Desk:
         return run
 
     def nothing_left(self) -> None:
-        """See that all that was started is gone; of what SIGKILL has ended, Ray's agents need about a minute."""
+        """Assert that all started processes have ended. After a SIGKILL, Ray's agents need about a minute."""
         for launched in self.launched:
             assert launched.left() == []
 
     def close(self) -> None:
-        """End what a failed check has left running."""
+        """Kill the processes that a failed check has left running."""
         for launched in self.launched:
             launched.kill()
 
 
-# --- what a run leaves -----------------------------------------------------------------------------------------
+# --- outputs of a run -----------------------------------------------------------------------------------------
 
 
 def done(run: Path) -> int:
-    """Return how many iterations a run has in its seed log."""
+    """Return the number of iterations in a run's seed log."""
     with suppress(UserError, OSError):
         return len(seed_log.read(run / "seeds.log").steps)
     return 0
@@ -300,7 +302,7 @@ def rows(run: Path) -> list[dict[str, Any]]:
 
 
 def record_of(run: Path, iterations: int) -> dict[str, Any]:
-    """Read what a run wrote of its first iterations, and of the evaluation after them, but for times."""
+    """Read a run's outputs for its first iterations and the evaluation after them, without times."""
     outputs = {}
     for file in run.glob("*-output/*.json"):
         number = re.search(r"iteration(\d+)\.json", file.name)
@@ -312,7 +314,7 @@ def record_of(run: Path, iterations: int) -> dict[str, Any]:
 
 
 def without_times(record: Any) -> Any:
-    """Drop what a clock has measured."""
+    """Drop measured times and speeds."""
     if isinstance(record, dict):
         timed = ("_seconds", "_per_second")
         return {
@@ -324,19 +326,19 @@ def without_times(record: Any) -> Any:
 
 
 def check(run: Path, undisturbed: Path, iterations: int, *, gaps: bool = False) -> int:
-    """See that a run came to its end as if nothing had happened.
+    """Assert that a run ended as if there had been no fault.
 
     Args:
-        run: to be looked at.
-        undisturbed: at least as long.
-        iterations: that the run was to make.
-        gaps: records and rows of metrics may be missing, but the updates not.
+        run: directory of the run.
+        undisturbed: directory of a run without faults, at least as long.
+        iterations: planned iterations of the run.
+        gaps: allow missing records and rows of metrics, but no missing updates.
 
     Returns:
-        How many records and rows are missing.
+        Number of missing records and rows.
 
     Raises:
-        AssertionError: something is missing, doubled, other, or left over.
+        AssertionError: an output is missing, duplicated, different or left over.
     """
     expected, found = record_of(undisturbed, iterations), record_of(run, iterations)
     listed, was = found.pop("rows"), expected.pop("rows")
@@ -358,7 +360,7 @@ def check(run: Path, undisturbed: Path, iterations: int, *, gaps: bool = False) 
 
 
 def lost(run: Path) -> int:
-    """Return how many rows of metrics were computed again."""
+    """Return the number of metrics rows that were computed again."""
     aside = run / "metrics.replaced.jsonl"
     return len(aside.read_text().splitlines()) if aside.exists() else 0
 
@@ -367,10 +369,10 @@ def lost(run: Path) -> int:
 
 
 def reach(launched: Launched, run: Path, phase: str, draw: Random) -> None:
-    """Wait for a random moment of a phase, or the end.
+    """Wait for a random moment of a phase, or for the command to end.
 
-    Phases are ``start`` (of libraries, Ray, engines), ``training`` (any moment), ``evaluation``, ``saving`` (of a
-    full checkpoint) and ``end`` (the final model, the last evaluation, the closing).
+    The phases are ``start`` (libraries, Ray, engines), ``training`` (any moment), ``evaluation``, ``saving`` (a full
+    checkpoint) and ``end`` (final model, last evaluation, shutdown).
     """
     if phase == "start":
         pause(launched, draw.uniform(2, 18))
@@ -392,18 +394,18 @@ def reach(launched: Launched, run: Path, phase: str, draw: Random) -> None:
 
 
 def pause(launched: Launched, seconds: float) -> None:
-    """Wait for so long, or until a process has ended."""
+    """Wait for so many seconds, or until the command ends."""
     deadline = time.monotonic() + seconds
     while launched.running and time.monotonic() < deadline:
         time.sleep(0.005)
 
 
-# --- surroundings ---------------------------------------------------------------------------------------------
+# --- environment ---------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def small_disk(place: Path, size: str = "16m") -> Iterator[Path | None]:
-    """Mount a disk of its own; ``None`` where that is not allowed."""
+    """Mount a small disk; give ``None`` if mounting is not allowed."""
     place.mkdir(parents=True)
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place], capture_output=True)
     try:
@@ -415,7 +417,7 @@ def small_disk(place: Path, size: str = "16m") -> Iterator[Path | None]:
 
 @contextmanager
 def ballast(disk: Path, leave: int) -> Iterator[None]:
-    """Fill a disk but for so many bytes, rounded down to pages."""
+    """Fill a disk except for so many bytes, rounded down to pages."""
     file = disk / "ballast"
     state = os.statvfs(disk)
     try:
@@ -428,16 +430,16 @@ def ballast(disk: Path, leave: int) -> Iterator[None]:
 
 @contextmanager
 def occupied(ports: Sequence[int] = PORTS) -> Iterator[int]:
-    """Listen at those of the ports that are free; gives how many of all are taken now."""
+    """Listen on the ports that are free; give the number of ports that are now in use."""
     with ExitStack() as stack:
-        taken = 0
+        in_use = 0
         for port in ports:
             listener = stack.enter_context(socket.socket())
             with suppress(OSError):
                 listener.bind(("", port))
                 listener.listen()
-            taken += 1
-        yield taken
+            in_use += 1
+        yield in_use
 
 
 def _command(process: psutil.Process) -> str:

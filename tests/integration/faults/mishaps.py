@@ -1,4 +1,4 @@
-"""Faults, each with what must be seen while and after it strikes. They raise ``AssertionError`` where it is not."""
+"""Faults for whole runs. Each function injects one, and asserts how the run reacts during and after it."""
 
 import json
 import os
@@ -29,8 +29,8 @@ from esplug.errors import RunError, UserError
 from esplug.planning.placement import Plan
 from esplug.trainer import EvolutionStrategiesTrainer
 from esplug.utils.cores import usable_cores
+from tests.helpers.training import KeptEngines, Trainer
 from tests.integration.faults.harness import EVAL_FREQ, Desk, Launched, ballast, check, done, pause, reach, small_disk
-from tests.integration.test_training import KeptEngines, Trainer
 
 RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", "dashboard/agent.py", "runtime_env/agent/main.py")
 
@@ -38,7 +38,7 @@ RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", "dashboard/agent.py
 
 
 def hit_engines(launched: Launched, run: Path, phases: Sequence[str], number: int, draw: Random) -> int:
-    """Send a signal to one of two engines, or to both, at a moment of each phase. Returns how many were hit."""
+    """Send a signal to one of two engines, or both, at a random moment of each phase. Return the number of signals."""
     before, hit = launched.text.count("is there again"), 0
     for phase in phases:
         if phase == "start":
@@ -58,7 +58,7 @@ def hit_engines(launched: Launched, run: Path, phases: Sequence[str], number: in
 
 
 def exhaust_engines(launched: Launched, restarts: int) -> None:
-    """Kill engines as soon as they are there, until the run gives up, as it must after so many replacements."""
+    """Kill engines as soon as they start, until the run gives up after ``restarts`` replacements."""
 
     def strike() -> None:
         for engine in launched.engines():
@@ -78,7 +78,7 @@ def exhaust_engines(launched: Launched, restarts: int) -> None:
 
 
 def disagree(model: Path, folder: Path) -> Counter[str]:
-    """Let one engine move its weights behind the run's back."""
+    """Update the weights of one engine alone, and expect the run to notice the mismatch."""
     import ray
 
     class Disagreeing(EvolutionStrategiesTrainer):
@@ -110,7 +110,7 @@ def disagree(model: Path, folder: Path) -> Counter[str]:
 
 
 def interrupt(launched: Launched, number: int, *, twice: bool = False) -> bool:
-    """Signal the driver, see that it ends as it should, and return whether that came before its own end."""
+    """Send the driver a signal and check how it ends. Return whether the signal came before the run's own end."""
     if not launched.running:
         return False
     launched.signal(number)
@@ -121,21 +121,21 @@ def interrupt(launched: Launched, number: int, *, twice: bool = False) -> bool:
 
 
 def ended_by(launched: Launched, number: int) -> bool:
-    """See that a driver ends by a signal just sent, unless it was about to end. Returns whether it did."""
+    """Assert that a signal ends the driver, or that the run was ending anyway. Return whether the signal ended it."""
     code = launched.end(90)
-    expected = [-number, 0]  # the first of the signal itself, once Python has ended
+    expected = [-number, 0]  # the first if the signal arrives after Python has ended
     if number != signal.SIGKILL:
         expected.append(128 + number)
     assert code in expected, f"exit status {code} instead of {expected}\n{launched.text[-3000:]}"
     assert "Traceback" not in launched.text, launched.text
-    # Two small processes of Ray's learn only after a minute that they were orphaned; `nothing_left` waits for them.
+    # Two of Ray's agents notice only after a minute that they are orphans; `nothing_left` waits for them.
     left = launched.left(10, RAY_AGENTS) if number == signal.SIGKILL else launched.left()
     assert left == [], f"processes left: {left}"
     return code != 0
 
 
 def contend(desk: Desk, run: Path, owner: int) -> float:
-    """Resume a run that another process is at. Returns the seconds until that was refused."""
+    """Resume a run that another process is running. Return the seconds until it is refused."""
     started = time.monotonic()
     loser = desk.resume(run)
     assert loser.end(60) == 2, loser.text
@@ -165,7 +165,7 @@ except UserError as error:
 
 
 def race_for_lock(folder: Path) -> Counter[str]:
-    """Let two processes take one directory at the same moment."""
+    """Let two processes lock one directory at the same moment."""
     command = [sys.executable, "-c", _CONTENDER, folder]
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     both = [subprocess.Popen(command, **pipes) for _ in range(2)]
@@ -187,7 +187,7 @@ def race_for_lock(folder: Path) -> Counter[str]:
 
 @contextmanager
 def ray_cluster(desk: Desk) -> Iterator[str]:
-    """Start Ray as the administrator of a cluster does; gives its address."""
+    """Start Ray with `ray start`, as for a cluster; give its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -216,17 +216,17 @@ print(groups, ray.available_resources() == ray.cluster_resources())
 
 
 def all_given_back(address: str) -> None:
-    """See that nobody holds anything of a cluster."""
+    """Assert that all of a cluster's resources are free."""
     done = subprocess.run([sys.executable, "-c", _FREE, address], capture_output=True, text=True, timeout=90)
     assert done.stdout == "[] True\n", done.stdout + done.stderr
 
 
-# --- weights that are no numbers -------------------------------------------------------------------------------
+# --- NaN and infinity in weights -------------------------------------------------------------------------------
 
 
 @contextmanager
 def float16_engine(model: Path, folder: Path) -> Iterator[KeptEngines]:
-    """One engine that answers in float16, which ends at 65504, with a model of its own in ``folder / "model"``."""
+    """Start one engine in float16, whose maximum is 65504, with a copy of the model in ``folder / "model"``."""
     import ray
 
     shutil.copytree(model, folder / "model")
@@ -241,7 +241,7 @@ def float16_engine(model: Path, folder: Path) -> Iterator[KeptEngines]:
 
 
 def overflow_members(engines: KeptEngines, times: int) -> None:
-    """Answer with weights or activations that overflow; what answers next must be as new."""
+    """Generate with weights or activations that overflow; the next generation must not be affected."""
     prompts = [[5, 6, 7, 8 + i] for i in range(4)]
 
     def answer(weights: Weights, temperature: float = 0.0) -> Generation:
@@ -258,11 +258,11 @@ def overflow_members(engines: KeptEngines, times: int) -> None:
         for weights in tame:
             generation = answer(weights)
             assert generation.undefined == 0
-            assert generation.completions == fresh[weights], f"not as new after scale {scale}"
+            assert generation.completions == fresh[weights], f"affected by scale {scale}"
 
 
 def train_with_overflow(engines: KeptEngines, folder: Path, broken: set[int]) -> Path:
-    """Train for an iteration in which some members overflow. Returns the run's directory."""
+    """Train for one iteration in which some members overflow. Return the run's directory."""
     run = engines.run
 
     def overflowing(jobs: Any) -> Any:
@@ -282,7 +282,7 @@ def _broken(weights: Weights) -> Weights:
 
 
 def overflow(model: Path, folder: Path, times: int) -> Counter[str]:
-    """Have members overflow: under an engine, in a run, everywhere in a run, and in the base model."""
+    """Inject overflow: in one engine, in some members of a run, in all members, and in the base model."""
     with float16_engine(model, folder) as engines:
         overflow_members(engines, times)
 
@@ -312,7 +312,7 @@ def _error(kind: type[Exception], engines: KeptEngines, folder: Path, broken: se
 
 
 def _spoil(model: Path) -> None:
-    """Put NaN into a model."""
+    """Write NaN into a model."""
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(model / "model.safetensors")
@@ -340,10 +340,10 @@ def _settings(model: Path, folder: Path) -> dict[str, Any]:
 
 
 def fill_disk(desk: Desk, undisturbed: Path, draw: Random, times: int) -> Counter[str] | None:
-    """Fill the disk of a run, and make room after some iterations, so many times; without any, until its end.
+    """Fill a run's disk and free it after some iterations, ``times`` times; with 0, keep it full until the run ends.
 
     Returns:
-        What was lost; ``None`` where no disk can be mounted.
+        What was lost; ``None`` if no disk can be mounted.
     """
     with small_disk(desk.folder / f"disk-{draw.randrange(10**9)}") as disk:
         if disk is None:
@@ -376,7 +376,7 @@ def fill_disk(desk: Desk, undisturbed: Path, draw: Random, times: int) -> Counte
 
 
 def _last_is_good(run: Path) -> None:
-    """See that the seed log can be read, and that all checkpoints but one just being removed are whole."""
+    """Assert that the seed log and all checkpoints are readable, except one that is being removed."""
     seed_log.read(run / "seeds.log")
     saved = newest_first(run / "checkpoints")
     assert saved
@@ -388,7 +388,7 @@ def _last_is_good(run: Path) -> None:
 
 
 def damage(path: Path, draw: Random) -> str:
-    """Flip one byte of a file, or cut it short. Says what was done."""
+    """Flip one byte of a file, or truncate it. Return a description."""
     good = path.read_bytes()
     place = draw.randrange(len(good))
     if draw.random() < 0.5:
@@ -399,7 +399,7 @@ def damage(path: Path, draw: Random) -> str:
 
 
 def catch_up_damaged(undisturbed: Path, model: Path, folder: Path, draw: Random) -> Counter[str]:
-    """Damage a file of a run's checkpoints or its seed log, and catch up with the run as an engine does."""
+    """Damage a checkpoint file or the seed log of a run, and catch up as an engine does."""
     from esplug.weights.master import MasterWeights
 
     run = folder / "damaged"
@@ -424,7 +424,7 @@ def catch_up_damaged(undisturbed: Path, model: Path, folder: Path, draw: Random)
         assert recorded == steps[: len(recorded)], what
         assert caught_up.checksum == history.checksum, what
     if path == log_path:
-        between_records = original.startswith(log_path.read_bytes())  # of which nobody can tell that there were more
+        between_records = original.startswith(log_path.read_bytes())  # a cut between records cannot be detected
         assert log.damage or torn or between_records, what
         return Counter({"iterations of a log, made again": len(steps) - len(recorded)})
     with pytest.raises(UserError, match=re.escape(str(path))):
@@ -435,7 +435,7 @@ def catch_up_damaged(undisturbed: Path, model: Path, folder: Path, draw: Random)
 
 
 def _headless(log: Path) -> bool:
-    """Whether the log's header is not what was written."""
+    """Return whether the log's header is damaged."""
     try:
         seed_log.read(log, 0)
     except UserError:
@@ -444,10 +444,10 @@ def _headless(log: Path) -> bool:
 
 
 def damage_run(run: Path, draw: Random, *, log: bool, checkpoints: int) -> list[Path]:
-    """Flip a byte in a middle record of a run's seed log, and in the weights of its newest checkpoints.
+    """Flip a byte in an early record of a run's seed log, and in the weights of its newest checkpoints.
 
     Returns:
-        What must be named when it is resumed.
+        The paths that a resumed run must name.
     """
     named = []
     if log:
@@ -462,6 +462,6 @@ def damage_run(run: Path, draw: Random, *, log: bool, checkpoints: int) -> list[
         content = bytearray(path.read_bytes())
         content[-draw.randrange(1, len(content) // 2)] ^= 1 << draw.randrange(8)
         path.write_bytes(content)
-        if not log:  # else it may be of an iteration that the log no longer has
+        if not log:  # with a damaged log, the checkpoint may be newer than the log
             named.append(folder)
     return named

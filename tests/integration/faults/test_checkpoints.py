@@ -1,4 +1,4 @@
-"""Checkpoints under damage, full disks, kills at random moments, and hostile files."""
+"""Checkpoints with damage, full disks, kills at random moments, and hostile files."""
 
 import builtins
 import importlib
@@ -6,7 +6,6 @@ import io
 import os
 import pickle
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -15,7 +14,7 @@ import tarfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +29,12 @@ from esplug.checkpoints.seed_log_records import Base, Header
 from esplug.checkpoints.starting_model import starting_model
 from esplug.errors import UserError
 from esplug.weights.master import MasterWeights
+from tests.helpers.files import files_no_longer_than
 
 
 @pytest.fixture
 def saved(tiny_model, tmp_path) -> Path:
-    """A folder of periodic checkpoints, 10 and 20."""
+    """A folder with the periodic checkpoints 10 and 20."""
     master = MasterWeights.load(tiny_model)
     for iteration in (10, 20):
         save_model(master.save, tiny_model, tmp_path / "checkpoints" / periodic_name(iteration))
@@ -65,7 +65,7 @@ def test_truncation_and_one_flipped_byte_anywhere_are_detected_and_named(saved) 
         with pytest.raises(UserError) as caught:
             verify(newest)
         assert str(caught.value).startswith(f"{file}: "), (number, file.name)
-        assert [k for k, folder in newest_first(saved) if passes(folder)] == [10], "the last good one is found"
+        assert [k for k, folder in newest_first(saved) if passes(folder)] == [10], "the last intact checkpoint is found"
         file.write_bytes(good)
     verify(newest)
 
@@ -89,18 +89,8 @@ def still_good(folder: Path, expected: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
-@contextmanager
-def files_no_longer_than(size: int) -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-@pytest.mark.fault("no room, while a checkpoint is written", 2 * SIZES, "the new checkpoint")
-def test_a_file_that_may_grow_no_further_costs_the_new_checkpoint_only(tiny_model, saved) -> None:
+@pytest.mark.fault("full disk while a checkpoint is written", 2 * SIZES, "the new checkpoint")
+def test_a_file_size_limit_costs_only_the_new_checkpoint(tiny_model, saved) -> None:
     expected, master = load_file(saved / "iteration-20" / "model.safetensors"), MasterWeights.load(tiny_model)
     largest = (saved / "iteration-20" / "model.safetensors").stat().st_size
     for number in range(SIZES):
@@ -115,7 +105,7 @@ def test_a_file_that_may_grow_no_further_costs_the_new_checkpoint_only(tiny_mode
 
 @pytest.fixture
 def disk(tmp_path) -> Iterator[Path]:
-    """A small disk of its own."""
+    """A small mounted disk."""
     place = tmp_path / "disk"
     place.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", place], capture_output=True).returncode:
@@ -124,9 +114,9 @@ def disk(tmp_path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", place], check=True)
 
 
-@pytest.mark.fault("no room, while a checkpoint is written", 3 * SIZES, "the new checkpoint")
+@pytest.mark.fault("full disk while a checkpoint is written", 3 * SIZES, "the new checkpoint")
 @pytest.mark.skipif(not shutil.which("mount"), reason="there is no mount")
-def test_a_full_disk_costs_the_new_checkpoint_only(tiny_model, disk, tmp_path) -> None:
+def test_a_full_disk_costs_only_the_new_checkpoint(tiny_model, disk, tmp_path) -> None:
     master = MasterWeights.load(tiny_model)
     previous = save_model(master.save, tiny_model, disk / "iteration-10")
     expected, size = load_file(previous / "model.safetensors"), total(previous)
@@ -162,7 +152,7 @@ def test_a_full_disk_costs_the_new_checkpoint_only(tiny_model, disk, tmp_path) -
 
 # --- kills -----------------------------------------------------------------------------------------------------
 
-# For each line of input a process that saves one checkpoint after another until it is killed.
+# Reads lines; for each, forks a process that saves one checkpoint after another until it is killed.
 SAVER = """
 import os, sys
 from pathlib import Path
@@ -215,11 +205,11 @@ def test_a_kill_at_any_moment_leaves_the_previous_checkpoint_or_the_new_one(tiny
                 assert written(folder / "model") in (finished, finished + 1)
         saver.stdin.close()
     assert finished > 0
-    assert interrupted > 5, "too few kills fell into a save to show anything"
+    assert interrupted > 5, "too few kills hit a save"
 
 
 def written(folder: Path) -> float:
-    """Return the number that all of a checkpoint's weights hold."""
+    """Return the value that all weights of a checkpoint have."""
     verify(folder)
     (value,) = torch.cat(list(load_file(folder / "model.safetensors").values())).unique().tolist()
     return value
@@ -229,7 +219,7 @@ def written(folder: Path) -> float:
 
 
 class Calls:
-    """What unpickles into the result of a call."""
+    """An object that unpickles into the result of a call."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
         self._call = (function, arguments)
@@ -239,7 +229,7 @@ class Calls:
 
 
 def payloads(marker: Path) -> dict[str, Any]:
-    """Return objects that make the file ``marker`` when they are unpickled."""
+    """Return objects that create the file ``marker`` when they are unpickled."""
     system = Calls(getattr, Calls(importlib.import_module, "os"), "system")
     return {
         "os.system": Calls(os.system, f"touch {marker}"),
@@ -257,7 +247,7 @@ def torch_file(content: Any, **how: Any) -> bytes:
 
 
 def with_pickle(file: bytes, program: bytes) -> bytes:
-    """Return a file of ``torch.save`` whose pickle is another."""
+    """Return a file of ``torch.save`` with another pickle inside."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(file)) as source, zipfile.ZipFile(buffer, "w") as target:
         for name in source.namelist():
@@ -266,7 +256,7 @@ def with_pickle(file: bytes, program: bytes) -> bytes:
 
 
 def tar(program: bytes) -> bytes:
-    """Return a file in the format that torch wrote before 2017."""
+    """Return a file in torch's format from before 2017."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name in ("sys_info", "storages", "tensors", "pickle"):
@@ -299,7 +289,7 @@ def test_a_malicious_pickle_is_refused_and_does_nothing(tiny_model, tmp_path, ki
     message = str(caught.value)
     assert message.startswith(f"--checkpoint {path}: ")
     assert "\n" not in message
-    assert "weights_only" not in message, "it does not say how to read it all the same"
+    assert "weights_only" not in message, "the message must not suggest loading it anyway"
     assert any(words in message for words in ("refused", "not written by torch.save", "torch's old format"))
     assert not marker.exists()
     assert not any((tmp_path / "scratch").iterdir())
@@ -313,7 +303,7 @@ def test_these_pickles_are_malicious(tmp_path, payload) -> None:
 
 
 @pytest.mark.fault("one flipped byte in a .pth", 100)
-def test_a_flipped_byte_in_a_pth_is_refused_or_without_effect(tiny_model, tmp_path) -> None:
+def test_a_flipped_byte_in_a_pth_is_refused_or_has_no_effect(tiny_model, tmp_path) -> None:
     weights = load_file(tiny_model / "model.safetensors")
     good = torch_file(weights)
     program = good.index(b"data.pkl")

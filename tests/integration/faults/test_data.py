@@ -1,4 +1,4 @@
-"""Malformed data sets at the user's door: exit status 2 and one line, before anything is started or written."""
+"""Malformed data sets at the command line: exit status 2 and one line, before anything is started or written."""
 
 import gzip
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_app import run_cli
+from tests.helpers.cli import run_cli
 
 ROW = {"context": "Make 3 of 1, 2.\n<think>", "numbers": [1, 2], "target": 3}
 SUM = {"problem": "What is 1 + 1?", "answer": "2"}
@@ -27,7 +27,7 @@ def lines(*rows: object) -> str:
 
 
 def at_row(number: int, **columns: object) -> str:
-    """Seven good rows, one of which has these columns instead."""
+    """Write seven rows, one of them with these columns instead of the valid ones."""
     return lines(*(ROW | columns if i == number else ROW for i in range(1, 8)))
 
 
@@ -54,7 +54,7 @@ def parquet(columns: dict[str, list[object]], change: Callable[[bytes], bytes] =
 
 
 def saved(change: Callable[[Path], object] = lambda _: None, **splits: list[dict]) -> Make:
-    """A saved DatasetDict, then damaged."""
+    """Save a DatasetDict, and damage it."""
 
     def make(folder: Path) -> object:
         import datasets
@@ -93,7 +93,7 @@ def hub_copy(name: str, content: str) -> Make:
 
 
 def made(make: Callable[[Path], object], name: str) -> Make:
-    """Something that is no ordinary file, under an ordinary name."""
+    """Make a special file under an ordinary name."""
 
     def at(folder: Path) -> Path:
         make(folder / name)
@@ -112,14 +112,14 @@ def several(*makes: Make) -> Make:
 
 
 def scrambled(data: bytes) -> bytes:
-    """Keep a table's frame, and write over the offsets and texts in it."""
+    """Overwrite the offsets and texts of a table, but keep its framing."""
     middle = len(data) // 2
     return data[: middle - 400] + b"\xfe\x81" * 400 + data[middle + 400 :]
 
 
 GOOD = file("good.jsonl", lines(ROW))
 TORN_LINE_7 = "".join(lines(ROW) * 6) + lines(ROW)[:30] + "\n" + lines(ROW)
-FAULTS: dict[str, Fault] = {  # what is wrong: how to make it, and what the line says besides the file
+FAULTS: dict[str, Fault] = {  # fault: how to make it, and words in the error besides the file
     "empty .json": (file("rows.json", ""), ["rows.json", "line 1"]),
     "empty .jsonl": (file("rows.jsonl", ""), ["rows.jsonl", "no rows"]),
     "empty .csv": (file("rows.csv", ""), ["rows.csv", "Empty"]),
@@ -230,7 +230,7 @@ MATH_FAULTS: dict[str, Fault] = {
 
 @pytest.fixture(autouse=True)
 def nothing_starts(monkeypatch, tmp_path) -> Iterator[None]:
-    """No engine, no Ray, no word with the Hub, and no file in the user's home."""
+    """Forbid engines, Ray, the Hub and files in the user's home."""
     monkeypatch.setattr("esplug.trainer.Cluster", lambda *_: pytest.fail("Ray was started"))
     monkeypatch.setattr("esplug.trainer.RewardPool", lambda *_, **__: pytest.fail("graders were started"))
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
@@ -240,7 +240,7 @@ def nothing_starts(monkeypatch, tmp_path) -> Iterator[None]:
 
 
 def refused(monkeypatch, capfd, folder: Path, task: str, command: str, source: object) -> str:
-    """Run a command on a data set; return the line that refuses it."""
+    """Run a command on a data set; return the error line."""
     flag = f"--{command}-dataset"
     arguments = [command, "--task", task, "--model-name", "./no-such-model", flag, str(source)]
     arguments += ["--output-directory", str(folder / "out")]
@@ -255,7 +255,7 @@ def refused(monkeypatch, capfd, folder: Path, task: str, command: str, source: o
     return line
 
 
-def test_there_are_at_least_thirty() -> None:
+def test_there_are_at_least_thirty_faults() -> None:
     assert len(FAULTS) + len(MATH_FAULTS) >= 30
 
 
@@ -279,7 +279,7 @@ def test_a_malformed_data_set_for_math(fault, monkeypatch, capfd, tmp_path) -> N
         assert all(word in line for word in words), line
 
 
-def test_several_and_splits_name_the_one_at_fault(monkeypatch, capfd, tmp_path) -> None:
+def test_the_faulty_data_set_or_split_is_named(monkeypatch, capfd, tmp_path) -> None:
     for fault, command, words in (
         ("one of several torn", "train", ["training takes one data set, not 2"]),
         ("one of several torn", "eval", ["rows.jsonl", "line 1"]),
@@ -294,17 +294,19 @@ def test_several_and_splits_name_the_one_at_fault(monkeypatch, capfd, tmp_path) 
 
 
 @pytest.mark.parametrize("place", ["file", "folder", "split"])
-def test_what_may_not_be_read_is_named(place, monkeypatch, capfd, tmp_path) -> None:
+def test_a_file_without_read_permission_is_named(place, monkeypatch, capfd, tmp_path) -> None:
     tmp_path.chmod(0o755)
     source = {"file": GOOD, "folder": saved(train=[ROW]), "split": saved(train=[ROW])}[place](tmp_path)
-    refused(monkeypatch, capfd, tmp_path, "countdown", "train", FAULTS["torn in line 7"][0](tmp_path))  # all imported
+    refused(
+        monkeypatch, capfd, tmp_path, "countdown", "train", FAULTS["torn in line 7"][0](tmp_path)
+    )  # so that everything is imported
     locked = {"file": source, "folder": source, "split": source / "train"}[place]
     locked.chmod(0)
     nobody = 65534
     me, parents = os.geteuid(), [p for p in tmp_path.parents if p.stat().st_uid == os.geteuid() and p != Path("/")]
     modes = {parent: parent.stat().st_mode for parent in parents}
     try:
-        if me == 0:  # whom nothing is forbidden
+        if me == 0:  # root may read everything
             for parent in parents:
                 parent.chmod(modes[parent] | 0o55)
             os.seteuid(nobody)
@@ -318,7 +320,7 @@ def test_what_may_not_be_read_is_named(place, monkeypatch, capfd, tmp_path) -> N
 
 
 def test_a_row_of_any_length_is_read(monkeypatch, capfd, tmp_path) -> None:
-    """What is large but well-formed is no fault: the next complaint is about the model."""
+    """A large row is no error: the next error is about the model."""
     sources = (
         file("long.csv", HEADER + f'"{"long " * 600_000}",[1],1\n')(tmp_path),
         file("rows.jsonl", lines(ROW | {"context": "long " * 600_000}))(tmp_path),
@@ -332,7 +334,7 @@ def test_a_row_of_any_length_is_read(monkeypatch, capfd, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("fault", ["pipe", "device", "torn in line 7", "Hub out of reach"])
-def test_in_a_process_of_its_own_it_is_quick(fault, tmp_path) -> None:
+def test_the_refusal_is_quick(fault, tmp_path) -> None:
     source = str(FAULTS[fault][0](tmp_path))
     command = [sys.executable, "-m", "esplug", "eval", "--eval-dataset", source, "--output-directory", tmp_path / "out"]
     environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "home")}

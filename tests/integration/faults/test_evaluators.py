@@ -1,4 +1,4 @@
-"""The tasks' evaluators under fuzzing: they never raise, take their time or execute anything, and are right.
+"""Fuzzing of the tasks' evaluators: they are correct, never raise, never take long and execute nothing.
 
 Fuzzing runs in a process of its own, ``python -m tests.integration.faults.test_evaluators TASK COUNT SEED``,
 because an audit hook cannot be removed.
@@ -28,9 +28,9 @@ from esplug_tasks_math.grading import accepted, same_answer
 Random = random.Random
 ORACLE_PAIRS = 10_000
 LIBRARIES = (sys.prefix, sys.base_prefix)
-#: Strings for each task, and the seconds of the processor that one may take.
+#: Strings per task, and CPU seconds that one string may take.
 COUNT, LIMITS = 100_000, {"countdown": 0.05, "math": 2.0}
-#: How often what took too long is measured again.
+#: Repeated measurements of a string that took too long.
 RETRIES = 3
 
 CALL = "__import__('os').system('touch /tmp/esplug-was-here')"
@@ -147,7 +147,7 @@ TASKS = {
 
 
 def is_harmless(event: str, arguments: tuple[Any, ...]) -> bool:
-    """Whether an audit event has nothing to do with the text that is graded.
+    """Return whether an audit event is unrelated to the graded text.
 
     It has not if something is only looked at; if a library of this Python is imported; if text is parsed to a
     syntax tree (``ast.parse``); or if sympy writes its loops over monomials, one line for each of the variables.
@@ -166,7 +166,7 @@ def is_harmless(event: str, arguments: tuple[Any, ...]) -> bool:
 
 
 def fuzz(task: str, count: int, seed: int) -> dict[str, Any]:
-    """Grade ``count`` strings, and say what came of it: labels, the slowest, and what was done besides computing."""
+    """Grade ``count`` strings, and return their labels, the slowest ones, and the audit events."""
     text_of, grade, hostile, forms = TASKS[task]
     rng = Random(seed)
     outcome: dict[str, Any] = {"labels": Counter(), "raised": [], "slow": [], "worst": 0.0, "events": Counter()}
@@ -185,7 +185,7 @@ def fuzz(task: str, count: int, seed: int) -> dict[str, Any]:
         state = rng.getstate()
         try:
             took = seconds(text, rng)
-            for _ in range(RETRIES):  # a busy machine makes slow what is not
+            for _ in range(RETRIES):  # another process may have caused the delay
                 if took < LIMITS[task]:
                     break
                 symbolic._parsed.cache_clear()
@@ -199,7 +199,7 @@ def fuzz(task: str, count: int, seed: int) -> dict[str, Any]:
             outcome["slow"].append(f"{took:.3f} s: {ascii(text)[:200]}")
 
     sys.addaudithook(hook)
-    for _ in range(300):  # libraries import and compile what they need
+    for _ in range(300):  # libraries import and compile lazily
         one(text_of(rng))
     for text in hostile:
         one(forms[-1].format(text))
@@ -217,11 +217,11 @@ def fuzz(task: str, count: int, seed: int) -> dict[str, Any]:
 
 @pytest.mark.fault("evaluator fuzzed", COUNT)
 @pytest.mark.parametrize("task", TASKS)
-def test_fuzzing_raises_nothing_takes_no_time_and_executes_nothing(task: str) -> None:
+def test_fuzzing_raises_nothing_is_fast_and_executes_nothing(task: str) -> None:
     command = [sys.executable, "-m", "tests.integration.faults.test_evaluators", task, str(COUNT), "0"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[3])
     assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stderr == ""  # it does not chat about what it reads either
+    assert done.stderr == ""  # nothing is printed about the text either
     outcome = json.loads(done.stdout)
     assert outcome["raised"] == []
     assert outcome["events"] == {}
@@ -231,7 +231,7 @@ def test_fuzzing_raises_nothing_takes_no_time_and_executes_nothing(task: str) ->
     assert LIMITS["math"] < defaults(dict(options()))["reward_function_timeout"]
 
 
-def test_the_watch_notices_what_is_executed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_audit_hook_notices_execution(monkeypatch: pytest.MonkeyPatch) -> None:
     code = (
         "import tests.integration.faults.test_evaluators as t, os\n"
         "t.TASKS['countdown'] = (t.countdown_text, lambda text, rng: eval('t.grade_countdown(text, rng)', "
@@ -244,17 +244,17 @@ def test_the_watch_notices_what_is_executed(monkeypatch: pytest.MonkeyPatch) -> 
 
 @settings(max_examples=300, deadline=None)
 @given(st.text() | st.binary().map(lambda raw: raw.decode(errors="surrogateescape")), st.integers(0, 2**32))
-def test_no_text_at_all_makes_them_raise(text: str, seed: int) -> None:
+def test_no_text_makes_them_raise(text: str, seed: int) -> None:
     for _, grade, _, forms in TASKS.values():
         for form in forms:
             grade(form.format(text), Random(seed))
 
 
-# --- against what is known by construction -----------------------------------------------------------------
+# --- results known by construction -----------------------------------------------------------------
 
 
 class Tree:
-    """An arithmetic expression: its exact value (``None`` where it divides by zero), its text and its numbers."""
+    """An arithmetic expression: its exact value (``None`` if it divides by zero), its text and its numbers."""
 
     def __init__(self, rng: Random, leaves: int) -> None:
         self.strength = 3
@@ -320,7 +320,7 @@ def test_countdown_agrees_with_ten_thousand_known_values() -> None:
 
 
 def spellings(rng: Random, value: Fraction) -> list[str]:
-    """Return ways to write a rational number that all mean it exactly."""
+    """Return texts that all denote a rational number exactly."""
     sign, top, bottom = "-" if value < 0 else "", abs(value.numerator), value.denominator
     factor = rng.randrange(1, 30)
     found = [rf"{sign}\frac{{{top}}}{{{bottom}}}", f"{sign}{top}/{bottom}", rf"\dfrac{{{sign}{top}}}{{{bottom}}}"]

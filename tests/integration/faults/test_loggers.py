@@ -1,4 +1,4 @@
-"""Loggers that hang, raise, flood, die or find no server: five runs of each are hardly held up, and lose no row."""
+"""Loggers that hang, raise, flood, die or have no server: five runs of each lose little time and no row."""
 
 import gzip
 import json
@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 
 RUNS, STEPS = 5, 6
-WAIT = 5.0  # seconds that loggers may cost a run
-IMPORT = 4.0  # and what wandb takes to be imported and to start its service, five times at once on two cores
+WAIT = 5.0  # seconds by which loggers may delay a run
+IMPORT = 4.0  # seconds to import wandb and start its service, five times at once on two cores
 five_times = pytest.mark.fault("logger that hangs, raises or has no server", RUNS, "5 s at most, and what it logs")
 
 SETUP = """
@@ -101,7 +101,7 @@ SETUP = """
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run in a process of its own: what it cost, seconds, of that while training, and what it left."""
+    """Result of one run in its own process: delays in seconds, in all and during training, and outputs."""
 
     held: float
     training: float
@@ -132,10 +132,10 @@ def one(folder: Path, code: str, env: dict[str, str]) -> Outcome:
 
 
 def five(tmp_path: Path, code: str, margin: float = 2.0, **env: str) -> list[Outcome]:
-    """Run the code five times at once; no run is held up for longer, or loses a row."""
+    """Run the code five times at once; no run may be delayed for longer, or lose a row."""
     with ThreadPoolExecutor(RUNS) as pool:
         outcomes = list(pool.map(lambda i: one(tmp_path / str(i), code, env), range(RUNS)))
-    margin *= max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))  # a crowded machine is late by itself
+    margin *= max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))  # a busy machine is slow by itself
     for outcome in outcomes:
         assert outcome.returncode == 0, outcome
         assert outcome.steps == list(range(STEPS))
@@ -147,12 +147,12 @@ def five(tmp_path: Path, code: str, margin: float = 2.0, **env: str) -> list[Out
 @five_times
 @pytest.mark.parametrize("kind", ["hang", "spin", "flood"])
 def test_loggers_that_never_return(tmp_path: Path, kind: str) -> None:
-    """One in each hook, all at once: the wait is shared."""
+    """One logger hangs in each hook at once; they share the wait."""
     code = f"""
         bad |= {{hook: Bad({kind}, hook) for hook in ("log", "samples", "finish")}}
         run(bad)
     """
-    margin = 2.0 if kind == "hang" else 4.0  # two of them take turns with the run at the interpreter's lock
+    margin = 2.0 if kind == "hang" else 4.0  # two of them compete with the run for the GIL
     for outcome in five(tmp_path, code, margin):
         lost = {"log": 12, "samples": 11, "finish": 0}
         assert sorted(outcome.warnings) == sorted(
@@ -192,7 +192,7 @@ def test_loggers_that_raise(tmp_path: Path, kind: str) -> None:
 
 @pytest.fixture
 def no_server() -> Iterator[str]:
-    """A port at which nobody listens."""
+    """A port on which nobody listens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{free.getsockname()[1]}"
@@ -200,7 +200,7 @@ def no_server() -> Iterator[str]:
 
 @pytest.fixture
 def silent_server() -> Iterator[str]:
-    """A server that takes connections and never says a word, as firewalls do."""
+    """A server that accepts connections and never answers, as behind a firewall."""
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen(100)
@@ -216,9 +216,9 @@ def test_wandb_without_its_server_keeps_the_run_here(
     url = request.getfixturevalue(server)
     code = """
         run(["wandb"], lambda step: ready())
-    """  # as it is in any run of more than a few seconds
+    """  # as in any run of more than a few seconds
     for i, outcome in enumerate(five(tmp_path, code, IMPORT, WANDB_BASE_URL=url)):
-        assert outcome.training < 0.1 * STEPS  # waiting for the disk, which has each row then
+        assert outcome.training < 0.1 * STEPS  # waiting for the disk to store each row
         (kept,) = (tmp_path / str(i) / "wandb").glob("offline-run-*")
         assert list(kept.glob("*.wandb"))
         (line,) = [line for line in outcome.warnings if f"does not reach {url} [" in line]
@@ -239,7 +239,7 @@ def test_wandb_whose_server_falls_silent(tmp_path: Path) -> None:
     pytest.importorskip("wandb")
     code = """
         run(["wandb"], lambda step: (ready(), Path("silence").touch()) if step == 2 else None, samples=False)
-    """  # a table would wait for the server, and all that comes after it
+    """  # a table would block on the server, and so would later calls
     with ThreadingHTTPServer(("127.0.0.1", 0), Wandb) as server:
         server.daemon_threads = True
         server.silence = tmp_path / "0" / "silence"  # type: ignore[attr-defined]
@@ -257,7 +257,7 @@ def test_wandb_whose_server_falls_silent(tmp_path: Path) -> None:
 
 
 class Wandb(BaseHTTPRequestHandler):
-    """As much of a W&B server as a run needs, until its file ``silence`` is there."""
+    """The parts of a W&B server that a run needs; it stops answering when the file ``silence`` exists."""
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))

@@ -15,7 +15,7 @@ from esplug.config.run_config import RunConfig, flag_of, make_config, read_toml
 from esplug.errors import RunError, UserError
 from esplug.planning.placement import Node, Resources
 from esplug.utils.cores import GIB
-from tests.cli.test_app import run_cli
+from tests.helpers.cli import run_cli
 
 VALUES = {
     "zero": "0",
@@ -57,7 +57,7 @@ ACCEPTED: dict[str, dict[str, str]] = {  # all other values are refused
 
 @pytest.fixture(autouse=True)
 def no_hub(monkeypatch) -> None:
-    for module in ("model", "readers"):
+    for module in ("checkpoints.base_model", "data.readers"):
         monkeypatch.setattr(f"esplug.{module}.hub_revision", lambda *_, **__: None)
 
 
@@ -70,7 +70,7 @@ def stop_before_data(monkeypatch) -> None:
 
 
 def verdict(monkeypatch, capfd, *arguments: str) -> tuple[int, str]:
-    """Exit status and the one line of errors, had in time."""
+    """Return the exit status and the one error line; fail if that takes too long."""
     started = time.perf_counter()
     code, _, err = run_cli(monkeypatch, capfd, *arguments)
     assert time.perf_counter() - started < MOST_SECONDS, arguments
@@ -102,7 +102,7 @@ def test_all_values_of_the_table_are_tried() -> None:
 
 
 def outcome_of(settings: dict[str, Any]) -> RunConfig | str:
-    """Return the configuration, or the line that refuses it."""
+    """Return the configuration, or the error line."""
     try:
         return make_config(settings)
     except UserError as error:
@@ -157,7 +157,7 @@ def _written(content: bytes) -> Callable[[Path], object]:
         lambda path: None,
     ],
 )
-def test_a_file_of_settings_that_is_none(make, stop_before_data, monkeypatch, capfd, tmp_path) -> None:
+def test_a_malformed_settings_file(make, stop_before_data, monkeypatch, capfd, tmp_path) -> None:
     make(tmp_path / "c.toml")
     code, line = verdict(monkeypatch, capfd, "train", "--config", str(tmp_path / "c.toml"))
     assert code == 2
@@ -166,12 +166,12 @@ def test_a_file_of_settings_that_is_none(make, stop_before_data, monkeypatch, ca
 
 
 @pytest.mark.parametrize("name", ["", "   ", "x" * 100_000])
-def test_no_name_of_a_file_of_settings(name, stop_before_data, monkeypatch, capfd) -> None:
+def test_an_odd_name_of_a_settings_file(name, stop_before_data, monkeypatch, capfd) -> None:
     code, line = verdict(monkeypatch, capfd, "train", f"--config={name}")
     assert (code, "--config" in line) == (2, True) or not name
 
 
-# --- what is looked up later, but before an engine starts --------------------------------------------------
+# --- values checked later, but before an engine starts --------------------------------------------------
 
 NAMES = [VALUES[value] for value in NAME]
 LATER = [
@@ -196,7 +196,7 @@ LATER = [
 
 @pytest.fixture
 def small_machine(monkeypatch, tmp_path) -> Iterator[None]:
-    """Two cores, no GPU; an engine that starts fails the test."""
+    """Give the machine two cores and no GPU; fail the test if an engine starts."""
 
     class Cluster:
         def __init__(self, address: str | None, use_gpus: str | None) -> None: ...
@@ -229,7 +229,7 @@ def small_machine(monkeypatch, tmp_path) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("flag", sorted({flag for flag, _, _ in LATER}))
-def test_what_fits_neither_model_nor_machine_nor_disk(
+def test_values_that_do_not_fit_the_model_machine_or_disk(
     flag, small_machine, tiny_model, monkeypatch, capfd, tmp_path
 ) -> None:
     base = ["eval", "--model-name", str(tiny_model), "--eval-dataset", "rows.jsonl", "--output-directory", "out"]
@@ -240,7 +240,7 @@ def test_what_fits_neither_model_nor_machine_nor_disk(
 
 
 @pytest.mark.parametrize("value", NAMES)
-def test_training_looks_up_its_own_too(value, small_machine, tiny_model, monkeypatch, capfd) -> None:
+def test_training_checks_its_own_options_too(value, small_machine, tiny_model, monkeypatch, capfd) -> None:
     base = ["train", "--model-name", str(tiny_model), "--output-directory", "out", "--max-tokens=8", "--logging=none"]
     base += ["--eval-dataset", "rows.jsonl"]
     code, line = verdict(monkeypatch, capfd, *base, f"--train-dataset={value}")
@@ -253,12 +253,12 @@ def test_training_looks_up_its_own_too(value, small_machine, tiny_model, monkeyp
     "name",
     ["a/b", "/a", "..", ".", "a/..", "a/", "x" * 201, "é" * 101, "x" * 300, "-x", "--sigma", "a\nb", "a\0b", "", " "],
 )
-def test_a_name_that_is_no_folder_s(name) -> None:
+def test_an_experiment_name_that_is_no_folder_name(name) -> None:
     with pytest.raises(UserError, match=r"^--experiment-name "):
         make_config({"experiment_name": name})
 
 
-def test_a_name_made_from_a_long_model_s_fits_a_file_system(tmp_path) -> None:
+def test_a_name_made_from_a_long_model_name_fits_the_file_system(tmp_path) -> None:
     config = make_config({"model_name": f"./{'模' * 80}"}, {"task": "t" * 90})
     (tmp_path / config.run_name).mkdir()
     assert len(config.run_name.encode()) <= 180
@@ -275,7 +275,7 @@ def test_an_odd_list_of_gpus(gpus) -> None:
 @pytest.mark.parametrize("task", ["countdown", "math"])
 @pytest.mark.parametrize("value", VALUES)
 def test_options_of_a_task(task, value, stop_before_data, monkeypatch, capfd) -> None:
-    fitting = {(task, "zero", "shots"), (task, "arabic 3", "shots")}  # int() reads the digits of every script
+    fitting = {(task, "zero", "shots"), (task, "arabic 3", "shots")}  # int() accepts digits of every script
     for option in {"countdown": ["shots"], "math": ["shots", "template"]}[task]:
         arguments = ["eval", "--task", task, f"--task-option={option}={VALUES[value]}"]
         code, line = verdict(monkeypatch, capfd, *arguments)
@@ -298,7 +298,7 @@ def test_export(value, monkeypatch, capfd, tmp_path) -> None:
     (tmp_path / "taken").touch()
     for option in ("--iteration", "--dtype") if value != "two lines" else ("--iteration",):
         code, line = verdict(monkeypatch, capfd, "export", "no.log", "--out=out", f"{option}={given}")
-        fits = option == "--iteration" and value in ("zero", "10**30")  # how many there are, the log says
+        fits = option == "--iteration" and value in ("zero", "10**30")  # the log limits the number
         assert (code, "no.log" in line if fits else option in line) == (2, True), line[:300]
     if "\udcff" not in given:
         code, line = verdict(monkeypatch, capfd, "export", "no.log", "--out=taken")
@@ -328,7 +328,7 @@ def test_data(value, monkeypatch, capfd, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("place", ["file", "file/inside", "/dev/null", "/proc/here"])
-def test_data_sets_go_only_where_they_can(place, monkeypatch, capfd, tmp_path) -> None:
+def test_data_sets_are_written_only_to_folders(place, monkeypatch, capfd, tmp_path) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     code, line = verdict(monkeypatch, capfd, "data", "build", "math_small", "--out", place)
@@ -337,7 +337,7 @@ def test_data_sets_go_only_where_they_can(place, monkeypatch, capfd, tmp_path) -
 
 
 @pytest.mark.parametrize("value", VALUES)
-def test_plugins_takes_no_more(value, monkeypatch, capfd) -> None:
+def test_plugins_takes_no_arguments(value, monkeypatch, capfd) -> None:
     for arguments in (["--", VALUES[value]], [f"--json={VALUES[value]}"]):
         assert verdict(monkeypatch, capfd, "plugins", *arguments)[0] == 2
 
@@ -350,7 +350,7 @@ def test_every_choice_is_named() -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--sigma", "nan"], ["--seed", "-1"], ["--model-name", "./abc"]])
-def test_in_a_process_of_its_own_it_is_quick(arguments, tmp_path) -> None:
+def test_the_refusal_is_quick(arguments, tmp_path) -> None:
     command: list[Any] = [sys.executable, "-m", "esplug", "train", *arguments, "--output-directory", tmp_path / "out"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=3 * MOST_SECONDS)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr

@@ -1,4 +1,4 @@
-"""Plugins that are broken in every way, really installed: the others never notice, and the broken one is named."""
+"""Installed plugins that are broken in every way: other plugins still work, and errors name the broken one."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_app import slowness
+from tests.helpers.cli import slowness
 
 pytestmark = pytest.mark.install
 
@@ -55,7 +55,7 @@ def _in_front(line: str) -> dict[str, str]:
 
 
 def _replaced(old: str, new: str) -> dict[str, str]:
-    """Change each kind's last hook; HOOK and LAST are its name and its last argument."""
+    """Change each kind's last hook; HOOK and LAST stand for its name and its last argument."""
     out = {}
     for kind, (hook, last) in HOOKS.items():
         find, put = (text.replace("HOOK", hook).replace("LAST", last) for text in (old, new))
@@ -64,7 +64,7 @@ def _replaced(old: str, new: str) -> dict[str, str]:
     return out
 
 
-FAULTS: dict[str, tuple[Mapping[str, str], list[str]]] = {  # source of each kind, and what the line says
+FAULTS: dict[str, tuple[Mapping[str, str], list[str]]] = {  # fault: source for each kind, and words in the error
     "importerror": (_in_front("import esplug_no_such_module"), ["ModuleNotFoundError", "esplug_no_such_module"]),
     "syntaxerror": (_in_front("def broken(:"), ["SyntaxError"]),
     "runtimeerror": (_in_front("raise RuntimeError('two\\nlines')"), ["RuntimeError: two lines"]),
@@ -79,7 +79,7 @@ FAULTS: dict[str, tuple[Mapping[str, str], list[str]]] = {  # source of each kin
     "signature": (_replaced("LAST):", "LAST, prompt):"), ["unknown argument 'prompt'", "it may take"]),
     "default": (_replaced("LAST):", "LAST=None):"), ["has a default", "remove that"]),
 }
-ENTRY_POINTS = {  # values that lead nowhere, and what the line says
+ENTRY_POINTS = {  # values that cannot be loaded, and words in the error
     "nomodule": ("acme_lost", ["ModuleNotFoundError", "acme_lost"]),
     "noattribute": ("{module}:lost", ["has no 'lost'"]),
     "malformed": ("{module}:a b", ["malformed entry point"]),
@@ -96,7 +96,7 @@ HARMLESS = {
 
 @dataclass
 class Site:
-    """A folder of installed packages, and a place to work."""
+    """A folder of installed packages, and a working directory."""
 
     folder: Path
     packages: dict[str, tuple[str, str, str]] = field(default_factory=dict)
@@ -119,7 +119,7 @@ class Site:
         self.packages[distribution] = (kind, name, value)
 
     def install(self) -> None:
-        """Build one wheel with pip, and lay out the rest as that wheel is: pip needs a second for each."""
+        """Build one wheel with pip, and lay out the others the same way, as pip takes a second for each."""
         first, *rest = self.packages
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation"]
         project = self.folder / "sources" / first
@@ -144,7 +144,7 @@ class Site:
         )
 
     def resolve(self, *flags: list[str]) -> list[tuple[int, str, str]]:
-        """Resolve several command lines' plugins in one fresh process, as `esplug train` does."""
+        """Resolve the plugins of several command lines in one new process, as `esplug train` does."""
         code = (
             "import io, json, sys\n"
             "from contextlib import redirect_stderr, redirect_stdout\n"
@@ -198,7 +198,7 @@ def site(tmp_path_factory) -> Site:
     return site
 
 
-def test_everything_is_listed_at_once(site) -> None:
+def test_all_plugins_are_listed_quickly(site) -> None:
     started = time.perf_counter()
     done = site.esplug("plugins", "--json")
     assert time.perf_counter() - started < 1 * slowness()
@@ -210,7 +210,7 @@ def test_everything_is_listed_at_once(site) -> None:
     assert "hello" not in done.stdout
 
 
-def test_the_table_lists_them_too(site) -> None:
+def test_the_table_lists_all_plugins(site) -> None:
     done = site.esplug("plugins", PYTHONIOENCODING="utf-8")
     assert (done.returncode, done.stderr) == (0, "")
     names = [line.split()[1] for line in done.stdout.splitlines()[1:]]
@@ -223,7 +223,7 @@ def test_the_table_lists_them_too(site) -> None:
     "content", [b"[esplug.tasks]\nno sign", b"[esplug.tasks]\nx = \xff\xfe", b"\xff[esplug.tasks]"]
 )
 def test_a_package_whose_entry_points_cannot_be_read_is_named(content, site, tmp_path) -> None:
-    """Python itself cannot read them for anyone: other libraries fail too, and in one line."""
+    """Python cannot read such entry points, so other libraries fail too; the error is one line."""
     info = tmp_path / "broken_points-0.3.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-points\nVersion: 0.3\n")
@@ -238,8 +238,8 @@ def test_a_package_whose_entry_points_cannot_be_read_is_named(content, site, tmp
 
 
 @pytest.mark.fault("broken plugin", 3)
-def test_who_is_not_asked_for_disturbs_nobody(site) -> None:
-    """Nothing slow, printing, patching, quitting or killing is imported on the way to another plugin."""
+def test_plugins_that_are_not_used_are_not_imported(site) -> None:
+    """Loading one plugin imports no other, such as plugins that are slow, print, patch, exit or kill."""
     good = ["--task=good-task", "--reward-shaping=good-shaping", "--logging=good-logger,console"]
     started = time.perf_counter()
     results = site.resolve(good, ["--task=math", "--reward-shaping=centered-ranks", "--logging=none"])
@@ -248,7 +248,7 @@ def test_who_is_not_asked_for_disturbs_nobody(site) -> None:
         assert (code, out, err.splitlines()[-1]) == (1, "", "error: resolved")
 
 
-def test_printing_at_import_is_no_fault(site) -> None:
+def test_printing_at_import_is_allowed(site) -> None:
     flags = ["--task=prints-task", "--reward-shaping=prints-shaping", "--logging=prints-logger"]
     ((code, out, err),) = site.resolve(flags)
     assert (code, out.count("hello from a plugin"), err.splitlines()[-1]) == (1, 3, "error: resolved")
@@ -281,7 +281,7 @@ def test_a_broken_plugin_is_named_with_cause_and_remedy(site) -> None:
 
 
 @pytest.mark.fault("broken plugin", 3)
-def test_a_name_taken_twice_names_both_and_which_to_remove(site) -> None:
+def test_a_duplicate_name_names_both_packages_and_the_remedy(site) -> None:
     base = {"task": "good-task", "shaping": "good-shaping", "logger": "good-logger"}
     given = ([f"{FLAGS[each]}={f'twice-{kind}' if each == kind else base[each]}" for each in KINDS] for kind in KINDS)
     for kind, (code, _, err) in zip(KINDS, site.resolve(*given), strict=True):
@@ -292,7 +292,7 @@ def test_a_name_taken_twice_names_both_and_which_to_remove(site) -> None:
 
 
 @pytest.mark.fault("broken plugin", 3)
-def test_who_takes_the_name_of_a_built_in_is_to_go(site) -> None:
+def test_a_plugin_with_the_name_of_a_built_in_is_to_be_removed(site) -> None:
     shadows = [
         ["--task=countdown"],
         ["--task=good-task", "--reward-shaping=z-scores"],
@@ -305,7 +305,7 @@ def test_who_takes_the_name_of_a_built_in_is_to_go(site) -> None:
 
 
 @pytest.mark.fault("broken plugin", 4)
-def test_hooks_that_quit_or_recommend_nonsense_are_the_plugin_s_fault(site) -> None:
+def test_hooks_that_exit_or_return_invalid_defaults_are_errors_of_the_plugin(site) -> None:
     names = ["defaults", "ranges", "quits", "nameless"]
     words = [["sigmma", "sigma"], ["--sigma -1", "greater than 0"], ["SystemExit: 0"], ["RuntimeError: no name"]]
     for name, expected, (code, _, err) in zip(
@@ -318,7 +318,7 @@ def test_hooks_that_quit_or_recommend_nonsense_are_the_plugin_s_fault(site) -> N
     assert "pip install -U acme_nameless" in line
 
 
-def test_what_ends_the_process_ends_only_a_run_that_names_it(site) -> None:
+def test_a_plugin_that_kills_the_process_ends_only_runs_that_use_it(site) -> None:
     assert site.esplug("train", "--task=kills-task").returncode == 7
     assert site.esplug("plugins").returncode == 0
 

@@ -1,4 +1,4 @@
-"""What an interrupted run left may be damaged, and two processes may want to go on with it."""
+"""Recovery of an interrupted run: damaged files, and two processes that resume at once."""
 
 import functools
 from collections import Counter
@@ -19,7 +19,7 @@ RUN_SEED, MEMBERS, DAMAGES = 5, 4, 60
 
 @pytest.fixture
 def run(tiny_model, tmp_path) -> Path:
-    """The seed log and the checkpoints of a run of twelve iterations."""
+    """A run of twelve iterations: its seed log and checkpoints."""
     master, draw, run = MasterWeights.load(tiny_model), Random(1), tmp_path / "run"
     run.mkdir()
     base = Base(str(tiny_model), None, master.checksum())
@@ -38,7 +38,7 @@ def run(tiny_model, tmp_path) -> Path:
 @pytest.mark.fault(
     "one flipped byte or a truncation, then caught up with", DAMAGES, "of a log, what follows: made again"
 )
-def test_a_damaged_checkpoint_or_log_is_noticed_and_the_weights_become_the_same(run, tiny_model, tmp_path) -> None:
+def test_damage_to_a_checkpoint_or_log_is_noticed_and_the_weights_are_the_same(run, tiny_model, tmp_path) -> None:
     draw, lost = Random(2), Counter[str]()
     for _ in range(DAMAGES):
         lost += mishaps.catch_up_damaged(run, tiny_model, tmp_path, draw)
@@ -46,6 +46,6 @@ def test_a_damaged_checkpoint_or_log_is_noticed_and_the_weights_become_the_same(
 
 
 @pytest.mark.fault("two processes, one directory", 5)
-def test_of_two_processes_one_holds_the_directory_and_the_other_says_who(tmp_path) -> None:
+def test_one_of_two_processes_locks_the_directory_and_the_other_names_it(tmp_path) -> None:
     for _ in range(5):
         mishaps.race_for_lock(tmp_path)

@@ -1,4 +1,4 @@
-"""Hostile rewards: each kind twenty times among 512 good answers, which are all graded right, and nothing is left."""
+"""Hostile rewards: each kind 20 times among 512 good answers, which are all graded correctly; no process is left."""
 
 import copy
 import ctypes
@@ -28,14 +28,14 @@ from esplug.hookspecs import Reward
 from esplug.rewards.grader import TRACEBACK_LENGTH
 from esplug.rewards.pool import COUNT_EVERY, MOST_DESCENDANTS, Graded, RewardPool
 from esplug.utils.process_tree import memory_exceeds
-from tests.rewards.test_pool import grade, graders, leaves_sleepers, nothing_left
+from tests.helpers.rewards import grade, graders, leaves_sleepers, nothing_left
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 cloudpickle.register_pickle_by_value(sys.modules[leaves_sleepers.__module__])
 
 GOOD, TIMES = 512, 20
-MOST_LEFT = MOST_DESCENDANTS + 3 * COUNT_EVERY  # processes of one grader, if every answer leaves three
-#: In the environment of all that these tests start, and in the arguments of what has an environment of its own.
+MOST_LEFT = MOST_DESCENDANTS + 3 * COUNT_EVERY  # processes of one grader if every answer leaves three
+#: In the environment of all processes that these tests start, or in the arguments of those with another environment.
 MARK = f"ESPLUG_TEST={os.getpid()}"
 NAP = f"600.{os.getpid()}"
 NESTED = eval("[" * 20 + "]" * 20)
@@ -53,7 +53,7 @@ def _clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def strays() -> list[str]:
-    """Return what these tests have started and what still runs, whoever its parent is by now."""
+    """Return the commands of processes that these tests started and that still run, whatever their parent."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
@@ -108,7 +108,7 @@ def floods() -> float:
 
 
 def returns_twice() -> float:
-    child = os.fork()  # the child returns too, and may neither grade on nor reply
+    child = os.fork()  # the child returns too; it must not continue grading or reply
     if child:
         os.waitpid(child, 0)
     return 1.0 if child else 9.0
@@ -146,7 +146,7 @@ def prints_strange_text() -> float:
 
 
 def daemonises() -> None:
-    """Start what leaves the process group, the session, its parent and even the environment."""
+    """Start processes that leave the process group, the session, the parent and the environment."""
     subprocess.Popen(["sleep", "600"], start_new_session=True)
     subprocess.run(["sh", "-c", f"setsid env -i sleep {NAP} &"], check=True)
     if os.fork() == 0:
@@ -176,7 +176,7 @@ def writes_garbage() -> None:
 def changes_signals() -> float:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
-    signal.setitimer(signal.ITIMER_REAL, 0.05)  # nobody handles it: it would kill
+    signal.setitimer(signal.ITIMER_REAL, 0.05)  # unhandled, it kills the process
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     return 1.0
 
@@ -205,7 +205,7 @@ def recursion_without_end() -> None:
 
 
 def fills_an_array() -> None:
-    import numpy as np  # here, so that no other kind pays for it
+    import numpy as np  # imported here, so that the other kinds do not pay for it
 
     np.ones(50 << 27)
 
@@ -217,7 +217,7 @@ def fills_slowly() -> None:
 
 
 def shares_memory() -> None:
-    held = mmap.mmap(-1, 2 << 30)  # shared: the limit of the system leaves it out
+    held = mmap.mmap(-1, 2 << 30)  # shared memory, which the system's limit does not count
     while True:
         held.write(b"x" * (1 << 20))
 
@@ -232,7 +232,7 @@ def children_fill_up() -> None:
     time.sleep(600)
 
 
-#: What the reward does, the label it earns (None: it is a good answer, worth 1.0), words in its traceback.
+#: Action of the reward, its label (None: a good answer with reward 1.0), words in its traceback.
 Kind = tuple[Callable[[], Any], str | None, str]
 QUICK: list[Kind] = [
     (raises, "error:KeyError", "KeyError"),
@@ -264,7 +264,7 @@ QUICK: list[Kind] = [
     (returns_twice, None, ""),
     (interrupted, None, ""),
 ]
-SLOW: list[Kind] = [  # what takes a while to fill an eighth of a GiB
+SLOW: list[Kind] = [  # kinds that need a while to fill an eighth of a GiB
     (fills_slowly, "error:MemoryError", ""),
     (shares_memory, "error:MemoryError", "held over 0.125 GiB"),
     (children_fill_up, "error:MemoryError", "held over 0.125 GiB"),
@@ -293,14 +293,16 @@ def among_good(kinds: list[Kind], settings: dict[str, Any], seconds: float) -> A
     ],
     ids=["quick", "slow", "hanging"],
 )
-def test_each_costs_its_own_answer(kinds: list[Kind], settings: dict[str, Any], seconds: float) -> None:
+def test_a_hostile_reward_costs_only_its_own_answer(
+    kinds: list[Kind], settings: dict[str, Any], seconds: float
+) -> None:
     acts = [act for act, _, _ in kinds]
 
     def reward(output: str, target: int) -> Any:
         if output == "bad":
             return acts[target]()
         assert os.getcwd()
-        copy.deepcopy(NESTED)  # takes a recursion of some depth
+        copy.deepcopy(NESTED)  # needs deep recursion
         return output, target
 
     answers = [("good", index) for index in range(GOOD)] + [("bad", index) for index in range(len(kinds))] * TIMES
@@ -338,7 +340,7 @@ def test_others(act: Callable[[], Any], label: str) -> None:
     assert [each.reward for each in graded] == [Reward(1.0), Reward(0.0, label), Reward(1.0)]
 
 
-def test_killing_a_grader_kills_what_it_has_started() -> None:
+def test_killing_a_grader_kills_its_child_processes() -> None:
     def reward(output: str, target: None) -> float:
         daemonises()
         time.sleep(600)
@@ -349,7 +351,7 @@ def test_killing_a_grader_kills_what_it_has_started() -> None:
         assert len(strays()) <= 2  # the next grader and its supervisor
 
 
-def test_a_crowded_grader_is_replaced() -> None:
+def test_a_grader_with_too_many_processes_is_replaced() -> None:
     def reward(output: str, target: None) -> int:
         subprocess.Popen(["sleep", "600"])
         return os.getpid()
@@ -366,7 +368,7 @@ def test_reward_function_larger_than_the_memory_allowed() -> None:
         RewardPool(max, timeout=5, memory=0)
 
 
-def test_memory_that_children_share_counts_once() -> None:
+def test_memory_shared_by_children_counts_once() -> None:
     held = bytearray(100 << 20)
     children = []
     for _ in range(5):

@@ -1,6 +1,6 @@
-"""Whole runs under faults, on real Ray and vLLM with a tiny model: each once; `benchmarks/soak.py` does it often.
+"""Whole runs with faults, on real Ray and vLLM with a tiny model; `benchmarks/soak` repeats them many times.
 
-Starting takes most of the time, so that one run meets several faults, one after the other.
+Starting takes most of the time, so one run gets several faults, one after the other.
 """
 
 import signal
@@ -11,9 +11,9 @@ from random import Random
 import pytest
 
 from esplug.checkpoints.export import export
+from tests.helpers.secrets import SECRETS, secrets_in
 from tests.integration.faults import mishaps
 from tests.integration.faults.harness import PORTS, Desk, Launched, check, done, occupied, reach
-from tests.integration.faults.test_secrets import SECRETS, secrets_in
 
 pytestmark = pytest.mark.vllm
 
@@ -29,10 +29,10 @@ def desk(tiny_model, tmp_path_factory) -> Iterator[Desk]:
 
 @pytest.fixture(scope="module")
 def undisturbed(desk) -> Path:
-    """A run with which all others are compared; another run at the same time, and common ports taken."""
+    """The reference run. Another run is active at the same time, and common ports are in use."""
     beside = desk.runs / "beside"
-    with occupied() as taken:
-        assert taken == len(PORTS)
+    with occupied() as in_use:
+        assert in_use == len(PORTS)
         launched = desk.start(beside, 6)
         run = desk.undisturbed(ITERATIONS)
         assert launched.end() == 0, launched.text
@@ -45,7 +45,7 @@ def test_two_runs_at_once_do_not_disturb_each_other(undisturbed) -> None:
     check(undisturbed, undisturbed, ITERATIONS)
 
 
-def test_engines_that_die_or_fall_silent_are_replaced_until_it_is_too_much(desk, undisturbed) -> None:
+def test_engines_that_die_or_hang_are_replaced_until_max_restarts(desk, undisturbed) -> None:
     run, draw = desk.runs / "engines", Random(1)
     limits = ("--engine-timeout", 6, "--max-restarts", 3)
     launched = desk.start(run, ITERATIONS, *limits, engines=2)
@@ -60,7 +60,7 @@ def test_engines_that_die_or_fall_silent_are_replaced_until_it_is_too_much(desk,
     check(run, undisturbed, ITERATIONS)
 
 
-def test_a_run_that_is_interrupted_again_and_again_ends_as_if_it_had_not_been(desk, undisturbed) -> None:
+def test_a_run_interrupted_several_times_ends_as_without_interruption(desk, undisturbed) -> None:
     run, draw = desk.runs / "interrupted", Random(2)
 
     def resume(terminal: bool = False) -> Launched:
@@ -95,7 +95,7 @@ def test_a_run_that_is_interrupted_again_and_again_ends_as_if_it_had_not_been(de
     check(run, undisturbed, ITERATIONS)
 
 
-def test_no_secret_of_the_environment_is_in_what_runs_leave(desk, undisturbed) -> None:
+def test_no_secret_from_the_environment_is_in_the_outputs_of_runs(desk, undisturbed) -> None:
     exported = export(undisturbed, desk.folder / "exported").folder
     assert (exported / "README.md").exists()
     assert list(undisturbed.glob("logs/engine-*.log"))
@@ -107,5 +107,5 @@ def test_a_full_disk_costs_records_but_not_the_run(desk, undisturbed) -> None:
         pytest.skip("mounting a tmpfs is not permitted here")
 
 
-def test_what_overflows_fails_with_a_label_and_leaves_no_trace(tiny_model, tmp_path) -> None:
+def test_overflow_gets_a_label_and_does_not_affect_later_answers(tiny_model, tmp_path) -> None:
     mishaps.overflow(tiny_model, tmp_path, 4)

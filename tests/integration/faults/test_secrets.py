@@ -1,4 +1,4 @@
-"""Secrets in the environment: none is in anything that a run leaves."""
+"""Secrets in the environment: no file of a run contains one."""
 
 import base64
 import itertools
@@ -7,50 +7,14 @@ import subprocess
 import sys
 import textwrap
 import urllib.parse
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
-SECRETS = {
-    "HF_TOKEN": "hf_planted/Secret+One==7fQ",
-    "WANDB_API_KEY": "5e" * 20,
-    "AWS_SECRET_ACCESS_KEY": "wJalrPlanted/K7MDENG+bPxRfiCYSecret",
-    "OPENAI_API_KEY": "sk-planted-0123456789abcdefSecret",
-    "GITHUB_TOKEN": "ghp_plantedSecret0123456789abcdef",
-    "MY_PASSWORD": "p@ss word&planted",
-}
+from tests.helpers.secrets import SECRETS, secrets_in
+
 PROXY_PASSWORD = "pr0xy-planted-pa55"
 ENVIRONMENT = {**SECRETS, "HTTPS_PROXY": f"http://user:{PROXY_PASSWORD}@127.0.0.1:9", "NO_PROXY": "localhost"}
-
-
-def secrets_in(folder: Path, secrets: Iterable[str]) -> list[Path]:
-    """Return the files below ``folder`` that hold a secret, in their name or their bytes.
-
-    A secret counts as it is, in JSON's escapes, URL-encoded, in hexadecimal, and in base64 wherever it begins
-    within a longer text.
-    """
-    forms = [form for secret in secrets for form in _forms(secret)]
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    return [path for path in files if any(form in os_bytes(path) or form in path.read_bytes() for form in forms)]
-
-
-def os_bytes(path: Path) -> bytes:
-    return str(path).encode(errors="surrogateescape")
-
-
-def _forms(secret: str) -> Iterator[bytes]:
-    data = secret.encode()
-    yield data
-    yield json.dumps(secret)[1:-1].encode()
-    yield urllib.parse.quote(secret, safe="").encode()
-    yield urllib.parse.quote_plus(secret).encode()
-    yield data.hex().encode()
-    for before in range(3):  # the bytes before it shift what base64 makes of it; the first and last groups are shared
-        text = base64.b64encode(b"\0" * before + data)
-        inner = text[4 * bool(before) : len(text) - 4]
-        yield inner
-        yield inner.translate(bytes.maketrans(b"+/", b"-_"))
 
 
 @pytest.mark.parametrize("secret", [*SECRETS.values(), PROXY_PASSWORD])
@@ -93,7 +57,7 @@ WRITE = """
     from esplug.runs.directory import RunDirectory, environment
     from esplug.checkpoints.seed_log import SeedLog
     from esplug.checkpoints.seed_log_records import Base, Header, Step
-    from tests.evaluation.test_figures import split
+    from tests.helpers.evaluations import split
 
     plan = Plan(2, "cpu", 0, 1)
     config = make_config({
@@ -123,7 +87,7 @@ WRITE = """
 @pytest.mark.fault("secret in the environment", 1 + len(SECRETS))
 @pytest.mark.parametrize("mode", ["offline", "online"])
 def test_nothing_that_a_run_writes_holds_a_secret(tmp_path: Path, mode: str) -> None:
-    """Every file that needs no engine; wandb, where its server is out of reach, keeps its own here too."""
+    """Covers every file that needs no engine, including wandb's offline files."""
     pytest.importorskip("wandb")
     home = tmp_path / "home"
     home.mkdir()

@@ -1,0 +1,38 @@
+"""Command line under test: runs it in this process, and reads its errors."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from esplug.cli import app as cli
+
+HEAVY = (
+    *("torch", "vllm", "ray", "numba", "transformers", "datasets"),
+    *("plotly", "jinja2", "tensorboard", "trackio", "wandb"),
+)
+
+
+def run_cli(monkeypatch, capfd, *arguments: str) -> tuple[int, str, str]:
+    """Run the command line in this process and return exit status, output and errors."""
+    monkeypatch.setattr(sys, "argv", ["esplug", *arguments])
+    with pytest.raises(SystemExit) as done:
+        cli.main()
+    out, err = capfd.readouterr()
+    return done.value.code, out, err
+
+
+def errors_of(err: str) -> list[str]:
+    """Return the error lines of standard error."""
+    return [line for line in err.splitlines() if line.startswith("error: ")]
+
+
+def slowness() -> float:
+    """Return how much slower than usual this machine is, measured by Python's start (usually 30 ms); at least 1."""
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-I", "-c", "import json, re"], check=True)
+        seconds.append(time.perf_counter() - started)
+    return max(1.0, min(seconds) / 0.03)

@@ -1,0 +1,36 @@
+"""A valid task plugin, and the names of the checks for plugins."""
+
+from esplug import hookimpl
+from esplug.testing import logger_checks, shaping_checks, task_checks
+
+
+class Task:
+    """A valid task; subclasses break one part of it."""
+
+    @hookimpl
+    def options(self):
+        return {"scale": 1.0}
+
+    @hookimpl
+    def load_rows(self, split):
+        return [{"q": f"{split} {n}", "a": f"answer {n}"} for n in range(4)]
+
+    @hookimpl
+    def collate(self, batch):
+        return [row["q"] for row in batch], [row["a"] for row in batch]
+
+    @hookimpl
+    def template(self, question):
+        return [{"role": "user", "content": question}]
+
+    @hookimpl
+    def reward(self, model_output, target, options):
+        return options["scale"] * (model_output == target)
+
+
+def names_of_checks(page: str) -> list[str]:
+    """Return the names of the checks that a page of the documentation describes."""
+    kit, plugin = {
+        "tasks": (task_checks, Task), "shapings": (shaping_checks, "z-scores"), "loggers": (logger_checks, "jsonl")
+    }[page]  # fmt: skip
+    return [check.name for check in kit(plugin)]

@@ -1,0 +1,146 @@
+"""Probe engines: real engines with extra methods for tests, and reference log-probabilities."""
+
+from pathlib import Path
+
+PROMPT = list(range(5, 45))
+
+
+def start_probe(model: Path, dtype: str = "float32", ranks: int = 1, kind: type | None = None, **settings: int):
+    """Start an engine with extra methods, such as for prompt log-probabilities and arbitrary weights."""
+    import ray
+    from ray.util.placement_group import placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    from esplug.checkpoints.history import CatchUp
+    from esplug.engines.messages import EngineSettings
+
+    place = PlacementGroupSchedulingStrategy(placement_group([{"CPU": 0.1}]), 0)  # as in the engine pool
+    probe = ray.remote(kind or _probe_class()).options(num_cpus=0.1, scheduling_strategy=place).remote(None)
+    settings = EngineSettings(str(model), dtype, "float32", "auto", "cpu", ranks, None, 0.5, **settings)
+    return probe, ray.get(probe.start.remote(settings, (0, 1), ranks, 2**26, CatchUp(0))).checksum
+
+
+def _probe_class():
+    from esplug.engines.actor import Engine
+
+    class Probe(Engine):
+        def logprobs(self) -> list[float]:
+            from vllm import SamplingParams, TokensPrompt
+
+            self._llm.reset_prefix_cache()
+            parameters = SamplingParams(max_tokens=1, prompt_logprobs=0, temperature=0)
+            (output,) = self._llm.generate([TokensPrompt(prompt_token_ids=PROMPT)], parameters, use_tqdm=False)
+            pairs = zip(PROMPT[1:], output.prompt_logprobs[1:], strict=True)
+            return [entry[token].logprob for token, entry in pairs]
+
+        def set_weights(self, weights) -> None:
+            self._llm.collective_rpc("es_set_weights", args=(weights.member_seed, weights.scale))
+
+        def set_tensors(self, tensors) -> bool:
+            """Write these tensors, and return whether that used the fast path."""
+
+            def put(wrapper) -> bool:
+                from esplug.weights.master import MasterWeights
+
+                worker = getattr(wrapper, "worker", wrapper)
+                master, worker._es_master = worker._es_master, MasterWeights(tensors.items())
+                worker.es_set_weights(None, 0.0)
+                worker._es_master = master
+                return worker._es_fast_path is not None
+
+            return all(self._llm.collective_rpc(put))
+
+        def forget_fast_path(self, scrambled: bool) -> str:
+            """Disable the fast path, or search for it with wrong weights; return why there is none."""
+
+            def forget(wrapper) -> str:
+                from esplug.vllm_worker.direct_load import DirectLoader, UnmappedError
+                from esplug.weights.master import MasterWeights
+
+                worker = getattr(wrapper, "worker", wrapper)
+                worker._es_fast_path, master, reason = None, worker._es_master, "forgotten"
+                if scrambled:
+                    swap = {"k_proj": "v_proj", "v_proj": "k_proj"}
+                    parts = {name: name.split(".") for name in master.names}
+                    names = {name: ".".join(swap.get(part, part) for part in parts[name]) for name in parts}
+                    other = MasterWeights((names[name], master[name]) for name in master.names)
+                    try:
+                        DirectLoader(
+                            worker.get_model(), other, worker._es_places, worker.model_runner.model_config.dtype
+                        )
+                    except UnmappedError as error:
+                        reason = str(error)
+                return reason
+
+            return self._llm.collective_rpc(forget)[0]
+
+        def refusals(self, extra: str, lacking: str) -> list[str]:
+            """Return why checkpoints with one tensor more or less cannot use the fast path."""
+
+            def refuse(wrapper) -> list[str]:
+                from esplug.vllm_worker.direct_load import ParameterMap, UnmappedError
+
+                worker, found = getattr(wrapper, "worker", wrapper), []
+                shapes = worker._es_master.shapes
+                for other in (shapes | {extra: (3, 4)}, {k: v for k, v in shapes.items() if k != lacking}):
+                    try:
+                        ParameterMap.find(worker.get_model(), other, 0)
+                    except UnmappedError as error:
+                        found.append(str(error))
+                return found
+
+            return self._llm.collective_rpc(refuse)[0]
+
+        def kernels(self) -> list[tuple[str, float]]:
+            """Return the layers that use C kernels, and how much their outputs differ from vLLM's."""
+
+            def compare(wrapper) -> list[tuple[str, float]]:
+                import torch
+
+                found = []
+                for layer in getattr(wrapper, "worker", wrapper).get_model().modules():
+                    if "forward" in vars(layer):
+                        for width in (64, 72):  # the C kernels do not support the second
+                            x, residual = torch.randn(2, 3, width)
+                            weighted = hasattr(layer, "weight")
+                            if weighted:
+                                kept, layer.weight = layer.weight, torch.nn.Parameter(torch.randn(width))
+                            cases = [(x,), (x.T.contiguous().T,), *([(x, residual)] if weighted else [])]
+                            for arguments in cases:
+                                own = layer.forward(*(each.clone() for each in arguments))
+                                expected = type(layer).forward(layer, *(each.clone() for each in arguments))
+                                pairs = zip(own, expected, strict=True)
+                                far = max(float((a - b).abs().max()) for a, b in pairs)
+                                found.append((type(layer).__name__, far))
+                            if weighted:
+                                layer.weight = kept
+                return found
+
+            return self._llm.collective_rpc(compare)[0]
+
+        def kept(self) -> list[int]:
+            """Return the bytes of master weights on each rank; 0 without the direct loader."""
+
+            def count(wrapper) -> int:
+                worker = getattr(wrapper, "worker", wrapper)
+                return worker._es_master.nbytes if worker._es_fast_path is not None else 0
+
+            return self._llm.collective_rpc(count)
+
+        def checksum(self) -> list[int]:
+            return [sum(each.values()) % 2**64 for each in self._llm.collective_rpc("es_tensor_checksums")]
+
+    return Probe
+
+
+def reference_logprobs(folder: Path, tensors, prompt: list[int] = PROMPT) -> list[float]:
+    """Compute a prompt's log-probabilities with ``transformers`` and these weights."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.load_state_dict(tensors, strict=False)
+    model.tie_weights()
+    with torch.no_grad():
+        scores = model(torch.tensor([prompt])).logits[0].log_softmax(-1)
+    return [float(scores[i, token]) for i, token in enumerate(prompt[1:])]
