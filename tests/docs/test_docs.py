@@ -1,4 +1,4 @@
-"""The documentation is true: its commands, settings and code are real, its links lead somewhere, and it builds."""
+"""Checks of the documentation: commands, settings, code and links are valid, and the site builds."""
 
 import inspect
 import itertools
@@ -26,7 +26,7 @@ from scripts.settings_tables import tables
 
 PAGES = [Path("README.md"), Path("CONTRIBUTING.md"), *sorted(Path("docs").rglob("*.md"))]
 FENCE = re.compile(r"^(?P<indent> *)```(?P<language>[\w-]*)\n(?P<text>.*?)^(?P=indent)```", re.DOTALL | re.MULTILINE)
-#: Flags of other programs that pages speak of.
+#: Flags of other programs that pages mention.
 FOREIGN = {
     "--tasks", "--include_path", "--gen_kwargs", "--output_path", "--log_samples", "--model_args", "--batch_size",
     "--start-iteration", "--backend", "--model_name", "--cuda_devices", "--num_engines", "--population_size",
@@ -36,7 +36,7 @@ every_page = pytest.mark.parametrize("page", PAGES, ids=str)
 
 
 def text_of(page: Path) -> str:
-    """Return a page with what it includes."""
+    """Return a page together with the files that it includes."""
     text = page.read_text(encoding="utf-8")
     included = re.findall(r"^```\{include\} (\S+)", text, re.MULTILINE)
     return "\n".join([text, *((page.parent / other).read_text(encoding="utf-8") for other in included)])
@@ -72,7 +72,7 @@ def test_toml_is_settings_that_hold_or_a_project(page: Path) -> None:
 
 
 def commands(text: str) -> Iterator[list[str]]:
-    """Find the words after ``esplug`` in a block, with lines that go on joined."""
+    """Yield the arguments of each ``esplug`` command in a block, with continued lines joined."""
     for line in text.replace("\\\n", " ").splitlines():
         words = shlex.split(line.removeprefix("$ "), comments=True) if re.match(r"(\$ )?(\S*/)?esplug ", line) else []
         if words:
@@ -80,7 +80,7 @@ def commands(text: str) -> Iterator[list[str]]:
 
 
 def parse(words: list[str]) -> tuple[str, dict[str, Any]]:
-    """Let the real command line parse them, and run nothing."""
+    """Parse the arguments with the real command line, without running anything."""
     command: Any = typer.main.get_command(app)
     name = "esplug"
     while hasattr(command, "commands") and words and not words[0].startswith("-"):
@@ -203,7 +203,7 @@ def links(page: Path) -> Iterator[str]:
 
 
 def anchors(page: Path) -> set[str]:
-    """Name a page's headings as GitHub and MyST do."""
+    """Return the anchors that GitHub and MyST give a page's headings."""
     headings = re.findall(r"^#+ (.*)$", FENCE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
