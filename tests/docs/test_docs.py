@@ -1,4 +1,4 @@
-"""The documentation is true: its commands, settings and code are real, its links lead somewhere, and it builds."""
+"""Checks of the documentation: commands, settings, code and links are valid, and the site builds."""
 
 import inspect
 import itertools
@@ -27,8 +27,7 @@ from tests.helpers.docs import FENCE, blocks, text_of
 
 PAGES = [Path("README.md"), Path("CONTRIBUTING.md"), *sorted(Path("docs").rglob("*.md"))]
 
-
-#: Flags of other programs that pages speak of.
+#: Flags of other programs that pages mention.
 FOREIGN = {
     "--tasks", "--include_path", "--gen_kwargs", "--output_path", "--log_samples", "--model_args", "--batch_size",
     "--start-iteration", "--backend", "--model_name", "--cuda_devices", "--num_engines", "--population_size",
@@ -62,7 +61,7 @@ def test_toml_is_settings_that_hold_or_a_project(page: Path) -> None:
 
 
 def commands(text: str) -> Iterator[list[str]]:
-    """Find the words after ``esplug`` in a block, with lines that go on joined."""
+    """Yield the arguments of each ``esplug`` command in a block, with continued lines joined."""
     for line in text.replace("\\\n", " ").splitlines():
         words = shlex.split(line.removeprefix("$ "), comments=True) if re.match(r"(\$ )?(\S*/)?esplug ", line) else []
         if words:
@@ -70,7 +69,7 @@ def commands(text: str) -> Iterator[list[str]]:
 
 
 def parse(words: list[str]) -> tuple[str, dict[str, Any]]:
-    """Let the real command line parse them, and run nothing."""
+    """Parse the arguments with the real command line, without running anything."""
     command: Any = typer.main.get_command(app)
     name = "esplug"
     while hasattr(command, "commands") and words and not words[0].startswith("-"):
@@ -156,22 +155,23 @@ def test_every_hook_stands_in_the_table_with_its_arguments(spec: type) -> None:
         assert f"`{name}`" in readme
 
 
-def rooms() -> list[str]:
-    """Return the folders and modules at the top level of the package, as the architecture page writes them."""
-    folders = [f"{path.parent.name}/" for path in Path("esplug").glob("*/__init__.py")]
-    return sorted(folders + [path.name for path in Path("esplug").glob("*.py") if path.name != "__init__.py"])
-
-
-def test_the_architecture_page_has_one_row_per_room() -> None:
+def test_the_architecture_page_has_a_row_per_room_in_the_order_of_the_contract() -> None:
     text = Path("docs/architecture.md").read_text(encoding="utf-8")
-    (table,) = re.findall(r"^\| *room[^\n]*\|\n\|[-| :]+\|\n((?:\|[^\n]*\n)+)", text, re.MULTILINE | re.IGNORECASE)
-    first_cells = [row.split("|")[1] for row in table.splitlines()]
-    named = [name for cell in first_cells for name in re.findall(r"`(?:esplug/)?(\w+(?:/|\.py))`", cell)]
-    assert sorted(named) == rooms()
+    contract = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"][0]
+    layers = [layer.split(" | ") for layer in contract["layers"]]
+    expected = [
+        (room if Path("esplug", room).is_dir() else f"{room}.py", str(level))
+        for level, layer in zip(range(len(layers), 0, -1), layers, strict=True)
+        for room in layer
+    ]
+    assert [
+        (room.rstrip("/"), level) for room, level in re.findall(r"^\| `([\w./]+)` .*\| (\d+) \|$", text, re.M)
+    ] == expected
 
 
-def test_files_that_the_architecture_page_names_exist() -> None:
+def test_the_architecture_page_names_no_module_that_is_not_there() -> None:
     named = re.findall(r"`((?:\w+/)*\w+\.py|(?:\w+/)+)`", Path("docs/architecture.md").read_text(encoding="utf-8"))
+    assert len(named) > 30
     assert [name for name in named if not (Path("esplug") / name).exists() and not Path(name).exists()] == []
 
 
@@ -192,7 +192,7 @@ def links(page: Path) -> Iterator[str]:
 
 
 def anchors(page: Path) -> set[str]:
-    """Name a page's headings as GitHub and MyST do."""
+    """Return the anchors that GitHub and MyST give a page's headings."""
     headings = re.findall(r"^#+ (.*)$", FENCE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

@@ -1,4 +1,4 @@
-"""The pages for plugin authors tell the truth: their packages install and work, their table of hooks is complete."""
+"""The pages for plugin authors: their packages install and work, and their tables are complete."""
 
 import inspect
 import re
@@ -32,7 +32,7 @@ def test_the_table_of_hooks_is_complete() -> None:
 
 
 def test_a_retiring_argument_is_told_once_and_still_passed(tmp_path) -> None:
-    """The example of the page is the specification; the plugin takes the argument's old name."""
+    """Run the page's example specification with a plugin that uses the argument's old name."""
     (example,) = re.findall(r"```python\n(.*?)```", HOOKS, re.DOTALL)
     (line,) = re.findall(r"```\n(shaping 'steep'.*)\n```", HOOKS)
     site = tmp_path / "site"

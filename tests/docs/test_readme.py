@@ -1,4 +1,4 @@
-"""The task that the README prints, installed and used as printed; ``test_docs.py`` checks what else it says."""
+"""The README's task, installed and used as printed. ``test_docs.py`` checks the rest of the README."""
 
 import os
 import re
