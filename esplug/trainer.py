@@ -35,8 +35,8 @@ from esplug.planning import shared_prefix as prefix
 from esplug.planning.memory import cpu_items, cpu_kv_cache_most
 from esplug.planning.placement import plan_engines
 from esplug.plugins import registry
+from esplug.rewards import PendingRewards, RewardPool
 from esplug.rewards.anomalies import UNDEFINED, AnomalyReporter
-from esplug.rewards.pool import PendingRewards, RewardPool
 from esplug.runs.directory import RunDirectory, environment
 from esplug.runs.metrics import PopulationResult, iteration_record, train_metrics
 from esplug.runs.recorder import Recorder
@@ -141,7 +141,7 @@ class EvolutionStrategiesTrainer:
         self.eval_dataloader_dict = dict(eval_dataloader_dict or {})
         self.evaluations: list[Evaluation] = []
         self.checksum = 0
-        self._watch = AnomalyReporter()
+        self._anomalies = AnomalyReporter()
         self._under_way = False
 
     # --- the loop ---------------------------------------------------------------------------------------
@@ -184,7 +184,7 @@ class EvolutionStrategiesTrainer:
         self.progress.begin(f"iteration {iteration + 1}", len(members))
 
         result = self.evaluate_population_on_batch(members, questions, targets)
-        self._watch.grades(result.grades)
+        self._anomalies.check_grades(result.grades)
         utilities = self._utilities(result.rewards)
         steps = coefficients(config.alpha_at(iteration), utilities, members)
         if not np.isfinite(steps).all():
@@ -230,7 +230,9 @@ class EvolutionStrategiesTrainer:
             generations[i] = generation
             pending[i] = self._grade(generation, targets)
             self.progress.advance()
-        self._watch.answers(completion.text for each in generations.values() for completion in each.completions)
+        self._anomalies.check_outputs(
+            completion.text for each in generations.values() for completion in each.completions
+        )
         answered = time.perf_counter()
         graded = [pending[i].result() for i in range(len(members))]
         return PopulationResult(
@@ -251,8 +253,8 @@ class EvolutionStrategiesTrainer:
             return None
         started = time.perf_counter()
         splits, grades = self._evaluator.evaluate(self.engines, self._grade, self.progress, f"evaluation {iteration}")
-        self._watch.grades(grades)
-        self._watch.answers(sample.output for split in splits for sample in split.samples)
+        self._anomalies.check_grades(grades)
+        self._anomalies.check_outputs(sample.output for split in splits for sample in split.samples)
         evaluation = Evaluation(iteration, splits, time.perf_counter() - started)
         self._record(evaluation)
         return evaluation

@@ -11,7 +11,7 @@ from esplug.data.splits import EvaluationSplit
 from esplug.engines.messages import Completion, Generation, Sampling, Weights
 from esplug.engines.pool import EnginePool, Job
 from esplug.evaluation.figures import Sample, SplitEvaluation
-from esplug.rewards.pool import Graded, PendingRewards
+from esplug.rewards import Graded, PendingRewards
 from esplug.utils.progress import LiveProgress
 
 #: Answers per job: few enough to spread over engines, and independent of their number, so that answers are too.

@@ -10,7 +10,7 @@ from esplug.engines.messages import Generation
 from esplug.es.diagnostics import mirrored_correlation
 from esplug.es.members import Member
 from esplug.es.update import FloatArray
-from esplug.rewards.pool import Graded
+from esplug.rewards import Graded
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from esplug.engines.messages import Completion, Generation, Work
 from esplug.es.members import population
 from esplug.es.update import coefficients
 from esplug.hookspecs import Reward
-from esplug.rewards.pool import Graded
+from esplug.rewards import Graded
 from esplug.runs.metrics import PopulationResult, iteration_record, train_metrics
 
 RIGHT = Graded(Reward(1.0, "right", True, {"format": 1.0, "steps": 4.0}))
