@@ -329,14 +329,14 @@ class EvolutionStrategiesTrainer:
         stack.callback(cluster.close)
         self._plan = plan_engines(config, cluster.resources(), self._engine_bytes)
         encoder = loading.result()
-        self._questions = PromptBuilder(encoder, self.template_function)
-        splits = {name: self._questions.split(name, loader) for name, loader in self.eval_dataloader_dict.items()}
+        self._prompt_builder = PromptBuilder(encoder, self.template_function)
+        splits = {name: self._prompt_builder.split(name, loader) for name, loader in self.eval_dataloader_dict.items()}
         asked_together = [split.prompts for split in splits.values()]
         train_data = None
         if isinstance(self.train_dataloader, Batches):  # all rows are here: no bad one may stop the run later
-            train_data = self._questions.fingerprint(self.train_dataloader)
+            train_data = self._prompt_builder.fingerprint(self.train_dataloader)
         if self.train_dataloader is not None and config.n_iterations:
-            prompts, self._batches = self._questions.batches(self.train_dataloader, first)
+            prompts, self._batches = self._prompt_builder.batches(self.train_dataloader, first)
             asked_together.append(prompts)
         self._prefix_caching = self._shares_prefixes(asked_together)
         self._reward_pool.ready()
@@ -426,13 +426,13 @@ class EvolutionStrategiesTrainer:
     def _jobs(self, members: Sequence[Member], questions: Sequence[Any]) -> Iterator[Job[int]]:
         """Make the members' work: the same prompts with the same sampling seeds."""
         config, sigma = self.config, self.config.sigma_at(len(self.history.steps))
-        prompts = self._questions.encode(questions)
+        prompts = self._prompt_builder.encode(questions)
         sampling = Sampling(
             config.max_tokens,
             config.train_temperature,
             config.train_top_p,
             tuple(config.stop),
-            self._questions.encoder.turn_ends,
+            self._prompt_builder.encoder.turn_ends,
         )
         seeds = [(members[0].seed + position) % 2**63 for position in range(len(prompts))]
         size = config.members_at_once(len(self.engines))
