@@ -268,8 +268,8 @@ QUICK: list[Kind] = [
 ]
 SLOW: list[Kind] = [  # what takes a while to fill an eighth of a GiB
     (fills_slowly, "error:MemoryError", ""),
-    (shares_memory, "error:MemoryError", "held over 0.125 GiB"),
-    (children_fill_up, "error:MemoryError", "held over 0.125 GiB"),
+    (shares_memory, "error:MemoryError", "used over 0.125 GiB"),
+    (children_fill_up, "error:MemoryError", "used over 0.125 GiB"),
 ]
 HANGING: list[Kind] = [
     (hangs_in_python, "timeout", "0.4 s"),
