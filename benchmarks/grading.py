@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from datasets import load_from_disk
-from esplug.rewards.pool import RewardPool
+from esplug.rewards import RewardPool
 from esplug_tasks_math import defaults, grading, options, reward, symbolic
 
 TIMEOUT = float(defaults(options())["reward_function_timeout"])

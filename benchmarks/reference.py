@@ -32,8 +32,8 @@ from esplug.engines.messages import EngineSettings, Generation
 from esplug.engines.pool import EnginePool
 from esplug.es.members import Member
 from esplug.noise.full_rank import tensor_key
+from esplug.rewards import Graded
 from esplug.rewards.grader import as_reward
-from esplug.rewards.pool import Graded
 from esplug.runs.metrics import PopulationResult
 from esplug.trainer import EvolutionStrategiesTrainer
 from esplug.vllm_worker.extension import ESWorkerExtension

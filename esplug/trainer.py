@@ -1,4 +1,4 @@
-"""The training loop: perturb, answer, grade, shape, update, evaluate."""
+"""Trainer: the loop that perturbs, generates, grades, shapes, updates and evaluates."""
 
 import shutil
 import time
@@ -12,39 +12,38 @@ from typing import Any, Self
 import numpy as np
 
 from esplug import plugins
-from esplug.checkpoints.base_model import longest_prompt, revision_of, weights_size
-from esplug.checkpoints.folders import newest_first, rename_aside
-from esplug.checkpoints.history import History
+from esplug.checkpoints.base_model import longest_prompt
 from esplug.checkpoints.seed_log import SeedLog
-from esplug.checkpoints.seed_log_records import Base, Header, Step, movement
+from esplug.checkpoints.seed_log_records import Step, movement
 from esplug.checkpoints.starting_model import starting_model
 from esplug.config.run_config import RunConfig, make_config
-from esplug.data.batches import Batch, Batches
+from esplug.data.batches import Batch
 from esplug.data.prompt_encoder import PromptEncoder
 from esplug.data.prompts import PromptBuilder
 from esplug.doctor.installation import require_installation
 from esplug.engines import EnginePool, Job
 from esplug.engines.cluster import Cluster
-from esplug.engines.messages import EngineSettings, Generation, Sampling, Weights
+from esplug.engines.messages import EngineSettings, Generation
 from esplug.errors import RunError, UserError
+from esplug.es import update
 from esplug.es.members import Member, population
-from esplug.es.update import FloatArray, coefficients
 from esplug.evaluation.evaluator import Evaluator
 from esplug.evaluation.figures import Evaluation
 from esplug.hookspecs import Prompt
 from esplug.loggers.logger_set import LoggerSet
 from esplug.planning.memory import cpu_items, cpu_kv_cache_most
 from esplug.planning.placement import plan_engines
-from esplug.planning.shared_prefix import sharing_saves_time
+from esplug.rewards import PendingRewards, RewardPool
 from esplug.rewards.anomalies import UNDEFINED, AnomalyReporter
-from esplug.rewards.pool import PendingRewards, RewardPool
 from esplug.runs.directory import RunDirectory, environment
-from esplug.runs.metrics import PopulationResult, iteration_record, train_metrics
+from esplug.runs.metrics import Iteration, PopulationResult
+from esplug.runs.population_jobs import population_jobs
+from esplug.runs.prompts import check_prompts, shares_prefixes
 from esplug.runs.recorder import Recorder
 from esplug.runs.result import RunResult
 from esplug.runs.results_json import results
 from esplug.runs.resume import check_environment, note_changes, past_evaluations, reopen
-from esplug.runs.trace import trace
+from esplug.runs.starting_weights import check_starting_weights, create_seed_log, starting_history
 from esplug.utils.console import get_console
 from esplug.utils.progress import LiveProgress
 
@@ -56,17 +55,17 @@ class EvolutionStrategiesTrainer:
 
     Args:
         reward_function: ``(model_output, target)`` to a float, ``(label, float)`` or :class:`esplug.hookspecs.Reward`.
-            May be a ``functools.partial``. Runs in processes that are killed at ``reward_function_timeout``.
-        train_dataloader: any iterable of ``(prompts, targets)`` batches: a list, a torch ``DataLoader``. It
-            is started over when it ends, and its batches are taken as they are, whatever ``batch_size`` says.
-        template_function: from a question to the prompt (text or chat messages), in training and evaluation.
-        eval_dataloader_dict: split name to an iterable of batches.
-        num_iterations: updates to make; 0 only evaluates.
-        global_seed: seed of everything random.
+            Runs in other processes, which are killed after ``reward_function_timeout``.
+        train_dataloader: iterable of ``(questions, targets)`` batches, such as a list or a torch ``DataLoader``. It is
+            restarted when it ends. ``batch_size`` does not change its batches.
+        template_function: maps a question to the prompt (text or chat messages), in training and evaluation.
+        eval_dataloader_dict: maps a split name to an iterable of batches.
+        num_iterations: number of updates; 0 only evaluates.
+        global_seed: seed of all random numbers.
         settings: any other field of :class:`esplug.config.run_config.RunConfig`, such as ``antithetic``.
 
     Attributes:
-        pool: class of the pool of engines.
+        pool: class of the engine pool.
 
     Raises:
         UserError: a setting is out of range or unknown.
@@ -142,29 +141,29 @@ class EvolutionStrategiesTrainer:
         self.eval_dataloader_dict = dict(eval_dataloader_dict or {})
         self.evaluations: list[Evaluation] = []
         self.checksum = 0
-        self._watch = AnomalyReporter()
-        self._under_way = False
+        self._anomalies = AnomalyReporter()
+        self._running = False
 
     # --- the loop ---------------------------------------------------------------------------------------
 
     def fit(self, resume: str | Path | None = None, *, allow_change: bool = False) -> RunResult:
-        """Evaluate, make ``num_iterations`` updates, evaluate, save.
+        """Evaluate, make ``num_iterations`` updates, save the model and evaluate it.
 
         Args:
-            resume: directory of an interrupted run to go on with, in that directory. Seeds, the order of the data
-                and the best evaluation go on too, so that the weights become those of a run never interrupted; a
-                ``train_dataloader`` must give the same batches again, which one that shuffles without a seed does not.
-            allow_change: go on even if a setting, or the data, that decides what is computed is another now.
+            resume: directory of an interrupted run to continue in place. Seeds, data order and best evaluation
+                continue, too, so the weights become those of an uninterrupted run. ``train_dataloader`` must give the
+                same batches again; one that shuffles without a fixed seed does not.
+            allow_change: resume even if the data, or a setting that affects the weights, has changed.
 
         Raises:
-            UserError: something the user can mend, found before anything is trained.
+            UserError: an error that you can fix, found before training.
             RunError: the run had to stop.
         """
         started, model = time.perf_counter(), None
         with ExitStack() as stack:
             self._open(stack, Path(resume).expanduser() if resume else None, allow_change)
-            config, first = self.config, len(self.history.steps)
-            for iteration in range(first, config.n_iterations):
+            config = self.config
+            for iteration in self._iterations:
                 if config.evaluates_at(iteration):
                     self.eval_step(iteration)
                 self.train_step(iteration)
@@ -185,44 +184,23 @@ class EvolutionStrategiesTrainer:
         self.progress.begin(f"iteration {iteration + 1}", len(members))
 
         result = self.evaluate_population_on_batch(members, questions, targets)
-        self._watch.grades(result.grades)
+        self._anomalies.check_grades(result.grades)
         utilities = self._utilities(result.rewards)
-        steps = coefficients(config.alpha_at(iteration), utilities, members)
-        if not np.isfinite(steps).all():
-            raise RunError(f"{config.reward_shaping!r} makes utilities of these rewards that are too large for float32")
+        coefficients = update.coefficients(config.alpha_at(iteration), utilities, members)
 
-        answered = time.perf_counter()
-        step = Step(iteration, tuple(steps), config.antithetic, self.checksum, config.momentum)
-        seeds, moved_by = movement([*self.history.steps, step], config.seed)
-        if not any(steps):
-            what = "only momentum moves the weights" if seeds else "no update"
-            get_console().print(f"iteration {iteration}: every utility is zero (all rewards equal?), so {what}")
-        if seeds:
-            self.checksum = self.engines.update(seeds, moved_by)
-            step = replace(step, checksum=self.checksum)
+        evaluated = time.perf_counter()
+        step = self._update(iteration, coefficients)
         updated = time.perf_counter()
-        self.history.append(step)
 
-        metrics = train_metrics(result, len(self.engines), antithetic=config.antithetic)
-        metrics |= {"time/update": updated - answered, "time/iteration": updated - started}
-        metrics |= {"train/sigma": config.sigma_at(iteration), "train/alpha": config.alpha_at(iteration)}
-        record = iteration_record(iteration, members, utilities, steps, result, metrics, self.checksum)
-        self.recorder.iteration(step, record, metrics)
-        if iteration == config.profile:
-            phases = {
-                "generate": answered - started - result.grade_seconds,
-                "wait for grades": result.grade_seconds,
-                "update": updated - answered,
-                "record": time.perf_counter() - updated,
-            }
-            self.recorder.profile(iteration, trace(members, result, began, phases))
+        iteration_done = Iteration(members, result, utilities, began, updated - started, updated - evaluated)
+        self.recorder.iteration(step, iteration_done)
 
     def evaluate_population_on_batch(
         self, members: Sequence[Member], questions: Sequence[Any], targets: Sequence[Any]
     ) -> PopulationResult:
-        """Let every member answer every question, and grade while the engines go on.
+        """Generate every member's answer to every question, and grade answers while engines generate.
 
-        All members answer with the same sampling seeds, so that luck does not tell them apart.
+        All members use the same sampling seeds, so that their rewards differ by their weights only.
         """
         started = time.perf_counter()
         generations: dict[int, Generation] = {}
@@ -231,19 +209,19 @@ class EvolutionStrategiesTrainer:
             generations[i] = generation
             pending[i] = self._grade(generation, targets)
             self.progress.advance()
-        self._watch.answers(completion.text for each in generations.values() for completion in each.completions)
-        answered = time.perf_counter()
+        self._anomalies.check_outputs(answer.text for each in generations.values() for answer in each.completions)
+        generated = time.perf_counter()
         graded = [pending[i].result() for i in range(len(members))]
         return PopulationResult(
             rewards=np.array([[grade.reward.value for grade in row] for row in graded]),
             graded=graded,
             generations=[generations[i] for i in range(len(members))],
-            generate_seconds=answered - started,
-            grade_seconds=time.perf_counter() - answered,
+            generate_seconds=generated - started,
+            grade_seconds=time.perf_counter() - generated,
         )
 
     def eval_step(self, iteration: int) -> Evaluation | None:
-        """Evaluate the current weights on every split, spread over all engines.
+        """Evaluate the current weights on every split, using all engines.
 
         Returns:
             The evaluation, or ``None`` without evaluation data.
@@ -252,70 +230,141 @@ class EvolutionStrategiesTrainer:
             return None
         started = time.perf_counter()
         splits, grades = self._evaluator.evaluate(self.engines, self._grade, self.progress, f"evaluation {iteration}")
-        self._watch.grades(grades)
-        self._watch.answers(sample.output for split in splits for sample in split.samples)
+        self._anomalies.check_grades(grades)
+        self._anomalies.check_outputs(sample.output for split in splits for sample in split.samples)
         evaluation = Evaluation(iteration, splits, time.perf_counter() - started)
         self._record(evaluation)
         return evaluation
 
-    # --- points to override -----------------------------------------------------------------------------
+    # --- methods to override ----------------------------------------------------------------------------
 
     def launch_engines(self) -> EnginePool:
-        """Make the pool of engines, which the trainer then starts."""
+        """Make the engine pool, which the trainer then starts."""
+        config, plan = self.config, self._plan
         settings = EngineSettings(
             model=str(self._model),
-            dtype=self.config.dtype,
-            master_dtype=self.config.master_dtype,
-            master_device=self.config.master_device,
-            device=self._plan.device,
-            tensor_parallel_size=self.config.n_gpu_per_vllm_engine,
-            max_model_len=self.config.max_model_len,
-            memory_share=self.config.gpu_memory_utilization,
-            low_rank=self.config.low_rank,
-            members_at_once=self.config.members_at_once(self._plan.n_engines),
-            engines_per_gpu=self._plan.engines_per_gpu,
+            dtype=config.dtype,
+            master_dtype=config.master_dtype,
+            master_device=config.master_device,
+            device=plan.device,
+            tensor_parallel_size=config.n_gpu_per_vllm_engine,
+            max_model_len=config.max_model_len,
+            memory_share=config.gpu_memory_utilization,
+            low_rank=config.low_rank,
+            members_at_once=config.members_at_once(plan.n_engines),
+            engines_per_gpu=plan.engines_per_gpu,
             prefix_caching=self._prefix_caching,
         )
         return self.pool(
-            self._plan,
+            plan,
             settings,
             self._engine_bytes,
-            cpu_kv_cache_most(self._model, self.config),
+            cpu_kv_cache_most(self._model, config),
             self.run_dir.path,
-            timeout=self.config.engine_timeout,
-            max_restarts=self.config.max_restarts,
+            timeout=config.engine_timeout,
+            max_restarts=config.max_restarts,
         )
 
     def _postprocess_outputs(self, outputs: list[str], targets: Sequence[Any]) -> PendingRewards:
-        """Hand answers to the graders; called as soon as an engine has answered."""
+        """Send answers to the graders. Called as soon as an engine has generated them."""
         return self._reward_pool.submit(outputs, targets)
 
-    # --- opening and closing ----------------------------------------------------------------------------
+    # --- steps of an iteration --------------------------------------------------------------------------
+
+    def _jobs(self, members: Sequence[Member], questions: Sequence[Any]) -> Iterator[Job[int]]:
+        """Make the members' jobs: the same prompts with the same sampling seeds."""
+        prompts, turn_ends = self._prompt_builder.encode(questions), self._prompt_builder.encoder.turn_ends
+        sigma = self.config.sigma_at(len(self.history.steps))
+        return population_jobs(self.config, members, prompts, turn_ends, sigma, len(self.engines))
+
+    def _grade(self, generation: Generation, targets: Sequence[Any]) -> PendingRewards:
+        """Start grading answers; those of a model that computed NaN or infinity fail without grading."""
+        if generation.undefined:
+            why = f"the model gave NaN or infinity for {generation.undefined} tokens, so its answers mean nothing"
+            return PendingRewards.failed(len(targets), UNDEFINED, why)
+        return self._postprocess_outputs([completion.text for completion in generation.completions], targets)
+
+    def _utilities(self, rewards: update.FloatArray) -> update.FloatArray:
+        """Shape the rewards float64[N, B] to utilities float64[N]."""
+        utilities = np.asarray(self._shape(rewards=rewards), dtype=np.float64)
+        if utilities.shape != (len(rewards),) or not np.isfinite(utilities).all():
+            raise RunError(
+                f"reward shaping {self.config.reward_shaping!r} must return {len(rewards)} finite utilities, "
+                f"not {utilities.tolist()}"
+            )
+        return utilities
+
+    def _update(self, iteration: int, coefficients: list[float]) -> Step:
+        """Add the members' noise, times their coefficients, to the weights of all engines."""
+        config = self.config
+        if not np.isfinite(coefficients).all():
+            raise RunError(f"{config.reward_shaping!r} makes utilities of these rewards that are too large for float32")
+        step = Step(iteration, tuple(coefficients), config.antithetic, self.checksum, config.momentum)
+        seeds, scales = movement([*self.history.steps, step], config.seed)
+        if not any(coefficients):
+            effect = "only momentum moves the weights" if seeds else "no update"
+            get_console().print(f"iteration {iteration}: every utility is zero (all rewards equal?), so {effect}")
+        if seeds:
+            self.checksum = self.engines.update(seeds, scales)
+            step = replace(step, checksum=self.checksum)
+        self.history.append(step)
+        return step
+
+    def _record(self, evaluation: Evaluation) -> None:
+        """Write and log an evaluation, and save the model if it is the best so far."""
+        best = max((earlier.mean for earlier in self.evaluations), default=np.inf)
+        self.evaluations.append(evaluation)
+        if self.config.save_best_models and evaluation.mean > best:
+            self.recorder.best_model(f"{self.config.run_name}-mean{evaluation.mean:.4f}")
+        splits = self._evaluator.splits
+        record = results(self.config, self._model, self.checksum, self._plan, splits, evaluation)
+        self.recorder.evaluation(evaluation, record)
+
+    # --- start and end of a run -------------------------------------------------------------------------
 
     def _open(self, stack: ExitStack, resume: Path | None, allow_change: bool) -> None:
-        """Check what can be checked cheaply, start Ray, check the prompts, and start the engines."""
+        """Set up the run: cheap checks first, engines last."""
         require_installation()
-        log: SeedLog | None = None
-        self._resumed = resume is not None
-        asked, runs = self.config, Path(self.config.output_directory).expanduser()
-        if resume:
-            self.run_dir, log, self.config = reopen(resume, asked, allow_change=allow_change, stack=stack)
-            runs = resume.absolute().parent
+        self._resume, requested = resume, self.config
+        self._open_seed_log(stack, allow_change)
+        self._shape = plugins.load("shaping", self.config.reward_shaping).shape
+        self.loggers = LoggerSet(self.config.logging)
+        self._find_model(stack)
+        encoder = self._start_graders_and_ray(stack)
+        train_data = self._check_prompts(encoder)
+        self._reward_pool.ready()
+        surroundings = environment() | {"engines": asdict(self._plan), "train_data": train_data}
+        self._open_directory(stack, surroundings, allow_change)
+        self._start_engines(stack)
+        self._start_records(stack)
+        if resume and self._seed_log:  # only now is it known that the new settings work
+            note_changes(self.run_dir, requested, surroundings, self._seed_log)
+        self._running = True
+
+    def _open_seed_log(self, stack: ExitStack, allow_change: bool) -> None:
+        """Open the directory and seed log of a resumed run; check the output directory of a new one."""
+        self._seed_log: SeedLog | None = None
+        if self._resume:
+            self.run_dir, self._seed_log, self.config = reopen(
+                self._resume, self.config, allow_change=allow_change, stack=stack
+            )
         else:
-            RunDirectory.check(asked)
-        config, first = self.config, len(log.steps) if log else 0
-        self._shape = plugins.load("shaping", config.reward_shaping).shape
-        self.loggers = LoggerSet(config.logging)
-        self._model = starting_model(
-            config.model_name,
-            config.checkpoint,
-            log.header.base.revision if log else None,
-            runs.absolute(),  # where engines on other machines see it too
-            stack,
-        )
+            RunDirectory.check(self.config)
+        self._iterations = range(len(self._seed_log.steps) if self._seed_log else 0, self.config.n_iterations)
+
+    def _find_model(self, stack: ExitStack) -> None:
+        """Find or convert the model to start from, and check that it fits the settings."""
+        config = self.config
+        revision = self._seed_log.header.base.revision if self._seed_log else None
+        runs = self._resume.absolute().parent if self._resume else Path(config.output_directory).expanduser().absolute()
+        # A converted model goes to the folder of runs, as engines on other machines see it.
+        self._model = starting_model(config.model_name, config.checkpoint, revision, runs, stack)
         self._engine_bytes = sum(item.nbytes for item in cpu_items(self._model, config))
         longest_prompt(self._model, config.max_model_len, config.max_tokens)
-        # What takes seconds, at once: transformers, Ray and the graders.
+
+    def _start_graders_and_ray(self, stack: ExitStack) -> PromptEncoder:
+        """Start graders and Ray, and load the tokenizer meanwhile: each takes seconds."""
+        config = self.config
         helper = ThreadPoolExecutor(1)
         loading = helper.submit(PromptEncoder.load, self._model, config.max_model_len, config.max_tokens)
         helper.shutdown(wait=False)
@@ -327,143 +376,57 @@ class EvolutionStrategiesTrainer:
         cluster = Cluster(config.ray_address, config.use_gpus)
         stack.callback(cluster.close)
         self._plan = plan_engines(config, cluster.resources(), self._engine_bytes)
-        encoder = loading.result()
-        self._questions = PromptBuilder(encoder, self.template_function)
-        splits = {name: self._questions.split(name, loader) for name, loader in self.eval_dataloader_dict.items()}
-        asked_together = [split.prompts for split in splits.values()]
-        train_data = None
-        if isinstance(self.train_dataloader, Batches):  # all rows are here: no bad one may stop the run later
-            train_data = self._questions.fingerprint(self.train_dataloader)
-        if self.train_dataloader is not None and config.n_iterations:
-            prompts, self._batches = self._questions.batches(self.train_dataloader, first)
-            asked_together.append(prompts)
-        self._prefix_caching = self._shares_prefixes(asked_together)
-        self._reward_pool.ready()
-        self._evaluator = Evaluator(config, splits, self._plan.device, encoder.turn_ends)
-        surroundings = environment() | {"engines": asdict(self._plan), "train_data": train_data}
-        if resume:
+        return loading.result()
+
+    def _check_prompts(self, encoder: PromptEncoder) -> dict[str, Any] | None:
+        """Check the prompts that are known before the run. Returns the training data's fingerprint, if there is one."""
+        self._prompt_builder = PromptBuilder(encoder, self.template_function)
+        data = check_prompts(self._prompt_builder, self.train_dataloader, self.eval_dataloader_dict, self._iterations)
+        self._batches = data.batches
+        self._evaluator = Evaluator(self.config, data.splits, self._plan.device, encoder.turn_ends)
+        self._prefix_caching = shares_prefixes(self.config, self._model, self._plan, data.known)
+        return data.train_data
+
+    def _open_directory(self, stack: ExitStack, surroundings: dict[str, Any], allow_change: bool) -> None:
+        """Create the run directory, or compare a resumed run's environment with the present one; start the loggers."""
+        config, first = self.config, self._iterations.start
+        if self._resume:
             check_environment(self.run_dir, surroundings, allow_change=allow_change)
-            get_console().print(f"going on at iteration {first} of {config.n_iterations}", markup=False)
+            get_console().print(f"resuming at iteration {first} of {config.n_iterations}", markup=False)
         else:
             self.run_dir = RunDirectory.create(config, surroundings, stack)
         stack.push(self._finish)
         self.run_dir.write_status("running")
         self.loggers.start(config, self.run_dir.path, first)
+
+    def _start_engines(self, stack: ExitStack) -> None:
+        """Start the engines with the run's current weights, and create the seed log of a new run."""
+        config, log = self.config, self._seed_log
         get_console().print(f"{self._plan.describe()}; loading {self._model.name}", markup=False)
         self.engines = self.launch_engines()
         stack.callback(self.engines.close)
-        log = self._start_engines(log, stack)
-        self.recorder = Recorder(config, self.run_dir, self.loggers, log, self.engines, self._model)
-        self.evaluations = past_evaluations(self.run_dir, splits, config, first)
-        if resume and log:  # not before it is known that these settings work
-            note_changes(self.run_dir, asked, surroundings, log)
-        self._under_way = True
-        self.progress = stack.enter_context(
-            LiveProgress(config.n_iterations, first, enabled="console" in config.logging)
-        )
-
-    def _shares_prefixes(self, asked_together: Sequence[Sequence[Sequence[int]]]) -> bool:
-        """Whether engines keep what prompts begin with, given those of some batches: on a CPU always."""
-        if self._plan.device == "cpu" or self.config.eval_n_samples > 1:
-            return True
-        weights = weights_size(self._model)[1]
-        return any(sharing_saves_time(prompts, self.config.max_tokens, weights) for prompts in asked_together)
-
-    def _start_engines(self, log: SeedLog | None, stack: ExitStack) -> SeedLog | None:
-        """Start the engines, and the seed log of a new run. Returns the log; ``None`` where nothing is trained."""
-        config, base = self.config, log.header.base if log else None
-        self.history = History(
-            config.seed,
-            base.weights_checksum if base else None,
-            tuple(log.steps) if log else (),
-            lambda: [(k, str(folder.absolute())) for k, folder in newest_first(self.run_dir.checkpoints)],
-        )
+        self.history = starting_history(config, self.run_dir, log)
         found = self.engines.start(self.history)
-        if found.undefined:
-            raise UserError(
-                f"{self._model}: {len(found.undefined)} tensors hold NaN or infinity, {found.undefined[0]} first; "
-                "fetch or train the model again"
-            )
-        for folder, reason in found.damaged:
-            aside = rename_aside(Path(folder), "damaged").name
-            get_console().print(
-                f"passed over a checkpoint: {folder}: {reason}; it is now called {aside}", markup=False, soft_wrap=True
-            )
-        if base and found.base != base.weights_checksum:
-            raise UserError(
-                f"{self._model}: not the model that the run started from ({base.name}): its weights have checksum "
-                f"{found.base:016x}, the run's had {base.weights_checksum:016x}; name the right one with --model-name"
-            )
-        if found.checksum != (self.history.checksum or found.base):
-            raise RunError(
-                f"replaying {found.replayed} updates gave weights with checksum {found.checksum:016x} instead of "
-                f"{self.history.checksum:016x}; was the run made with another version of esplug?"
-            )
+        check_starting_weights(found, self.history, self._model, log)
         self.history.base, self.checksum = found.base, found.checksum
         if log is None and config.n_iterations:
-            named = Base(config.checkpoint or config.model_name, revision_of(self._model), found.base)
-            settings = config.model_dump(exclude_none=True)
-            header = Header(named, config.master_dtype, config.seed, settings, config.rank)
-            log = stack.enter_context(SeedLog.create(self.run_dir.seed_log, header))
-        return log
+            self._seed_log = stack.enter_context(create_seed_log(config, self.run_dir, self._model, found.base))
+
+    def _start_records(self, stack: ExitStack) -> None:
+        """Start the recorder and the progress display, and read the evaluations of a resumed run."""
+        config, first = self.config, self._iterations.start
+        self.recorder = Recorder(config, self.run_dir, self.loggers, self._seed_log, self.engines, self._model)
+        self.evaluations = past_evaluations(self.run_dir, self._evaluator.splits, config, first)
+        shown = "console" in config.logging
+        self.progress = stack.enter_context(LiveProgress(config.n_iterations, first, enabled=shown))
 
     def _finish(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        """Close the loggers; remove the directory of a run that could not start."""
+        """Close the loggers, write the status, and remove the directory of a new run that could not start."""
         status = "finished" if kind is None else "interrupted" if issubclass(kind, KeyboardInterrupt) else "failed"
         self.loggers.finish(status)
         self.run_dir.write_status(status, error)
-        if isinstance(error, UserError) and not self._under_way and not self._resumed:
+        if isinstance(error, UserError) and not self._running and not self._resume:
             shutil.rmtree(self.run_dir.path, ignore_errors=True)
         elif error is not None:
-            hint = f"; to go on: {self.config.how_to_resume(self.run_dir.path)}" if self.config.n_iterations else ""
-            get_console().print(
-                f"{status}; what there is lies in {self.run_dir.path}{hint}", markup=False, soft_wrap=True
-            )
-
-    # --- small steps ------------------------------------------------------------------------------------
-
-    def _jobs(self, members: Sequence[Member], questions: Sequence[Any]) -> Iterator[Job[int]]:
-        """Make the members' work: the same prompts with the same sampling seeds."""
-        config, sigma = self.config, self.config.sigma_at(len(self.history.steps))
-        prompts = self._questions.encode(questions)
-        sampling = Sampling(
-            config.max_tokens,
-            config.train_temperature,
-            config.train_top_p,
-            tuple(config.stop),
-            self._questions.encoder.turn_ends,
-        )
-        seeds = [(members[0].seed + position) % 2**63 for position in range(len(prompts))]
-        size = config.members_at_once(len(self.engines))
-        for first in range(0, len(members), size):
-            together = members[first : first + size]
-            weights = [Weights(member.seed, member.sign * sigma) for member in together]
-            keys = range(first, first + len(together))
-            yield Job(keys, weights, prompts, seeds, sampling, config.mini_batch_size)
-
-    def _utilities(self, rewards: FloatArray) -> FloatArray:
-        utilities = np.asarray(self._shape(rewards=rewards), dtype=np.float64)
-        if utilities.shape != (len(rewards),) or not np.isfinite(utilities).all():
-            raise RunError(
-                f"reward shaping {self.config.reward_shaping!r} must return {len(rewards)} finite utilities, "
-                f"not {utilities.tolist()}"
-            )
-        return utilities
-
-    def _grade(self, generation: Generation, targets: Sequence[Any]) -> PendingRewards:
-        """Have answers graded, unless they come from a model whose output is not even numbers."""
-        if generation.undefined:
-            why = f"the model gave NaN or infinity for {generation.undefined} tokens, so its answers mean nothing"
-            return PendingRewards.failed(len(targets), UNDEFINED, why)
-        return self._postprocess_outputs([completion.text for completion in generation.completions], targets)
-
-    def _record(self, evaluation: Evaluation) -> None:
-        """Write and log an evaluation, and save the model if it is the best one yet."""
-        best = max((earlier.mean for earlier in self.evaluations), default=np.inf)
-        self.evaluations.append(evaluation)
-        if self.config.save_best_models and evaluation.mean > best:
-            self.recorder.best_model(f"{self.config.run_name}-mean{evaluation.mean:.4f}")
-        splits = self._evaluator.splits
-        self.recorder.evaluation(
-            evaluation, results(self.config, self._model, self.checksum, self._plan, splits, evaluation)
-        )
+            hint = f"; to resume: {self.config.how_to_resume(self.run_dir.path)}" if self.config.n_iterations else ""
+            get_console().print(f"{status}; see {self.run_dir.path}{hint}", markup=False, soft_wrap=True)

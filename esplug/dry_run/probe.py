@@ -122,7 +122,7 @@ class Probe(EvolutionStrategiesTrainer):
                 rows -= len(split.texts)
         if not splits:
             return 0.0, 0.0, 0.0
-        evaluator = Evaluator(self.config, splits, self._plan.device, self._questions.encoder.turn_ends)
+        evaluator = Evaluator(self.config, splits, self._plan.device, self._prompt_builder.encoder.turn_ends)
         began = time.perf_counter()
         evaluated, _ = evaluator.evaluate(self.engines, self._grade, self.progress, "evaluation")
         seconds = time.perf_counter() - began

@@ -186,7 +186,7 @@ class ManagedEngines:
         """
         slot.ready = True
         for folder, reason in caught_up.damaged:
-            _say(f"passed over a checkpoint: {folder}: {reason}")
+            _say(f"skipped a checkpoint: {folder}: {reason}")
         expected = self._history.checksum
         if expected is not None and caught_up.checksum != expected:
             raise RunError(

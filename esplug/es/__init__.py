@@ -1,5 +1,5 @@
-"""The mathematics of Evolution Strategies: members, coefficients, schedules and diagnostics.
+"""Mathematics of Evolution Strategies: members, coefficients, schedules and diagnostics.
 
-Pure functions without I/O, engines or clocks. They run in the driver and in whatever replays a seed log. May import
-:mod:`esplug.noise.full_rank` only.
+Pure functions without I/O, which run in the driver and wherever a seed log is replayed. May import :mod:`esplug.noise`
+only.
 """

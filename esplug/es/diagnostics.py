@@ -6,10 +6,10 @@ from esplug.es.update import FloatArray
 
 
 def mirrored_correlation(rewards: FloatArray) -> float:
-    """Correlate the mean rewards of mirrored pairs: the diagnostic for sigma.
+    """Return the correlation of mirrored members' mean rewards, a diagnostic for sigma.
 
-    Near -1 the reward is linear within sigma, so the pair's difference is all signal. Near +1 curvature
-    dominates and sigma is too large. NaN where either side does not vary, or with fewer than three pairs.
+    Near -1, the reward is linear within sigma, so the pairs' differences are all signal. Near +1, curvature dominates
+    and sigma is too large. NaN with fewer than three pairs, or if either side does not vary.
 
     Args:
         rewards: float64[N, B], members 2k and 2k+1 mirrored.

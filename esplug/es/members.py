@@ -1,4 +1,4 @@
-"""The members of a population: their seeds and signs."""
+"""Members of a population: their seeds and signs."""
 
 from dataclasses import dataclass
 

@@ -7,7 +7,7 @@ Schedule = Literal["constant", "linear", "cosine"]
 
 
 def scheduled(schedule: Schedule, start: float, end: float, done: float) -> float:
-    """Return a setting that goes from ``start`` to ``end``, when a share ``done`` (0 to 1) of the run is over."""
+    """Return the value of a setting that goes from ``start`` to ``end`` after a share ``done`` (0 to 1) of the run."""
     if schedule == "constant":
         return start
     share = done if schedule == "linear" else (1 - math.cos(math.pi * done)) / 2

@@ -1,4 +1,4 @@
-"""The coefficients of an update: what each member's noise adds to the weights.
+"""Coefficients of an update, by which each member's noise is multiplied before it is added to the weights.
 
 One iteration moves the weights by ``alpha/N * sum_i utility_i * sign_i * eps_i`` (Salimans et al. 2017,
 arXiv 1703.03864, with shaped rewards as utilities; at LLM scale Qiu et al. 2025, arXiv 2509.24372).
@@ -12,9 +12,8 @@ from esplug.es.members import Member
 
 FloatArray: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
 
-
-#: Weight below which momentum forgets an earlier iteration, whose noise would have to be made again for it.
-FORGOTTEN = 0.01
+#: Weight below which momentum ignores an earlier update, to save generating its noise again.
+MIN_MOMENTUM_WEIGHT = 0.01
 
 
 def coefficients(alpha: float, utilities: FloatArray, members: list[Member]) -> list[float]:
@@ -25,14 +24,15 @@ def coefficients(alpha: float, utilities: FloatArray, members: list[Member]) -> 
 
 
 def momentum_weights(momentum: float) -> list[float]:
-    """Return what the newest update and those before it count: 1, and each time times ``momentum``.
+    """Return the weights of the newest update and the earlier ones: 1, ``momentum``, ``momentum**2`` and so on.
 
-    The last is the last that is not below :data:`FORGOTTEN`.
-
-    With them an iteration moves the weights by ``sum_age momentum**age * update_age``: the velocity of heavy-ball
-    momentum (Polyak 1964, without damping), but for its tail, and without keeping it, as updates come from seeds.
+    They end before the first one below :data:`MIN_MOMENTUM_WEIGHT`. An iteration moves the model's weights by
+    ``sum_age momentum**age * update_age``, the velocity of heavy-ball momentum (Polyak 1964, without damping) without
+    its tail. No velocity is stored, because updates can be computed again from their seeds.
     """
     weights = [1.0]
-    while (weight := weights[-1] * momentum) >= FORGOTTEN:  # products are the same on any machine, powers may not be
+    while (
+        weight := weights[-1] * momentum
+    ) >= MIN_MOMENTUM_WEIGHT:  # unlike powers, products are equal on all machines
         weights.append(weight)
     return weights

@@ -1,6 +1,6 @@
-"""The evaluation: answers a split's prompts on all engines, and computes figures with confidence intervals.
+"""Evaluation: generates answers to a split's prompts on all engines, and computes figures with confidence intervals.
 
-Runs in the driver. :mod:`.figures` and :mod:`.statistics` are pure. May import :mod:`esplug.engines`,
+The code runs in the driver. :mod:`.figures` and :mod:`.statistics` are pure. May import :mod:`esplug.engines`,
 :mod:`esplug.rewards`, :mod:`esplug.data` and below.
 """
 

@@ -1,4 +1,4 @@
-"""Evaluating the engines' weights: every split's prompts, spread over all engines, graded as answers come."""
+"""Evaluator: spreads every split's prompts over the engines and grades answers as they arrive."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ from esplug.data.splits import EvaluationSplit
 from esplug.engines import EnginePool, Job
 from esplug.engines.messages import Completion, Generation, Sampling, Weights
 from esplug.evaluation.figures import Sample, SplitEvaluation
-from esplug.rewards.pool import Graded, PendingRewards
+from esplug.rewards import Graded, PendingRewards
 from esplug.utils.progress import LiveProgress
 
-#: Answers per job: few enough to spread over engines, and independent of their number, so that answers are too.
+#: Answers per job: few enough to spread over engines; fixed, so that answers do not depend on the number of engines.
 CHUNK = {"cpu": 32, "cuda": 256}
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One answer to be had."""
+    """One answer to generate: a sample of a split's row."""
 
     split: str
     index: int
@@ -28,19 +28,19 @@ class Request:
 
 
 def sampling_seed(run_seed: int, prompt: str, index: int, sample: int) -> int:
-    """Return the seed of one answer's sampling: its own, whatever its split is called and what else is evaluated."""
+    """Return the sampling seed of one answer. It depends neither on the split's name nor on what else is evaluated."""
     name = f"{run_seed} {index} {sample} {prompt}".encode(errors="replace")
     return int.from_bytes(blake2b(name, digest_size=7).digest())
 
 
 class Evaluator:
-    """Evaluates the same splits in the same way again and again.
+    """Evaluates the engines' weights on fixed splits.
 
     Args:
-        config: how to sample, how many answers, which k.
-        splits: what to evaluate, by name.
-        device: ``cpu`` or ``cuda``, where the engines run.
-        stop_token_ids: tokens at which answers end.
+        config: sampling settings, number of answers, and the k of pass@k.
+        splits: splits to evaluate, by name.
+        device: device of the engines, ``cpu`` or ``cuda``.
+        stop_token_ids: tokens that end an answer.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Evaluator:
         progress: LiveProgress,
         title: str,
     ) -> tuple[list[SplitEvaluation], list[Graded]]:
-        """Answer and grade everything; returns the splits in order, and all grades."""
+        """Generate and grade all answers. Returns the splits in order, and all grades."""
         progress.begin(title, len(self._chunks))
         pending: dict[int, tuple[list[Completion], PendingRewards]] = {}
         for number, generation in engines.run(map(self._job, range(len(self._chunks)))):
@@ -85,7 +85,7 @@ class Evaluator:
         return evaluated, grades
 
     def _chunked(self, split: str, size: int) -> Iterator[list[Request]]:
-        """Cut a split's requests, which keeps its answers independent of what else is evaluated."""
+        """Cut a split's requests into chunks. Chunks never span splits, so that splits do not affect each other."""
         rows, samples = range(len(self.splits[split].prompts)), range(self.config.eval_n_samples)
         requests = [Request(split, index, sample) for index in rows for sample in samples]
         for first in range(0, len(requests), size):
@@ -103,7 +103,7 @@ class Evaluator:
         )
 
     def _sample(self, request: Request, completion: Completion, grade: Graded, by_task: bool) -> Sample:
-        """Join an answer and its grade. What could not be graded does not pass, however low the maximum."""
+        """Join an answer and its grade. If grading failed, it does not pass, even if ``max_reward`` is 0 or less."""
         split, reward = self.splits[request.split], grade.reward
         passed = bool(reward.correct) if by_task else not grade.failed and reward.value >= self.config.max_reward
         return Sample(

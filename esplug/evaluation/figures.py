@@ -1,4 +1,4 @@
-"""Figures of an evaluation, each with its uncertainty."""
+"""Figures of an evaluation, with confidence intervals."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -16,10 +16,10 @@ class Sample:
     """One graded answer of an evaluation.
 
     Attributes:
-        index: the row's position in its split.
-        sample: which of the answers to that row, from 0.
-        finished: whether the answer ended by itself, rather than at ``max_tokens``.
-        passed: ``correct`` where the task says it, else whether the reward reaches ``max_reward``.
+        index: position of the row in its split.
+        sample: number of the answer to that row, from 0.
+        finished: whether the answer ended before ``max_tokens``.
+        passed: ``correct`` if the task sets it, else whether the reward reaches ``max_reward``.
     """
 
     split: str
@@ -37,20 +37,20 @@ class Sample:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
     def row(self) -> dict[str, Any]:
-        """Return the sample as loggers and files take it."""
+        """Return the sample as a row for loggers and files."""
         names = (name for name in self.__slots__ if name != "metrics")
         return {name: getattr(self, name) for name in names} | ({"metrics": dict(self.metrics)} if self.metrics else {})
 
 
 @dataclass(frozen=True)
 class SplitEvaluation:
-    """All samples of a split at one iteration, row after row.
+    """All samples of a split at one iteration.
 
     Attributes:
-        split: its name.
-        samples: equally many for every row.
-        pass_k: the k of pass@k to report.
-        by_task: whether the task says which answers are correct; otherwise the reward decides.
+        split: name of the split.
+        samples: samples in the order of rows, the same number for every row.
+        pass_k: values of k for which pass@k is reported.
+        by_task: whether the task, rather than the reward, decides which answers pass.
     """
 
     split: str
@@ -69,7 +69,7 @@ class SplitEvaluation:
 
     @cached_property
     def rewards(self) -> list[float]:
-        """Mean reward of each row; exact, so that the order of its samples makes no difference."""
+        """Mean reward of each row, independent of the order of its samples."""
         return [fmean(sample.reward for sample in row) for row in self.rows]
 
     @property
@@ -84,7 +84,7 @@ class SplitEvaluation:
 
     @cached_property
     def figures(self) -> dict[str, Estimate]:
-        """Every figure under its name: pass@k, reward, tokens, finished, the task's own metrics, labels' shares."""
+        """All figures by name: pass@k, reward, tokens, finished, the task's metrics and the share of each label."""
         values = {f"pass@{k}": self.passes(k) for k in self.pass_k} | {"reward": self.rewards}
         values["tokens"] = [fmean(sample.tokens for sample in row) for row in self.rows]
         values["finished"] = [sum(sample.finished for sample in row) / len(row) for row in self.rows]
@@ -96,7 +96,7 @@ class SplitEvaluation:
         return {name: (mean_estimate if name == "tokens" else estimate)(each) for name, each in values.items()}
 
     def record(self, iteration: int) -> dict[str, Any]:
-        """Return what ``eval-output/`` keeps: figures and every sample."""
+        """Return the record for ``eval-output/``: figures and all samples."""
         return {
             "split": self.split,
             "iteration": iteration,
@@ -106,10 +106,10 @@ class SplitEvaluation:
 
     @classmethod
     def of_record(cls, record: Mapping[str, Any], pass_k: tuple[int, ...]) -> "SplitEvaluation":
-        """Read a record again.
+        """Make the evaluation from its record.
 
         Raises:
-            KeyError, TypeError: it is not one.
+            KeyError, TypeError: the record is invalid.
         """
         samples = [Sample(**row) for row in record["samples"]]
         by_task = any(sample.correct is not None for sample in samples)
@@ -122,7 +122,7 @@ class SplitEvaluation:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All splits at one iteration."""
+    """Evaluation of all splits at one iteration."""
 
     iteration: int
     splits: list[SplitEvaluation]
@@ -130,17 +130,17 @@ class Evaluation:
 
     @cached_property
     def average(self) -> dict[str, Estimate]:
-        """The splits' pass@k and reward averaged, each split weighing the same."""
+        """Averages of pass@k and reward over the splits, with equal weights."""
         names = [*(f"pass@{k}" for k in self.splits[0].pass_k), "reward"]
         return {name: average([split.figures[name] for split in self.splits]) for name in names}
 
     @property
     def mean(self) -> float:
-        """The figure by which the best model is chosen: average pass@1, or reward where no task says what passes."""
+        """The figure that selects the best model: average pass@1, or average reward if it decides what passes."""
         return self.average["pass@1" if self.splits[0].by_task else "reward"].mean
 
     def metrics(self) -> dict[str, float]:
-        """Return every split's figures and their averages."""
+        """Return the figures of all splits and their averages under their logged names."""
         out: dict[str, float] = {}
         for split in self.splits:
             out |= split.metrics()
@@ -148,7 +148,7 @@ class Evaluation:
 
 
 def _logged(root: str, figures: Mapping[str, Estimate]) -> dict[str, float]:
-    """Name means and interval bounds; of labels' shares the mean alone."""
+    """Name means and interval bounds; labels' shares have no bounds."""
     out = {}
     for name, figure in figures.items():
         if name.startswith("labels/"):

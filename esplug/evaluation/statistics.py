@@ -1,4 +1,4 @@
-"""Estimates and their 95% intervals: proportions, means, pass@k, paired differences. No input or output."""
+"""Estimates with 95% intervals: proportions, means, pass@k and paired differences."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 #: Two-sided 95% quantile of the normal distribution.
 Z95 = 1.959963984540054
-#: Resamples behind a bootstrap interval; drawn from a fixed seed, so that an interval is a function of its data.
+#: Resamples of a bootstrap interval. They use a fixed seed, so that equal data give equal intervals.
 RESAMPLES = 5_000
 _DRAWS_AT_A_TIME = 4_000_000
 
@@ -32,13 +32,13 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """How much a figure changed on the same prompts.
+    """Change of a figure on the same prompts.
 
     Attributes:
         difference: mean of after minus before, with its interval.
         gained: positions of the prompts on which the figure rose.
-        lost: positions of those on which it fell.
-        p_value: two-sided exact sign test of gained against lost (McNemar's, for right and wrong).
+        lost: positions of the prompts on which it fell.
+        p_value: of the two-sided exact sign test of gained against lost (for right and wrong answers, McNemar's test).
     """
 
     difference: Estimate
@@ -51,15 +51,15 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
     """Return the unbiased estimate of pass@k, ``1 - C(n - c, k) / C(n, k)`` (Chen et al. 2021, arXiv 2107.03374).
 
     Args:
-        n: answers drawn for the prompt.
-        correct: how many of them are correct.
-        k: answers one would be allowed, at most n.
+        n: number of sampled answers.
+        correct: number of correct answers among them.
+        k: number of allowed attempts, at most n.
     """
     return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Estimate the mean of one value per prompt: a proportion where all are 0 or 1, else any mean."""
+    """Estimate the mean of one value per prompt, as a proportion if all values are 0 or 1."""
     if set(values) <= {0.0, 1.0}:
         return proportion_estimate(round(sum(values)), len(values))
     return mean_estimate(values)
@@ -80,10 +80,10 @@ def mean_estimate(values: Sequence[float]) -> Estimate:
 
 
 def average(estimates: Sequence[Estimate]) -> Estimate:
-    """Average independent estimates, each weighing the same.
+    """Average independent estimates with equal weights.
 
-    The distances from mean to bound add up as squares (MOVER: Zou and Donner 2008, Statistics in Medicine 27),
-    so that splits which are all right or all wrong stay uncertain.
+    The squares of the distances from mean to bound add up (MOVER: Zou and Donner 2008, Statistics in Medicine 27), so
+    splits that are all right or all wrong keep an interval.
     """
     m = len(estimates)
     mean = math.fsum(each.mean for each in estimates) / m
@@ -103,8 +103,8 @@ def compare(before: Sequence[float], after: Sequence[float]) -> Comparison:
 def paired_difference(before: Sequence[float], after: Sequence[float]) -> Estimate:
     """Estimate how much a mean changed on the same prompts.
 
-    The interval of two proportions is Newcombe's for paired data (Newcombe 1998, Statistics in Medicine 17,
-    pp. 2635-2650, method 10), which stays honest where few prompts or none changed; of other means, the bootstrap's.
+    Two proportions get Newcombe's interval for paired data (Newcombe 1998, Statistics in Medicine 17, pp. 2635-2650,
+    method 10), which holds even if few or no prompts changed. Other means get the bootstrap's interval.
     """
     if not set(before) | set(after) <= {0.0, 1.0}:
         return mean_estimate([new - old for old, new in zip(before, after, strict=True)])
@@ -118,16 +118,16 @@ def paired_difference(before: Sequence[float], after: Sequence[float]) -> Estima
     phi = agreement / math.sqrt(margins) if margins else 0.0
     mean = (gained - lost) / n
 
-    def reach(a: float, b: float) -> float:
+    def distance(a: float, b: float) -> float:
         return math.sqrt(max(0.0, a * a - 2 * phi * a * b + b * b))
 
-    low = mean - reach(new.mean - new.low, old.high - old.mean)
-    high = mean + reach(new.high - new.mean, old.mean - old.low)
+    low = mean - distance(new.mean - new.low, old.high - old.mean)
+    high = mean + distance(new.high - new.mean, old.mean - old.low)
     return Estimate(mean, low, high, n)
 
 
 def _containing(mean: float, low: float, high: float, n: int) -> Estimate:
-    """Keep rounding from putting a bound on the wrong side of the mean, such as above 0 of 14."""
+    """Return the estimate with bounds that contain the mean despite rounding errors."""
     return Estimate(mean, min(low, mean), max(high, mean), n)
 
 
@@ -144,7 +144,7 @@ def _resampled_means(values: Sequence[float]) -> "FloatArray":
 def _sign_test(gained: int, lost: int) -> float:
     """Return the two-sided exact binomial p-value that gains and losses are equally likely."""
     changed = gained + lost
-    tail = term = 1  # the sum of C(changed, i), each from the one before
+    tail = term = 1  # the sum of C(changed, i), each computed from the previous one
     for i in range(min(gained, lost)):
         term = term * (changed - i) // (i + 1)
         tail += term

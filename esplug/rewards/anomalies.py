@@ -1,51 +1,51 @@
-"""What a run notices about its own answers and grades: each kind of failure is shown once, a hopeless run stopped."""
+"""Anomaly reporter: prints each kind of failure once and stops a run in which nothing can be graded."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from esplug.errors import RunError
-from esplug.rewards.pool import Graded
+from esplug.rewards.grades import Graded
 from esplug.utils.console import get_console
 
-#: Label of answers from a model whose output is not even numbers.
+#: Label of completions whose logits held NaN or infinity.
 UNDEFINED = "error:NaN"
 
 
 class AnomalyReporter:
-    """Says each thing once."""
+    """Reports anomalies in completions and grades, each kind once a run."""
 
     def __init__(self) -> None:
-        self._said: set[str] = set()
+        self._reported: set[str] = set()
 
-    def grades(self, grades: Sequence[Graded]) -> None:
-        """Show the first failure of each kind.
+    def check_grades(self, grades: Sequence[Graded]) -> None:
+        """Report the first failure of each kind.
 
         Raises:
-            RunError: nothing could be graded.
+            RunError: every grade failed.
         """
         failed = [grade for grade in grades if grade.failed]
         for grade in failed:
-            self._say(
+            self._report(
                 f"a reward failed [{grade.reward.label}] and counts 0.0",
                 f"\n{grade.traceback}" if grade.traceback else "",
             )
         if len(failed) == len(grades):
             labels = Counter(grade.reward.label for grade in failed).most_common()
-            remedy = "mend the reward function"
+            remedy = "fix the reward function"
             if labels[0][0] == UNDEFINED:
                 remedy = "weights or activations overflow: try a smaller --sigma or --alpha, or --dtype float32"
             listed = ", ".join(f"{label} x{n}" for label, n in labels)
             raise RunError(f"every reward failed ({listed}), so there is nothing to learn from; {remedy}")
 
-    def answers(self, texts: Iterable[str]) -> None:
-        """Say it where nothing at all was answered."""
+    def check_outputs(self, texts: Iterable[str]) -> None:
+        """Report if all completions are empty."""
         if not any(text.strip() for text in texts):
-            self._say(
-                "every answer is empty: does the prompt end where the model would begin to answer, and is --stop or an "
-                "end-of-turn token met at once?"
+            self._report(
+                "every answer is empty: check that the prompt ends where the model's answer should begin, and that "
+                "--stop or an end-of-turn token does not match at once"
             )
 
-    def _say(self, what: str, detail: str = "") -> None:
-        if what not in self._said:
-            self._said.add(what)
-            get_console().print(f"{what}{detail}", markup=False, soft_wrap=True)
+    def _report(self, message: str, detail: str = "") -> None:
+        if message not in self._reported:
+            self._reported.add(message)
+            get_console().print(f"{message}{detail}", markup=False, soft_wrap=True)

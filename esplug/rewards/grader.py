@@ -1,13 +1,13 @@
-"""The grading process: ``python -m esplug.rewards.grader SOCKET DRIVER MEMORY``, started by :mod:`esplug.rewards.pool`.
+"""Grader process: ``python -m esplug.rewards.grader SOCKET DRIVER MEMORY``, started by :mod:`.grader_process`.
 
-It reads pickles from the socket whose descriptor is ``SOCKET`` and answers each with one line of JSON: first
-how to run and what (``(PYTHONPATH, reward function)``), then answers (``(output, target)``) until the driver,
-whose process id is ``DRIVER``, hangs up. Objects made by user code never travel back: a reply is numbers and
-text, ``[value, label, correct, metrics, traceback]``, and its traceback is null unless grading failed. No more than
-``MEMORY`` bytes can be allocated, unless that is empty.
+It reads pickles from the socket with file descriptor ``SOCKET`` and answers each with one line of JSON. The first is
+``(PYTHONPATH, pickled reward function)``; each further one is a completion, ``(output, target)``, until the driver
+(process id ``DRIVER``) hangs up. Objects made by user code never travel back: a reply is numbers and text,
+``[value, label, correct, metrics, traceback]``, and its traceback is null unless grading failed. A process can allocate
+at most ``MEMORY`` bytes; an empty ``MEMORY`` means no limit.
 
-There are two processes: a worker, which runs user code, and above it a supervisor, which runs none. The supervisor
-adopts whatever the worker orphans, so that all of it can be found and killed, even when worker or driver are gone.
+There are two processes: a worker that runs user code, and its parent, a supervisor that runs none. The supervisor
+adopts the worker's orphans, so that all of them can be found and killed even after worker or driver died.
 """
 
 import ctypes
@@ -30,9 +30,9 @@ from typing import Any, BinaryIO
 from esplug.hookspecs import Reward
 
 LABEL_LENGTH = 200
-LARGEST = 1e100  # reward, so that the variance of many is a number
+MAX_REWARD = 1e100  # keeps the variance of many rewards finite
 TRACEBACK_LENGTH = 4000
-MOST_FRAMES = 50  # recursion without a limit leaves millions
+MAX_FRAMES = 50  # endless recursion leaves very many
 
 OUT_OF_MEMORY, PROCESS_DIED = "error:MemoryError", "error:ProcessDied"
 
@@ -40,21 +40,21 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 
 
-class NonFinite(ValueError):  # noqa: N818 - users read it as the label "error:NonFinite"
+class NonFinite(ValueError):  # noqa: N818 - users see it as the label "error:NonFinite"
     """A reward or metric that is infinite or not a number."""
 
 
 def as_reward(result: Any) -> Reward:
-    """Check what a reward function returned and give it its one form.
+    """Convert a reward function's result to a :class:`Reward`.
 
     Args:
-        result: a number (``bool`` counts as 0 or 1, a NumPy scalar or 0-d tensor as its value); or
-            ``(label, number)``; or a :class:`Reward`. A label is text or a mapping, of which ``"label"`` is
-            the label, other numbers are metrics and the rest is ignored.
+        result: a number (including ``bool``, NumPy scalars and 0-d tensors), ``(label, number)`` or a :class:`Reward`.
+            A label is text or a mapping: its ``"label"`` is the label, its other numbers are metrics, and the rest is
+            ignored.
 
     Raises:
-        TypeError: it is none of these.
-        NonFinite: the reward or a metric is infinite, not a number, or so large that sums of squares would be.
+        TypeError: the result is none of these.
+        NonFinite: the reward or a metric is NaN, infinite, or larger than 1e100.
     """
     match result:
         case Reward():
@@ -75,20 +75,20 @@ def as_reward(result: Any) -> Reward:
 
 
 def _is_number(value: object) -> bool:
-    return hasattr(value, "__float__") and not isinstance(value, str)  # NumPy's str has it too
+    return hasattr(value, "__float__") and not isinstance(value, str)  # NumPy's str has __float__, too
 
 
 def _number(value: Any, what: str) -> float:
     if not _is_number(value):
         raise TypeError(f"the {what} must be a number, not {type(value).__name__}")
     number = float(value)
-    if not abs(number) <= LARGEST:  # which NaN is not
-        raise NonFinite(f"the {what} must be finite, and at most {LARGEST:g}, not {number}")
+    if not abs(number) <= MAX_REWARD:  # also false for NaN
+        raise NonFinite(f"the {what} must be finite, and at most {MAX_REWARD:g}, not {number}")
     return number
 
 
 def _clean(text: str) -> str:
-    """Replace lone surrogates, which no log file could store."""
+    """Replace lone surrogates, which cannot be encoded in log files."""
     return text.encode(errors="replace").decode()
 
 
@@ -98,41 +98,42 @@ def _shortened(trace: str) -> str:
 
 
 def _reply(grade: Callable[..., Reward], *arguments: Any, after: Callable[[], None]) -> bytes:
-    """Run user code, whatever it may raise, and put the outcome in a line of JSON."""
+    """Run user code, catch whatever it raises, and return the outcome as a line of JSON."""
     try:
         try:
             reward, trace = grade(*arguments), None
         finally:
             after()
-    except BaseException as error:  # SystemExit and KeyboardInterrupt are failures of this answer, no more
+    except BaseException as error:  # SystemExit and KeyboardInterrupt fail only this completion
         if isinstance(error, MemoryError):
             _lift_memory_limit()
-        trace = _clean("".join(traceback.format_exception(error, limit=-MOST_FRAMES)).strip())
-        out_of_memory = isinstance(error, MemoryError) or os.strerror(errno.ENOMEM) in trace  # PyTorch's is no subclass
+        trace = _clean("".join(traceback.format_exception(error, limit=-MAX_FRAMES)).strip())
+        # PyTorch raises an error that is not a MemoryError.
+        out_of_memory = isinstance(error, MemoryError) or os.strerror(errno.ENOMEM) in trace
         reward = Reward(0.0, OUT_OF_MEMORY if out_of_memory else f"error:{type(error).__name__}"[:LABEL_LENGTH])
         trace = _shortened(trace)
-    return _line(reward, trace)
+    return _reply_line(reward, trace)
 
 
-def _line(reward: Reward, trace: str | None) -> bytes:
+def _reply_line(reward: Reward, trace: str | None) -> bytes:
     return json.dumps([reward.value, reward.label, reward.correct, dict(reward.metrics), trace]).encode() + b"\n"
 
 
 def _restorer() -> Callable[[], None]:
-    """Return a function that undoes what one answer's grading may do to that of later ones."""
+    """Return a function that restores process state which grading one completion may have changed."""
     directory, depth = "/", sys.getrecursionlimit()
-    with suppress(OSError):  # the driver's has been deleted
+    with suppress(OSError):  # the driver's directory was deleted
         directory = os.getcwd()
 
     def restore() -> None:
         for timer in _TIMERS:
             signal.setitimer(timer, 0)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else nobody could wait for a child
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # otherwise no child could be waited for
         sys.setrecursionlimit(max(depth, sys.getrecursionlimit()))
         try:
             os.getcwd()
-        except OSError:  # it has been deleted
+        except OSError:  # the directory was deleted
             with suppress(OSError):
                 os.chdir(directory)
 
@@ -140,13 +141,13 @@ def _restorer() -> Callable[[], None]:
 
 
 def _lift_memory_limit() -> None:
-    """Make room to say that there was none: the driver replaces this process as soon as it has been told."""
+    """Allow allocations again, to report the MemoryError; the driver then replaces this process."""
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
 
 
 def _load(pickled: bytes) -> Callable[..., Any]:
-    """Unpickle the reward function; ``fast=False`` is filled in where it takes ``fast`` (and nobody has)."""
+    """Unpickle the reward function, and bind ``fast=False`` if it has an unbound parameter ``fast``."""
     function: Callable[..., Any] = pickle.loads(pickled)
     try:
         takes_fast = "fast" in inspect.signature(function).parameters
@@ -157,9 +158,10 @@ def _load(pickled: bytes) -> Callable[..., Any]:
     return function
 
 
-def _serve(link: socket.socket, requests: BinaryIO) -> None:
+def _answer_requests(link: socket.socket, requests: BinaryIO) -> None:
+    """Load the reward function, then grade completions until the driver hangs up (``EOFError``)."""
     path, pickled = pickle.load(requests)
-    os.environ.pop("PYTHONPATH", None)  # the driver's sys.path got us here; user code starts what it likes
+    os.environ.pop("PYTHONPATH", None)  # it was the driver's sys.path; processes of user code get the original
     if path is not None:
         os.environ["PYTHONPATH"] = path
     reward_function = functools.cache(functools.partial(_load, pickled))
@@ -177,18 +179,18 @@ def _serve(link: socket.socket, requests: BinaryIO) -> None:
         link.sendall(_reply(grade, *pickle.load(requests), after=restore))
 
 
-def _settle_in(driver: int) -> None:
-    """Start from default signals, leave no core files, and be told when the driver goes."""
+def _prepare_process(driver: int) -> None:
+    """Reset signal handlers, disable core dumps, and request SIGTERM when the driver dies."""
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     for number in signal.valid_signals():
         if signal.getsignal(number) is signal.SIG_IGN and number not in (signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver, which then hangs up
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver, which then closes the socket
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if sys.platform == "linux":  # elsewhere, and when idle, the end of the socket's stream does it
+    if sys.platform == "linux":  # elsewhere the process ends when the socket closes
         _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         with suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
-            score.write("1000")  # of all processes this one is missed least
+            score.write("1000")  # the kernel kills this process first
     if os.getppid() != driver:
         os._exit(1)
 
@@ -199,7 +201,7 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _supervise(worker: int, link: socket.socket) -> None:
-    """Adopt what user code orphans, so that the driver finds it; say how the worker ended; outlive it."""
+    """Reap orphans of user code, report how the worker ended, and wait for the driver to hang up."""
     status = None
     while status is None:
         pid, ended = os.waitpid(-1, 0)
@@ -207,12 +209,13 @@ def _supervise(worker: int, link: socket.socket) -> None:
     how = f"ended with exit status {status}"
     if status < 0:
         how = f"was killed by signal {-status} ({signal.strsignal(-status)})"
-    link.sendall(_line(Reward(0.0, PROCESS_DIED), f"the grading process {how}"))
-    while link.recv(1 << 16):  # until the driver hangs up, or kills what there is
+    link.sendall(_reply_line(Reward(0.0, PROCESS_DIED), f"the grading process {how}"))
+    while link.recv(1 << 16):  # until the driver hangs up or kills this process
         pass
 
 
 def _kill_all(*_: object) -> None:
+    """Kill all descendants and exit; also the handler of SIGTERM."""
     from esplug.utils.process_tree import kill_descendants
 
     kill_descendants(os.getpid())
@@ -220,7 +223,7 @@ def _kill_all(*_: object) -> None:
 
 
 def _work(link: socket.socket, supervisor: int, memory: str) -> None:
-    """Grade until the driver hangs up."""
+    """Run the worker: limit its memory and grade until the driver hangs up."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != supervisor:
         return
@@ -231,28 +234,28 @@ def _work(link: socket.socket, supervisor: int, memory: str) -> None:
         limit = int(memory) if hard == resource.RLIM_INFINITY else min(int(memory), hard)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # printing a strange character must not cost the answer
+        sys.stdout.reconfigure(errors="backslashreplace")  # printing any character must work
     requests = link.makefile("rb")
 
     def hang_up() -> None:
         requests.close()
         link.close()
 
-    # What user code forks must neither keep the line open after our death nor grade on when it returns.
+    # Forks of user code must neither keep the socket open after this process died nor answer requests.
     os.register_at_fork(after_in_child=hang_up)
     try:
-        _serve(link, requests)
+        _answer_requests(link, requests)
     except MemoryError:
         _lift_memory_limit()
-        link.sendall(_line(Reward(0.0, OUT_OF_MEMORY), "MemoryError: what was sent for grading does not fit"))
-        while link.recv(1 << 16):  # let the driver send to the end and read this; then it ends this process
+        link.sendall(_reply_line(Reward(0.0, OUT_OF_MEMORY), "MemoryError: the request does not fit in memory"))
+        while link.recv(1 << 16):  # the driver finishes sending, reads the reply, and kills this process
             pass
 
 
 def main() -> None:
-    """Fork a worker that grades, and see to it that nothing user code has started there outlives the driver."""
+    """Fork a worker that grades; as its supervisor, kill everything user code started when the driver is gone."""
     descriptor, driver = map(int, sys.argv[1:3])
-    _settle_in(driver)
+    _prepare_process(driver)
     link = socket.socket(fileno=descriptor)
     link.set_inheritable(False)
     signal.signal(signal.SIGTERM, _kill_all)
@@ -264,7 +267,7 @@ def main() -> None:
             _supervise(worker, link)
         else:
             _work(link, supervisor, sys.argv[3])
-    except (EOFError, OSError):  # the driver has hung up, or user code has cut the line
+    except (EOFError, OSError):  # the driver hung up, or user code closed the socket
         pass
     finally:
         if worker:

@@ -1,4 +1,5 @@
-"""A run on disk: its directory, settings, metrics, records, resumption and results.
+"""Runs: the directory, settings, prompts, metrics, records, results and resumption of one run.
 
-Runs in the driver. May import every room below the trainer.
+The code runs in the driver. May import :mod:`esplug.evaluation`, :mod:`esplug.engines`, :mod:`esplug.rewards`,
+:mod:`esplug.loggers` and the rooms below them.
 """

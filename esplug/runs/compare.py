@@ -1,4 +1,4 @@
-"""Two models on the same prompts: how far their figures differ, and on which prompts."""
+"""Comparison of two models on the same prompts."""
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ModelComparison:
-    """Two models, evaluated alike.
+    """Two models, evaluated with the same settings.
 
     Attributes:
-        folder: holds both runs and ``comparison.json``.
-        models: folders or ids, as the user gave them.
-        runs: what evaluating each gave.
-        splits: the comparison of each split.
+        folder: folder of both runs and of ``comparison.json``.
+        models: model folders or ids, as given by the user.
+        runs: result of each model's evaluation.
+        splits: comparison of each split.
     """
 
     folder: Path
@@ -39,10 +39,10 @@ class SplitComparison:
     """A split's figures under two models.
 
     Attributes:
-        split: its name.
+        split: name of the split.
         a: figures of the first model.
         b: figures of the second model.
-        changes: from the first to the second, by figure: ``pass@<k>`` and ``reward``.
+        changes: changes from the first to the second model, for the figures ``pass@<k>`` and ``reward``.
     """
 
     split: str
@@ -66,7 +66,7 @@ def compare_evaluations(a: Evaluation, b: Evaluation) -> list[SplitComparison]:
 
 
 def average_changes(comparisons: Sequence[SplitComparison]) -> dict[str, Estimate]:
-    """Average each figure's change over the splits, each weighing the same."""
+    """Average each figure's change over the splits, with equal weights."""
     return {
         figure: average([each.changes[figure].difference for each in comparisons]) for figure in comparisons[0].changes
     }
@@ -78,24 +78,24 @@ def compare_models(
     """Evaluate two models one after the other and write ``comparison.json`` beside their runs ``A`` and ``B``.
 
     Args:
-        config: how to evaluate; its model is replaced.
-        models: folders or ids.
-        evaluate: makes a run of a configuration.
+        config: settings of both evaluations, except for the model.
+        models: model folders or ids.
+        evaluate: runs an evaluation.
 
     Raises:
-        UserError: the user's own name is taken, or evaluating shows a mistake, which leaves no empty folder behind.
+        UserError: ``--experiment-name`` exists, or an evaluation found an error. Empty folders are removed.
     """
     base = Path(config.output_directory).expanduser()
     new = [path for path in (base, *base.parents) if not path.exists()]
     folder = claim(config, f"compare-{config.task}-{'-'.join(Path(model).name for model in models)}"[:180])
 
-    def run(place: str, model: str, n_engines: int | None) -> "RunResult":
-        own = {"model_name": model, "output_directory": str(folder), "experiment_name": place}
+    def run(name: str, model: str, n_engines: int | None) -> "RunResult":
+        own = {"model_name": model, "output_directory": str(folder), "experiment_name": name}
         return evaluate(config.model_copy(update=own | {"n_vllm_engines": n_engines}))
 
     try:
         first = run("A", models[0], config.n_vllm_engines)
-        runs = first, run("B", models[1], first.plan.n_engines)  # as many, however much memory there is by then
+        runs = first, run("B", models[1], first.plan.n_engines)  # the same number, whatever memory is free then
     except UserError:
         for path in (folder, *new):
             with suppress(OSError):  # not empty: something was evaluated
@@ -103,10 +103,10 @@ def compare_models(
         raise
     splits = compare_evaluations(*(each.evaluations[-1] for each in runs))
     record: dict[str, Any] = {
-        place: {"model": model, "weights_checksum": f"{result.checksum:016x}"}
-        for place, model, result in zip("AB", models, runs, strict=True)
+        name: {"model": model, "weights_checksum": f"{result.checksum:016x}"}
+        for name, model, result in zip("AB", models, runs, strict=True)
     }
-    record["average"] = {name: asdict(change) for name, change in average_changes(splits).items()}
+    record["average"] = {figure: asdict(change) for figure, change in average_changes(splits).items()}
     record["splits"] = {each.split: asdict(each) for each in splits}
     write_json(folder / "comparison.json", record, indent=2)
     return ModelComparison(folder, models, runs, splits)

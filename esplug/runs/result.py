@@ -1,4 +1,4 @@
-"""What a finished run returns."""
+"""Result of a finished run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,15 +9,15 @@ from esplug.planning.placement import Plan
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """What a run did.
+    """The result of a run.
 
     Attributes:
-        run_dir: where everything lies.
-        evaluations: in order; empty without evaluation data.
-        model: folder of the fine-tuned model; ``None`` where no update was asked for.
+        run_dir: directory of the run.
+        evaluations: evaluations in order; empty without evaluation data.
+        model: folder of the fine-tuned model; ``None`` if the run made no updates.
         checksum: 64-bit checksum of the final master weights.
-        plan: the engines it ran on.
-        seconds: from start to end.
+        plan: number and kind of the engines.
+        seconds: duration of the run.
     """
 
     run_dir: Path

@@ -1,4 +1,4 @@
-"""What ``results.json`` holds: the figures of an evaluation, and all it takes to get them again."""
+"""Content of ``results.json``: the figures of an evaluation and everything needed to reproduce them."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -24,15 +24,15 @@ def results(
     splits: Mapping[str, EvaluationSplit],
     evaluation: Evaluation,
 ) -> dict[str, Any]:
-    """Return everything that an evaluation's figures depend on, and the figures.
+    """Return an evaluation's figures and everything they depend on.
 
     Args:
-        config: the run's settings.
-        model: folder that the weights were loaded from.
-        checksum: of the weights evaluated.
-        plan: the engines that answered, which in 16 bits can change how answers are rounded.
-        splits: what was asked.
-        evaluation: what came out.
+        config: settings of the run.
+        model: folder from which the weights were loaded.
+        checksum: checksum of the evaluated weights.
+        plan: the engines; with 16-bit weights, their kind and number can change rounding.
+        splits: prompts and targets by split.
+        evaluation: figures and samples.
     """
     return {
         "iteration": evaluation.iteration,
@@ -76,7 +76,7 @@ def _figures(figures: Mapping[str, Estimate]) -> dict[str, Any]:
 
 
 def _task(config: RunConfig) -> dict[str, Any]:
-    """Name the task and where it comes from; a Python user's own functions come from nowhere."""
+    """Describe the task and its distribution; functions passed in Python have none."""
     try:
         plugin = find("task", config.task)
         source = {"distribution": plugin.distribution, "version": plugin.version}

@@ -1,4 +1,4 @@
-"""Going on with an interrupted run: what it left, and which settings may be others now."""
+"""Resumption of an interrupted run: opens its directory and checks which settings have changed."""
 
 import json
 import re
@@ -21,11 +21,11 @@ from esplug.utils.console import get_console
 from esplug.utils.file_lock import locked
 from esplug.utils.json_files import write_json
 
-#: Settings without effect on the weights, besides those of the panels below. The seed log knows the base model by
-#: its checksum, so that its folder may have moved.
+#: Settings that do not affect the weights and may change, besides those of the panels below. The seed log identifies
+#: the base model by its checksum, so its folder may have moved.
 _FREE = {"n_iterations", "model_name", "checkpoint", "eval_dataset"}
 _FREE_PANELS = {"Evaluation", "Engines", "Output"}
-#: What the seed log itself is made of.
+#: Settings on which the seed log itself depends.
 _FIXED = ("seed", "master_dtype", "perturbation", "rank")
 _NOTED = re.compile(r"\w+-from-iteration(\d+)\.(?:toml|json)")
 
@@ -34,7 +34,7 @@ def stored_config(run: Path) -> RunConfig:
     """Read the settings of a run.
 
     Raises:
-        UserError: there is no training run, or its settings are damaged.
+        UserError: the directory is not a training run, or its settings are damaged.
     """
     path = RunDirectory(run).config
     if not path.is_file():
@@ -48,61 +48,64 @@ def stored_config(run: Path) -> RunConfig:
         remedy = f"restore {path.name}; {SEED_LOG}'s first line has the settings that the run began with"
         raise UserError(f"--resume {run}: its settings are damaged ({error}); {remedy}") from error
     if not config.n_iterations:
-        raise UserError(f"--resume {run}: an evaluation, which has nothing to go on with; start it again")
+        raise UserError(f"--resume {run}: an evaluation cannot be resumed; start it again")
     return config
 
 
 def inherited(run: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that a run goes on with where the user asks for no others.
+    """Return the settings that a resumed run inherits unless the user changes them.
 
     Args:
-        run: its directory.
-        asked: what the user asks for now, by field name.
+        run: directory of the run.
+        asked: settings that the user gave now, by field name.
 
     Raises:
-        UserError: there is no run, or it is asked for what cannot change.
+        UserError: there is no run, or the user asked for a setting that cannot change.
     """
     before = stored_config(run).model_dump(exclude_none=True)
     wanted = before | dict(asked)
     if wanted["recipe"] != before["recipe"]:
-        raise UserError("--recipe: a resumed run has its settings; name those to change, such as --alpha, instead")
+        raise UserError("--recipe: a resumed run keeps its settings; give those to change, such as --alpha, instead")
     for field in ("output_directory", "experiment_name"):
         if wanted.get(field) != before.get(field):
             raise UserError(f"{flag_of(field)}: a resumed run stays where it is, in {run}; leave it out")
-    before.pop("profile", None)  # that was for the process before
+    before.pop("profile", None)  # it was meant for the earlier process
     return before
 
 
 def reopen(
     run: Path, config: RunConfig, *, allow_change: bool, stack: ExitStack
 ) -> tuple[RunDirectory, SeedLog | None, RunConfig]:
-    """Take hold of an interrupted run's directory and of its seed log. Nothing is changed but a damaged log.
+    """Lock an interrupted run's directory and open its seed log. Repairs a damaged log but changes no other file.
 
     Args:
-        run: its directory.
-        config: the settings to go on with.
-        allow_change: let them be others than those it began with, or was last allowed.
-        stack: lets go at its end.
+        run: directory of the run.
+        config: settings to resume with.
+        allow_change: allow settings other than those with which the run started or was last resumed.
+        stack: closes the seed log and releases the lock.
 
     Returns:
-        The directory; the seed log, or ``None`` if the run had not come to its first iteration; and the settings,
-        with as many engines as before where they do not say how many.
+        The directory; the seed log, or ``None`` if the run did not reach its first iteration; and the settings, with
+        the earlier number of engines unless they set one.
 
     Raises:
-        UserError: another process is at it, it is finished, its log is lost, or a setting has changed that must not.
+        UserError: another process uses the run, it is finished, its seed log is missing, or a setting has changed that
+            must not.
     """
     if not config.n_iterations:
-        raise UserError(f"--resume {run}: {flag_of('n_iterations')} 0 leaves nothing to go on with; ask for more")
+        raise UserError(f"--resume {run}: {flag_of('n_iterations')} 0 leaves nothing to do; ask for more")
     stored_config(run)
     stack.enter_context(locked(run))
     directory = RunDirectory(run)
     log = stack.enter_context(SeedLog.open(directory.seed_log)) if directory.seed_log.exists() else None
     if log is None and any(directory.iterations.glob("iteration*.json")):
-        raise UserError(f"--resume {run}: {SEED_LOG} is not there, without which nobody knows the weights; put it back")
+        raise UserError(
+            f"--resume {run}: {SEED_LOG} is missing, and the weights cannot be recomputed without it; put it back"
+        )
     done = len(log.steps) if log else 0
     if log and log.damage:
-        _say(f"{directory.seed_log}: {log.damage}; going on from there. The file as it was is {log.copy}")
-    fixed = _of_the_log(log.header) if log else {}
+        _print(f"{directory.seed_log}: {log.damage}; resuming from there. The damaged file was copied to {log.copy}")
+    fixed = _settings_of_log(log.header) if log else {}
     _check_changes(run, _last_config(directory, log).model_dump() | fixed, config, allow_change)
     if done > config.n_iterations or (done == config.n_iterations and _finished(directory, config)):
         raise UserError(
@@ -115,31 +118,31 @@ def reopen(
 
 
 def check_environment(directory: RunDirectory, now: Mapping[str, Any], *, allow_change: bool) -> None:
-    """Compare machine, software, engines and data with those of before.
+    """Compare machine, software, engines and data with those of the earlier process.
 
     Raises:
-        UserError: the training data is other.
+        UserError: the training data has changed.
     """
     before, path = _last_environment(directory)
     data = "train_data"
     if before.get(data) and now.get(data) and before[data] != now[data] and not allow_change:
         raise UserError(
-            f"--resume {directory.path}: the training data is not what it was (rows and fingerprint were "
-            f"{before[data]}, are {now[data]}); restore it, or go on nevertheless with --allow-change"
+            f"--resume {directory.path}: the training data has changed (rows and fingerprint were "
+            f"{before[data]}, are {now[data]}); restore it, or resume anyway with --allow-change"
         )
     changed = [key for key in ("engines", "packages", "processor") if before.get(key) != now.get(key)]
     if changed:
-        _say(f"{' and '.join(changed)} differ from before ({path}), so answers may be rounded differently")
+        _print(f"{' and '.join(changed)} differ from before ({path}), so results may be rounded differently")
 
 
 def note_changes(directory: RunDirectory, config: RunConfig, environment: dict[str, Any], log: SeedLog) -> None:
-    """Keep what a run goes on with, for the next time that it is resumed.
+    """Write changed settings and a changed environment to the run directory, for the next resumption.
 
     Raises:
-        OSError: it could not be written.
+        OSError: a file cannot be written.
     """
     iteration = len(log.steps)
-    for kind in ("config", "environment"):  # of iterations that a damaged log has lost
+    for kind in ("config", "environment"):  # notes of iterations that a damaged log has lost
         for number, path in _noted(directory, kind):
             if number > iteration:
                 path.unlink()
@@ -153,13 +156,13 @@ def note_changes(directory: RunDirectory, config: RunConfig, environment: dict[s
 
 
 def _noted(directory: RunDirectory, kind: str) -> list[tuple[int, Path]]:
-    """Return the iterations from which on something was other, and the files that say so, the newest first."""
+    """Return the iterations at which settings or environment changed, with the files that note it, newest first."""
     found = ((_NOTED.fullmatch(path.name), path) for path in directory.path.glob(f"{kind}-from-iteration*"))
     return sorted(((int(name[1]), path) for name, path in found if name), reverse=True)
 
 
 def _last_environment(directory: RunDirectory) -> tuple[dict[str, Any], Path]:
-    """Return what the run last noted of machine, software, engines and data, and where; empty if that is damaged."""
+    """Return the run's last known environment and its file; ``{}`` if the file is damaged."""
     path = next((path for _, path in _noted(directory, "environment")), directory.path / "environment.json")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -169,10 +172,10 @@ def _last_environment(directory: RunDirectory) -> tuple[dict[str, Any], Path]:
 
 
 def _last_config(directory: RunDirectory, log: SeedLog | None) -> RunConfig:
-    """Return the settings that the run was last known to compute with, whatever was done to its ``config.toml``.
+    """Return the settings that the run last used, even if ``config.toml`` was edited.
 
     Raises:
-        UserError: they are damaged.
+        UserError: the settings are damaged.
     """
     noted = next((path for _, path in _noted(directory, "config")), None)
     try:
@@ -186,9 +189,9 @@ def _last_config(directory: RunDirectory, log: SeedLog | None) -> RunConfig:
 def past_evaluations(
     directory: RunDirectory, splits: Mapping[str, EvaluationSplit], config: RunConfig, first: int
 ) -> list[Evaluation]:
-    """Read the evaluations of these splits that a run going on at iteration ``first`` does not make again, in order.
+    """Read the evaluations that a run resumed at iteration ``first`` does not repeat, in order.
 
-    Those of other prompts, or of another number of answers to each, are left out.
+    Skips damaged ones and those with other prompts or another number of samples per prompt.
     """
     found = []
     for iteration in range(first + (not config.evaluates_at(first))):
@@ -204,8 +207,8 @@ def past_evaluations(
     return found
 
 
-def _of_the_log(header: Header) -> dict[str, Any]:
-    """Return the settings of which the log itself is made."""
+def _settings_of_log(header: Header) -> dict[str, Any]:
+    """Return the settings on which the seed log depends."""
     kind = "low-rank" if header.low_rank else "full"
     return {
         "seed": header.run_seed,
@@ -216,6 +219,7 @@ def _of_the_log(header: Header) -> dict[str, Any]:
 
 
 def _check_changes(run: Path, before: Mapping[str, Any], now: RunConfig, allow_change: bool) -> None:
+    """Raise a ``UserError`` if a setting that affects the weights has changed."""
     scheduled = {now.sigma_schedule, now.alpha_schedule} != {"constant"}
     free = _FREE - {"n_iterations"} if scheduled else _FREE
     for name, was in before.items():
@@ -227,13 +231,13 @@ def _check_changes(run: Path, before: Mapping[str, Any], now: RunConfig, allow_c
             raise UserError(f"--resume {run}: {flag} was {was} and cannot change within a run; start another run")
         if not allow_change:
             raise UserError(
-                f"--resume {run}: {flag} was {was!r} and would be {wanted!r}, which changes what the run computes; "
-                "leave it, or say --allow-change"
+                f"--resume {run}: {flag} was {was!r} and would be {wanted!r}, which changes the run's results; "
+                "leave it out, or add --allow-change"
             )
 
 
 def _finished(directory: RunDirectory, config: RunConfig) -> bool:
-    """Whether nothing is left to do: the last model is there, and so is the last evaluation, if there are any."""
+    """Whether the run has its final model and, if it evaluates, its last evaluation."""
     if not (directory.checkpoints / config.final_name).is_dir():
         return False
     try:
@@ -243,5 +247,5 @@ def _finished(directory: RunDirectory, config: RunConfig) -> bool:
     return bool(results.get("iteration") == config.n_iterations)
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     get_console().print(text, markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""From what the user typed to the settings of a run: file, flags, a resumed run's own, and the task's defaults."""
+"""Resolution of a run's settings from flags, the configuration file, the resumed run and the task's defaults."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from esplug.plugins.task import Task
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """The settings, the task they name, and where each comes from: layers ``task``, ``run``, ``file`` and ``flag``."""
+    """The settings, their task, and the source of each setting: ``task``, ``run``, ``file`` or ``flag``."""
 
     config: RunConfig
     task: Task
@@ -20,16 +20,16 @@ class Resolved:
 
 
 def resolve(flags: Mapping[str, Any], config_file: str | None, command: Command, resume: Path | None) -> Resolved:
-    """Resolve the configuration, of a run to be resumed if there is one, and load the task.
+    """Resolve the settings and load the task. Flags win over the file, then the resumed run, then the task's defaults.
 
     Args:
-        flags: what was typed, by field name.
-        config_file: a TOML file.
-        command: whose flags errors name.
-        resume: directory of a run.
+        flags: values of flags, by field name.
+        config_file: path of a TOML file.
+        command: command whose flags error messages name.
+        resume: directory of the run to resume.
 
     Raises:
-        UserError: a setting, the file, the run or the task is not as it must be.
+        UserError: a setting, the file, the run or the task is invalid.
     """
     file = read_toml(config_file) if config_file else {}
     before: Mapping[str, Any] = {}
@@ -37,11 +37,12 @@ def resolve(flags: Mapping[str, Any], config_file: str | None, command: Command,
         from esplug.runs.resume import inherited
 
         before = inherited(resume, {**file, **flags})
-    layers = {"run": before, "file": file, "flag": flags}
-    choice = [{k: v for k, v in layer.items() if k in ("task", "task_options")} for layer in layers.values()]
-    first = make_config(*choice)
-    task = Task.load(first.task, first.task_options)
+    sources = {"run": before, "file": file, "flag": flags}
+    # The task comes first, because its defaults are a source of the other settings.
+    named = [{k: v for k, v in source.items() if k in ("task", "task_options")} for source in sources.values()]
+    chosen = make_config(*named)
+    task = Task.load(chosen.task, chosen.task_options)
     defaults = task.defaults()
-    config = make_config(*layers.values(), defaults=defaults, command=command)
+    config = make_config(*sources.values(), defaults=defaults, command=command)
     config = config.model_copy(update={"task_options": dict(task.options)})
-    return Resolved(config, task, merge({"task": defaults, **layers}))
+    return Resolved(config, task, merge({"task": defaults, **sources}))

@@ -1,4 +1,4 @@
-"""What a run has come to, read from its directory in milliseconds, whatever state that is in."""
+"""Summary of a run, read quickly from its directory even if files are missing or damaged."""
 
 import json
 import tomllib
@@ -21,8 +21,8 @@ class Score:
     """An evaluation's main figure with its 95% interval.
 
     Attributes:
-        figure: ``pass@1``, or ``reward`` where no task says what passes.
-        iteration: updates made before.
+        figure: ``pass@1``, or ``reward`` if the task does not say which answers are correct.
+        iteration: number of updates before the evaluation.
     """
 
     figure: str
@@ -37,18 +37,18 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
-    """What a run has come to.
+    """State and scores of a run.
 
     Attributes:
-        path: the run's directory.
-        name: of the directory.
-        state: ``evaluated`` is a finished run that was not to train; ``damaged`` one whose settings cannot be read.
-        reason: why it failed or is damaged, as far as it is known.
-        iterations: updates in the seed log.
-        planned: updates to make.
-        first, last, best: evaluations.
-        seconds: spent in iterations and evaluations.
-        changed: when something was written last, in Unix seconds.
+        path: directory of the run.
+        name: name of the directory.
+        state: ``evaluated`` if the run finished and had no iterations; ``damaged`` if its settings cannot be read.
+        reason: why the run failed or is damaged, if known.
+        iterations: number of updates in the seed log.
+        planned: number of updates that the settings ask for.
+        first, last, best: scores of evaluations.
+        seconds: time spent in iterations and evaluations.
+        changed: time of the last write, in Unix seconds.
     """
 
     path: Path
@@ -67,7 +67,7 @@ class RunSummary:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a directory is a run's; one that cannot be entered is not."""
+    """Whether a directory is that of a run; false if it cannot be read."""
     run = RunDirectory(path)
     try:
         return any(file.is_file() for file in (run.config, run.seed_log, path / FILE_NAME))
@@ -76,9 +76,9 @@ def is_run(path: Path) -> bool:
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """Return the runs in a folder, and those of ``esplug eval --compare``, which lie one level deeper.
+    """Return the runs in a folder, including those of ``esplug eval --compare`` one level deeper.
 
-    Hidden folders, such as a dry run's, are passed over.
+    Skips hidden folders, such as a dry run's.
 
     Raises:
         OSError: the folder cannot be read.
@@ -88,13 +88,13 @@ def find_runs(folder: Path) -> list[Path]:
         if is_run(child):
             found.append(child)
             continue
-        with suppress(OSError):  # somebody else's
+        with suppress(OSError):  # not readable for this user
             found += filter(is_run, _folders(child))
     return found
 
 
 def summarise(path: Path) -> RunSummary:
-    """Read a run's directory."""
+    """Summarise the run in a directory."""
     run, metrics = RunDirectory(path), read_bytes(path / FILE_NAME)
     settings, fault = read_settings(path)
     results, status = read_json(path / "results.json"), read_json(run.status)
@@ -119,7 +119,7 @@ def summarise(path: Path) -> RunSummary:
 
 
 def read_settings(path: Path) -> tuple[dict[str, Any], str]:
-    """Read a run's ``config.toml`` as it is, without validating it; return also what is wrong with it, or nothing."""
+    """Read a run's ``config.toml`` without validating it. Also return what is wrong with the file, or ``""``."""
     try:
         with RunDirectory(path).config.open("rb") as file:
             return tomllib.load(file), ""
@@ -130,7 +130,7 @@ def read_settings(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read an object; nothing where the file is not there or damaged."""
+    """Read a JSON object; return ``{}`` if the file is missing or damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -139,7 +139,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def main_figure(results: Mapping[str, Any]) -> str:
-    """Name the figure that a run is judged by: pass@1, or the reward where it decides what passes."""
+    """Return the name of the run's main figure: pass@1, or the reward if it decides which answers pass."""
     splits = results.get("splits")
     splits = splits.values() if isinstance(splits, Mapping) else ()
     by_reward = (isinstance(each, Mapping) and str(each.get("passes")).startswith("reward") for each in splits)
@@ -147,7 +147,7 @@ def main_figure(results: Mapping[str, Any]) -> str:
 
 
 def scores_of(rows: tuple[Row, ...], figure: str, split: str = "average") -> list[Score]:
-    """Return a split's scores, evaluation after evaluation; bounds that are missing are the mean."""
+    """Return a split's scores in the order of evaluations; the mean replaces missing bounds."""
     found = []
     for row in rows:
         root = f"eval/{split}/{figure}"
@@ -159,7 +159,7 @@ def scores_of(rows: tuple[Row, ...], figure: str, split: str = "average") -> lis
 
 
 def duration(seconds: float) -> str:
-    """Write a time as people say it: ``4.8 s``, ``48 s``, ``4 min 40 s``, ``2 h 05 min``."""
+    """Format a duration, such as ``4.8 s``, ``48 s``, ``4 min 40 s`` or ``2 h 05 min``."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -175,14 +175,14 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _state(run: RunDirectory, planned: int | None, results: Mapping[str, Any], status: Mapping[str, Any]) -> State:
-    """Tell what became of a run. One that left no word, as after ``kill -9``, is judged by what it left."""
-    said = next((state for state in _ENDED if status.get("status") == state), None)
+    """Return the state of a run. After ``kill -9`` the status is missing, so it is derived from the other files."""
+    ended = next((state for state in _ENDED if status.get("status") == state), None)
     held = is_held(run.path)
-    if held or (held is None and said is None):  # a run that is resumed has its last word still
+    if held or (held is None and ended is None):  # a resumed run still has its earlier status
         return "running"
-    if said is None:
-        said = "finished" if planned is not None and results.get("iteration") == planned else "interrupted"
-    return "evaluated" if said == "finished" and planned == 0 else said
+    if ended is None:
+        ended = "finished" if planned is not None and results.get("iteration") == planned else "interrupted"
+    return "evaluated" if ended == "finished" and planned == 0 else ended
 
 
 def _iterations(seed_log: Path) -> int:

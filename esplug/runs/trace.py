@@ -1,6 +1,6 @@
-"""A trace of one iteration, in the Trace Event Format that https://ui.perfetto.dev and chrome://tracing open.
+"""Trace of one iteration, in the Trace Event Format of https://ui.perfetto.dev and chrome://tracing.
 
-Engines, graders and driver are lanes. Times of engines on other machines are those of their clocks.
+Driver, engines and graders are lanes. Times of engines on other machines come from those machines' clocks.
 """
 
 from collections import defaultdict
@@ -20,10 +20,10 @@ def trace(
     """Return the trace of an iteration.
 
     Args:
-        members: of the population.
-        result: their work and its grading.
-        began: when the iteration did, in Unix seconds of the driver.
-        phases: what the driver did from then on, one after the other, and for how many seconds.
+        members: members of the population.
+        result: their generations and grades.
+        began: start of the iteration, in Unix seconds of the driver.
+        phases: consecutive phases of the driver and their seconds.
     """
     events = [*_driver(began, phases), *_engines(members, result), *_graders(result)]
     start = min(event["ts"] for event in events)
@@ -45,16 +45,16 @@ def _driver(began: float, phases: Mapping[str, float]) -> Iterator[dict[str, Any
 
 
 def _engines(members: Sequence[Member], result: PopulationResult) -> Iterator[dict[str, Any]]:
-    together = defaultdict[Work, list[int]](list)
-    for place, generation in enumerate(result.generations):
+    members_of = defaultdict[Work, list[int]](list)
+    for position, generation in enumerate(result.generations):
         for work in generation.work:
-            together[work].append(place)
-    for work, places in together.items():
-        first, last = members[places[0]], members[places[-1]]
-        tokens = sum(answer.tokens for place in places for answer in result.generations[place].completions)
+            members_of[work].append(position)
+    for work, positions in members_of.items():
+        first, last = members[positions[0]], members[positions[-1]]
+        tokens = sum(answer.tokens for position in positions for answer in result.generations[position].completions)
         about: dict[str, Any] = {"tokens of the members": tokens}
         name, number = f"members {first.index} to {last.index}", f"{first.index} to {last.index}"
-        if len(places) == 1:
+        if len(positions) == 1:
             about = {"seed": f"{first.seed:016x}", "sign": first.sign, "tokens of the member": tokens}
             name, number = f"member {first.index}", f"{first.index}"
         if work.switch_seconds:
@@ -73,5 +73,5 @@ def _graders(result: PopulationResult) -> Iterator[dict[str, Any]]:
 def _event(
     process: str, lane: int, name: str, began: float, seconds: float, about: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    place = {"pid": _PROCESSES.index(process), "tid": lane}
-    return {"ph": "X", "name": name, **place, "ts": began * 1e6, "dur": seconds * 1e6, "args": about or {}}
+    lane_ids = {"pid": _PROCESSES.index(process), "tid": lane}
+    return {"ph": "X", "name": name, **lane_ids, "ts": began * 1e6, "dur": seconds * 1e6, "args": about or {}}

@@ -14,7 +14,7 @@ from esplug.engines.messages import Completion, Generation, Sampling, Weights
 from esplug.evaluation.evaluator import CHUNK, Evaluator, sampling_seed
 from esplug.evaluation.figures import SplitEvaluation
 from esplug.hookspecs import Reward
-from esplug.rewards.pool import Graded
+from esplug.rewards import Graded
 from esplug.utils.progress import LiveProgress
 
 

@@ -759,7 +759,7 @@ def test_equal_rewards_make_no_update(start, one_engine, capsys) -> None:
 def test_an_explicit_name_is_not_used_twice(start, one_engine) -> None:
     first = start(one_engine, experiment_name="mine").fit()
     before = {path: path.stat().st_mtime_ns for path in first.run_dir.rglob("*")}
-    with pytest.raises(UserError, match=r"--experiment-name mine: .*exists; choose another name, or go on with it"):
+    with pytest.raises(UserError, match=r"--experiment-name mine: .*exists; choose another name, or resume that run"):
         start(one_engine, experiment_name="mine").fit()
     assert {path: path.stat().st_mtime_ns for path in first.run_dir.rglob("*")} == before
 

@@ -3,9 +3,10 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esplug import EvolutionStrategiesTrainer
+from esplug.config.run_config import make_config
 from esplug.planning.placement import Plan
 from esplug.planning.shared_prefix import MIN_PREFIX_TOKENS, common_prefix, sharing_saves_time
+from esplug.runs.prompts import shares_prefixes
 
 PROMPTS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8), min_size=1, max_size=4)
 
@@ -37,13 +38,9 @@ def test_sharing_pays_for_long_beginnings_and_large_models() -> None:
     assert not sharing_saves_time(asking(64, 300), 512, weights=1_500_000_000)
 
 
-def test_a_trainer_has_prompts_share_where_it_pays(tiny_model) -> None:
+def test_engines_share_prefixes_where_it_pays(tiny_model) -> None:
     def shares(plan: Plan, batches: list[list[list[int]]], **settings) -> bool:
-        trainer = EvolutionStrategiesTrainer(
-            reward_function=len, train_dataloader=[(["a"], [1])], max_tokens=1, **settings
-        )
-        trainer._model, trainer._plan = tiny_model, plan
-        return trainer._shares_prefixes(batches)
+        return shares_prefixes(make_config({"max_tokens": 1}, settings), tiny_model, plan, batches)
 
     cpu, gpu, batches = Plan(2, "cpu", 0, 1), Plan(1, "cuda", 1, 1), [asking(20, 9), asking(300, 60)]
     assert shares(cpu, batches)

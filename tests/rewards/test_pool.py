@@ -20,8 +20,8 @@ import pytest
 
 from esplug.errors import RunError, UserError
 from esplug.hookspecs import Reward
+from esplug.rewards import Graded, PendingRewards, RewardPool
 from esplug.rewards.grader import LABEL_LENGTH, NonFinite, as_reward
-from esplug.rewards.pool import Graded, PendingRewards, RewardPool
 from tests.helpers.rewards import gone_within, grade, graders, leaves_sleepers, nothing_left
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # no grader need import this file, and pytest with it
@@ -102,7 +102,7 @@ def test_script_without_main_guard(tmp_path: Path) -> None:
         textwrap.dedent(
             """
             from dataclasses import dataclass
-            from esplug.rewards.pool import RewardPool
+            from esplug.rewards import RewardPool
             from helper import double
 
             @dataclass
@@ -170,7 +170,7 @@ def test_user_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_reward_that_stops_loading_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("esplug.rewards.pool.MOST_FAILED_STARTS", 2)
+    monkeypatch.setattr("esplug.rewards.pool.MAX_FAILED_STARTS", 2)
     module = tmp_path / "fading.py"
     module.write_text("import os\ndef reward(*_): os._exit(1)\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -178,7 +178,7 @@ def test_reward_that_stops_loading_ends_the_run(tmp_path: Path, monkeypatch: pyt
 
     with RewardPool(fading.reward, timeout=5, processes=1) as pool:
         module.write_text("raise ImportError('gone')  # and longer than before\n")
-        with pytest.raises(RunError, match=r"any more .*gone"):
+        with pytest.raises(RunError, match=r"no longer loads .*gone"):
             pool.submit(["a", "b"], [0, 0]).result()
         with pytest.raises(RunError):
             pool.submit(["a"], [0])
@@ -259,7 +259,7 @@ def test_fork_of_the_driver_does_not_close_the_pool() -> None:
 def test_no_grader_outlives_a_killed_driver() -> None:
     code = """
 import ctypes, time
-from esplug.rewards.pool import RewardPool
+from esplug.rewards import RewardPool
 pool = RewardPool(lambda o, t: ctypes.PyDLL(None).pause() if o == "hang" else 1.0, timeout=600, processes=3)
 pool.start()
 pool.submit(["hang", "hang", "ok"], [0, 0, 0])

@@ -198,6 +198,6 @@ def test_a_name_in_use_tells_by_whom(tmp_path) -> None:
         RunDirectory.check(config(tmp_path, experiment_name="file"))
     run.seed_log.touch()
     with pytest.raises(
-        UserError, match=f"exists; choose another name, or go on with it: esplug train --resume {run.path}"
+        UserError, match=f"exists; choose another name, or resume that run: esplug train --resume {run.path}"
     ):
         RunDirectory.check(config(tmp_path, experiment_name="mine"))

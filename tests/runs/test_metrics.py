@@ -6,12 +6,13 @@ import math
 import numpy as np
 import pytest
 
+from esplug.checkpoints.seed_log import Step
 from esplug.engines.messages import Completion, Generation, Work
 from esplug.es.members import population
 from esplug.es.update import coefficients
 from esplug.hookspecs import Reward
-from esplug.rewards.pool import Graded
-from esplug.runs.metrics import PopulationResult, iteration_record, train_metrics
+from esplug.rewards import Graded
+from esplug.runs.metrics import Iteration, PopulationResult, iteration_record, train_metrics
 
 RIGHT = Graded(Reward(1.0, "right", True, {"format": 1.0, "steps": 4.0}))
 WRONG = Graded(Reward(0.2, "wrong", False, {"format": 0.5}))
@@ -91,7 +92,9 @@ def test_the_record_replays_the_iteration() -> None:
     utilities = np.array([1.5, -0.5, -1.0, 0.0])
     steps = coefficients(0.1, utilities, members)
     graded = [[RIGHT, WRONG], [WRONG, WRONG], [MUTE, LATE], [RIGHT, RIGHT]]
-    record = iteration_record(3, members, utilities, steps, result(graded), {"train/reward/mean": 0.5}, 0xAB)
+    step = Step(3, tuple(steps), True, 0xAB)
+    iteration = Iteration(members, result(graded), utilities, began=0.0, seconds=6.0, update_seconds=0.25)
+    record = iteration_record(step, iteration, {"train/reward/mean": 0.5})
     read = json.loads(json.dumps(record))
     assert read["iteration"] == 3
     assert read["checksum"] == "00000000000000ab"

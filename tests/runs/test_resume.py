@@ -123,7 +123,7 @@ def test_what_was_asked_of_the_first_process_alone_does_not_stand_in_the_way(tmp
 
     schedule = {"sigma_schedule": "linear", "sigma_end": 0.0002}
     run, before = make_run(tmp_path, steps=2, task="countdown", profile=3, **schedule)
-    with pytest.raises(UserError, match=r"^--recipe: a resumed run has its settings; name those to change"):
+    with pytest.raises(UserError, match=r"^--recipe: a resumed run keeps its settings; give those to change"):
         cli._resolve({"recipe": "fast"}, None, "train", run)
     config, _ = cli._resolve({"sigma_schedule": "constant", "n_iterations": 3}, None, "train", run)
     assert (config.sigma_schedule, config.sigma_end, config.profile) == ("constant", None, None)
@@ -200,7 +200,7 @@ def test_a_lost_log_does_not_start_the_run_over(tmp_path) -> None:
     run, config = make_run(tmp_path, steps=2)
     RunDirectory(run).write_iteration(0, {})
     (run / "seeds.log").rename(tmp_path / "mailed.log")
-    with pytest.raises(UserError, match=r"seeds.log is not there.*put it back"):
+    with pytest.raises(UserError, match=r"seeds.log is missing.*put it back"):
         open_again(run, config)
     (run / "seeds.log").touch()
     with pytest.raises(UserError, match=r"seeds.log: empty"):

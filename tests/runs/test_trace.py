@@ -7,7 +7,7 @@ import numpy as np
 from esplug.engines.messages import Completion, Generation, Work
 from esplug.es.members import population
 from esplug.hookspecs import Reward
-from esplug.rewards.pool import Graded
+from esplug.rewards import Graded
 from esplug.runs.metrics import PopulationResult
 from esplug.runs.trace import trace
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from esplug import Reward
 from esplug.errors import UserError
 from esplug.plugins.task import Task
-from esplug.rewards.pool import RewardPool
+from esplug.rewards import RewardPool
 from esplug_tasks_math import collate, defaults, load_rows, options, prompts, reward, template
 from esplug_tasks_math.boxes import last_boxed
 from esplug_tasks_math.grading import accepted, grade, outcome, same_answer

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from esplug.authoring.conformance.checklist import Checklist, Fault
 from esplug.hookspecs import Reward
-from esplug.rewards.pool import Graded, RewardPool
+from esplug.rewards import Graded, RewardPool
 
 Gold: TypeAlias = Callable[[Any], str]
 

@@ -365,7 +365,7 @@ def fill_disk(desk: Desk, undisturbed: Path, draw: Random, times: int) -> Counte
                 _last_is_good(run)
             error = launched.text[launched.text.index("error: ") :]
             assert str(run) in error, error
-            assert f"make room, then: esplug train --resume {run}" in error, error
+            assert f"free some space, then: esplug train --resume {run}" in error, error
             assert launched.left() == []
             said, launched = launched.text, desk.resume(run)
         else:

@@ -57,7 +57,7 @@ ACCEPTED: dict[str, dict[str, str]] = {  # all other values are refused
 
 @pytest.fixture(autouse=True)
 def no_hub(monkeypatch) -> None:
-    for module in ("checkpoints.base_model", "data.readers"):
+    for module in ("checkpoints.base_model", "data.hub_datasets"):
         monkeypatch.setattr(f"esplug.{module}.hub_revision", lambda *_, **__: None)
 
 

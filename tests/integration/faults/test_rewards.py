@@ -25,8 +25,10 @@ import pytest
 
 from esplug.errors import UserError
 from esplug.hookspecs import Reward
+from esplug.rewards import Graded, RewardPool
 from esplug.rewards.grader import TRACEBACK_LENGTH
-from esplug.rewards.pool import COUNT_EVERY, MOST_DESCENDANTS, Graded, RewardPool
+from esplug.rewards.grader_process import MAX_DESCENDANTS
+from esplug.rewards.pool import COUNT_EVERY
 from esplug.utils.process_tree import memory_exceeds
 from tests.helpers.rewards import grade, graders, leaves_sleepers, nothing_left
 
@@ -34,7 +36,7 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])
 cloudpickle.register_pickle_by_value(sys.modules[leaves_sleepers.__module__])
 
 GOOD, TIMES = 512, 20
-MOST_LEFT = MOST_DESCENDANTS + 3 * COUNT_EVERY  # processes of one grader if every answer leaves three
+MOST_LEFT = MAX_DESCENDANTS + 3 * COUNT_EVERY  # processes of one grader if every answer leaves three
 #: In the environment of all processes that these tests start, or in the arguments of those with another environment.
 MARK = f"ESPLUG_TEST={os.getpid()}"
 NAP = f"600.{os.getpid()}"
@@ -266,8 +268,8 @@ QUICK: list[Kind] = [
 ]
 SLOW: list[Kind] = [  # kinds that need a while to fill an eighth of a GiB
     (fills_slowly, "error:MemoryError", ""),
-    (shares_memory, "error:MemoryError", "held over 0.125 GiB"),
-    (children_fill_up, "error:MemoryError", "held over 0.125 GiB"),
+    (shares_memory, "error:MemoryError", "used over 0.125 GiB"),
+    (children_fill_up, "error:MemoryError", "used over 0.125 GiB"),
 ]
 HANGING: list[Kind] = [
     (hangs_in_python, "timeout", "0.4 s"),

@@ -73,14 +73,14 @@ def test_a_run_interrupted_several_times_ends_as_without_interruption(desk, undi
     (damaged,) = mishaps.damage_run(run, draw, log=False, checkpoints=1)
 
     launched = resume(terminal=True)
-    launched.until(lambda: "going on at iteration" in launched.text, "the resumption")
+    launched.until(lambda: "resuming at iteration" in launched.text, "the resumption")
     assert mishaps.contend(desk, run, launched.pid) < 20
     reach(launched, run, "training", draw)
-    assert f"passed over a checkpoint: {damaged}: " in launched.text.replace("\n", " ")
+    assert f"skipped a checkpoint: {damaged}: " in launched.text.replace("\n", " ")
     launched.type("\x03")
     assert mishaps.ended_by(launched, signal.SIGINT)
     assert launched.terminal_is_sane()
-    assert f"to go on: esplug train --resume {run}" in launched.text
+    assert f"to resume: esplug train --resume {run}" in launched.text
 
     (log,) = mishaps.damage_run(run, draw, log=True, checkpoints=0)
     launched = resume(terminal=True)

@@ -1,0 +1,146 @@
+"""Handle of one grader process: starts it, sends requests, enforces the time and memory limits, and kills it."""
+
+import json
+import math
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+
+from esplug.hookspecs import Reward
+from esplug.rewards.grader import OUT_OF_MEMORY, PROCESS_DIED
+from esplug.rewards.grades import Graded
+from esplug.utils.cores import GIB
+from esplug.utils.process_tree import descendants, kill_descendants, memory_exceeds
+
+SEND_TIMEOUT = 60.0  # seconds for a grader to read a request
+MEMORY_CHECK_INTERVAL = 0.2  # seconds between two memory checks while a reply is pending
+MAX_REPLY_BYTES = 1 << 20
+MAX_DESCENDANTS = 64  # leftover processes with which a grader is replaced
+
+
+class GraderProcess:
+    """A grader process (with its supervisor) and the driver's end of their socket. Used by one thread.
+
+    Only :meth:`hang_up` may be called from another thread, before :meth:`close`.
+    """
+
+    def __init__(self, environment: dict[str, str], memory: float | None) -> None:
+        """Start the process.
+
+        Args:
+            environment: of the process.
+            memory: GiB that it may use together with its descendants; ``None`` for no limit.
+        """
+        self._memory_limit = math.inf if memory is None else memory * GIB
+        limit = "" if memory is None else str(math.ceil(self._memory_limit))
+        self._socket, theirs = socket.socketpair()
+        arguments = [str(theirs.fileno()), str(os.getpid()), limit]
+        try:
+            with theirs:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "esplug.rewards.grader", *arguments],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    env=environment,
+                    start_new_session=True,
+                )
+        except BaseException:
+            self._socket.close()
+            raise
+        self._poll = select.poll()
+        self._poll.register(self._socket, select.POLLIN)
+
+    @property
+    def dead(self) -> bool:
+        """Whether the process was killed and reaped."""
+        return self._process.returncode is not None
+
+    def has_hung_up(self) -> bool:
+        """Whether the idle process closed the socket or sent an unexpected message."""
+        return bool(self._poll.poll(0))
+
+    def is_crowded(self) -> bool:
+        """Whether user code left too many processes behind, including zombies."""
+        return len(descendants(self._process.pid)) > MAX_DESCENDANTS
+
+    def ask(self, request: bytes, timeout: float) -> Graded:
+        """Send a request and wait for the reply. Kill the process if none arrives within ``timeout`` seconds.
+
+        This enforces a reward's time-out and memory limit. It never raises for a misbehaving process: the result says
+        what went wrong.
+        """
+        try:
+            self._socket.settimeout(SEND_TIMEOUT)
+            self._socket.sendall(request)
+            value, label, correct, metrics, trace = json.loads(self._receive(timeout))
+            if not (isinstance(value, float) and isinstance(label, str) and isinstance(metrics, dict)):
+                raise TypeError("invalid reply")
+        except TimeoutError:
+            self.kill()
+            return Graded.failure("timeout", f"no answer within {timeout:g} s")
+        except _MemoryLimitExceeded:
+            self.kill()
+            limit = f"{self._memory_limit / GIB:g} GiB"
+            return Graded.failure(OUT_OF_MEMORY, f"killed: the grading process and its descendants used over {limit}")
+        except Exception:  # the process died, or user code wrote to the socket
+            self.kill()
+            return Graded.failure(PROCESS_DIED, "the grading process closed its connection or sent an invalid reply")
+        if label in (OUT_OF_MEMORY, PROCESS_DIED):  # memory may still be full, or processes left over
+            self.kill()
+        return Graded(Reward(value, label, correct, metrics), trace is not None, trace)
+
+    def _receive(self, timeout: float) -> bytes:
+        """Read one line.
+
+        Raises:
+            TimeoutError: the line is not complete after ``timeout`` seconds.
+            _MemoryLimitExceeded: the process and its descendants use too much memory.
+            EOFError: the connection closed, or more than one line arrived.
+        """
+        deadline = time.monotonic() + timeout
+        line = b""
+        while not line.endswith(b"\n"):
+            left = deadline - time.monotonic()
+            self._socket.settimeout(max(min(left, MEMORY_CHECK_INTERVAL), 1e-3))
+            try:
+                received = self._socket.recv(1 << 16)
+            except TimeoutError:
+                if left <= MEMORY_CHECK_INTERVAL:
+                    raise
+                if memory_exceeds(self._process.pid, self._memory_limit):
+                    raise _MemoryLimitExceeded from None
+                continue
+            line += received
+            if not received or len(line) > MAX_REPLY_BYTES or b"\n" in line[:-1]:
+                raise EOFError
+        return line
+
+    def kill(self) -> None:
+        """Kill the process and all its descendants, and reap it."""
+        if not self.dead:  # not reaped, so its process id is still its own
+            with suppress(ProcessLookupError):
+                self._process.send_signal(signal.SIGSTOP)  # stopped, it still adopts orphans but starts no process
+            kill_descendants(self._process.pid)
+            self._process.kill()
+            self._process.wait()
+
+    def hang_up(self) -> None:
+        """Shut down the socket, so that a thread that waits for a reply stops waiting."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Kill the process and close the socket."""
+        self.kill()
+        self._socket.close()
+
+
+class _MemoryLimitExceeded(Exception):  # noqa: N818 - never leaves this module
+    """A grader and its descendants use more memory than allowed."""
