@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from esplug.config.run_config import RunConfig
+    from esplug.config import RunConfig
     from esplug.hookspecs import Reward, hookimpl
     from esplug.trainer import EvolutionStrategiesTrainer
 
@@ -15,7 +15,7 @@ __all__ = ["EvolutionStrategiesTrainer", "Reward", "RunConfig", "__version__", "
 _HOMES = {
     "EvolutionStrategiesTrainer": "esplug.trainer",
     "Reward": "esplug.hookspecs",
-    "RunConfig": "esplug.config.run_config",
+    "RunConfig": "esplug.config",
     "hookimpl": "esplug.hookspecs",
 }
 

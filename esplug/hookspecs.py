@@ -25,7 +25,7 @@ import pluggy
 if TYPE_CHECKING:
     import numpy as np
 
-    from esplug.config.run_config import RunConfig
+    from esplug.config import RunConfig
 
 
 #: Version of the hooks below. It grows when a hook changes in a way that plugins can notice, which first retires what
@@ -148,7 +148,7 @@ class TaskSpec:
         """Give the task's recommended run configuration. Optional.
 
         Returns:
-            Names of :class:`esplug.config.run_config.RunConfig` fields and values. The user's file and flags win.
+            Names of :class:`esplug.config.RunConfig` fields and values. The user's file and flags win.
         """
 
     @hookspec(firstresult=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from esplug.checkpoints.seed_log import FILE_NAME, Header
-from esplug.config.run_config import RunConfig, panel_of, read_toml
+from esplug.config import RunConfig, panel_of, read_toml
 from esplug.errors import UserError
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")

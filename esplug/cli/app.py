@@ -19,7 +19,7 @@ from esplug.cli.init import init
 from esplug.cli.options import ConfigFile, Debug, with_settings
 from esplug.cli.report import report
 from esplug.cli.runs import runs
-from esplug.config.run_config import Command, RunConfig, flag_of, panel_of
+from esplug.config import Command, RunConfig, flag_of, panel_of
 from esplug.doctor.installation import require_installation
 from esplug.errors import RunError, UserError
 from esplug.utils.text import brief, suggest

@@ -36,7 +36,7 @@ def check(
 ) -> None:
     """Check that a task, reward shaping or logger does what a run asks of it. Exit status: 0 it does, 1 it does not."""
     from esplug import testing
-    from esplug.config.run_config import make_config
+    from esplug.config import make_config
 
     if debug:
         logging.basicConfig()

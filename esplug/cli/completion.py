@@ -6,7 +6,7 @@ Where nothing is offered, the shell offers files.
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, TypeAlias, get_args, get_origin
 
-from esplug.config.run_config import RunConfig
+from esplug.config import RunConfig
 from esplug.plugins.registry import Kind, list_plugins
 
 Completer: TypeAlias = Callable[[str], list[str]]

@@ -5,7 +5,7 @@ from typing import Any
 
 import tomli_w
 
-from esplug.config.run_config import RunConfig, complete
+from esplug.config import RunConfig, complete
 from esplug.plugins.task import Task
 from esplug.runs.settings import Resolved
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_orig
 import typer
 
 from esplug.cli.completion import completer
-from esplug.config.run_config import Command, RunConfig, flag_of, panel_of
+from esplug.config import Command, RunConfig, flag_of, panel_of
 
 Function: TypeAlias = Callable[..., None]
 ConfigFile = Annotated[str | None, typer.Option("--config", help="TOML file of settings; flags override it.")]

@@ -10,7 +10,7 @@ from pathlib import Path
 from esplug.checkpoints.base_model import kept_folder, longest_prompt, may_be_on_hub, model_folder, weights_size
 from esplug.checkpoints.seed_log import FILE_NAME, read
 from esplug.checkpoints.starting_model import kind_of
-from esplug.config.run_config import RunConfig
+from esplug.config import RunConfig
 from esplug.doctor.finding import Finding, State
 from esplug.doctor.machine import disk, local_resources, nearest_folder
 from esplug.doctor.stack import Stack

@@ -28,7 +28,7 @@ from esplug.loggers.sample_table import COLUMNS, sample_tables
 from esplug.utils.text import cause
 
 if TYPE_CHECKING:
-    from esplug.config.run_config import RunConfig
+    from esplug.config import RunConfig
 
 _TIMEOUT = 2.0  # seconds that the server has for its first sign of life
 _PRIVATE = {"console": "off", "disable_git": True, "save_code": False}

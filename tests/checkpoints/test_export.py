@@ -24,7 +24,7 @@ from esplug.checkpoints import tensor_files as stored_tensors
 from esplug.checkpoints.export import export
 from esplug.checkpoints.seed_log import Base, Header, SeedLog, Step, movement
 from esplug.cli.export import export as export_command
-from esplug.config.run_config import make_config
+from esplug.config import make_config
 from esplug.data.splits import EvaluationSplit
 from esplug.errors import RunError, UserError
 from esplug.evaluation.figures import Evaluation, Sample, SplitEvaluation

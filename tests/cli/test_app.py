@@ -9,7 +9,7 @@ import time
 import pytest
 
 from esplug.cli import app as cli
-from esplug.config.run_config import RunConfig, flag_of
+from esplug.config import RunConfig, flag_of
 
 HEAVY = (
     *("torch", "vllm", "ray", "numba", "transformers", "datasets"),

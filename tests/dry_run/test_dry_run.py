@@ -4,7 +4,7 @@ import tomllib
 
 import pytest
 
-from esplug.config.run_config import make_config
+from esplug.config import make_config
 from esplug.planning.cost import Speed, times_of, work_of
 from esplug.utils.text import printable
 from tests.cli.test_app import errors_of, run_cli

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from esplug.checkpoints.seed_log import Base, Header, SeedLog, Step
-from esplug.config.run_config import RunConfig, make_config
+from esplug.config import RunConfig, make_config
 from esplug.evaluation.figures import Evaluation, Sample, SplitEvaluation
 from esplug.loggers.jsonl import JsonlLogger
 from esplug.runs.directory import RunDirectory

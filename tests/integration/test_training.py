@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from esplug.checkpoints.history import CaughtUp, History
-from esplug.config.run_config import RunConfig, make_config
+from esplug.config import RunConfig, make_config
 from esplug.dry_run.probe import Probe
 from esplug.engines.messages import EngineSettings
 from esplug.engines.pool import EnginePool

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 import esplug.loggers
 from esplug import hookimpl
-from esplug.config.run_config import make_config
+from esplug.config import make_config
 from esplug.errors import PluginError, UserError
 from esplug.loggers.jsonl import JsonlLogger
 from esplug.loggers.logger_set import LoggerSet

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from esplug.checkpoints.seed_log import Base, Header, SeedLog, Step
-from esplug.config.run_config import RunConfig, flag_of, make_config, panel_of
+from esplug.config import RunConfig, flag_of, make_config, panel_of
 from esplug.data.splits import EvaluationSplit
 from esplug.errors import UserError
 from esplug.evaluation.figures import Evaluation, Sample, SplitEvaluation
