@@ -26,8 +26,8 @@ def report(
     from esplug.report.figures import compared, of_one
     from esplug.report.page import render
     from esplug.report.run_data import read_runs
-    from esplug.report.text import visible
     from esplug.utils import atomic_write
+    from esplug.utils.text import printable
 
     page = output or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
     found = read_runs(runs)
@@ -36,11 +36,11 @@ def report(
         atomic_write.write(page, render(found, panels).encode(errors="backslashreplace"))
     except OSError as error:
         raise UserError(f"{page}: cannot be written ({error.strerror or error}); name a file with --output") from error
-    print(visible(str(page)))
+    print(printable(str(page)))
     if png:
         from esplug.report.png import write_pngs
 
-        print(*(visible(str(picture)) for picture in write_pngs(panels, page)), sep="\n")
+        print(*(printable(str(picture)) for picture in write_pngs(panels, page)), sep="\n")
 
 
 def _not_a_run(path: Path) -> str:

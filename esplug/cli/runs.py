@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from esplug.errors import UserError
-from esplug.report.text import visible
-from esplug.utils.text import brief
+from esplug.utils.text import brief, printable
 
 if TYPE_CHECKING:
     from esplug.runs.summary import RunSummary
@@ -38,7 +37,7 @@ def runs(
     elif found:
         print(_table(found, directory))
     else:
-        print(visible(f"no runs in {directory}; make one with `esplug train`, or name another directory"))
+        print(printable(f"no runs in {directory}; make one with `esplug train`, or name another directory"))
 
 
 def _table(found: list["RunSummary"], directory: Path) -> str:
@@ -67,4 +66,4 @@ def _row(run: "RunSummary", directory: Path) -> tuple[str, ...]:
 
 def _cell(text: str) -> str:
     """Put a name that anybody may have given into one line, of characters that a terminal shows and does not obey."""
-    return brief(visible(text))
+    return brief(printable(text))

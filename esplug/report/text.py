@@ -1,23 +1,21 @@
-"""Somebody else's text, made fit to be shown: what is invisible is made visible, what is endless is cut."""
+"""Untrusted text for the report: made printable and cut to a reasonable length."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-#: Control characters but for tab and newline, lone surrogates, and marks that turn the direction of writing.
-_ODD = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u200b-\u200f\u202a-\u202e\u2028\u2029\u2060-\u2069\ufeff]")
+from esplug.utils.text import printable
 
 
 def visible(text: str, longest: int = 3000) -> str:
-    """Cut the middle out of a long text, and spell out characters that would not be seen or would disturb others."""
+    """Cut out the middle of a long text, and escape characters that are invisible or change what is around them."""
     if len(text) > longest:
         head, tail = longest * 2 // 3, longest // 3
         text = f"{text[:head]} […{len(text) - head - tail:,} characters left out…] {text[-tail:]}"
-    return _ODD.sub(lambda found: _spelt(ord(found[0])), text)
+    return printable(text)
 
 
 def shown(value: Any) -> str:
-    """Write a setting or a figure of the environment as people read it."""
+    """Format a setting or a fact about the environment for people."""
     if isinstance(value, Mapping):
         return ", ".join(f"{visible(str(key), 200)} {shown(item)}" for key, item in value.items())
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -25,7 +23,3 @@ def shown(value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     return visible(f"{value:g}" if isinstance(value, float) else str(value), 1000)
-
-
-def _spelt(code: int) -> str:
-    return chr(0x2400 + code) if code < 0x20 else f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"

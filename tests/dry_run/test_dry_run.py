@@ -72,7 +72,7 @@ def test_a_mistake_is_one_line(arguments, words, no_engines, monkeypatch, capfd,
 
 
 def test_somebodys_data_do_not_command_the_terminal() -> None:
-    assert printable("a\x1b[31m\tb\nc\udcff") == "a\\x1b[31m\tb\nc\\udcff"
+    assert printable("a\x1b[31m\tb\nc\udcff") == "a␛[31m\tb\nc\\udcff"
 
 
 @pytest.mark.parametrize(
