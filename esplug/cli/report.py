@@ -1,4 +1,4 @@
-"""``esplug report``: one page about a run, or several compared."""
+"""``esplug report``: write one page about a run, or one that compares several."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,12 +9,14 @@ from esplug.errors import UserError
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Directories of runs; several are compared.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories; several are compared.")],
     output: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Page to write.  \\[default: RUN/report.html; of several, ./report.html]"),
+        typer.Option(
+            metavar="FILE", help="Page to write.  \\[default: RUN/report.html; for several runs ./report.html]"
+        ),
     ] = None,
-    png: Annotated[bool, typer.Option("--png", help="Write the figures as PNG files beside the page too.")] = False,
+    png: Annotated[bool, typer.Option("--png", help="Also write the figures as PNG files beside the page.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Write one self-contained HTML page: curves, times, samples before and after, settings."""
@@ -44,7 +46,7 @@ def report(
 
 
 def _not_a_run(path: Path) -> str:
-    """Say what is wrong with a path, and name the nearest run."""
+    """Describe what is wrong with a path, and suggest the nearest runs."""
     from difflib import get_close_matches
 
     from esplug.runs.summary import find_runs

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from esplug import Reward, hookimpl
-from esplug.cli.check import _show
+from esplug.cli.check import _print_check
 from esplug.errors import PluginError, UserError
 from esplug.hookspecs import hookspec
 from esplug.plugins import registry
@@ -492,8 +492,8 @@ def test_check_prints_a_table_and_its_status_says_whether_all_pass(monkeypatch, 
 def test_a_long_detail_is_folded_behind_the_names_of_checks(monkeypatch, capfd) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     get_console.cache_clear()
-    _show("a check", None)
-    _show("a check", Check("a check", True, "word " * 30 + "x" * 60))
+    _print_check("a check", None)
+    _print_check("a check", Check("a check", True, "word " * 30 + "x" * 60))
     get_console.cache_clear()
     first, *rest = capfd.readouterr().out.splitlines()
     assert first.startswith("a check" + " " * 24 + "pass  word word")
@@ -528,7 +528,7 @@ def test_the_last_line_names_the_check_in_which_all_ends(body, code, tmp_path) -
 
 def test_a_name_of_two_kinds_needs_its_kind(monkeypatch, capfd) -> None:
     both = [PluginInfo(kind, "twin", "twins", "1", "twins") for kind in ("task", "dataset", "logger")]
-    monkeypatch.setattr("esplug.cli.check.list_plugins", lambda: both)
+    monkeypatch.setattr("esplug.plugins.registry.list_plugins", lambda: both)
     code, _, err = run_cli(monkeypatch, capfd, "check", "twin")
     assert (code, errors_of(err)) == (2, ["error: 'twin' is a logger and a task; say which: --kind logger"])
 

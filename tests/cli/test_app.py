@@ -257,7 +257,7 @@ def resolved(monkeypatch, capfd):
         raise RunError("resolved")
 
     def resolve(*arguments: str) -> RunConfig:
-        monkeypatch.setattr(cli, "_trainer", trainer)
+        monkeypatch.setattr("esplug.cli.evaluate.make_trainer", trainer)
         code, _, err = run_cli(monkeypatch, capfd, "eval", *arguments)
         assert (code, errors_of(err)) == (1, ["error: resolved"])
         return seen[-1]

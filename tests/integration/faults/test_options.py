@@ -57,7 +57,7 @@ ACCEPTED: dict[str, dict[str, str]] = {  # all other values are refused
 
 @pytest.fixture(autouse=True)
 def no_hub(monkeypatch) -> None:
-    for module in ("model", "readers"):
+    for module in ("checkpoints.base_model", "data.readers"):
         monkeypatch.setattr(f"esplug.{module}.hub_revision", lambda *_, **__: None)
 
 
@@ -66,7 +66,8 @@ def stop_before_data(monkeypatch) -> None:
     def trainer(*_: object) -> None:
         raise RunError("resolved")
 
-    monkeypatch.setattr(cli, "_trainer", trainer)
+    for command in ("train", "evaluate"):
+        monkeypatch.setattr(f"esplug.cli.{command}.make_trainer", trainer)
 
 
 def verdict(monkeypatch, capfd, *arguments: str) -> tuple[int, str]:
