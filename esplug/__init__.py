@@ -1,4 +1,7 @@
-"""Fine-tune large language models with Evolution Strategies. Importing this loads nothing else."""
+"""esplug: fine-tunes large language models with Evolution Strategies.
+
+Importing the package loads none of its modules; its public names are loaded at first use.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -12,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EvolutionStrategiesTrainer", "Reward", "RunConfig", "__version__", "hookimpl"]
 
-_HOMES = {
+_MODULES = {
     "EvolutionStrategiesTrainer": "esplug.trainer",
     "Reward": "esplug.hookspecs",
     "RunConfig": "esplug.config",
@@ -25,6 +28,6 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("esplug")
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'esplug' has no attribute {name!r}")
