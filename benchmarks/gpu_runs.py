@@ -150,7 +150,7 @@ def batches(name: str, options: Namespace) -> Iterator[Row]:
 
 def countdown(kind: str, options: Namespace) -> tuple[Row, list[Row]]:
     """Train the small real model with noise of one kind. Returns the outcome, and the curve on held-out puzzles."""
-    from esplug.config.run_config import make_config
+    from esplug.config import make_config
     from esplug.data.batches import load_batch_source, load_eval_splits
     from esplug.plugins.task import Task
     from esplug.runs.compare import compare_evaluations

@@ -32,7 +32,7 @@ from reference import BenchmarkPool, ReferenceTrainer
 from rich.console import Console
 from rich.table import Table
 
-from esplug.config.run_config import make_config
+from esplug.config import make_config
 from esplug.data.batches import load_batch_source
 from esplug.hookspecs import Reward
 from esplug.plugins.task import Task

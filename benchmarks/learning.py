@@ -204,7 +204,7 @@ def run(name: str, arm: str, seed: int, gpu: str) -> None:
     import reference
     import tiny_sums
 
-    from esplug.config.run_config import make_config
+    from esplug.config import make_config
     from esplug.data.batches import Batches, load_batch_source, load_eval_splits
     from esplug.plugins.task import Task
     from esplug.runs.directory import environment

@@ -1,10 +1,13 @@
-"""Fine-tune large language models with Evolution Strategies. Importing this loads nothing else."""
+"""esplug: fine-tunes large language models with Evolution Strategies.
+
+Importing the package loads none of its modules; its public names are loaded at first use.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from esplug.config.run_config import RunConfig
+    from esplug.config import RunConfig
     from esplug.hookspecs import Reward, hookimpl
     from esplug.trainer import EvolutionStrategiesTrainer
 
@@ -12,10 +15,10 @@ if TYPE_CHECKING:
 
 __all__ = ["EvolutionStrategiesTrainer", "Reward", "RunConfig", "__version__", "hookimpl"]
 
-_HOMES = {
+_MODULES = {
     "EvolutionStrategiesTrainer": "esplug.trainer",
     "Reward": "esplug.hookspecs",
-    "RunConfig": "esplug.config.run_config",
+    "RunConfig": "esplug.config",
     "hookimpl": "esplug.hookspecs",
 }
 
@@ -25,6 +28,6 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("esplug")
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'esplug' has no attribute {name!r}")

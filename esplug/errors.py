@@ -1,13 +1,13 @@
-"""The exceptions that become a single line at the user's terminal."""
+"""Exceptions that the command line prints as a single line."""
 
 
 class UserError(Exception):
-    """Something the user can mend. The message says what is wrong, where, and what to do, in one line."""
+    """An error that the user can fix. The message says what is wrong, where, and what to do, in one line."""
 
 
 class PluginError(UserError):
-    """A plugin that cannot be found or used. The message names its distribution and the remedy."""
+    """A plugin cannot be found or used. The message names its distribution and the remedy."""
 
 
 class RunError(Exception):
-    """A run that had to stop: what happened, and where what it saved lies. Exit status 1."""
+    """A run had to stop. The message says why, and where its outputs are. Exit status 1."""

@@ -28,7 +28,7 @@ import pluggy
 if TYPE_CHECKING:
     import numpy as np
 
-    from esplug.config.run_config import RunConfig
+    from esplug.config import RunConfig
 
 
 #: Version of the hooks below. It increases when a change can break plugins, after a deprecation period:
@@ -171,7 +171,7 @@ class TaskSpec:
             options: the task's options, with defaults filled in.
 
         Returns:
-            Values of :class:`esplug.config.run_config.RunConfig` fields, by name. The user's config file and flags
+            Values of :class:`esplug.config.RunConfig` fields, by name. The user's config file and flags
             override them.
         """
 

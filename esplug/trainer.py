@@ -16,7 +16,7 @@ from esplug.checkpoints.base_model import longest_prompt
 from esplug.checkpoints.seed_log import SeedLog
 from esplug.checkpoints.seed_log_records import Step, movement
 from esplug.checkpoints.starting_model import starting_model
-from esplug.config.run_config import RunConfig, make_config
+from esplug.config import RunConfig, make_config
 from esplug.data.batches import Batch
 from esplug.data.prompt_encoder import PromptEncoder
 from esplug.data.prompts import PromptBuilder
@@ -51,7 +51,7 @@ from esplug.utils.progress import LiveProgress
 class EvolutionStrategiesTrainer:
     """Fine-tunes a model with Evolution Strategies. Construct it, then call :meth:`fit`.
 
-    Arguments not listed are the fields of :class:`esplug.config.run_config.RunConfig` of the same name.
+    Arguments not listed are the fields of :class:`esplug.config.RunConfig` of the same name.
 
     Args:
         reward_function: ``(model_output, target)`` to a float, ``(label, float)`` or :class:`esplug.hookspecs.Reward`.
@@ -62,7 +62,7 @@ class EvolutionStrategiesTrainer:
         eval_dataloader_dict: maps a split name to an iterable of batches.
         num_iterations: number of updates; 0 only evaluates.
         global_seed: seed of all random numbers.
-        settings: any other field of :class:`esplug.config.run_config.RunConfig`, such as ``antithetic``.
+        settings: any other field of :class:`esplug.config.RunConfig`, such as ``antithetic``.
 
     Attributes:
         pool: class of the engine pool.

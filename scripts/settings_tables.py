@@ -3,7 +3,7 @@
 from itertools import groupby
 from pathlib import Path
 
-from esplug.config.run_config import RunConfig, flag_of, panel_of
+from esplug.config import RunConfig, flag_of, panel_of
 
 PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
 START, END = "<!-- settings -->\n", "<!-- /settings -->"

@@ -13,7 +13,7 @@ from typing import Any
 
 from esplug.checkpoints.seed_log_format import FILE_NAME
 from esplug.checkpoints.seed_log_records import Header
-from esplug.config.run_config import RunConfig, panel_of, read_toml
+from esplug.config import RunConfig, panel_of, read_toml
 from esplug.errors import UserError
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")

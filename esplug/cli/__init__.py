@@ -1,7 +1,7 @@
-"""The command line: one module per command, named after it, plus options, completion and console tables.
+"""Command line: one module per command, and modules for options, completion and tables.
 
-Runs in the driver. Parses before it imports: modules here import no heavy library at module level. May import every
-other room.
+Runs in the driver. It parses before it imports: modules here import nothing heavy at module level. May import every
+other room. A flag for a setting is not declared here but as a field in :mod:`esplug.config.run_config`.
 """
 
 from esplug.cli.app import main as main

@@ -1,4 +1,4 @@
-"""``esplug check``: the conformance kit on an installed plugin."""
+"""``esplug check``: run the conformance kit on an installed plugin."""
 
 import logging
 from functools import partial
@@ -8,23 +8,22 @@ import typer
 
 from esplug.cli.init import Kind
 from esplug.errors import UserError
-from esplug.plugins import find, list_plugins
-from esplug.utils.console import get_console
+from esplug.utils.console import get_console, say
 from esplug.utils.text import brief, suggest
 
 if TYPE_CHECKING:
     from esplug.authoring.conformance.checklist import Check
 
-_NAME = 31  # columns for the name of a check
+_NAME_WIDTH = 31  # columns for the name of a check
 
 
 def check(
     name: Annotated[str, typer.Argument(help="The plugin, as `esplug plugins` names it.")],
     kind: Annotated[
-        Kind | None, typer.Option("--kind", help="What it is, where plugins of several kinds have the name.")
+        Kind | None, typer.Option("--kind", help="Its kind, if plugins of several kinds share the name.")
     ] = None,
     task_option: Annotated[
-        list[str] | None, typer.Option("--task-option", metavar="KEY=VALUE", help="An option of the task. Repeatable.")
+        list[str] | None, typer.Option("--task-option", metavar="KEY=VALUE", help="Task option. Repeatable.")
     ] = None,
     train_dataset: Annotated[
         str | None, typer.Option("--train-dataset", help="Training rows, as for `esplug train`.")
@@ -32,16 +31,17 @@ def check(
     eval_dataset: Annotated[
         str | None, typer.Option("--eval-dataset", help="Evaluation rows, as for `esplug train`.")
     ] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks, of checks that fail too.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks, including those of failed checks.")] = False,
 ) -> None:
-    """Check that a task, reward shaping or logger does what a run asks of it. Exit status: 0 it does, 1 it does not."""
+    """Check that a task, reward shaping or logger works in a run. Exit status: 0 all checks pass, 1 some fail."""
     from esplug import testing
-    from esplug.config.run_config import make_config
+    from esplug.config import make_config
+    from esplug.plugins import find
 
     if debug:
         logging.basicConfig()
         logging.getLogger("esplug").setLevel(logging.DEBUG)
-    kind, name = _named(kind, name)
+    kind, name = _resolve(kind, name)
     plugin = find(kind.value, name)
     if kind is Kind.task:
         options = make_config({"task_options": task_option or []}).task_options
@@ -57,47 +57,50 @@ def check(
             if value:
                 raise UserError(f"{flag} is for tasks, and {name!r} is a {kind}; leave it out")
         make_checks = partial(testing.shaping_checks if kind is Kind.shaping else testing.logger_checks, name)
-    get_console().print(str(plugin), markup=False, soft_wrap=True)
-    checks = make_checks(report=_show)
+    say(str(plugin))
+    checks = make_checks(report=_print_check)
     failed = sum(not each.ok for each in checks)
-    get_console().print(f"{failed} of {len(checks)} checks fail" if failed else f"all {len(checks)} checks pass")
+    say(f"{failed} of {len(checks)} checks fail" if failed else f"all {len(checks)} checks pass")
     raise typer.Exit(1 if failed else 0)
 
 
-def _show(name: str, made: "Check | None") -> None:
-    """Print a check's name before it is made, so that the last line names one that hangs; then how it went."""
+def _print_check(name: str, done: "Check | None") -> None:
+    """Print a check's name before it starts, so that the last line names one that hangs; then its result."""
     from rich.text import Text
 
-    console = get_console()
-    if made is None:
-        console.print(f"{name:{_NAME}}", end="", markup=False, soft_wrap=True)
+    if done is None:
+        say(f"{name:{_NAME_WIDTH}}", end="")
         return
-    result = Text("pass  ", style="green") if made.ok else Text("FAIL  ", style="bold red")
-    found = Text(made.detail).wrap(console, max(console.width - _NAME - len(result), 20))
-    indented = Text("\n" + " " * (_NAME + len(result))).join(found)
+    console = get_console()
+    result = Text("pass  ", style="green") if done.ok else Text("FAIL  ", style="bold red")
+    lines = Text(done.detail).wrap(console, max(console.width - _NAME_WIDTH - len(result), 20))
+    indented = Text("\n" + " " * (_NAME_WIDTH + len(result))).join(lines)
     console.print(result.append_text(indented), soft_wrap=True)
 
 
-def _named(kind: Kind | None, name: str) -> tuple[Kind, str]:
-    """Return the kind and the name of a plugin that may be called by its distribution's name.
+def _resolve(kind: Kind | None, name: str) -> tuple[Kind, str]:
+    """Return a plugin's kind and name; the user may have given its distribution's name.
 
     Raises:
-        UserError: the kind is not told.
+        UserError: the kind is unknown.
     """
     from esplug.authoring.scaffold.new_plugin import without_prefix
+    from esplug.plugins import list_plugins
 
-    told, short = without_prefix(name)
-    if told is None or any(plugin.name == name for plugin in list_plugins()):
+    prefix_kind, short = without_prefix(name)
+    if prefix_kind is None or any(plugin.name == name for plugin in list_plugins()):
         return kind or _kind_of(name), name
-    return kind or Kind(told), short
+    return kind or Kind(prefix_kind), short
 
 
 def _kind_of(name: str) -> Kind:
-    """Tell which kind of plugin has a name.
+    """Return the kind of the plugin with this name.
 
     Raises:
-        UserError: none has, or several have.
+        UserError: there is no such plugin, or there are several.
     """
+    from esplug.plugins import list_plugins
+
     kinds = sorted({plugin.kind for plugin in list_plugins() if plugin.name == name})
     checkable = [Kind(each) for each in kinds if each in list(Kind)]
     match checkable:

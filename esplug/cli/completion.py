@@ -1,20 +1,22 @@
-"""What the shell offers for the values of options: choices, and names of plugins from package metadata alone.
+"""Shell completion of option values: choices, and names of plugins from package metadata alone.
 
-Where nothing is offered, the shell offers files.
+Without a completer, the shell completes file names.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, TypeAlias, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, get_origin
 
-from esplug.config.run_config import RunConfig
-from esplug.plugins import Kind, list_plugins
+from esplug.config import RunConfig
+
+if TYPE_CHECKING:
+    from esplug.plugins import Kind
 
 Completer: TypeAlias = Callable[[str], list[str]]
-_PLUGINS: dict[str, Kind] = {"task": "task", "reward_shaping": "shaping", "logging": "logger"}
+_PLUGINS: "dict[str, Kind]" = {"task": "task", "reward_shaping": "shaping", "logging": "logger"}
 
 
 def completer(field: str) -> Completer | None:
-    """Return what completes the value of a setting; ``None`` where any text or file may stand."""
+    """Return the completer of a setting's value; ``None`` if it may be any text or file."""
     annotation: Any = RunConfig.model_fields[field].annotation
     if get_origin(annotation) is Literal:
         return choices(get_args(annotation))
@@ -24,17 +26,17 @@ def completer(field: str) -> Completer | None:
 
 
 def choices(known: Iterable[str]) -> Completer:
-    """Return what completes one of some words."""
+    """Return a completer for one of several words."""
     return lambda incomplete: [word for word in known if word.startswith(incomplete)]
 
 
-def plugin_names(kind: Kind) -> Completer:
-    """Return what completes the name of an installed plugin."""
+def plugin_names(kind: "Kind") -> Completer:
+    """Return a completer for the name of an installed plugin."""
     return lambda incomplete: choices(_names(kind))(incomplete)
 
 
-def comma_list(kind: Kind) -> Completer:
-    """Return what completes the last of several plugins' names, and offers each once."""
+def comma_list(kind: "Kind") -> Completer:
+    """Return a completer for the last name in a comma-separated list, which offers no name twice."""
 
     def complete(incomplete: str) -> list[str]:
         before, comma, last = incomplete.rpartition(",")
@@ -44,5 +46,7 @@ def comma_list(kind: Kind) -> Completer:
     return complete
 
 
-def _names(kind: Kind) -> list[str]:
+def _names(kind: "Kind") -> list[str]:
+    from esplug.plugins import list_plugins
+
     return list(dict.fromkeys(plugin.name for plugin in list_plugins() if plugin.kind == kind))

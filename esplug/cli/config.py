@@ -1,4 +1,4 @@
-"""``esplug config``: the settings of a run with where each comes from, and the schema of the file."""
+"""``esplug config``: the settings of a run with their sources, and the JSON schema of the TOML file."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +9,7 @@ import typer
 from esplug.cli.completion import plugin_names
 from esplug.cli.options import ConfigFile, Debug, with_settings
 
-app = typer.Typer(help="Show the settings of a run and where each comes from, or the schema of the TOML file.")
+app = typer.Typer(help="Show the settings of a run and their sources, or the JSON schema of the TOML file.")
 
 
 @app.callback(invoke_without_command=True)
@@ -24,12 +24,15 @@ def _no_command(context: typer.Context) -> None:
 def show(
     flags: Mapping[str, Any],
     resume: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Show what going on with this run would use: its directory.")
+        Path | None,
+        typer.Option(
+            metavar="RUN", help="Show the settings with which this run, given by its directory, would resume."
+        ),
     ] = None,
     config: ConfigFile = None,
     debug: Debug = False,
 ) -> None:
-    """Print the settings that `esplug train` with the same flags would use, as TOML; comments say where from."""
+    """Print the settings that `esplug train` would use with the same flags, as TOML with their sources as comments."""
     from esplug.cli.config_text import annotated_toml
     from esplug.runs.settings import resolve
 

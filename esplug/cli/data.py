@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from esplug.cli.completion import plugin_names
+from esplug.cli.tables import aligned
 from esplug.utils.text import brief
 
 if TYPE_CHECKING:
@@ -15,18 +16,18 @@ app = typer.Typer(help="Build data sets for training and evaluation.")
 
 
 def _folder(name: str | Path) -> Path:
-    """Read the name of a folder that is there or can be made."""
+    """Parse the name of a folder that exists or can be created."""
     try:
         folder = Path(name).expanduser()
         other = folder.exists() and not folder.is_dir()
-    except (OSError, RuntimeError) as error:  # a name too long; no such user's home
+    except (OSError, RuntimeError) as error:  # the name is too long, or has an unknown user's home
         raise typer.BadParameter(f"{brief(repr(str(name)))}: {getattr(error, 'strerror', None) or error}") from error
     if other or not str(name).strip() or len(str(name).splitlines()) != 1:
-        raise typer.BadParameter(f"{str(name)!r} is no folder")
+        raise typer.BadParameter(f"{str(name)!r} is not a folder")
     return folder
 
 
-Out = Annotated[Path, typer.Option("--out", metavar="DIR", parser=_folder, help="Where data sets go.")]
+Out = Annotated[Path, typer.Option("--out", metavar="DIR", parser=_folder, help="Folder for data sets.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -47,9 +48,7 @@ def list_datasets(out: Out = Path("datasets")) -> None:
         if plugin.kind == "dataset":
             built = [str(folder) for folder in folders(plugin.name, out) if folder.is_dir()]
             rows.append((plugin.name, plugin.distribution, plugin.version, ", ".join(built) or "-"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        typer.echo("  ".join(map(str.ljust, row, widths)).rstrip())
+    typer.echo(aligned(rows))
     if len(rows) == 1:
         typer.echo("No data set is installed. Try: pip install esplug-tasks-math")
 
@@ -67,19 +66,19 @@ def build_dataset(
             "--source",
             metavar="DIR",
             parser=_folder,
-            help="Take Hub data sets from DIR/OWNER/NAME, as `hf download --repo-type dataset` makes them.",
+            help="Read Hub data sets from DIR/OWNER/NAME, as `hf download --repo-type dataset` writes them.",
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a data set that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing data set.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Build a data set and save it as DatasetDicts, with a record of its sources in provenance.json."""
     from esplug.data.build import build
 
-    _show(build(name, out, source, force))
+    _print_built(build(name, out, source, force))
 
 
-def _show(built: "Built") -> None:
+def _print_built(built: "Built") -> None:
     from rich.table import Column, Table
 
     from esplug.utils.console import get_console
@@ -98,7 +97,7 @@ def _show(built: "Built") -> None:
             saved.add_row(str(folder), split.name, f"{split.rows:,}", split.sha256[:12])
     console.print(saved)
     if not built.sources:
-        console.print("Made by the package itself; nothing was fetched.")
+        console.print("Made by the package itself; nothing was downloaded.")
         return
     sources = Table(Column("source", overflow="fold"), "split", "revision", "rows", "sha256", "licence")
     for source in built.sources:

@@ -1,4 +1,4 @@
-"""``esplug doctor``."""
+"""``esplug doctor``: check whether training can work here."""
 
 import json
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ def doctor(
     config: ConfigFile = None,
     debug: Debug = False,
 ) -> None:
-    """Check the installation, the machine, the plugins, and whether training with these settings can work here."""
+    """Check the installation, the machine and the plugins, and whether training with these settings can work here."""
     from esplug.doctor.checkup import checkup
     from esplug.utils.console import get_console
 
@@ -31,7 +31,7 @@ def doctor(
         found = checkup(flags, config)
         typer.echo(json.dumps(_record(found), indent=2))
     else:
-        with console.status("looking", spinner="line"):
+        with console.status("checking", spinner="line"):
             found = checkup(flags, config)
         _print(found)
     if found.failed:

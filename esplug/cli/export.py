@@ -1,4 +1,4 @@
-"""``esplug export``: the model of any iteration, from its seed log."""
+"""``esplug export``: write the model of any iteration, from the run's seed log."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,20 +18,21 @@ if TYPE_CHECKING:
 
 def export(
     run_or_log: Annotated[Path, typer.Argument(metavar="RUN_OR_LOG", help="Directory of a run, or its seeds.log.")],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to make.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to create.")],
     iteration: Annotated[
-        int | None, typer.Option("--iteration", metavar="K", help="Updates to make, 0 for none.  \\[default: all]")
+        int | None,
+        typer.Option("--iteration", metavar="K", help="Number of updates to apply; 0 for none.  \\[default: all]"),
     ] = None,
     dtype: Annotated[
         str | None,
-        typer.Option(metavar="bfloat16|float16|float32", help="Type of the weights.  \\[default: the base model's]"),
+        typer.Option(metavar="bfloat16|float16|float32", help="Dtype of the weights.  \\[default: the base model's]"),
     ] = None,
     base: Annotated[
         str | None,
         typer.Option(
             "--base",
             metavar="MODEL",
-            help="What the run started from: a model, seed log, run or .pth.  \\[default: as the log says]",
+            help="Model, seed log, run or .pth file that the run started from.  \\[default: as in the log]",
         ),
     ] = None,
     push_to_hub: Annotated[
@@ -46,7 +47,7 @@ def export(
 
     from esplug.checkpoints.export import export as export_model
     from esplug.checkpoints.tensor_files import Dtype
-    from esplug.utils.console import get_console
+    from esplug.utils.console import get_console, say
 
     columns = (TextColumn("{task.description:<18}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     console = get_console()
@@ -57,25 +58,25 @@ def export(
             base=base,
             iteration=iteration,
             dtype=cast(Dtype | None, dtype),  # the function checks it
-            progress=_shown_on(bars),
+            progress=_progress_on(bars),
         )
-    _show(exported)
+    _print_exported(exported)
     if push_to_hub is not None:
         url = push(exported, push_to_hub)
-        console.print(f"uploaded       {url}", markup=False, soft_wrap=True)
+        say(f"uploaded       {url}")
 
 
 def push(exported: "Exported", repo: str) -> str:
-    """Upload an exported model to the Hub. Returns where it is.
+    """Upload an exported model to the Hub, and return its address.
 
     Raises:
-        UserError: there is no token, or the Hub is out of reach or refuses.
+        UserError: there is no token, or the Hub cannot be reached or refuses.
     """
     import logging
 
     from huggingface_hub import HfApi
 
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries would stand above our one line
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # hide its retries, so that an error is one line
     try:
         api = HfApi()
         name = api.create_repo(repo, exist_ok=True).repo_id
@@ -83,14 +84,14 @@ def push(exported: "Exported", repo: str) -> str:
         api.upload_folder(repo_id=name, folder_path=exported.folder, commit_message=message)
     except Exception as error:
         raise UserError(
-            f"--push-to-hub {repo}: not uploaded ({type(error).__name__}: {one_line(error)}); the model lies in "
+            f"--push-to-hub {repo}: not uploaded ({type(error).__name__}: {one_line(error)}); the model is in "
             f"{exported.folder}; try again with `hf auth login` and `hf upload {repo} {exported.folder}`"
         ) from error
     return f"https://huggingface.co/{name}"
 
 
-def _shown_on(bars: "Bars") -> "Progress":
-    """Return a function that shows the work under way as a bar of its own."""
+def _progress_on(bars: "Bars") -> "Progress":
+    """Return a function that shows each kind of work as a bar of its own."""
     tasks: dict[str, TaskID] = {}
 
     def show(what: str, done: int, total: int) -> None:
@@ -101,12 +102,11 @@ def _shown_on(bars: "Bars") -> "Progress":
     return show
 
 
-def _show(exported: "Exported") -> None:
-    from esplug.utils.console import get_console
+def _print_exported(exported: "Exported") -> None:
+    from esplug.utils.console import say
 
-    console = get_console()
     if exported.torn:
-        console.print("the log's last record is torn, as after a crash, and was left out", markup=False)
-    console.print(f"model          {exported.folder}", markup=False, soft_wrap=True)
-    console.print(f"iteration      {exported.iteration}", markup=False)
-    console.print(f"weights        {exported.nbytes / 1e9:.2f} GB, checksum {exported.checksum:016x}", markup=False)
+        say("the log's last record is torn, as after a crash, and was left out")
+    say(f"model          {exported.folder}")
+    say(f"iteration      {exported.iteration}")
+    say(f"weights        {exported.nbytes / 1e9:.2f} GB, checksum {exported.checksum:016x}")

@@ -12,7 +12,7 @@ from esplug.utils.text import brief
 
 
 class Kind(StrEnum):
-    """What ``esplug init`` writes and ``esplug check`` checks."""
+    """Kinds of plugins that ``esplug init`` writes and ``esplug check`` checks."""
 
     task = "task"
     shaping = "shaping"
@@ -20,19 +20,19 @@ class Kind(StrEnum):
 
 
 def init(
-    name: Annotated[str, typer.Argument(help="What users will type, such as answer-length.")],
-    kind: Annotated[Kind, typer.Option("--kind", help="What the plugin is.")],
+    name: Annotated[str, typer.Argument(help="Name of the plugin, which users will type, such as answer-length.")],
+    kind: Annotated[Kind, typer.Option("--kind", help="Kind of the plugin.")],
     directory: Annotated[
         Path | None,
         typer.Option(
             "--directory",
             metavar="DIR",
-            help="Folder to make, or an empty one.  \\[default: ./ and the package's name]",
+            help="Folder to create, or an empty folder.  \\[default: ./ and the package's name]",
         ),
     ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
-    """Write a new plugin package that works as it is: hooks, tests, README, CI that publishes."""
+    """Write a new plugin package that works as it is: hooks, tests, README, and CI that publishes it."""
     from esplug.authoring.scaffold.new_plugin import NewPlugin
 
     plugin = NewPlugin.named(kind.value, name)

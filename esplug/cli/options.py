@@ -1,4 +1,4 @@
-"""The command line's options for settings: one for every field of the configuration, made from the field itself."""
+"""Options for settings: one for every field of ``RunConfig``, made from the field."""
 
 import inspect
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_orig
 import typer
 
 from esplug.cli.completion import completer
-from esplug.config.run_config import Command, RunConfig, flag_of, panel_of
+from esplug.config import Command, RunConfig, flag_of, panel_of
 
 Function: TypeAlias = Callable[..., None]
 ConfigFile = Annotated[str | None, typer.Option("--config", help="TOML file of settings; flags override it.")]
@@ -17,9 +17,9 @@ _NUMBERS = {int: "INTEGER", float: "FLOAT"}
 
 
 def with_settings(for_command: Command, leave_out: frozenset[str] = frozenset()) -> Callable[[Function], Function]:
-    """Give a command one option for every field of :class:`RunConfig`, made from the field itself.
+    """Decorate a command so that it has an option for every field of :class:`RunConfig`.
 
-    The command gets what the user typed, and nothing else, as ``flags``.
+    The command receives the options that the user typed, and no defaults, as ``flags``.
     """
 
     def decorate(command: Function) -> Function:
@@ -41,13 +41,13 @@ def with_settings(for_command: Command, leave_out: frozenset[str] = frozenset())
 
 
 def _option(name: str, command: Command) -> inspect.Parameter:
-    """Make a typer option from a configuration field."""
+    """Make a typer option from a field."""
     field = RunConfig.model_fields[name]
     flag, metavar = flag_of(name, command), None
     kind: Any = _plain_type(field.annotation)
     if get_origin(kind) is Literal:
         kind, metavar = str, "|".join(get_args(kind))
-    elif kind in _NUMBERS:  # RunConfig reads them, and says what they may be
+    elif kind in _NUMBERS:  # RunConfig parses them, for its error messages
         kind, metavar = str, _NUMBERS[kind]
     if kind is bool:
         flag = f"{flag}/--no-{flag.removeprefix('--')}"
@@ -70,7 +70,7 @@ def _option(name: str, command: Command) -> inspect.Parameter:
 
 
 def _plain_type(annotation: Any) -> Any:
-    """Take the ``None`` out of ``X | None``."""
+    """Return ``X`` for ``X | None``."""
     if get_origin(annotation) in (Union, UnionType):
         return next(part for part in get_args(annotation) if part is not type(None))
     return annotation

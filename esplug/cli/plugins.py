@@ -1,28 +1,32 @@
-"""What ``esplug plugins`` prints: installed plugins, from metadata alone."""
+"""``esplug plugins``: the installed plugins, from package metadata alone."""
 
 import json
 from dataclasses import asdict
+from typing import Annotated
 
-from esplug.hookspecs import API_VERSION
-from esplug.plugins import list_plugins
+import typer
 
 _COLUMNS = ("kind", "name", "distribution", "version", "status")
 
 
-def render(as_json: bool = False) -> str:
-    """Describe the installed plugins, as an aligned table that is never cut, or as JSON."""
-    plugins = list_plugins()
-    if as_json:
-        listing = {"api_version": API_VERSION, "plugins": [asdict(plugin) for plugin in plugins]}
-        return json.dumps(listing, indent=2)
-    rows = [_COLUMNS, *(tuple(str(getattr(plugin, column)) for column in _COLUMNS) for plugin in plugins)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    if not any(plugin.kind == "task" for plugin in plugins):
-        lines.append("No task is installed. Try: pip install esplug-tasks-countdown")
-    return "\n".join(lines)
-
-
-def print_plugins(as_json: bool = False) -> None:
-    """Print the listing on standard output."""
+def plugins(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
+    """List installed tasks, data sets, reward shapings and loggers, without importing them."""
     print(render(as_json))
+
+
+def render(as_json: bool = False) -> str:
+    """Format the installed plugins as an aligned table or as JSON."""
+    from esplug.cli.tables import aligned
+    from esplug.hookspecs import API_VERSION
+    from esplug.plugins import list_plugins
+
+    found = list_plugins()
+    if as_json:
+        listing = {"api_version": API_VERSION, "plugins": [asdict(plugin) for plugin in found]}
+        return json.dumps(listing, indent=2)
+    table = aligned([_COLUMNS, *(tuple(str(getattr(plugin, column)) for column in _COLUMNS) for plugin in found)])
+    if any(plugin.kind == "task" for plugin in found):
+        return table
+    return f"{table}\nNo task is installed. Try: pip install esplug-tasks-countdown"

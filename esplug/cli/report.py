@@ -1,4 +1,4 @@
-"""``esplug report``: one page about a run, or several compared."""
+"""``esplug report``: write one page about a run, or one that compares several."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,12 +9,14 @@ from esplug.errors import UserError
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Directories of runs; several are compared.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories; several are compared.")],
     output: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Page to write.  \\[default: RUN/report.html; of several, ./report.html]"),
+        typer.Option(
+            metavar="FILE", help="Page to write.  \\[default: RUN/report.html; for several runs ./report.html]"
+        ),
     ] = None,
-    png: Annotated[bool, typer.Option("--png", help="Write the figures as PNG files beside the page too.")] = False,
+    png: Annotated[bool, typer.Option("--png", help="Also write the figures as PNG files beside the page.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Write one self-contained HTML page: curves, times, samples before and after, settings."""
@@ -26,8 +28,8 @@ def report(
     from esplug.report.figures import compared, of_one
     from esplug.report.page import render
     from esplug.report.run_data import read_runs
-    from esplug.report.text import visible
     from esplug.utils import atomic_write
+    from esplug.utils.text import printable
 
     page = output or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
     found = read_runs(runs)
@@ -36,15 +38,15 @@ def report(
         atomic_write.write(page, render(found, panels).encode(errors="backslashreplace"))
     except OSError as error:
         raise UserError(f"{page}: cannot be written ({error.strerror or error}); name a file with --output") from error
-    print(visible(str(page)))
+    print(printable(str(page)))
     if png:
         from esplug.report.png import write_pngs
 
-        print(*(visible(str(picture)) for picture in write_pngs(panels, page)), sep="\n")
+        print(*(printable(str(picture)) for picture in write_pngs(panels, page)), sep="\n")
 
 
 def _not_a_run(path: Path) -> str:
-    """Say what is wrong with a path, and name the nearest run."""
+    """Describe what is wrong with a path, and suggest the nearest runs."""
     from difflib import get_close_matches
 
     from esplug.runs.summary import find_runs

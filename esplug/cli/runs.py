@@ -1,4 +1,4 @@
-"""``esplug runs``: the runs in an output directory, the last changed first."""
+"""``esplug runs``: list the runs in an output directory, the latest first."""
 
 import json
 import time
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from esplug.cli.tables import aligned
 from esplug.errors import UserError
-from esplug.report.text import visible
-from esplug.utils.text import brief
+from esplug.utils.text import brief, printable
 
 if TYPE_CHECKING:
     from esplug.runs.summary import RunSummary
@@ -19,7 +19,9 @@ _COLUMNS = ("run", "state", "iterations", "task", "model", "first", "best [95% i
 
 
 def runs(
-    directory: Annotated[Path, typer.Argument(metavar="DIRECTORY", help="Where the runs are.")] = Path("experiments"),
+    directory: Annotated[Path, typer.Argument(metavar="DIRECTORY", help="Directory of the runs.")] = Path(
+        "experiments"
+    ),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
     """List the runs in an output directory: state, iterations, first and best evaluation, time."""
@@ -36,16 +38,9 @@ def runs(
     if as_json:
         print(json.dumps([{**asdict(run), "path": str(run.path)} for run in found], indent=2))
     elif found:
-        print(_table(found, directory))
+        print(aligned([_COLUMNS, *(_row(run, directory) for run in found)]))
     else:
-        print(visible(f"no runs in {directory}; make one with `esplug train`, or name another directory"))
-
-
-def _table(found: list["RunSummary"], directory: Path) -> str:
-    """Align the runs, a line each, which is never cut: a narrow terminal wraps it."""
-    rows = [_COLUMNS, *(_row(run, directory) for run in found)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+        print(printable(f"no runs in {directory}; make one with `esplug train`, or name another directory"))
 
 
 def _row(run: "RunSummary", directory: Path) -> tuple[str, ...]:
@@ -66,5 +61,5 @@ def _row(run: "RunSummary", directory: Path) -> tuple[str, ...]:
 
 
 def _cell(text: str) -> str:
-    """Put a name that anybody may have given into one line, of characters that a terminal shows and does not obey."""
-    return brief(visible(text))
+    """Put an untrusted name into one line of printable characters."""
+    return brief(printable(text))

@@ -1,4 +1,4 @@
-"""What a run, an evaluation or a comparison says when it is done."""
+"""Summaries that a run, an evaluation or a comparison prints when it is done."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from esplug.evaluation.figures import Evaluation
 from esplug.evaluation.statistics import Estimate
 from esplug.runs.compare import ModelComparison, SplitComparison, average_changes, compare_evaluations
-from esplug.utils.console import get_console
+from esplug.utils.console import get_console, say
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 def print_summary(result: "RunResult") -> None:
-    """Print the splits before and after, with intervals, and where everything lies."""
-    console, evaluations = get_console(), result.evaluations
+    """Print the splits before and after training, with intervals, and the paths of the results."""
+    evaluations = result.evaluations
     if len(evaluations) > 1:
         first, last = evaluations[0], evaluations[-1]
         print_comparison(compare_evaluations(first, last), ("before", f"after {last.iteration}"))
@@ -24,15 +24,15 @@ def print_summary(result: "RunResult") -> None:
         print_evaluation(evaluations[0])
     if evaluations:
         _print_notes(evaluations[-1])
-    console.print(f"run directory  {result.run_dir}", markup=False, soft_wrap=True)
+    say(f"run directory  {result.run_dir}")
     if result.model:
-        console.print(f"model          {result.model}", markup=False, soft_wrap=True)
-    console.print(f"weights        checksum {result.checksum:016x}", markup=False)
-    console.print(f"time           {result.seconds:.0f} s", markup=False)
+        say(f"model          {result.model}")
+    say(f"weights        checksum {result.checksum:016x}")
+    say(f"time           {result.seconds:.0f} s")
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
-    """Print every split's figures, a line each; those that say the same as pass@1 are left out."""
+    """Print the figures of every split, one line each, without those that equal pass@1."""
     table = _table("split", "n", "figure", "mean", "95% interval")
     groups = [(split.split, str(len(split.rows)), split.figures) for split in evaluation.splits]
     if len(evaluation.splits) > 1:
@@ -42,7 +42,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
         for name, figure in figures.items():
             repeats = figure == figures["pass@1"] and name in ("reward", "labels/correct")
             if not repeats:
-                mean, interval = _show(figure).split(" ", maxsplit=1)
+                mean, interval = _with_interval(figure).split(" ", maxsplit=1)
                 shown = _plain(name.removeprefix("labels/").removeprefix("metrics/"))
                 table.add_row(*head, shown, mean, interval)
                 head = ("", "")
@@ -54,32 +54,31 @@ def print_comparison(comparisons: Sequence[SplitComparison], names: tuple[str, s
     table = _table("split", "n", "figure", "", "mean \\[95% interval]", "prompts")
     for each in comparisons:
         split = _plain(each.split)
-        said = {name: (each.a[name], each.b[name], change) for name, change in each.changes.items()}
+        rows = {name: (each.a[name], each.b[name], change) for name, change in each.changes.items()}
         for figure, change in each.changes.items():
-            if figure == "pass@1" or said[figure] != said["pass@1"]:
+            if figure == "pass@1" or rows[figure] != rows["pass@1"]:
                 n = str(change.difference.n) if split else ""
                 flips = f"{len(change.gained)} up, {len(change.lost)} down, p {change.p_value:.2g}"
-                table.add_row(split, n, figure, names[0], _show(each.a[figure]))
-                table.add_row("", "", "", names[1], _show(each.b[figure]))
-                table.add_row("", "", "", "change", _show(change.difference, "+"), flips)
+                table.add_row(split, n, figure, names[0], _with_interval(each.a[figure]))
+                table.add_row("", "", "", names[1], _with_interval(each.b[figure]))
+                table.add_row("", "", "", "change", _with_interval(change.difference, "+"), flips)
                 split = ""
     if len(comparisons) > 1:
         split, overall = "average", average_changes(comparisons)
         for figure, mean in overall.items():
             if figure == "pass@1" or mean != overall["pass@1"]:
-                table.add_row(split, "", figure, "change", _show(mean, "+"))
+                table.add_row(split, "", figure, "change", _with_interval(mean, "+"))
                 split = ""
     get_console().print(table)
 
 
 def print_model_comparison(comparison: ModelComparison) -> None:
-    """Print what `esplug eval --compare` found."""
-    console = get_console()
+    """Print the result of `esplug eval --compare`."""
     print_comparison(comparison.splits, ("A", "B"))
     _print_notes(comparison.runs[0].evaluations[-1])
     for place, model, run in zip("AB", comparison.models, comparison.runs, strict=True):
-        console.print(f"{place}              {model}, checksum {run.checksum:016x}", markup=False, soft_wrap=True)
-    console.print(f"run directory  {comparison.folder}", markup=False, soft_wrap=True)
+        say(f"{place}              {model}, checksum {run.checksum:016x}")
+    say(f"run directory  {comparison.folder}")
 
 
 def _print_notes(evaluation: Evaluation) -> None:
@@ -96,19 +95,19 @@ def _table(*columns: str) -> "Table":
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 1, 0, 0))
-    for name in columns:  # where a terminal is narrow, names fold and figures stay whole
+    for name in columns:  # on a narrow terminal names fold, but figures do not
         table.add_column(name, overflow="fold", no_wrap=name not in ("split", "figure"))
     return table
 
 
 def _plain(name: str) -> str:
-    """Keep brackets in somebody's name from being read as markup."""
+    """Escape brackets, which rich would read as markup."""
     from rich.markup import escape
 
     return escape(name)
 
 
-def _show(estimate: Estimate, sign: str = "") -> str:
+def _with_interval(estimate: Estimate, sign: str = "") -> str:
     digits = 1 if max(abs(estimate.mean), abs(estimate.high)) >= 10 else 3
     mean, low, high = (f"{value:{sign}.{digits}f}" for value in (estimate.mean, estimate.low, estimate.high))
     return f"{mean} [{low}, {high}]".replace("[", r"\[")

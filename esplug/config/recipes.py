@@ -1,4 +1,4 @@
-"""Settings that were found to go well together. Who names a recipe may say otherwise about any of them."""
+"""Recipes: settings that work well together. Any other source of settings may override them."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -6,11 +6,11 @@ from typing import Any, Literal
 Recipe = Literal["paper", "fast"]
 
 #: ``paper``: the settings of ES-at-Scale (arXiv 2509.24372), which are the fields' own defaults. ``fast``: larger
-#: steps, which shrink over the run. What either was seen to learn stands in ``benchmarks/README.md``.
+#: steps that decay over the run. ``benchmarks/README.md`` compares them.
 RECIPES: Mapping[str, Mapping[str, Any]] = {
     "paper": {"alpha_schedule": "constant"},
     "fast": {"alpha_schedule": "cosine"},
 }
 
-#: What alpha is by default, as a multiple of sigma.
+#: Default of alpha, as a multiple of sigma.
 STEPS: Mapping[Recipe, float] = {"paper": 0.5, "fast": 2.0}

@@ -1,4 +1,4 @@
-"""Settings in layers: the task's defaults, a resumed run's, a file, flags; which of them decides each setting."""
+"""Sources of settings (the task's defaults, a resumed run, a file, flags) and their merging."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ from esplug.config.recipes import RECIPES
 
 @dataclass(frozen=True, slots=True)
 class MergedSettings:
-    """What layers come to.
+    """The settings of all sources, merged.
 
     Attributes:
-        settings: by field name; those that no layer names are missing.
-        origins: for each of these, the name of the layer that decides it, such as ``file``.
+        settings: by field name; settings that no source names are missing.
+        origins: for each of these, the name of the source that decides it, such as ``file``.
         option_origins: the same for each task option.
     """
 
@@ -22,40 +22,40 @@ class MergedSettings:
     option_origins: dict[str, str]
 
 
-def merge(layers: Mapping[str, Mapping[str, Any]]) -> MergedSettings:
-    """Merge settings; later layers win.
+def merge(sources: Mapping[str, Mapping[str, Any]]) -> MergedSettings:
+    """Merge settings; later sources override earlier ones, and task options are merged one by one.
 
-    Where a layer names a recipe, that decides alpha and its schedule, whatever earlier layers say; where it makes a
-    schedule constant, or perturbations full, what was only for others is dropped. Task options are merged one by one.
+    A source that names a recipe replaces alpha and its schedule from earlier sources. One that makes a schedule
+    constant, or perturbations full, drops the settings that apply only to the other choice.
 
     Args:
-        layers: by name, settings by field name.
+        sources: settings by field name, for each source by its name.
     """
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
     option_origins: dict[str, str] = {}
-    for origin, layer in layers.items():
-        recipe = RECIPES.get(str(layer.get("recipe")), {})
-        said = {**recipe, **layer}
+    for origin, source in sources.items():
+        recipe = RECIPES.get(str(source.get("recipe")), {})
+        given = {**recipe, **source}
         if recipe:
-            merged.pop("alpha", None)  # a multiple of sigma
+            merged.pop("alpha", None)  # its default is the recipe's multiple of sigma
         for name in ("sigma", "alpha"):
-            if said.get(f"{name}_schedule") == "constant":
+            if given.get(f"{name}_schedule") == "constant":
                 merged.pop(f"{name}_end", None)
-        if said.get("perturbation") == "full":
+        if given.get("perturbation") == "full":
             merged.pop("rank", None)
             merged.pop("members_per_batch", None)
-        for key, value in said.items():
+        for key, value in given.items():
             if key == "task_options":
-                option_origins |= dict.fromkeys(_named(value), origin)
-                value = _joined(merged[key], value) if key in merged else value
+                option_origins |= dict.fromkeys(_option_names(value), origin)
+                value = _merged_options(merged[key], value) if key in merged else value
             merged[key] = value
-            origins[key] = origin if key in layer else f"recipe {layer['recipe']}"
+            origins[key] = origin if key in source else f"recipe {source['recipe']}"
     return MergedSettings(merged, {key: origins[key] for key in merged}, option_origins)
 
 
 def read_options(value: Any) -> dict[str, Any]:
-    """Read task options given as a mapping or as texts ``key=value``.
+    """Read task options from a mapping or from a list of ``key=value``.
 
     Raises:
         ValueError: they are neither.
@@ -71,15 +71,15 @@ def read_options(value: Any) -> dict[str, Any]:
     return {key.strip(): text for key, _, text in pairs}
 
 
-def _joined(earlier: Any, later: Any) -> Any:
-    """Let later task options win one by one; what cannot be read is left for validation to refuse."""
+def _merged_options(earlier: Any, later: Any) -> Any:
+    """Merge task options one by one; options that cannot be read are left for validation to refuse."""
     try:
         return read_options(earlier) | read_options(later)
     except ValueError:
         return later
 
 
-def _named(options: Any) -> list[str]:
+def _option_names(options: Any) -> list[str]:
     try:
         return list(read_options(options))
     except ValueError:

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from esplug.config.run_config import RunConfig, make_config, read_toml
+from esplug.config import RunConfig, make_config, read_toml
 from esplug.data.batches import load_batch_source, load_eval_splits
 from esplug.doctor.finding import Finding
 from esplug.doctor.installation import check_installation

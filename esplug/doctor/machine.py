@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from esplug.config.run_config import RunConfig
+from esplug.config import RunConfig
 from esplug.doctor.finding import Finding
 from esplug.doctor.stack import Stack
 from esplug.planning.memory import size

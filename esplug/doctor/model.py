@@ -11,7 +11,7 @@ from esplug.checkpoints.base_model import local_model_folder, longest_prompt, ma
 from esplug.checkpoints.seed_log import read
 from esplug.checkpoints.seed_log_format import FILE_NAME
 from esplug.checkpoints.starting_model import kind_of
-from esplug.config.run_config import RunConfig
+from esplug.config import RunConfig
 from esplug.doctor.finding import Finding, State
 from esplug.doctor.machine import check_disk, local_resources, nearest_folder
 from esplug.doctor.stack import Stack

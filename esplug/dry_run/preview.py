@@ -7,7 +7,7 @@ from typing import Any
 
 from esplug.checkpoints.base_model import local_model_folder, may_be_on_hub, model_folder
 from esplug.checkpoints.seed_log import read
-from esplug.config.run_config import RunConfig
+from esplug.config import RunConfig
 from esplug.data.batches import Batch, Batches, load_batch_source, load_eval_splits
 from esplug.data.prompt_encoder import PromptEncoder
 from esplug.data.prompts import PromptBuilder

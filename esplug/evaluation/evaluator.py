@@ -6,7 +6,7 @@ from hashlib import blake2b
 from itertools import chain
 from typing import Any
 
-from esplug.config.run_config import RunConfig
+from esplug.config import RunConfig
 from esplug.data.splits import EvaluationSplit
 from esplug.engines import EnginePool, Job
 from esplug.engines.messages import Completion, Generation, Sampling, Weights

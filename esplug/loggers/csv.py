@@ -17,7 +17,7 @@ from esplug.loggers.resumed import rows_before
 from esplug.utils import atomic_write
 
 if TYPE_CHECKING:
-    from esplug.config.run_config import RunConfig
+    from esplug.config import RunConfig
 
 
 class CsvLogger:

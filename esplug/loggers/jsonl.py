@@ -20,7 +20,7 @@ from esplug.utils import atomic_write
 from esplug.utils.json_files import strict_json
 
 if TYPE_CHECKING:
-    from esplug.config.run_config import RunConfig
+    from esplug.config import RunConfig
 
 
 class JsonlLogger:

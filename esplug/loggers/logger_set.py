@@ -13,7 +13,7 @@ from esplug.plugins import load
 from esplug.utils.text import cause
 
 if TYPE_CHECKING:
-    from esplug.config.run_config import RunConfig
+    from esplug.config import RunConfig
 
 
 class LoggerSet:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from esplug.loggers.metrics_file import FILE_NAME
 
 if TYPE_CHECKING:
-    from esplug.config.run_config import RunConfig
+    from esplug.config import RunConfig
 
 
 def stored_identity(path: Path, fresh: str) -> str:

@@ -15,7 +15,7 @@ from esplug.loggers.resumed import first_evaluation
 from esplug.loggers.sample_table import COLUMNS, sample_tables
 
 if TYPE_CHECKING:
-    from esplug.config.run_config import RunConfig
+    from esplug.config import RunConfig
 
 _MARKUP = re.compile(r"[^\w\s]|_", re.ASCII)
 

@@ -16,7 +16,7 @@ from esplug.loggers.resumed import stored_identity
 from esplug.loggers.sample_table import COLUMNS, sample_tables
 
 if TYPE_CHECKING:
-    from esplug.config.run_config import RunConfig
+    from esplug.config import RunConfig
 
 
 class TrackioLogger:

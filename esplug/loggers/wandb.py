@@ -27,7 +27,7 @@ from esplug.loggers.sample_table import COLUMNS, sample_tables
 from esplug.utils.text import cause
 
 if TYPE_CHECKING:
-    from esplug.config.run_config import RunConfig
+    from esplug.config import RunConfig
 
 _PROBE_TIMEOUT = 2.0  # seconds in which the server must answer a first request
 _PRIVATE = {"console": "off", "disable_git": True, "save_code": False}

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from esplug.config.run_config import RunConfig
+from esplug.config import RunConfig
 from esplug.es.update import momentum_weights
 
 

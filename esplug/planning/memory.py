@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 from esplug.checkpoints.base_model import weights_size
 from esplug.checkpoints.safetensors_shards import max_element_bytes, read_shapes
-from esplug.config.run_config import RunConfig
+from esplug.config import RunConfig
 from esplug.planning.adapter_sizes import adapter_elements
 from esplug.planning.placement import (
     CPU_ENGINE_OVERHEAD,

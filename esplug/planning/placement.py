@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from esplug.config.run_config import RunConfig
+from esplug.config import RunConfig
 from esplug.errors import UserError
 from esplug.utils.cores import GIB
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pluggy
 
-from esplug.config.run_config import make_config
+from esplug.config import make_config
 from esplug.errors import PluginError, UserError
 from esplug.hookspecs import Prompt, Reward, Row
 from esplug.plugins.discovery import PluginInfo, find

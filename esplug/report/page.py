@@ -9,7 +9,7 @@ from hashlib import sha256
 from importlib.resources import files
 from typing import Any
 
-from esplug.config.run_config import RunConfig, panel_of
+from esplug.config import RunConfig, panel_of
 from esplug.evaluation.figures import SplitEvaluation
 from esplug.evaluation.statistics import Estimate
 from esplug.report.figures import of_run

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from esplug.config.run_config import RunConfig
+from esplug.config import RunConfig
 from esplug.errors import UserError
 from esplug.evaluation.figures import Evaluation
 from esplug.evaluation.statistics import Comparison, Estimate, average, compare

@@ -13,7 +13,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Self
 
-from esplug.config.run_config import RunConfig
+from esplug.config import RunConfig
 from esplug.errors import RunError, UserError
 from esplug.utils import atomic_write
 from esplug.utils.cores import usable_cores

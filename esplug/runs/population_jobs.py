@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from esplug.config.run_config import RunConfig
+from esplug.config import RunConfig
 from esplug.engines import Job
 from esplug.engines.messages import Sampling, Weights
 from esplug.es.members import Member

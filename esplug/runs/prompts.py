@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from esplug.checkpoints.base_model import weights_size
-from esplug.config.run_config import RunConfig
+from esplug.config import RunConfig
 from esplug.data.batches import Batch, Batches
 from esplug.data.prompts import PromptBuilder
 from esplug.data.splits import EvaluationSplit

@@ -12,7 +12,7 @@ from typing import Any
 from esplug.checkpoints.folders import periodic_name, prune, save_model
 from esplug.checkpoints.seed_log import SeedLog
 from esplug.checkpoints.seed_log_records import Step
-from esplug.config.run_config import RunConfig
+from esplug.config import RunConfig
 from esplug.engines.pool import EnginePool
 from esplug.errors import RunError
 from esplug.evaluation.figures import Evaluation

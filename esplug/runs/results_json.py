@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from esplug.checkpoints.base_model import revision_of
-from esplug.config.run_config import RunConfig
+from esplug.config import RunConfig
 from esplug.data.splits import EvaluationSplit
 from esplug.errors import PluginError
 from esplug.evaluation.figures import Evaluation

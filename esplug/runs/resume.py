@@ -11,7 +11,7 @@ from esplug.checkpoints.folders import set_aside
 from esplug.checkpoints.seed_log import SeedLog
 from esplug.checkpoints.seed_log_format import FILE_NAME as SEED_LOG
 from esplug.checkpoints.seed_log_records import Header
-from esplug.config.run_config import RunConfig, flag_of, make_config, panel_of, read_toml
+from esplug.config import RunConfig, flag_of, make_config, panel_of, read_toml
 from esplug.data.splits import EvaluationSplit
 from esplug.errors import UserError
 from esplug.evaluation.figures import Evaluation, SplitEvaluation

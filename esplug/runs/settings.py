@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from esplug.config.run_config import Command, RunConfig, make_config, read_toml
+from esplug.config import Command, RunConfig, make_config, read_toml
 from esplug.config.sources import MergedSettings, merge
 from esplug.plugins.task import Task
 

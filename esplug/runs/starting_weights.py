@@ -7,7 +7,7 @@ from esplug.checkpoints.folders import newest_first, rename_aside
 from esplug.checkpoints.history import CaughtUp, History
 from esplug.checkpoints.seed_log import SeedLog
 from esplug.checkpoints.seed_log_records import Base, Header
-from esplug.config.run_config import RunConfig
+from esplug.config import RunConfig
 from esplug.errors import RunError, UserError
 from esplug.runs.directory import RunDirectory
 from esplug.utils.console import get_console

@@ -1,4 +1,4 @@
-"""Helpers that know nothing of esplug's subject: text, console, atomic files, locks, cores, memory and processes.
+"""General helpers: text, console, atomic files, locks, cores, memory, processes and the Hugging Face Hub.
 
-They run in every process and import no other room.
+They run in every process and import no other room but :mod:`esplug.errors`.
 """

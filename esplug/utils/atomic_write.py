@@ -1,4 +1,4 @@
-"""Writing so that neither a crash nor a full disk leaves half of something behind."""
+"""Atomic writes: neither a crash nor a full disk leaves a partial file or record."""
 
 import errno
 import os
@@ -8,10 +8,10 @@ from pathlib import Path
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write a file in one step: whenever this process or the machine ends, the old file is there or the new one.
+    """Write a file atomically: after a crash at any time, either the old file exists or the new one.
 
     Raises:
-        OSError: it could not be written, and names the file; the old one stays.
+        OSError: the file, which the error names, could not be written; the old file stays.
     """
     part = path.with_name(path.name + ".part")
     with named(path):
@@ -28,10 +28,10 @@ def write(path: Path, data: bytes) -> None:
 
 
 def append(path: Path, data: bytes) -> None:
-    """Append to a file, and wait until it is on the disk.
+    """Append to a file, and wait until the data are on disk.
 
     Raises:
-        OSError: it could not be written whole, and names the file; nothing of it stays.
+        OSError: the data could not be written completely to the file, which the error names; none of them stay.
     """
     with named(path), path.open("ab", buffering=0) as file:
         end = file.tell()
@@ -40,12 +40,12 @@ def append(path: Path, data: bytes) -> None:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(file.fileno())
         except OSError:
-            file.truncate(end)  # what is appended next must not continue half a line
+            file.truncate(end)  # so that the next append does not continue a partial line
             raise
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the list of files in a folder, is on the disk."""
+    """Wait until a file, or the list of files in a folder, is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -55,7 +55,7 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Have an ``OSError``, which knows no file where the disk is full, name this one."""
+    """Add the file to every ``OSError``, since that of a full disk names none."""
     try:
         yield
     except OSError as error:

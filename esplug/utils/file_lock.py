@@ -1,4 +1,4 @@
-"""One process at a time writes a run's directory."""
+"""Lock on a run directory, so that only one process at a time writes to it."""
 
 import fcntl
 import getpass
@@ -15,22 +15,22 @@ from esplug.errors import UserError
 from esplug.utils import atomic_write
 
 FILE_NAME = "run.lock"
-_PATIENCE = 0.2  # seconds in which a process that has just come says who it is, and one that only asks has gone
+_WAIT = 0.2  # seconds: enough for a new holder to write who it is, and for a process that only asks to let go
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder. The system lets go of it when this process ends, however it ends.
+    """Lock a folder. The operating system releases the lock when this process ends for any reason.
 
     Raises:
-        UserError: another process holds it, which the message names.
+        UserError: another process, which the message names, holds the lock.
         OSError: the lock file cannot be written.
     """
     path = folder / FILE_NAME
     with path.open("ab", buffering=0) as file:
-        if not _take(file.fileno(), fcntl.LOCK_EX):
-            time.sleep(_PATIENCE)
-            if not _take(file.fileno(), fcntl.LOCK_EX):
+        if not _try_lock(file.fileno(), fcntl.LOCK_EX):
+            time.sleep(_WAIT)
+            if not _try_lock(file.fileno(), fcntl.LOCK_EX):
                 raise UserError(f"{folder}: {_described(_owner(path))}")
         owner = {"pid": os.getpid(), "host": socket.gethostname(), "user": _user(), "since": time.time()}
         with atomic_write.named(path):
@@ -40,22 +40,22 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def holder(folder: Path) -> str | None:
-    """Say who holds a folder; ``None`` if nobody does, as far as can be seen."""
+    """Describe the process that holds a folder; ``None`` if no process is known to hold it."""
     if not _owner(folder / FILE_NAME):
-        time.sleep(_PATIENCE)
+        time.sleep(_WAIT)
     owner = _owner(folder / FILE_NAME)
-    return _described(owner) if owner and _is_taken(folder) else None
+    return _described(owner) if owner and _seems_held(folder) else None
 
 
 def is_abandoned(folder: Path) -> bool:
-    """Whether a process of this machine has held a folder, and has ended."""
-    return _owner(folder / FILE_NAME).get("host") == socket.gethostname() and not _is_taken(folder)
+    """Whether a process of this machine held a folder and has ended."""
+    return _owner(folder / FILE_NAME).get("host") == socket.gethostname() and not _seems_held(folder)
 
 
 def is_held(folder: Path) -> bool | None:
-    """Whether a process holds a folder now, ``None`` if that cannot be told; never waits."""
+    """Whether a process holds a folder now; ``None`` if unknown. Never waits."""
     try:
-        _ask(folder)
+        _probe(folder)
     except FileNotFoundError:
         return False
     except BlockingIOError:
@@ -65,8 +65,8 @@ def is_held(folder: Path) -> bool | None:
     return False
 
 
-def _take(descriptor: int, kind: int) -> bool:
-    """Lock a file if nobody else has; where the file system has no locks, nobody has."""
+def _try_lock(descriptor: int, kind: int) -> bool:
+    """Try to lock a file. On a file system without locks this always succeeds."""
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -76,23 +76,23 @@ def _take(descriptor: int, kind: int) -> bool:
     return True
 
 
-def _is_taken(folder: Path) -> bool:
-    """Whether a folder, which has a lock file, is held; unknown is taken."""
+def _seems_held(folder: Path) -> bool:
+    """Whether a folder with a lock file is held, or its state is unknown."""
     try:
-        _ask(folder)
+        _probe(folder)
     except OSError:
         return True
     return False
 
 
-def _ask(folder: Path) -> None:
-    """Share the lock for a moment; raises ``BlockingIOError`` where a process holds it."""
+def _probe(folder: Path) -> None:
+    """Take a shared lock for a moment; raises ``BlockingIOError`` if a process holds the folder."""
     with (folder / FILE_NAME).open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
 def _owner(path: Path) -> Mapping[str, Any]:
-    """Read what the present or last owner wrote; empty if there is none, or it has just come."""
+    """Read the record of the present or last owner; empty if there is none yet."""
     with suppress(OSError, ValueError):
         owner = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(owner, dict):

@@ -1,4 +1,4 @@
-"""The memory that is free for a run on this machine."""
+"""Free memory on this machine, within the limits of its container or job."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 
 def free_memory(root: Path = Path("/")) -> int:
-    """Return the bytes of memory that are free, within the limits of the container or job if there are any.
+    """Return the bytes of free memory, within the limits of the container or job if there are any.
 
     Args:
         root: where ``proc`` and ``sys`` are.
@@ -17,7 +17,7 @@ def free_memory(root: Path = Path("/")) -> int:
 
 
 def _free_in_groups(root: Path) -> Iterator[int]:
-    """Yield what is free within each control group with a limit that this process is in, of either version."""
+    """Yield the free bytes of each control group (v1 or v2) of this process that has a limit."""
     with suppress(OSError):  # not Linux
         for line in (root / "proc/self/cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)
@@ -29,13 +29,13 @@ def _free_in_groups(root: Path) -> Iterator[int]:
             else:
                 continue
             group = PurePosixPath(path.lstrip("/"))
-            for each in (group, *group.parents):  # a container sees its own as the topmost
-                with suppress(OSError, ValueError):  # there is none, or no limit
+            for each in (group, *group.parents):  # inside a container, its own group is the root
+                with suppress(OSError, ValueError):  # no such group, or no limit
                     yield _free_in(mount / each, *names)
 
 
 def _free_in(group: Path, limit: str, used: str, cached: str) -> int:
-    """Return what is free in a group; files that were read, and nobody needs any more, give way."""
+    """Return the free bytes of a group. Cached files count as free, since the kernel evicts them."""
     most, taken = int((group / limit).read_text()), int((group / used).read_text())
     counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
     return max(0, most - taken + int(counts.get(cached, 0)))

@@ -1,4 +1,4 @@
-"""JSON files, written atomically and as strict JSON."""
+"""Strict JSON files, written atomically."""
 
 import json
 import math
@@ -10,10 +10,10 @@ from esplug.utils import atomic_write
 
 
 def write_json(path: Path, record: Mapping[str, Any], indent: int | None = None) -> None:
-    """Write a file, and the folder it is in.
+    """Write a file, and create its folder if needed.
 
     Raises:
-        OSError: it could not be written.
+        OSError: the file could not be written.
     """
     path.parent.mkdir(exist_ok=True)
     text = json.dumps(strict_json(record), ensure_ascii=False, allow_nan=False, default=str, indent=indent)
@@ -21,7 +21,7 @@ def write_json(path: Path, record: Mapping[str, Any], indent: int | None = None)
 
 
 def strict_json(value: Any) -> Any:
-    """Make a value fit for strict JSON: numbers that are not finite become null, keys become text."""
+    """Convert a value for strict JSON: numbers that are not finite become null, keys become strings."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

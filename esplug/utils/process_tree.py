@@ -1,4 +1,4 @@
-"""A process and all that it has started: how much memory they hold, and how they end."""
+"""Process trees: their memory, and killing them."""
 
 import os
 import signal
@@ -8,17 +8,17 @@ from glob import iglob
 
 import psutil
 
-_PATIENCE = 1.0  # seconds in which processes that go on starting others must have been outrun
+_KILL_TIMEOUT = 1.0  # seconds to go on killing processes that keep starting others
 
 
 def descendants(pid: int) -> list[int]:
-    """Return the ids of the processes below one, zombies too. Of a subreaper that includes orphans."""
-    if not os.path.exists(f"/proc/self/task/{os.getpid()}/children"):  # not Linux: look at all processes there are
+    """Return the ids of all descendants of a process, including zombies and, for a subreaper, orphans."""
+    if not os.path.exists(f"/proc/self/task/{os.getpid()}/children"):  # not Linux
         with suppress(psutil.Error):
             return [child.pid for child in psutil.Process(pid).children(recursive=True)]
         return []
     family = [pid]
-    for parent in family:  # which grows meanwhile
+    for parent in family:  # which grows during the loop
         for path in iglob(f"/proc/{parent}/task/*/children"):
             with suppress(OSError), open(path) as children:
                 family += map(int, children.read().split())
@@ -28,8 +28,8 @@ def descendants(pid: int) -> list[int]:
 def memory_exceeds(pid: int, limit: float) -> bool:
     """Whether a process and its descendants hold more than ``limit`` bytes of memory, swapped out or not.
 
-    Memory that they share counts once, so that forking costs nothing. The precise sum is slow, and taken only
-    where the simple one, which counts shared memory again and again, is over the limit.
+    Shared memory counts once, so that forking costs nothing. That sum is slow and computed only if the resident
+    sizes, which count shared memory once for each process, exceed the limit.
     """
     resident = precise = 0
     family = []
@@ -47,8 +47,8 @@ def memory_exceeds(pid: int, limit: float) -> bool:
 
 
 def kill_descendants(pid: int) -> None:
-    """Kill all below a process, until nothing is left there that still runs."""
-    deadline = time.monotonic() + _PATIENCE
+    """Kill all descendants of a process, until none still runs."""
+    deadline = time.monotonic() + _KILL_TIMEOUT
     while (running := [child for child in descendants(pid) if _is_running(child)]) and time.monotonic() < deadline:
         for child in running:
             with suppress(ProcessLookupError, PermissionError):

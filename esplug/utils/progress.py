@@ -1,4 +1,4 @@
-"""Live progress on a terminal: members within the iteration, iterations within the run."""
+"""Progress bars on a terminal: members of the iteration, and iterations of the run."""
 
 from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
@@ -8,12 +8,12 @@ from esplug.utils.console import get_console
 
 
 class LiveProgress(AbstractContextManager["LiveProgress"]):
-    """Two bars below the log lines; silent where standard output is not a terminal.
+    """Two bars below the log lines; none if standard output is not a terminal.
 
     Args:
-        iterations: in the run.
-        done: of these, by an earlier process.
-        enabled: ``False`` where the user wants no console output.
+        iterations: number of iterations in the run.
+        done: iterations that an earlier process has done.
+        enabled: ``False`` if the user wants no console output.
     """
 
     def __init__(self, iterations: int, done: int = 0, *, enabled: bool) -> None:

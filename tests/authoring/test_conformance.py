@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from esplug import Reward, hookimpl
-from esplug.cli.check import _show
+from esplug.cli.check import _print_check
 from esplug.errors import PluginError, UserError
 from esplug.hookspecs import hookspec
 from esplug.plugins import PluginInfo, loading
@@ -460,8 +460,8 @@ def test_check_prints_a_table_and_exits_with_a_status(monkeypatch, capfd) -> Non
 def test_a_long_detail_is_wrapped_in_its_column(monkeypatch, capfd) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     get_console.cache_clear()
-    _show("a check", None)
-    _show("a check", Check("a check", True, "word " * 30 + "x" * 60))
+    _print_check("a check", None)
+    _print_check("a check", Check("a check", True, "word " * 30 + "x" * 60))
     get_console.cache_clear()
     first, *rest = capfd.readouterr().out.splitlines()
     assert first.startswith("a check" + " " * 24 + "pass  word word")
@@ -496,7 +496,7 @@ def test_the_last_line_names_the_check_that_ends_the_process(body, code, tmp_pat
 
 def test_a_name_of_two_kinds_needs_its_kind(monkeypatch, capfd) -> None:
     both = [PluginInfo(kind, "twin", "twins", "1", "twins") for kind in ("task", "dataset", "logger")]
-    monkeypatch.setattr("esplug.cli.check.list_plugins", lambda: both)
+    monkeypatch.setattr("esplug.plugins.list_plugins", lambda: both)
     code, _, err = run_cli(monkeypatch, capfd, "check", "twin")
     assert (code, errors_of(err)) == (2, ["error: 'twin' is a logger and a task; say which: --kind logger"])
 

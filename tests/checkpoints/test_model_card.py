@@ -9,7 +9,7 @@ import pytest
 
 from esplug.checkpoints.export import export
 from esplug.checkpoints.seed_log_records import Step
-from esplug.config.run_config import make_config
+from esplug.config import make_config
 from esplug.data.splits import EvaluationSplit
 from esplug.evaluation.figures import Evaluation, Sample, SplitEvaluation
 from esplug.planning.placement import Plan

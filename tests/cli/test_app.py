@@ -8,8 +8,7 @@ import time
 
 import pytest
 
-from esplug.cli import app as cli
-from esplug.config.run_config import RunConfig, flag_of
+from esplug.config import RunConfig, flag_of
 from tests.helpers.cli import HEAVY, errors_of, run_cli, slowness
 
 
@@ -230,7 +229,7 @@ def resolved(monkeypatch, capfd):
         raise RunError("resolved")
 
     def resolve(*arguments: str) -> RunConfig:
-        monkeypatch.setattr(cli, "_trainer", trainer)
+        monkeypatch.setattr("esplug.cli.evaluate.make_trainer", trainer)
         code, _, err = run_cli(monkeypatch, capfd, "eval", *arguments)
         assert (code, errors_of(err)) == (1, ["error: resolved"])
         return seen[-1]

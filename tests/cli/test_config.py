@@ -8,7 +8,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from esplug.config.run_config import RunConfig, make_config, read_toml
+from esplug.config import RunConfig, make_config, read_toml
 from tests.helpers.cli import errors_of, run_cli
 
 

@@ -4,7 +4,7 @@ import datetime
 
 import pytest
 
-from esplug.config.run_config import RunConfig, flag_of, make_config, read_toml
+from esplug.config import RunConfig, flag_of, make_config, read_toml
 from esplug.errors import UserError
 
 

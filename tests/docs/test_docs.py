@@ -21,7 +21,7 @@ import typer
 
 from esplug import hookspecs
 from esplug.cli.app import app
-from esplug.config.run_config import RunConfig, make_config
+from esplug.config import RunConfig, make_config
 from scripts.settings_tables import tables
 from tests.helpers.docs import FENCE, blocks, text_of
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from esplug.config.run_config import make_config
+from esplug.config import make_config
 from esplug.doctor import checkup as checkup_module
 from esplug.doctor import installation as quick
 from esplug.doctor.machine import check_disk

@@ -4,7 +4,7 @@ import tomllib
 
 import pytest
 
-from esplug.config.run_config import make_config
+from esplug.config import make_config
 from esplug.planning.cost import Speed, times_of, work_of
 from esplug.utils.text import printable
 from tests.helpers.cli import errors_of, run_cli
@@ -72,7 +72,7 @@ def test_a_mistake_is_one_line(arguments, words, no_engines, monkeypatch, capfd,
 
 
 def test_control_characters_in_data_do_not_reach_the_terminal() -> None:
-    assert printable("a\x1b[31m\tb\nc\udcff") == "a\\x1b[31m\tb\nc\\udcff"
+    assert printable("a\x1b[31m\tb\nc\udcff") == "a␛[31m\tb\nc\\udcff"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esplug.config.run_config import make_config
+from esplug.config import make_config
 from esplug.es.diagnostics import mirrored_correlation
 from esplug.es.members import Member, population
 from esplug.es.schedules import scheduled

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esplug.config.run_config import make_config
+from esplug.config import make_config
 from esplug.data.splits import EvaluationSplit
 from esplug.engines import Job
 from esplug.engines.messages import Completion, Generation, Sampling, Weights

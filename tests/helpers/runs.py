@@ -6,7 +6,7 @@ from typing import Any
 
 from esplug.checkpoints.seed_log import SeedLog
 from esplug.checkpoints.seed_log_records import Base, Header, Step
-from esplug.config.run_config import RunConfig, make_config
+from esplug.config import RunConfig, make_config
 from esplug.evaluation.figures import Evaluation, Sample, SplitEvaluation
 from esplug.loggers.jsonl import JsonlLogger
 from esplug.runs.directory import RunDirectory

@@ -21,7 +21,7 @@ import pytest
 from esplug import Reward
 from esplug.checkpoints.history import History
 from esplug.cli import app as cli
-from esplug.config.run_config import make_config, read_toml
+from esplug.config import make_config, read_toml
 from esplug.engines.messages import EngineSettings
 from esplug.evaluation.evaluator import CHUNK
 from esplug.evaluation.statistics import compare

@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from esplug.checkpoints.history import History
-from esplug.config.run_config import RunConfig, make_config
+from esplug.config import RunConfig, make_config
 from esplug.dry_run.probe import Probe
 from esplug.engines.messages import EngineSettings
 from esplug.engines.pool import EnginePool
@@ -428,10 +428,10 @@ def test_a_broken_task_fails_alone_with_its_owner_and_a_remedy(desk, task) -> No
 
 
 def test_settings_need_only_fit_together_with_the_tasks_defaults(desk, monkeypatch) -> None:
-    from esplug.cli import app as cli
+    from esplug.runs.settings import resolve
 
     monkeypatch.syspath_prepend(desk.site)
-    config, _ = cli._resolve({"task": "codes", "max_model_len": 64}, None, "train")
+    config = resolve({"task": "codes", "max_model_len": 64}, None, "train", None).config
     assert (config.max_tokens, config.max_model_len) == (24, 64)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from esplug.config.run_config import make_config
+from esplug.config import make_config
 from esplug.errors import UserError
 from esplug.loggers.logger_set import LoggerSet
 

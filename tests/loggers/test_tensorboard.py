@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esplug.config.run_config import RunConfig, make_config
+from esplug.config import RunConfig, make_config
 from esplug.loggers.tensorboard import TensorboardLogger, escape
 
 pytest.importorskip("tensorboard", reason="tensorboard is not installed")

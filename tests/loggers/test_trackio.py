@@ -18,7 +18,7 @@ CODE = """
     def no_network(*_): raise OSError("a network was asked for")
     socket.socket.connect = socket.getaddrinfo = no_network
 
-    from esplug.config.run_config import make_config
+    from esplug.config import make_config
     from esplug.loggers.logger_set import LoggerSet
 
     config = make_config({"wandb_project": "tests", "logging": "trackio", "n_iterations": 4, "eval_freq": 2})

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esplug.config.run_config import make_config
+from esplug.config import make_config
 from esplug.errors import UserError
 from esplug.planning.placement import (
     GPU_DRIVER,

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esplug.config.run_config import make_config
+from esplug.config import make_config
 from esplug.planning.placement import Plan
 from esplug.planning.shared_prefix import MIN_PREFIX_TOKENS, common_prefix, sharing_saves_time
 from esplug.runs.prompts import shares_prefixes

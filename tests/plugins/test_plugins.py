@@ -129,12 +129,12 @@ def test_listing_imports_nothing(install: Install) -> None:
 def test_listing_stays_light() -> None:
     code = """
         import sys
-        from esplug.cli.plugins import print_plugins
-        print_plugins(True)
+        from esplug.cli.plugins import plugins
+        plugins(True)
         heavy = {"torch", "vllm", "ray", "numba", "wandb", "datasets", "numpy", "rich", "transformers"}
         assert not heavy & set(sys.modules), heavy & set(sys.modules)
-        plugins = ("esplug.shaping", "esplug.loggers", "esplug_")
-        assert not any(name.startswith(plugins) for name in sys.modules)
+        prefixes = ("esplug.shaping", "esplug.loggers", "esplug_")
+        assert not any(name.startswith(prefixes) for name in sys.modules)
     """
     run = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
     assert json.loads(run.stdout)["api_version"] == 1

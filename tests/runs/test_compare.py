@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from esplug.config.run_config import make_config
+from esplug.config import make_config
 from esplug.errors import RunError, UserError
 from esplug.evaluation.figures import Evaluation
 from esplug.evaluation.statistics import compare

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import pytest
 
-from esplug.config.run_config import make_config, read_toml
+from esplug.config import make_config, read_toml
 from esplug.errors import UserError
 from esplug.runs import directory as run_directory
 from esplug.runs.directory import RunDirectory, claim

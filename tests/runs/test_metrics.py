@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from esplug.checkpoints.seed_log import Step
+from esplug.checkpoints.seed_log_records import Step
 from esplug.engines.messages import Completion, Generation, Work
 from esplug.es.members import population
 from esplug.es.update import coefficients

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from esplug.config.run_config import make_config
+from esplug.config import make_config
 from esplug.data.splits import EvaluationSplit
 from esplug.evaluation.figures import Evaluation
 from esplug.planning.placement import Plan

@@ -11,7 +11,7 @@ import pytest
 
 from esplug.checkpoints.seed_log import SeedLog
 from esplug.checkpoints.seed_log_records import Base, Header, Step
-from esplug.config.run_config import RunConfig, flag_of, make_config, panel_of
+from esplug.config import RunConfig, flag_of, make_config, panel_of
 from esplug.data.splits import EvaluationSplit
 from esplug.errors import UserError
 from esplug.evaluation.figures import Evaluation, Sample, SplitEvaluation
@@ -119,15 +119,15 @@ def test_what_changes_the_mathematics_is_refused_unless_allowed(field, tmp_path)
 
 
 def test_what_was_asked_of_the_first_process_alone_does_not_stand_in_the_way(tmp_path) -> None:
-    from esplug.cli import app as cli
+    from esplug.runs.settings import resolve
 
     schedule = {"sigma_schedule": "linear", "sigma_end": 0.0002}
     run, before = make_run(tmp_path, steps=2, task="countdown", profile=3, **schedule)
     with pytest.raises(UserError, match=r"^--recipe: a resumed run keeps its settings; give those to change"):
-        cli._resolve({"recipe": "fast"}, None, "train", run)
-    config, _ = cli._resolve({"sigma_schedule": "constant", "n_iterations": 3}, None, "train", run)
+        resolve({"recipe": "fast"}, None, "train", run)
+    config = resolve({"sigma_schedule": "constant", "n_iterations": 3}, None, "train", run).config
     assert (config.sigma_schedule, config.sigma_end, config.profile) == ("constant", None, None)
-    config, _ = cli._resolve({}, None, "train", run)
+    config = resolve({}, None, "train", run).config
     assert config.sigma_end == before.sigma_end
 
 

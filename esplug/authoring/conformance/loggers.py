@@ -17,7 +17,7 @@ import numpy as np
 import pluggy
 
 from esplug.authoring.conformance.checklist import Check, Checklist, Fault, Report, loads, resolved
-from esplug.config.run_config import make_config
+from esplug.config import make_config
 from esplug.loggers.logger_set import LoggerSet, is_synchronous
 
 _SLOW = 1.0  # seconds that one call of a synchronous logger may take

@@ -15,7 +15,7 @@ import pluggy
 
 from esplug.authoring.conformance.answers import Gold, reward_checks
 from esplug.authoring.conformance.checklist import Check, Checklist, Fault, Report, loads, resolved
-from esplug.config.run_config import RunConfig, make_config
+from esplug.config import RunConfig, make_config
 from esplug.data.batches import Batch, Split, load_batch_source, load_eval_splits
 from esplug.data.splits import fingerprint
 from esplug.hookspecs import Prompt

@@ -11,7 +11,7 @@ from typing import Any, get_args
 import pytest
 
 from esplug.cli import app as cli
-from esplug.config.run_config import RunConfig, flag_of, make_config, read_toml
+from esplug.config import RunConfig, flag_of, make_config, read_toml
 from esplug.errors import RunError, UserError
 from esplug.planning.placement import Node, Resources
 from esplug.utils.cores import GIB
@@ -66,7 +66,8 @@ def stop_before_data(monkeypatch) -> None:
     def trainer(*_: object) -> None:
         raise RunError("resolved")
 
-    monkeypatch.setattr(cli, "_trainer", trainer)
+    for command in ("train", "evaluate"):
+        monkeypatch.setattr(f"esplug.cli.{command}.make_trainer", trainer)
 
 
 def verdict(monkeypatch, capfd, *arguments: str) -> tuple[int, str]:

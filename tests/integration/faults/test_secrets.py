@@ -46,7 +46,7 @@ WRITE = """
 
     import numpy as np
 
-    from esplug.config.run_config import make_config
+    from esplug.config import make_config
     from esplug.es import population
     from esplug.evaluation.figures import Evaluation
     from esplug.evaluation.evaluator import EvaluationSplit
