@@ -78,7 +78,7 @@ CALLS: dict[str, Callable[[Engine, Path], Any]] = {
 
 @pytest.mark.parametrize("call", CALLS)
 def test_the_pulse_of_a_hanging_engine_ages_in_every_call(call, tmp_path) -> None:
-    import vllm  # noqa: F401  # generate imports it, which can take longer than this test waits
+    from vllm import SamplingParams, TokensPrompt  # noqa: F401  # importing them can take longer than this test waits
 
     hanging, release = threading.Event(), threading.Event()
     engine = Engine(None)
