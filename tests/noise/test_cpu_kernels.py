@@ -1,4 +1,4 @@
-"""The CPU kernels against the reference, bit for bit."""
+"""CPU kernels against the reference, bit for bit."""
 
 import hashlib
 import os
@@ -69,8 +69,8 @@ def test_update_equals_the_reference(
     assert equal(actual, expected)
 
 
-def test_products_and_sums_are_rounded_apart() -> None:
-    """A fused multiply-add would give other bits for many of these."""
+def test_multiply_and_add_are_not_fused() -> None:
+    """A fused multiply-add would give different bits for many of these."""
     count, scale = 4096, np.float32(1 / 3)
     noise = eps(1, "w", 0, count).numpy()
     product = scale * noise
@@ -106,10 +106,10 @@ def test_every_16_bit_value_survives_float32() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_rounding_is_torch_s(dtype: torch.dtype) -> None:
+def test_rounding_equals_torch(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     bits = torch.randint(-(2**31), 2**31, (2_000_000,), generator=generator, dtype=torch.int64).to(torch.int32)
-    # Halfway between two values of the type and next to it, over all exponents.
+    # Halfway between two neighbouring values of the type, and next to it, for all exponents.
     every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype).float().view(torch.int32)
     half = 0x8000 if dtype == torch.bfloat16 else 0x1000
     tiny = torch.rand(200_000, generator=generator) * 2.0**-13
@@ -126,7 +126,7 @@ def test_rounding_is_torch_s(dtype: torch.dtype) -> None:
     assert equal(rounded[~wide.isnan()], wide.to(dtype)[~wide.isnan()])
 
 
-def test_nan_and_infinity_stay() -> None:
+def test_nan_and_infinity_are_kept() -> None:
     odd = torch.tensor([torch.nan, torch.inf, -torch.inf])
     nans = torch.tensor([0x7F800001, 0x7FFFFFFF, -1, -0x7FFFFF], dtype=torch.int32).view(torch.float32)
     for out in cpu.FLOATS:
@@ -136,7 +136,7 @@ def test_nan_and_infinity_stay() -> None:
             assert perturb(odd.to(master), out, 1, "w", 0, 1.0)[0].isnan()
 
 
-def test_an_es_step_agrees_with_one_computed_by_hand_in_float64() -> None:
+def test_es_step_agrees_with_float64() -> None:
     alpha, utilities = 0.05, np.array([1.2, -0.3, 0.4, -1.3])
     seeds = [member_seed(3, 0, k) for k in range(4)]
     master = weights(5000, torch.float32)
@@ -161,7 +161,7 @@ def by_hand(values: torch.Tensor, name: str, start: int) -> int:
 
 @pytest.mark.parametrize("dtype", cpu.FLOATS)
 @pytest.mark.parametrize("start", [0, 3, 2**33 + 1])
-def test_the_checksum_is_the_documented_one(dtype: torch.dtype, start: int) -> None:
+def test_checksum_equals_its_definition(dtype: torch.dtype, start: int) -> None:
     values = weights(1001, dtype)
     values[:3] = torch.tensor([torch.nan, -0.0, -1.0])
     assert cpu.checksum(cpu.flat(values), start, "w") == by_hand(values, "w", start)
@@ -178,7 +178,7 @@ def test_checksums_of_slices_add_up(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", cpu.FLOATS)
-def test_flips_swaps_shifts_and_names_change_the_checksum(dtype: torch.dtype) -> None:
+def test_checksum_detects_flips_swaps_shifts_and_names(dtype: torch.dtype) -> None:
     flat = cpu.flat(torch.arange(64).to(dtype))
     seen = {cpu.checksum(flat, 0, "w"), cpu.checksum(flat, 1, "w"), cpu.checksum(flat, 0, "v")}
     bits = flat.view(np.uint32 if flat.itemsize == 4 else np.uint16)
@@ -198,7 +198,7 @@ def test_flips_swaps_shifts_and_names_change_the_checksum(dtype: torch.dtype) ->
     assert len(seen) == changes
 
 
-def test_kernels_work_where_nothing_can_be_cached() -> None:
+def test_kernels_work_without_a_cache() -> None:
     script = (
         "import numba.core.caching as caching\n"
         "for locator in caching.CacheImpl._locator_classes:\n"

@@ -1,4 +1,4 @@
-"""The GPU kernels, run by Triton's interpreter, against the CPU kernels, bit for bit."""
+"""GPU kernels, in Triton's interpreter, against the CPU kernels, bit for bit."""
 
 import random
 
@@ -14,7 +14,7 @@ from esplug.weights import master as weights
 from esplug.weights.master import MasterWeights
 from esplug.weights.partition import TensorBlock
 
-CASES = 60  # of which each takes some hundredths of a second; benchmarks/gpu.py makes more
+CASES = 60  # benchmarks/gpu.py runs more
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -36,7 +36,7 @@ def draw(choose: random.Random) -> tuple[int, int, int, int]:
     return rows, columns, first, pitch
 
 
-def test_perturb_update_and_checksum_equal_the_cpu_s_on_random_blocks(cuda) -> None:
+def test_perturb_update_and_checksum_equal_the_cpu_kernels(cuda) -> None:
     choose = random.Random(1)
     for case in range(CASES):
         rows, columns, first, pitch = draw(choose)
@@ -44,7 +44,7 @@ def test_perturb_update_and_checksum_equal_the_cpu_s_on_random_blocks(cuda) -> N
         name, seeds = str(case), [choose.getrandbits(64) for _ in range(1 + case % 3)]
         keys, factors = [tensor_key(seed, name) for seed in seeds], [choose.uniform(-1, 1) for _ in seeds]
         whole = torch.randn(rows, columns + 3, generator=torch.Generator().manual_seed(case)).to(kept)
-        master = whole[:, 1 : columns + 1]  # its rows are not end to end
+        master = whole[:, 1 : columns + 1]  # whose rows are not contiguous
         expected, out = (torch.full((rows, columns), 7.0, dtype=written) for _ in range(2))
         updated = master.clone()
         total = 0
@@ -53,7 +53,7 @@ def test_perturb_update_and_checksum_equal_the_cpu_s_on_random_blocks(cuda) -> N
             cpu.perturb(source, cpu.flat(expected[row]), start, keys[0], factors[0])
             cpu.update(source, start, keys, factors)
             total += cpu.checksum(source, start, name)
-        block = cpu.flat(whole[:, 1 : columns + 1].clone()).reshape(rows, columns)  # CPU kernels take blocks, too
+        block = cpu.flat(whole[:, 1 : columns + 1].clone()).reshape(rows, columns)  # CPU kernels accept blocks, too
         cpu.perturb(block, cpu.flat(out).reshape(rows, columns), first, keys[0], factors[0], pitch)
         assert equal(out, expected), case
         cpu.update(block, first, keys, factors, pitch)
@@ -70,9 +70,9 @@ def test_perturb_update_and_checksum_equal_the_cpu_s_on_random_blocks(cuda) -> N
         assert cuda.checksum(master, first, name, pitch) == total % 2**64, where
 
 
-def test_low_rank_updates_equal_the_cpu_s_on_random_blocks(cuda, monkeypatch) -> None:
+def test_low_rank_updates_equal_the_cpu_kernel(cuda, monkeypatch) -> None:
     choose = random.Random(2)
-    monkeypatch.setattr(cuda, "_MAX_FACTOR_BYTES", 600)  # so that larger blocks are cut
+    monkeypatch.setattr(cuda, "_MAX_FACTOR_BYTES", 600)  # so that larger blocks are split
     for case in range(CASES // 4):
         rows, columns = choose.randint(1, 70), choose.choice([1, 63, 64, 65, choose.randint(1, 150)])
         row, column = choose.randint(0, 2**31), choose.choice([0, choose.randint(0, 2**20)])
@@ -92,7 +92,7 @@ def test_low_rank_updates_equal_the_cpu_s_on_random_blocks(cuda, monkeypatch) ->
 
 @settings(max_examples=30, deadline=None)
 @given(value=st.floats(width=32, allow_nan=False), factor=st.sampled_from([0.0, 1e-30, 0.3]))
-def test_rounding_is_the_cpu_s_for_every_size_of_number(cuda, value: float, factor: float) -> None:
+def test_rounding_equals_the_cpu_kernel_for_any_magnitude(cuda, value: float, factor: float) -> None:
     master = torch.full((1, 8), value) * (2.0 ** torch.arange(-4, 4))
     for dtype in TYPES:
         out, expected = torch.empty(1, 8, dtype=dtype), torch.empty(1, 8, dtype=dtype)
@@ -102,7 +102,7 @@ def test_rounding_is_the_cpu_s_for_every_size_of_number(cuda, value: float, fact
 
 
 @pytest.mark.parametrize(("low_rank", "in_host"), [(None, False), (2, False), (None, True), (2, True)])
-def test_master_weights_of_a_gpu_are_those_of_the_cpu(cuda, interpreted, low_rank, in_host, monkeypatch) -> None:
+def test_master_weights_on_a_gpu_equal_those_on_the_cpu(cuda, interpreted, low_rank, in_host, monkeypatch) -> None:
     tensors = {
         "a": torch.randn(30, 70),
         "b.weight": torch.randn(30, 41),

@@ -1,4 +1,4 @@
-"""The definition of the noise: known answers, moments, independence."""
+"""Definition of the noise: known answers, moments, independence."""
 
 import hashlib
 import struct
@@ -20,13 +20,13 @@ SEED = member_seed(7, 3, 1)
         ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
     ],
 )
-def test_philox_gives_the_known_answers(counter: str, key: str, answer: str) -> None:
+def test_philox_known_answers(counter: str, key: str, answer: str) -> None:
     k0, k1 = (int(word, 16) for word in key.split())
     words = philox((k0, k1), torch.tensor([[int(word, 16) for word in counter.split()]]))
     assert " ".join(f"{word:08x}" for word in words[0].tolist()) == answer
 
 
-def test_the_scale_is_the_float32_nearest_to_one_over_the_standard_deviation() -> None:
+def test_scale_is_the_nearest_float32() -> None:
     assert np.float32(1 / np.sqrt(21845.0)) == SCALE
 
 
@@ -38,7 +38,7 @@ def test_seeds_and_keys_are_the_documented_hashes() -> None:
     assert tensor_keys([5, 2**64 - 1], "wé") == [tensor_key(5, "wé"), tensor_key(2**64 - 1, "wé")]
 
 
-def test_an_element_is_its_word_s_byte_sum() -> None:
+def test_element_is_the_byte_sum_of_its_word() -> None:
     key = tensor_key(SEED, "w")
     index = 4 * (2**32 + 5) + 2
     words = philox((key & 0xFFFFFFFF, key >> 32), torch.tensor([[5, 1, 0, 0]]))
@@ -46,13 +46,13 @@ def test_an_element_is_its_word_s_byte_sum() -> None:
     assert eps(SEED, "w", index, 1).item() == np.float32(total - 510) * np.float32(SCALE)
 
 
-def test_no_two_members_share_seeds() -> None:
+def test_members_have_different_seeds() -> None:
     seeds = {member_seed(run, iteration, i) for run in range(5) for iteration in range(20) for i in range(20)}
     assert len(seeds) == 5 * 20 * 20
 
 
 @pytest.mark.parametrize("bad", [-1, 2**64])
-def test_what_does_not_fit_in_64_bits_is_refused(bad: int) -> None:
+def test_seeds_beyond_64_bits_are_refused(bad: int) -> None:
     for arguments in ((bad, 0, 0), (0, bad, 0), (0, 0, bad)):
         with pytest.raises(ValueError, match="between 0 and"):
             member_seed(*arguments)
@@ -72,7 +72,7 @@ def test_negative_ranges_are_refused() -> None:
 
 
 @pytest.mark.parametrize("start", [0, 1, 5, 2**32 - 3, 2**34 - 2, 2**40 + 7])
-def test_any_stretch_equals_that_part_of_a_longer_one(start: int) -> None:
+def test_slices_agree(start: int) -> None:
     whole = eps(SEED, "w", start, 64)
     for low, high in [(0, 0), (0, 1), (1, 2), (3, 30), (17, 64)]:
         assert torch.equal(eps(SEED, "w", start + low, high - low), whole[low:high])
@@ -115,10 +115,3 @@ def test_tensors_members_lanes_and_neighbours_are_uncorrelated() -> None:
     for what, other in others.items():
         assert abs((one * other.double()).mean()) < 5 / n**0.5, what
         assert abs(((one**2 - 1) * (other.double() ** 2 - 1)).mean()) < 10 / n**0.5, what
-
-
-def test_blocks_of_rows_and_columns_come_from_the_full_tensor_s_indices() -> None:
-    full = eps(SEED, "w", 0, 12 * 10).view(12, 10)
-    assert torch.equal(eps(SEED, "w", 5 * 10, 3 * 10).view(3, 10), full[5:8])
-    columns = torch.stack([eps(SEED, "w", row * 10 + 3, 4) for row in range(12)])
-    assert torch.equal(columns, full[:, 3:7])

@@ -1,4 +1,4 @@
-"""Noise of low rank: its definition, the CPU kernel against it, and master weights that move by it, bit for bit."""
+"""Low-rank noise: its definition, the CPU kernel, and updates of master weights, bit for bit."""
 
 import math
 
@@ -18,8 +18,8 @@ SEEDS = st.integers(0, 2**64 - 1)
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def moved(master: torch.Tensor, name: str, seeds: list[int], coefficients: list[float], rank: int) -> torch.Tensor:
-    """Update a float32 matrix as the definition says, with exact products."""
+def updated(master: torch.Tensor, name: str, seeds: list[int], coefficients: list[float], rank: int) -> torch.Tensor:
+    """Update a float32 matrix by the definition, with exact products."""
     total = torch.zeros_like(master)
     for seed, coefficient in zip(seeds, coefficients, strict=True):
         a, b = low_rank.factors(seed, name, master.shape, rank)
@@ -29,7 +29,7 @@ def moved(master: torch.Tensor, name: str, seeds: list[int], coefficients: list[
 
 
 @given(SEEDS, st.integers(1, 40), st.integers(1, 40), st.integers(1, low_rank.MAX_RANK))
-def test_noise_is_the_product_of_factors_that_are_noise_themselves(seed: int, rows: int, columns: int, rank: int):
+def test_noise_is_the_product_of_noise_factors(seed: int, rows: int, columns: int, rank: int):
     a = noise.eps(seed, "w.weight.lora_A", 0, rank * columns).view(rank, columns)
     b = noise.eps(seed, "w.weight.lora_B", 0, rows * rank).view(rows, rank)
     expected = (b.double() @ a.double()) / math.sqrt(rank)
@@ -39,7 +39,7 @@ def test_noise_is_the_product_of_factors_that_are_noise_themselves(seed: int, ro
 
 
 @pytest.mark.parametrize("rank", [1, 3, low_rank.MAX_RANK])
-def test_each_element_has_mean_0_and_variance_1_and_tensors_and_members_share_none(rank: int) -> None:
+def test_noise_has_mean_0_and_variance_1_and_is_uncorrelated(rank: int) -> None:
     shape = (300, 400)
     drawn = [
         low_rank.eps(seed, name, shape, rank).double().flatten()
@@ -50,11 +50,11 @@ def test_each_element_has_mean_0_and_variance_1_and_tensors_and_members_share_no
     assert abs(values.mean()) < 0.01
     assert abs(values.var() - 1) < 0.05
     correlations = torch.corrcoef(values) - torch.eye(len(drawn))
-    assert correlations.abs().max() < 0.12  # rank 1 has as few degrees of freedom as rows and columns
+    assert correlations.abs().max() < 0.12  # rank 1 has only as many degrees of freedom as rows and columns
 
 
 @given(st.integers(-3, low_rank.MAX_RANK + 3))
-def test_ranks_that_could_not_be_summed_up_exactly_are_refused(rank: int) -> None:
+def test_ranks_without_exact_sums_are_refused(rank: int) -> None:
     if 1 <= rank <= low_rank.MAX_RANK:
         assert low_rank.scale(rank) == noise.float32(low_rank.scale(rank))
         assert rank * 510**2 < 2**24
@@ -63,7 +63,7 @@ def test_ranks_that_could_not_be_summed_up_exactly_are_refused(rank: int) -> Non
             low_rank.scale(rank)
 
 
-def test_linear_layers_are_perturbed_and_nothing_else() -> None:
+def test_only_linear_layers_are_perturbed() -> None:
     layer = "model.layers.11."
     for name in ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj", "mlp.fc1"):
         assert low_rank.is_perturbed(f"{layer}{name}.weight", (8, 4))
@@ -76,7 +76,7 @@ def test_linear_layers_are_perturbed_and_nothing_else() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_the_kernel_adds_exact_products_to_any_block(data: st.DataObject) -> None:
+def test_kernel_adds_exact_products_to_any_block(data: st.DataObject) -> None:
     rows, columns = data.draw(st.integers(1, 30)), data.draw(st.sampled_from([1, 5, 130, 1025, 2100]))
     rank, members = data.draw(st.sampled_from([1, 2, 7, 64])), data.draw(st.sampled_from([1, 3, 17]))
     seeds = [data.draw(SEEDS) for _ in range(members)]
@@ -88,7 +88,7 @@ def test_the_kernel_adds_exact_products_to_any_block(data: st.DataObject) -> Non
         kept = master.to(dtype)
         block = kept[row:, column:].clone()
         cpu.update_low_rank(cpu.array(block), row, column, columns, keys, coefficients, rank)
-        expected = moved(kept.float(), "w", seeds, coefficients, rank)[row:, column:].to(dtype)
+        expected = updated(kept.float(), "w", seeds, coefficients, rank)[row:, column:].to(dtype)
         assert torch.equal(block, expected)
 
 
@@ -97,7 +97,7 @@ def tensors() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     shapes = {
         "model.embed_tokens.weight": (90, 16),
-        "model.layers.0.mlp.up_proj.weight": (700, 1600),  # of which a job takes a part
+        "model.layers.0.mlp.up_proj.weight": (700, 1600),  # larger than a chunk
         "model.layers.0.mlp.down_proj.weight": (16, 70),
         "model.layers.0.mlp.down_proj.bias": (16,),
         "model.norm.weight": (16,),
@@ -106,7 +106,7 @@ def tensors() -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("rank", [1, 5])
-def test_master_weights_move_by_it_in_linear_layers_alone(tensors: dict[str, torch.Tensor], rank: int) -> None:
+def test_updates_change_only_linear_layers(tensors: dict[str, torch.Tensor], rank: int) -> None:
     master = MasterWeights(tensors.items(), threads=2, low_rank=rank)
     seeds, coefficients = [3, 2**64 - 1, 7], [0.5, -0.25, 0.125]
     master.update(seeds, coefficients)
@@ -114,13 +114,13 @@ def test_master_weights_move_by_it_in_linear_layers_alone(tensors: dict[str, tor
     for name, tensor in tensors.items():
         expected = tensor
         if low_rank.is_perturbed(name, tensor.shape):
-            expected = moved(tensor, name, seeds, coefficients, rank)
-            expected = moved(expected, name, seeds[:1], coefficients[1:2], rank)
+            expected = updated(tensor, name, seeds, coefficients, rank)
+            expected = updated(expected, name, seeds[:1], coefficients[1:2], rank)
             assert not torch.equal(expected, tensor)
         assert torch.equal(master[name], expected), name
 
 
-def test_parts_of_a_model_on_several_processes_move_as_the_whole_does(tensors: dict[str, torch.Tensor]) -> None:
+def test_blocks_are_updated_like_the_whole_model(tensors: dict[str, torch.Tensor]) -> None:
     up, down = "model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.down_proj.weight"
     one = MasterWeights(tensors.items(), low_rank=2)
     parts = [
@@ -136,7 +136,7 @@ def test_parts_of_a_model_on_several_processes_move_as_the_whole_does(tensors: d
     assert torch.equal(torch.cat([part[down] for part in parts], dim=1), one[down])
 
 
-def test_coefficients_of_another_number_than_seeds_change_nothing(tensors: dict[str, torch.Tensor]) -> None:
+def test_wrong_coefficients_change_nothing(tensors: dict[str, torch.Tensor]) -> None:
     master = MasterWeights(tensors.items(), low_rank=1)
     before = master.checksum()
     for seeds, coefficients in (([1], []), ([1], [math.inf]), ([2**64], [0.1])):

@@ -1,4 +1,4 @@
-"""How many engines a run gets."""
+"""Placement: the number of engines of a run, and their memory."""
 
 import pytest
 from hypothesis import given
@@ -39,7 +39,7 @@ CLUSTER = Resources((Node(3, 32, 64 * GIB), Node(3, 32, 64 * GIB)))
         ({"use_gpus": "none", "n_vllm_engines": 3}, CLUSTER, 1, (3, "cpu", 0, 16)),
         ({"n_gpu_per_vllm_engine": 2}, LAPTOP, 1, (4, "cpu", 0, 2)),
         ({"n_vllm_engines_per_gpu": 4}, SERVER, 8, (32, "cuda", 1, 1)),
-        ({"n_vllm_engines_per_gpu": 16}, CLUSTER, 8, (64, "cuda", 1, 1)),  # each has a core
+        ({"n_vllm_engines_per_gpu": 16}, CLUSTER, 8, (64, "cuda", 1, 1)),  # limited by cores
         ({"n_vllm_engines_per_gpu": 4, "n_vllm_engines": 3}, SERVER, 8, (3, "cuda", 1, 1)),
     ],
 )
@@ -63,13 +63,13 @@ def test_plan(settings, found, engine_gib, expected) -> None:
         ({"n_vllm_engines_per_gpu": 2, "n_vllm_engines": 17}, SERVER, ["--n-vllm-engines 17", "9 GPUs", "8 GPUs"]),
     ],
 )
-def test_asking_for_more_than_there_is(settings, found, words) -> None:
+def test_requests_beyond_the_machines_are_refused(settings, found, words) -> None:
     with pytest.raises(UserError) as caught:
         plan_engines(make_config(settings), found, GIB)
     assert all(word in str(caught.value) for word in words), caught.value
 
 
-def test_kv_cache_stays_within_its_bounds() -> None:
+def test_cpu_kv_cache_stays_within_its_bounds() -> None:
     assert cpu_kv_cache_bytes(20 * GIB, 0.5, 2, 2 * GIB, 9 * GIB) == 3 * GIB
     assert cpu_kv_cache_bytes(1 * GIB, 0.5, 2, 2 * GIB, 9 * GIB) == GIB // 4
     assert cpu_kv_cache_bytes(900 * GIB, 0.5, 2, 2 * GIB, 9 * GIB) == 4 * GIB
@@ -84,7 +84,7 @@ def test_kv_cache_stays_within_its_bounds() -> None:
         (1.5, 80, 1, "auto", 0.89),
         (7.6, 80, 1, "auto", 0.6),
         (7.6, 80, 1, "host", 0.9),
-        (14.8, 80, 1, "auto", 0.9),  # in the host
+        (14.8, 80, 1, "auto", 0.9),  # the master is in host memory
         (14.8, 141, 1, "auto", 0.58),
         (0.5, 24, 1, "auto", 0.79),
         (3.1, 24, 1, "auto", 0.9),
@@ -92,23 +92,23 @@ def test_kv_cache_stays_within_its_bounds() -> None:
         (1.5, 80, 8, "auto", 0.7),
         (0.5, 80, 4, "auto", 0.7),
         (9, 80, 1, "auto", 0.54),
-        (12, 80, 1, "auto", 0.9),  # less than a fifth would be left for the KV cache
+        (12, 80, 1, "auto", 0.9),  # less than a fifth of the GPU would be left for the KV cache
         (12, 80, 1, "gpu", 0.4),
     ],
 )
-def test_vllm_makes_room_for_the_master_where_it_can(billions, gib, engines, choice, expected) -> None:
+def test_memory_share_leaves_room_for_the_master_if_possible(billions, gib, engines, choice, expected) -> None:
     weights = int(billions * 1e9)
     assert GpuFootprint(2 * weights, 0, 4 * weights).memory_share(gib * GIB, engines, choice) == expected
 
 
 @given(st.integers(1, 10**11), st.integers(4, 200), st.integers(1, 8), st.sampled_from(["auto", "gpu"]))
-def test_where_vllm_makes_room_the_worker_finds_it_and_the_kv_cache_is_large_enough(weights, gib, engines, choice):
-    taken, total = GpuFootprint(2 * weights, 0, 4 * weights), gib * GIB
-    share = taken.memory_share(total, engines, choice)
+def test_reduced_memory_share_fits_the_master_and_a_kv_cache(weights, gib, engines, choice):
+    footprint, total = GpuFootprint(2 * weights, 0, 4 * weights), gib * GIB
+    share = footprint.memory_share(total, engines, choice)
     usual = 0.9 if engines == 1 else 0.7
     assert share <= usual
     if share < usual:
         free = int((total - GPU_DRIVER - share * total) / engines)
-        assert gpu_master_room(free, total, (1 - share) / engines) >= taken.master
+        assert gpu_master_room(free, total, (1 - share) / engines) >= footprint.master
         least = GPU_KV_CACHE_MIN if choice == "gpu" else total // 5 // engines
-        assert taken.kv_cache(total, share / engines) >= least
+        assert footprint.kv_cache(total, share / engines) >= least

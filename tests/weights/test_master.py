@@ -84,7 +84,7 @@ def test_perturbed_equals_the_reference(stored: torch.dtype, dtype: torch.dtype 
         assert torch.equal(member[name], expected), name
 
 
-def test_without_seed_or_scale_it_is_the_master(folder: Path) -> None:
+def test_perturbed_without_seed_or_scale_is_the_master(folder: Path) -> None:
     master = MasterWeights.load(folder)
     assert same(dict(master.perturbed(None, 0.5)), tensors())
     assert same(dict(master.perturbed(3, 0.0)), tensors())
@@ -103,7 +103,7 @@ def test_properties(folder: Path) -> None:
     assert torch.equal(master["embed"], tensors()["embed"].float())
 
 
-def test_tensors_are_new_each_time_and_the_master_stays(folder: Path) -> None:
+def test_perturbed_returns_new_tensors_and_keeps_the_master(folder: Path) -> None:
     master = MasterWeights.load(folder, threads=2)
     before = master.checksum()
     members = [dict(master.perturbed(seed, 0.02, torch.float32)) for seed in range(4)]
@@ -117,9 +117,7 @@ def test_tensors_are_new_each_time_and_the_master_stays(folder: Path) -> None:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(heights=st.lists(st.integers(0, 9), min_size=1, max_size=5), width=st.integers(0, 300), data=st.data())
-def test_fused_tensors_are_the_tensors_end_to_end(
-    small_chunks: None, heights: list[int], width: int, data: Any
-) -> None:
+def test_fused_tensors_are_concatenations(small_chunks: None, heights: list[int], width: int, data: Any) -> None:
     master = MasterWeights(
         ((f"t{i}", torch.arange(rows * width).reshape(rows, width).float()) for i, rows in enumerate(heights)),
         threads=2,
@@ -134,7 +132,7 @@ def test_fused_tensors_are_the_tensors_end_to_end(
 
 
 class Pair:
-    """Two processes, here threads, that add up what they have."""
+    """Ranks 0 and 1 of a group, as two threads."""
 
     def __init__(self) -> None:
         self.barrier, self.given = threading.Barrier(2), [None, None]
@@ -172,7 +170,7 @@ BLOCKS = {  # of each process
 
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("master_dtype", ["float32", "model"])
-def test_two_processes_with_blocks_have_what_one_has(folder: Path, tmp_path: Path, master_dtype: str) -> None:
+def test_two_ranks_with_blocks_equal_one_with_whole_tensors(folder: Path, tmp_path: Path, master_dtype: str) -> None:
     whole, pair = MasterWeights.load(folder, master_dtype, threads=2), Pair()  # type: ignore[arg-type]
 
     def work(number: int) -> tuple[Any, ...]:
@@ -203,7 +201,7 @@ def test_two_processes_with_blocks_have_what_one_has(folder: Path, tmp_path: Pat
     assert same(dict(read_tensors(tmp_path / "saved")), {name: whole[name] for name in whole.names})
 
 
-def test_only_tensors_that_fit_together_are_fused() -> None:
+def test_tensors_of_other_shapes_are_not_fused() -> None:
     master = MasterWeights(
         [("a", torch.zeros(2, 3)), ("b", torch.zeros(2, 4)), ("c", torch.zeros(())), ("d", torch.zeros(()))]
     )
@@ -214,7 +212,7 @@ def test_only_tensors_that_fit_together_are_fused() -> None:
         master.fused({"all": ("a", "e")})
 
 
-def test_an_abandoned_iteration_does_no_harm(small_chunks: None) -> None:
+def test_iteration_can_be_abandoned(small_chunks: None) -> None:
     master = MasterWeights(tensors().items(), threads=2)
     expected = dict(master.perturbed(1, 0.1))
     stream = master.perturbed(2, 0.1)
@@ -223,7 +221,7 @@ def test_an_abandoned_iteration_does_no_harm(small_chunks: None) -> None:
     assert same(dict(master.perturbed(1, 0.1)), expected)
 
 
-def test_an_error_in_a_kernel_reaches_the_consumer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_in_a_kernel_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     from esplug.noise.kernels import cpu
 
     def fail(*_: object) -> None:
@@ -263,23 +261,23 @@ def test_update_equals_the_reference(folder: Path, master_dtype: str) -> None:
         assert torch.equal(master[name], expected), name
 
 
-def test_threads_cores_and_job_sizes_do_not_matter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def outcome(threads: int, job: int) -> tuple[dict[str, torch.Tensor], int]:
-        monkeypatch.setattr(weights_module, "_CHUNK_ELEMENTS", {"cpu": job})
+def test_results_do_not_depend_on_threads_cores_or_chunks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def outcome(threads: int, chunk: int) -> tuple[dict[str, torch.Tensor], int]:
+        monkeypatch.setattr(weights_module, "_CHUNK_ELEMENTS", {"cpu": chunk})
         cores = sorted(os.sched_getaffinity(0))[:1] if threads == 3 else None
         master = MasterWeights.load(folder, threads=threads, cores=cores)
         master.update([1, 2], [0.1, 0.2])
         return dict(master.perturbed(9, 0.1)), master.checksum()
 
     weights, checksum = outcome(1, 2**20)
-    for threads, job in [(1, 5), (2, 997), (3, 4096), (2, 10**9)]:
-        others, other_checksum = outcome(threads, job)
+    for threads, chunk in [(1, 5), (2, 997), (3, 4096), (2, 10**9)]:
+        others, other_checksum = outcome(threads, chunk)
         assert other_checksum == checksum
         assert same(others, weights)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no such setting here")
-def test_threads_run_on_the_given_cores_and_leave_the_caller_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_are_pinned_but_not_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
     mine = os.sched_getaffinity(0)
     core = max(mine)
     master = MasterWeights([("w", torch.ones(3))], threads=2, cores=[core])
@@ -294,7 +292,7 @@ def test_threads_run_on_the_given_cores_and_leave_the_caller_alone(monkeypatch: 
     assert os.sched_getaffinity(0) == mine
 
 
-def test_checksum_sees_values_names_and_updates_but_not_order(folder: Path) -> None:
+def test_checksum_depends_on_values_and_names_but_not_order(folder: Path) -> None:
     base = MasterWeights(tensors().items()).checksum()
     assert MasterWeights.load(folder).checksum() == base
     assert MasterWeights(reversed(tensors().items())).checksum() == base
@@ -309,9 +307,7 @@ def test_checksum_sees_values_names_and_updates_but_not_order(folder: Path) -> N
 
 
 @pytest.mark.parametrize("limit", [5 * 10**9, 46_400, 1])
-def test_what_is_saved_loads_the_same(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
-) -> None:
+def test_save_and_load(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     monkeypatch.setattr(shards, "_SHARD_BYTES", limit)
     master = MasterWeights.load(folder, threads=2)
     master.update([1], [0.1])
@@ -329,19 +325,19 @@ def test_what_is_saved_loads_the_same(
         assert files[0].name == f"model-00001-of-0000{len(files)}.safetensors"
 
 
-def test_a_float32_save_keeps_every_bit(folder: Path, tmp_path: Path) -> None:
+def test_float32_save_keeps_every_bit(folder: Path, tmp_path: Path) -> None:
     master = MasterWeights.load(folder)
     master.update([1], [1e-5])
     master.save(tmp_path / "out", torch.float32)
     assert MasterWeights.load(tmp_path / "out").checksum() == master.checksum()
 
 
-def test_saving_beside_other_safetensors_is_refused(folder: Path) -> None:
+def test_saving_next_to_other_safetensors_is_refused(folder: Path) -> None:
     with pytest.raises(UserError, match="empty folder"):
         MasterWeights.load(folder).save(folder)
 
 
-def test_the_index_says_which_file_counts(tmp_path: Path) -> None:
+def test_index_decides_which_file_counts(tmp_path: Path) -> None:
     save_file({"a": torch.ones(2), "b": torch.zeros(2)}, tmp_path / "model-1.safetensors")
     save_file({"b": torch.ones(2)}, tmp_path / "model-2.safetensors")
     save_file({"a": torch.zeros(2)}, tmp_path / "consolidated.safetensors")
@@ -357,7 +353,7 @@ def test_the_index_says_which_file_counts(tmp_path: Path) -> None:
         MasterWeights.load(tmp_path)
 
 
-def test_files_without_an_index_are_all_read(tmp_path: Path) -> None:
+def test_all_files_are_read_without_an_index(tmp_path: Path) -> None:
     save_file({"a": torch.ones(2)}, tmp_path / "x.safetensors")
     save_file({"b": torch.ones(2)}, tmp_path / "y.safetensors")
     assert MasterWeights.load(tmp_path).names == ["a", "b"]
@@ -374,14 +370,14 @@ def test_files_without_an_index_are_all_read(tmp_path: Path) -> None:
         ("model.safetensors.index.json", b'{"weight_map": [1]}', r"not a safetensors index"),
     ],
 )
-def test_what_cannot_be_read_says_so(tmp_path: Path, file: str, content: bytes, message: str) -> None:
+def test_unreadable_folders_are_refused(tmp_path: Path, file: str, content: bytes, message: str) -> None:
     (tmp_path / file).write_bytes(content)
     with pytest.raises(UserError, match=message):
         MasterWeights.load(tmp_path)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float8_e4m3fn])
-def test_types_that_cannot_be_perturbed_are_refused(dtype: torch.dtype) -> None:
+def test_unsupported_types_are_refused(dtype: torch.dtype) -> None:
     with pytest.raises(UserError, match=r"tensor w has type float.*bfloat16"):
         MasterWeights([("w", torch.ones(3).to(dtype))])
 
@@ -412,7 +408,7 @@ def test_wrong_arguments_are_refused_and_change_nothing() -> None:
         MasterWeights([], threads=0)
 
 
-def test_any_memory_layout_is_read(tmp_path: Path) -> None:
+def test_any_memory_layout_is_accepted(tmp_path: Path) -> None:
     grid = torch.arange(12.0).view(3, 4)
     master = MasterWeights([("t", grid.t()), ("strided", grid[:, ::2]), ("grad", torch.ones(2, requires_grad=True))])
     grid.zero_()
@@ -425,8 +421,8 @@ def test_any_memory_layout_is_read(tmp_path: Path) -> None:
     master.save(tmp_path / "out")
 
 
-def test_threads_that_make_noise_have_no_openmp_teams_of_their_own() -> None:
-    """Once a process has more OpenMP threads than cores, its teams stop spinning, and vLLM is slow on several cores."""
+def test_noise_threads_start_no_openmp_threads() -> None:
+    """If a process has more OpenMP threads than cores, they stop spinning, and vLLM becomes slow on several cores."""
     script = """
         import os, torch
         from esplug.weights.master import MasterWeights
