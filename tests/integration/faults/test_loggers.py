@@ -28,7 +28,7 @@ SETUP = """
     from concurrent.futures import wait
     from pathlib import Path
     from types import SimpleNamespace
-    import esplug.loggers
+    from esplug.loggers import logger_set
     from esplug import hookimpl
     from esplug.plugins.registry import PluginInfo, relay
 
@@ -64,8 +64,8 @@ SETUP = """
         "split": "s", "index": 0, "sample": 0, "prompt": "x", "target": "y", "output": "z", "reward": 0.5, "label": ""
     }
     held, logging_took, bad = 0.0, 0.0, {}
-    real = esplug.loggers.load
-    esplug.loggers.load = lambda kind, name: (
+    real = logger_set.load
+    logger_set.load = lambda kind, name: (
         relay(bad[name], PluginInfo("logger", name, "tests", "1", "tests")) if name in bad else real(kind, name)
     )
     config = SimpleNamespace(
@@ -86,7 +86,7 @@ SETUP = """
 
     def run(names, between=lambda step: None, samples=True):
         global loggers
-        loggers = esplug.loggers.logger_set.LoggerSet([*names, "jsonl"])
+        loggers = logger_set.LoggerSet([*names, "jsonl"])
         timed(loggers.start, config, Path.cwd())
         for step in range(6):
             timed(loggers.log, step, {"train/reward/mean": 0.5})
