@@ -28,7 +28,7 @@ SETUP = """
     from concurrent.futures import wait
     from pathlib import Path
     from types import SimpleNamespace
-    import esplug.loggers
+    from esplug.loggers import logger_set
     from esplug import hookimpl
     from esplug.plugins import PluginInfo
     from esplug.plugins.loading import relay
@@ -87,7 +87,7 @@ SETUP = """
 
     def run(names, between=lambda step: None, samples=True):
         global loggers
-        loggers = esplug.loggers.logger_set.LoggerSet([*names, "jsonl"])
+        loggers = logger_set.LoggerSet([*names, "jsonl"])
         timed(loggers.start, config, Path.cwd())
         for step in range(6):
             timed(loggers.log, step, {"train/reward/mean": 0.5})

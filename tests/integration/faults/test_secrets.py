@@ -47,7 +47,7 @@ WRITE = """
     import numpy as np
 
     from esplug.config import make_config
-    from esplug.es import population
+    from esplug.es.members import population
     from esplug.evaluation.figures import Evaluation
     from esplug.evaluation.evaluator import EvaluationSplit
     from esplug.loggers.logger_set import LoggerSet
