@@ -65,8 +65,8 @@ SETUP = """
         "split": "s", "index": 0, "sample": 0, "prompt": "x", "target": "y", "output": "z", "reward": 0.5, "label": ""
     }
     held, logging_took, bad = 0.0, 0.0, {}
-    real = esplug.loggers.logger_set.load
-    esplug.loggers.logger_set.load = lambda kind, name: (
+    real = logger_set.load
+    logger_set.load = lambda kind, name: (
         relay(bad[name], PluginInfo("logger", name, "tests", "1", "tests")) if name in bad else real(kind, name)
     )
     config = SimpleNamespace(
