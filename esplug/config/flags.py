@@ -1,6 +1,6 @@
 """Command-line flag and help panel of each setting."""
 
-from esplug.config import RunConfig
+from esplug.config.run_config import RunConfig
 from esplug.config.fields import Command
 
 
