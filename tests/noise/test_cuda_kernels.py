@@ -14,7 +14,7 @@ from esplug.weights import master as weights
 from esplug.weights.master import MasterWeights
 from esplug.weights.partition import TensorBlock
 
-CASES = 60  # of which each takes some hundredths of a second; benchmarks/gpu.py makes more
+CASES = 60  # of which each takes some hundredths of a second; benchmarks/gpu makes more
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 

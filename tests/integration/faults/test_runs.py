@@ -1,4 +1,4 @@
-"""Whole runs under faults, on real Ray and vLLM with a tiny model: each once; `benchmarks/soak.py` does it often.
+"""Whole runs under faults, on real Ray and vLLM with a tiny model: each once; `benchmarks/soak` does it often.
 
 Starting takes most of the time, so that one run meets several faults, one after the other.
 """

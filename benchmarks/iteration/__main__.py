@@ -1,0 +1,5 @@
+"""``python -m benchmarks.iteration``."""
+
+from benchmarks.iteration.run import main
+
+main()

@@ -1,0 +1,147 @@
+r"""What does an iteration send and keep? Bytes to and from an engine, and the memory of driver and engine.
+
+    python -m benchmarks.traffic                      # model sizes and N
+    python -m benchmarks.traffic --iterations 300     # growth with the number of iterations, smallest model
+
+Real Ray and vLLM. Bytes are those of the pickled arguments and results of the calls of an engine's actor; a batch of
+prompts goes to the object store once an iteration. Memory is the resident set, its private part for an engine.
+"""
+
+import argparse
+import os
+import pickle
+import platform
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.shared.machine import processor
+from esplug.engines.pool import EnginePool
+from esplug.trainer import EvolutionStrategiesTrainer
+from tests.helpers.tiny import make_tiny_model
+
+PROMPTS = [f"Question number {number} of a batch, which asks for something." for number in range(32)]
+SMALL = Path(__file__).parents[2] / "models" / "SmolLM2-135M-Instruct"
+
+
+class Counted:
+    """An actor whose calls are weighed."""
+
+    def __init__(self, actor: Any, weigh: Any) -> None:
+        self._actor, self._weigh = actor, weigh
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._actor, name)
+        return method if name in ("pulse", "start", "location", "save") else _Call(method, self._weigh)
+
+
+class _Call:
+    def __init__(self, method: Any, weigh: Any) -> None:
+        self._method, self._weigh = method, weigh
+
+    def remote(self, *arguments: Any) -> Any:
+        import ray
+
+        self._weigh(sum(len(pickle.dumps(each)) for each in arguments if not isinstance(each, ray.ObjectRef)))
+        return self._method.remote(*arguments)
+
+
+class CountingPool(EnginePool):
+    """Counts bytes since :meth:`start_anew`."""
+
+    sent = received = put = 0
+
+    def _occupy(self, seat: Any) -> None:
+        super()._occupy(seat)
+        seat.actor = Counted(seat.actor, self._send)
+
+    def _send(self, count: int) -> None:
+        self.sent += count
+
+    def start_anew(self) -> None:
+        self.sent = self.received = self.put = 0
+
+    def run(self, jobs: Any) -> Iterator[Any]:
+        jobs = list(jobs)
+        self.put += sum(
+            len(pickle.dumps(prompts)) for prompts in {id(job.prompts): job.prompts for job in jobs}.values()
+        )
+        for key, generation in super().run(jobs):
+            self.received += len(pickle.dumps(generation))
+            yield key, generation
+
+
+class Trainer(EvolutionStrategiesTrainer):
+    """Notes, after every iteration, what was sent and what is held."""
+
+    pool = CountingPool
+
+    def launch_engines(self) -> EnginePool:
+        self.notes: list[tuple[int, int, int, float, float]] = []
+        return super().launch_engines()
+
+    def train_step(self, iteration: int) -> None:
+        assert isinstance(self.engines, CountingPool)
+        self.engines.start_anew()
+        super().train_step(iteration)
+        here = psutil.Process()
+        engines = [each for each in here.children(recursive=True) if each.name().startswith("ray::Engine")]
+        engine = max(each.memory_full_info().uss for each in engines)
+        pool = self.engines
+        self.notes.append((pool.sent, pool.received, pool.put, here.memory_info().rss / 1e6, engine / 1e6))
+
+
+def run(model: Path, population: int, iterations: int, engines: int) -> list[tuple[int, int, int, float, float]]:
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(
+            model_name=str(model),
+            max_model_len=256,
+            population_size=population,
+            max_tokens=16,
+            num_iterations=iterations,
+            reward_function=_reward,
+            train_dataloader=[(PROMPTS, [0] * len(PROMPTS))],
+            n_vllm_engines=engines,
+            use_gpus="none",
+            logging="jsonl",
+            output_directory=folder,
+            antithetic=True,
+        )
+        trainer.fit()
+    return trainer.notes
+
+
+def _reward(output: str, target: int) -> float:
+    return sum(map(ord, output)) % 17
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--iterations", type=int, help="follow a tiny model so long")
+    options = parser.parse_args()
+    print(f"{processor()}, {os.cpu_count()} cores; {platform.platform()}, python {platform.python_version()}\n")
+    with tempfile.TemporaryDirectory() as folder:
+        tiny = make_tiny_model(Path(folder, "tiny"))
+        if options.iterations:
+            notes = run(tiny, 8, options.iterations, 1)
+            print(
+                "| after iteration | to the engine, B | from it, B | driver, MB | engine, MB |\n|---|---|---|---|---|"
+            )
+            for done in sorted({1, 10, *range(50, options.iterations + 1, 50), options.iterations}):
+                sent, received, _, driver, engine = notes[done - 1]
+                print(f"| {done} | {sent:,} | {received:,} | {driver:.1f} | {engine:.1f} |")
+            return
+        print("| weights | N | prompts, B | sent, B a member | received, B a member | driver, MB | engine, MB |")
+        print("|---|---|---|---|---|---|---|")
+        for model, size in ((tiny, "0.1 M"), (SMALL, "135 M")):
+            for population in (8, 64) if model is tiny else (8, 16):
+                sent, received, put, driver, engine = run(model, population, 3, 1)[-1]
+                each = f"{sent / population:,.0f} | {received / population:,.0f}"
+                print(f"| {size} | {population} | {put:,} | {each} | {driver:.0f} | {engine:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
