@@ -1,24 +1,24 @@
-"""Is the GPU's arithmetic the CPU's, bit for bit, and how fast is everything on it? One command, without a network.
+"""GPU benchmark: checks that the GPU's arithmetic equals the CPU's, bit for bit, and times everything on it.
 
-    python -m benchmarks.gpu                 # on the GPU that is there
-    python -m benchmarks.gpu --quick         # in five minutes: a model of 0.5B
+    python -m benchmarks.gpu                 # everything, on the first GPU
+    python -m benchmarks.gpu --quick         # five minutes: a model of 0.5B
     python -m benchmarks.gpu --only kernels  # or checks, adapters, engines, iterations, batches, memory, countdown
 
-First random blocks of tensors are perturbed, updated and summed on the GPU and on the CPU, and a whole model is moved
-for some iterations on both, with noise of full and of low rank, its master on the GPU and in the host's memory; and
-vLLM's log-probabilities are compared with ``transformers``' while each tensor is changed alone. Then come tables, for
-models of random weights in real shapes:
+It needs no network. The checks perturb, update and sum random blocks on the GPU and on the CPU. They train a whole
+model for some iterations on both, with noise of full and of low rank and with the master on the GPU and in host memory.
+They change each tensor alone and compare vLLM's log-probabilities with those of ``transformers``. The tables use models
+with random weights in real shapes:
 
-- memory: what a model takes, and how many GPUs an engine then needs;
-- kernels: medians of perturbing from a float32 master to bfloat16, and of updates, next to a copy of as many bytes in
-  the GPU's memory, to tensor-by-tensor ``torch.randn``, and to what the GPU could do at best;
-- adapters: what members' adapters cost in a step, by esplug's kernel, by vLLM's, and as matrix products;
-- engines: a switch to another member through vLLM, by esplug's own way and by ``reload_weights``;
-- iterations: whole ones of real training against the reference's schedule (``reference.py``), and vLLM by itself;
-- batches: members of low rank in batches of more and more, against one after the other;
-- countdown: the small real model trained on one-shot puzzles, with noise of full and of low rank.
+- memory: memory of a model, and the number of GPUs that an engine needs;
+- kernels: medians of perturbing from a float32 master to bfloat16 and of updates, next to a copy of as many bytes, to
+  ``torch.randn`` tensor by tensor, and to a lower bound;
+- adapters: cost of members' adapters in a step, with esplug's kernel, with vLLM's, and as matrix products;
+- engines: a switch to another member through vLLM, written directly and by ``reload_weights``;
+- iterations: training iterations against the reference's schedule, and vLLM alone;
+- batches: low-rank members in larger and larger batches, against full rank one by one;
+- countdown: SmolLM2-135M-Instruct trained on one-shot puzzles, with noise of full and of low rank.
 
-Without a GPU, Triton's interpreter runs the kernels and everything is tiny: only the checks mean something then.
+Without a GPU, Triton's interpreter runs the kernels and all sizes are tiny. Then only the checks are meaningful.
 """
 
 import argparse
@@ -35,11 +35,11 @@ from benchmarks.gpu.device import GPU, SMALL_MODEL, Row, machine, release, show
 from benchmarks.shared import random_model
 
 PARTS = ("checks", "memory", "kernels", "adapters", "engines", "iterations", "batches", "countdown")
-CACHED, SPARE = 100_000, 6  # tokens, and GB
+CACHED, SPARE = 100_000, 6  # tokens in the KV cache; GB of a GPU left for activations
 
 
 def checks(options: Namespace) -> None:
-    """Compare all arithmetic with the CPU's, and end if anything differs."""
+    """Compare all arithmetic with the CPU's. Exits if anything differs."""
     from benchmarks.gpu import checks as gpu_checks
     from benchmarks.gpu import engines as gpu_engines
 
@@ -55,7 +55,7 @@ def checks(options: Namespace) -> None:
     print(
         f"{options.cases:,} random blocks, {options.cases // 5:,} with noise of low rank, and a model over "
         f"{options.checked} iterations: the same as on the CPU, bit for bit; {layers} layers with adapters: rows in a "
-        "batch are the same as each alone, and undefined ones are counted as on the CPU "
+        "batch are the same as each alone, and undefined logits are counted as on the CPU "
         f"({time.perf_counter() - started:.0f} s)",
         flush=True,
     )
@@ -65,7 +65,7 @@ def checks(options: Namespace) -> None:
 
 
 def memory(names: list[str], options: Namespace) -> Iterator[Row]:
-    """Add up what models take, from their shapes alone, and how many GPUs an engine then needs, a power of two."""
+    """Yield the memory of each model, from its shapes, and the number of GPUs per engine, a power of two."""
     from esplug.noise import low_rank
 
     for name in names:
@@ -109,7 +109,7 @@ def engines(names: list[str], options: Namespace) -> Iterator[Row]:
     from benchmarks.gpu import runs as gpu_runs
 
     for name in names:
-        with gpu_runs.written(name, options.kept) as model, gpu_runs.told(LLM=gpu_runs.FEW_GRAPHS):
+        with gpu_runs.random_checkpoint(name, options.kept) as model, gpu_runs.vllm_arguments(LLM=gpu_runs.FEW_GRAPHS):
             yield gpu_engines.apart(gpu_engines.switches, name, model, 30 if GPU else 1)
 
 
@@ -143,23 +143,29 @@ def countdown(options: Namespace) -> None:
 
 def arguments() -> Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer checks, only 0.5B on one engine, and no countdown")
+    parser.add_argument("--quick", action="store_true", help="fewer checks, only 0.5B on one engine, no countdown")
     parser.add_argument("--only", nargs="+", choices=PARTS, help="[default: all; quick without batches and countdown]")
     parser.add_argument("--models", nargs="+", choices=random_model.MODELS, help="[default: 0.5B, 1.5B and 7B]")
-    parser.add_argument("--members", type=int, help="of a population  [default: 30; no GPU 4]")
-    parser.add_argument("--prompts", type=int, nargs="+", help="[default: 32 and 200; quick 32; no GPU 2]")
-    parser.add_argument("--tokens", type=int, nargs="+", help="of every answer  [default: 128; no GPU 4]")
-    parser.add_argument("--iterations", type=int, help="to measure, after one that warms up  [default: 2]", default=2)
-    parser.add_argument("--arms", nargs="+", help="of iterations  [default: all; quick three]")
+    parser.add_argument("--members", type=int, help="population size  [default: 30; no GPU 4]")
+    parser.add_argument(
+        "--prompts", type=int, nargs="+", help="prompts per iteration  [default: 32 and 200; quick 32; no GPU 2]"
+    )
+    parser.add_argument("--tokens", type=int, nargs="+", help="length of every answer  [default: 128; no GPU 4]")
+    parser.add_argument(
+        "--iterations", type=int, help="measured iterations, after one warm-up  [default: 2]", default=2
+    )
+    parser.add_argument("--arms", nargs="+", help="arms of the iterations table  [default: all; quick three]")
     parser.add_argument("--batches", type=int, nargs="+", help="members in a batch  [default: 1, 2, 4, 8, 15 and 30]")
     parser.add_argument("--learn", type=int, help="iterations on Countdown  [default: 40; no GPU 1]")
-    parser.add_argument("--puzzles", type=int, help="of an iteration of Countdown  [default: 200; no GPU 4]")
-    parser.add_argument("--engines", type=int, help="on the GPU for Countdown  [default: 4]", default=4 if GPU else 1)
+    parser.add_argument("--puzzles", type=int, help="puzzles per iteration of Countdown  [default: 200; no GPU 4]")
+    parser.add_argument(
+        "--engines", type=int, help="engines that share the GPU for Countdown  [default: 4]", default=4 if GPU else 1
+    )
     parser.add_argument("--kinds", nargs="+", choices=("full", "low-rank"), default=["full", "low-rank"])
     parser.add_argument("--cases", type=int, help="random blocks to check  [default: 10,000; quick 500; no GPU 100]")
-    parser.add_argument("--tensors", type=int, help="to change one by one  [default: all; no GPU 3]")
-    parser.add_argument("--kept", type=Path, help="folder for the models of random weights, so that they are made once")
-    parser.add_argument("--results", type=Path, help="folder for the tables as JSON")
+    parser.add_argument("--tensors", type=int, help="tensors to change one by one  [default: all; no GPU 3]")
+    parser.add_argument("--kept", type=Path, help="folder to keep the random models in, for later runs")
+    parser.add_argument("--results", type=Path, help="folder to write the tables to, as JSON")
     options = parser.parse_args()
     many, quick = GPU and not options.quick, options.quick
     options.only = options.only or (PARTS[:6] if quick else PARTS)

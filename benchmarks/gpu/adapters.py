@@ -1,4 +1,4 @@
-"""What do the adapters of a batch of members cost in a step, by esplug's kernel, by vLLM's, and as matrix products?"""
+"""Timings of members' adapters in a step: esplug's kernel, vLLM's kernels, and matrix products."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -9,18 +9,18 @@ import torch
 from benchmarks.gpu.device import DEVICE, GPU, Row, seconds
 from benchmarks.gpu.kernels import copying
 from benchmarks.shared import random_model
+from tests.helpers.adapters import exact_sums
 
-_CHECKED = 20  # rows
+_CHECKED = 20  # rows whose exact sums are computed
 _BATCHES = ((32, 1), (480, 15), (480, 30)) if GPU else ((4, 2),)  # answers and members
 
 Linear = tuple[torch.Tensor, torch.Tensor, list[torch.Tensor], list[torch.Tensor], tuple[int, ...]]
 
 
 def linears(name: str, rows: int, members: int, rank: int) -> list[Linear]:
-    """Return outputs, inputs, factors and slices of all linear layers as vLLM has them; layers share their inputs."""
-    hidden, inner, layers, heads, key_heads, *_ = random_model.MODELS[name]
-    keys = key_heads * hidden // heads
-    kinds = [(hidden, (hidden, keys, keys)), (hidden, (hidden,)), (hidden, (inner, inner)), (inner, (hidden,))]
+    """Return outputs, inputs, factors and slices of a model's linear layers. All blocks share outputs and inputs."""
+    kinds = random_model.linear_layers(name)
+    _, _, blocks, *_ = random_model.MODELS[name]
     generator = torch.Generator(DEVICE).manual_seed(0)
 
     def drawn(*shape: int) -> torch.Tensor:
@@ -32,13 +32,13 @@ def linears(name: str, rows: int, members: int, rank: int) -> list[Linear]:
             *(y, x, [drawn(members, 1, rank, inputs) for _ in slices]),
             *([drawn(members, 1, outputs, rank).mul_(0.01) for outputs in slices], slices),
         )
-        for _ in range(layers)
+        for _ in range(blocks)
         for (y, x), (inputs, slices) in zip(ends, kinds, strict=True)
     ]
 
 
 def ways(rows: int, members: int, rank: int) -> dict[str, Callable[..., object]]:
-    """Return what vLLM would call, for a batch whose rows belong to the members in turn."""
+    """Return the function of each way that vLLM would call, for a batch whose rows belong to the members in turn."""
     from vllm.config.lora import LoRAConfig
     from vllm.lora.layers import LoRAMapping
     from vllm.lora.punica_wrapper.punica_gpu import PunicaWrapperGPU
@@ -59,22 +59,17 @@ def ways(rows: int, members: int, rank: int) -> dict[str, Callable[..., object]]
     return made
 
 
-def off(add: Callable[..., object], linear: Linear, members: int) -> float:
-    """Return by how much the first rows are off their exact sums at most, in parts of the largest."""
+def relative_error(add: Callable[..., object], linear: Linear, members: int) -> float:
+    """Return the largest error of the first rows, relative to the largest exact sum."""
     y, x, a, b, slices = linear
-    ours, exact = y.clone(), y[:_CHECKED].double()
+    ours = y.clone()
     add(ours, x, tuple(a), tuple(b), 1.0, slices)
-    for row in range(len(exact)):
-        slot = row % members
-        parts = [
-            up[slot, 0].double() @ (down[slot, 0].double() @ x[row].double()) for down, up in zip(a, b, strict=True)
-        ]
-        exact[row] += torch.cat(parts)
+    exact = exact_sums(y[:_CHECKED], x[:_CHECKED], torch.arange(_CHECKED) % members, a, b)
     return float((ours[: len(exact)].double() - exact).abs().max() / exact.abs().max())
 
 
 def recorded(work: Callable[[], object]) -> Callable[[], object]:
-    """Have a GPU do what was recorded from work, without Python, as vLLM has it do a step."""
+    """Return a function that replays the work as a CUDA graph, as vLLM runs a step; the work itself without a GPU."""
     if not GPU:
         return work
     work()
@@ -91,14 +86,14 @@ def step(add: Callable[..., object], layers: list[Linear]) -> None:
 
 
 def measure(name: str) -> Iterator[Row]:
-    """Yield rows of the milliseconds that all layers of a step take, and of how far the first layer is off."""
+    """Yield rows: milliseconds of all layers in a step, and the largest error in the first block."""
     repeats = 5 if GPU else 1
     for (rows, members), rank in product(_BATCHES, (1, 8)):
         layers = linears(name, rows, members, rank)
         row: Row = {"model": name, "answers in a batch": str(rows), "members": str(members), "rank": str(rank)}
-        wrong = {}
+        errors = {}
         for title, add in ways(rows, members, rank).items():
-            wrong[f"off, {title}"] = f"{max(off(add, linear, members) for linear in layers[:4]):.1e}"
+            errors[f"off, {title}"] = f"{max(relative_error(add, linear, members) for linear in layers[:4]):.1e}"
             row[title] = 1000 * seconds(recorded(partial(step, add, layers)), repeats)
         row["outputs, copied"] = 1000 * copying(2 * 2 * sum(y.numel() for y, *_ in layers), repeats)
-        yield row | wrong
+        yield row | errors

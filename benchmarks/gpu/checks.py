@@ -1,4 +1,4 @@
-"""Is the GPU's arithmetic the CPU's, bit for bit, and does vLLM compute with what is written into it?"""
+"""Checks that the GPU's kernels compute the same as the CPU's, bit for bit."""
 
 import random
 import sys
@@ -15,7 +15,7 @@ from esplug.weights import master as weights_module
 from esplug.weights.master import MasterWeights
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
-_ODD = (float("nan"), float("inf"), -float("inf"))
+_UNDEFINED = (float("nan"), float("inf"), -float("inf"))
 
 
 def same(left: torch.Tensor, right: torch.Tensor) -> bool:
@@ -24,8 +24,8 @@ def same(left: torch.Tensor, right: torch.Tensor) -> bool:
 
 
 def check_blocks(cases: int) -> None:
-    """Compare random blocks, whose first elements lie anywhere up to 2**43."""
-    draw, most = random.Random(1), (40, 300) if GPU else (4, 60)  # the interpreter does each row by itself
+    """Perturb, update and sum random blocks, whose first elements lie anywhere up to 2**43, on both devices."""
+    draw, most = random.Random(1), (40, 300) if GPU else (4, 60)  # the interpreter runs row by row, slowly
     for case in range(cases):
         rows, columns = draw.choice([(1, draw.randint(1, 5000)), (draw.randint(1, most[0]), draw.randint(1, most[1]))])
         pitch = columns + draw.choice([0, 1, 2, 3, 2**31 + draw.randint(0, 9)])
@@ -48,7 +48,7 @@ def check_blocks(cases: int) -> None:
 
 
 def check_low_rank_blocks(cases: int) -> None:
-    """Compare updates of random blocks of matrices with noise of random ranks."""
+    """Update random blocks of matrices with low-rank noise of random ranks on both devices."""
     draw = random.Random(2)
     for case in range(cases):
         rows, columns = draw.randint(1, 150), draw.randint(1, 150)
@@ -65,12 +65,12 @@ def check_low_rank_blocks(cases: int) -> None:
 
 
 def check_layers(cases: int) -> None:
-    """Compare rows of a batch of adapters with each by itself, and what counts as undefined with the CPU's count."""
-    from esplug.noise.kernels import adapters, logits
+    """Compare the rows of a batch with adapters with each row alone, and counts of undefined logits with the CPU's."""
+    from esplug.vllm_worker import adapter_kernel, logits_kernel
     from esplug.vllm_worker.extension import count_undefined
 
     draw = random.Random(3)
-    for case in range(cases):  # of few sizes, as each is compiled
+    for case in range(cases):  # with few sizes, because each is compiled
         drawn = torch.Generator().manual_seed(case)
         rows, inputs, rank = draw.choice([1, 7, 480] if GPU else [1, 4]), draw.choice([80, 4864]), draw.choice([1, 8])
         outputs = [draw.choice([48, 130, 2304]) for _ in range(draw.randint(1, 3))]
@@ -79,20 +79,20 @@ def check_layers(cases: int) -> None:
         shapes += [(3, 1, each, rank) for each in outputs]
         x, y, *factors = (torch.randn(shape, generator=drawn).to(DEVICE, dtype) for shape in shapes)
         a, b, together = factors[: len(outputs)], factors[len(outputs) :], y.clone()
-        adapters.add(together, x, slots, a, b)
+        adapter_kernel.add(together, x, slots, a, b)
         for row in range(rows):
-            adapters.add(y[row : row + 1], x[row : row + 1], slots[row:], a, b)
+            adapter_kernel.add(y[row : row + 1], x[row : row + 1], slots[row:], a, b)
         apart = same(y, together)
-        together[torch.rand(together.shape, generator=drawn).to(DEVICE) < 1 / y.numel()] = draw.choice(_ODD)
+        together[torch.rand(together.shape, generator=drawn).to(DEVICE) < 1 / y.numel()] = draw.choice(_UNDEFINED)
         counts = [torch.zeros(4, dtype=torch.int64, device=where) for where in (DEVICE, "cpu")]
-        logits.count_undefined(together, slots, counts[0])
+        logits_kernel.count_undefined(together, slots, counts[0])
         count_undefined(together.cpu(), slots.cpu(), counts[1])
         if not (apart and torch.equal(counts[0].cpu(), counts[1])):
             sys.exit(f"layer {case}: {rows} x {inputs} to {outputs}, rank {rank}, {dtype}: not the same")
 
 
 def check_model(name: str, iterations: int, threads: int, **how: Any) -> None:
-    """Move a whole model on both, and compare checksums and a member's weights after every iteration."""
+    """Update a whole model on both devices, and compare checksums and a member's weights after every iteration."""
     made = list(random_model.tensors(name, torch.device("cpu")))
     rank = how.get("low_rank")
     here = MasterWeights(made, threads=threads, low_rank=rank)

@@ -1,4 +1,4 @@
-"""What the parts of ``gpu.py`` share: the device, clocks, and tables that are printed and kept."""
+"""Device, clocks and tables that the parts of the GPU benchmark share."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from benchmarks.shared.machine import processor
 GPU = torch.cuda.is_available()
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 if not GPU:
-    os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are imported
+    os.environ["TRITON_INTERPRET"] = "1"  # must be set before the kernels are imported
 
 DEVICE = torch.device("cuda" if GPU else "cpu")
 SIGMA = 1e-3
@@ -28,7 +28,7 @@ Row = dict[str, Any]
 
 
 def machine() -> str:
-    """Say what a table was measured on."""
+    """Return the GPU, platform and versions for a table's record."""
     where = torch.cuda.get_device_name() if GPU else f"no GPU: Triton's interpreter on {processor()}"
     return f"{where}; {platform.platform()}, python {platform.python_version()}; {', '.join(_versions())}"
 
@@ -40,7 +40,7 @@ def _versions() -> Iterator[str]:
 
 
 def seconds(work: Callable[[], object], repeats: int) -> float:
-    """Return the median time of several runs after one."""
+    """Return the median time in seconds of several runs, after one warm-up."""
     times = []
     for _ in range(repeats + 1):
         wait()
@@ -62,9 +62,9 @@ def release() -> None:
 
 
 def show(title: str, rows: Iterable[Row], kept: Path | None) -> None:
-    """Print a table, whose columns are the keys of its rows, and keep it as JSON in a folder if there is one.
+    """Print a table whose columns are the keys of its rows, and write it to a folder as JSON if one is given.
 
-    What is measured before an interruption is kept, too.
+    The file is rewritten after every row, so an interrupted benchmark keeps its finished rows.
     """
     done: list[Row] = []
     for row in rows:

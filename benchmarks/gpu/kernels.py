@@ -1,7 +1,7 @@
-"""How fast are the kernels, and how far from what the GPU could do?
+"""Timings of the kernels, and of switches, updates and checksums made of them, next to lower bounds.
 
-A kernel can be no faster than its bytes at the rate of a copy in the GPU's memory, nor than its rounds of Philox at the
-rate of a kernel that does nothing else; ``of bound`` is the larger of these two times as a share of what was measured.
+Two bounds apply to a kernel: a memory copy of its bytes, and its rounds of Philox in a kernel that does nothing else.
+``of bound`` is the larger of these times divided by the measured time.
 """
 
 import functools
@@ -23,7 +23,7 @@ _LANES, _LOOPS = 256, 200 if GPU else 1
 
 @triton.jit
 def _rounds(out, loops, LANES: tl.constexpr, ROUNDS: tl.constexpr, M0: tl.constexpr, M1: tl.constexpr):
-    """Do nothing but rounds of Philox."""
+    """Compute rounds of Philox and nothing else."""
     a = (tl.program_id(0) * LANES + tl.arange(0, LANES)).to(tl.uint32)
     b, c, d = a + 1, a + 2, a + 3
     for _ in range(loops):
@@ -43,7 +43,7 @@ def rounds_a_second(repeats: int) -> float:
 
 
 def copying(nbytes: int, repeats: int) -> float:
-    """Return the seconds of a copy that reads and writes so many bytes together."""
+    """Return the seconds of a memory copy that reads and writes ``nbytes`` in total."""
     source = torch.empty(nbytes // 2, dtype=torch.uint8, device=DEVICE)
     target = torch.empty_like(source)
     taken = seconds(functools.partial(target.copy_, source), repeats)
@@ -57,7 +57,7 @@ def made(name: str, **how: Any) -> MasterWeights:
 
 
 def switching(master: MasterWeights) -> Callable[[], object]:
-    """Return what writes a member's weights over those of a model."""
+    """Return a function that writes a member's weights into a model."""
     model = {name: torch.empty_like(master[name], dtype=torch.bfloat16, device=DEVICE) for name in master.names}
     layout = master.fused({name: (name,) for name in master.names})
 
@@ -77,7 +77,7 @@ def our_times(name: str, members: int, repeats: int, **how: Any) -> list[float]:
 
 
 def randn_times(name: str, members: int, repeats: int) -> list[float]:
-    """Return the seconds of adding and subtracting ``torch.randn``, and of an update by it."""
+    """Return the seconds of adding and subtracting ``torch.randn``, and of an update with it."""
     model = dict(random_model.tensors(name, DEVICE))
     generator = torch.Generator(DEVICE)
 
@@ -101,14 +101,14 @@ def randn_times(name: str, members: int, repeats: int) -> list[float]:
 
 
 def alone(elements: int, repeats: int) -> float:
-    """Return the seconds of the perturbing kernel by itself, on as many weights in one piece."""
+    """Return the seconds of the perturbing kernel alone, on one tensor of so many weights."""
     master = torch.zeros(elements, device=DEVICE)
     out = torch.empty(elements, dtype=torch.bfloat16, device=DEVICE)
     return seconds(lambda: cuda.perturb(master, out, 0, 1, SIGMA), repeats)
 
 
 def measure(name: str, members: int) -> Row:
-    """Return a row of the table: the last columns have the master in the host's memory."""
+    """Return a row of the table. Its last two columns have the master in host memory."""
     repeats = 5 if GPU else 1
     elements = sum(torch.Size(shape).numel() for _, shape in random_model.shapes(name))
     copied, rate = copying(6 * elements, repeats), rounds_a_second(repeats)

@@ -1,4 +1,4 @@
-"""Whole iterations of real training on the GPU, and runs that learn."""
+"""Timings of whole training iterations on a GPU, and runs on Countdown."""
 
 import json
 import os
@@ -16,10 +16,10 @@ from benchmarks.iteration.run import UNENDED, Arm, Case, Ours, run
 from benchmarks.shared import random_model
 from benchmarks.shared.reference import PlainPool, ReferenceTrainer
 
-#: Every answer is as long as it may be.
+#: Sampling settings that give every answer the maximum length.
 _FULL_LENGTH = {"ignore_eos": True, "stop": [], "stop_token_ids": []}
 _ONE = {"n_vllm_engines": 1}
-#: A start of an engine in half the time; batches are filled up to the next of these, which are those of the tables.
+#: Captures CUDA graphs only for the tables' batch sizes, so that an engine starts in half the time.
 FEW_GRAPHS = {"compilation_config": {"cudagraph_capture_sizes": [1, 8, 32, 64, 128, 200, 256, 400, 480, 512]}}
 
 
@@ -45,8 +45,8 @@ ARMS = {
 
 
 @contextmanager
-def told(**settings: dict[str, Any]) -> Iterator[None]:
-    """Tell engines, ``LLM`` and ``SAMPLING``, what esplug has no settings for."""
+def vllm_arguments(**settings: dict[str, Any]) -> Iterator[None]:
+    """Pass engines arguments of vLLM (``LLM``, ``SAMPLING``) for which esplug has no settings."""
     names = {f"ESPLUG_BENCHMARK_{name}": json.dumps(value) for name, value in settings.items()}
     os.environ.update(names)
     try:
@@ -57,39 +57,41 @@ def told(**settings: dict[str, Any]) -> Iterator[None]:
 
 
 @contextmanager
-def written(name: str, kept: Path | None) -> Iterator[Path]:
-    """Write a model of real shapes with random weights, unless it is ``kept`` from another time."""
+def random_checkpoint(name: str, kept: Path | None) -> Iterator[Path]:
+    """Yield the folder of a model with random weights, and write it unless an earlier run ``kept`` it."""
     with tempfile.TemporaryDirectory() as folder:
         model = (kept or Path(folder)) / name
         yield model if model.exists() else random_model.write(name, model, DEVICE)
         release()
 
 
-def _how(model: Path, options: Namespace, prompts: int, tokens: int) -> Namespace:
+def _run_options(model: Path, options: Namespace, prompts: int, tokens: int) -> Namespace:
     how = Namespace(model=model, gpus="0" if GPU else "none", members=options.members, prompts=prompts)
     vars(how).update(tokens=tokens, iterations=options.iterations)
     return how
 
 
 def iterations(name: str, options: Namespace) -> Iterator[Row]:
-    """Time whole iterations by every arm, and vLLM by itself on the same prompts."""
-    with written(name, options.kept) as model:
+    """Time whole iterations with every arm, and vLLM alone on the same prompts."""
+    with random_checkpoint(name, options.kept) as model:
         for prompts in options.prompts:
             for tokens in options.tokens:
-                how = _how(model, options, prompts, tokens)
+                how = _run_options(model, options, prompts, tokens)
                 if "vLLM" in options.arms:
-                    with told(LLM=FEW_GRAPHS):
-                        rate = apart(plain, model, prompts, tokens)
-                    yield {"model": name, "arm": "vLLM alone", "prompts": prompts, "tokens": tokens} | _row(0, rate)
+                    with vllm_arguments(LLM=FEW_GRAPHS):
+                        rate = apart(vllm_alone, model, prompts, tokens)
+                    yield {"model": name, "arm": "vLLM alone", "prompts": prompts, "tokens": tokens} | _arm_figures(
+                        0, rate
+                    )
                 for arm in (ARMS[each] for each in options.arms if each in ARMS):
-                    with told(SAMPLING=_FULL_LENGTH, LLM=FEW_GRAPHS):
+                    with vllm_arguments(SAMPLING=_FULL_LENGTH, LLM=FEW_GRAPHS):
                         times = run(Case(0, ()), arm, how)
                     row = {"model": name, "arm": arm.name, "prompts": prompts, "tokens": tokens}
-                    yield row | _row(options.members * prompts, times["train/tokens_per_second"], times)
+                    yield row | _arm_figures(options.members * prompts, times["train/tokens_per_second"], times)
 
 
-def _row(answers: int, tokens_a_second: float, times: dict[str, float] | None = None) -> Row:
-    """Return the figures of an arm; shares are of an iteration, a mean of its engines."""
+def _arm_figures(answers: int, tokens_a_second: float, times: dict[str, float] | None = None) -> Row:
+    """Return an arm's figures. Seconds are means over its engines."""
     if times is None:
         blank = dict.fromkeys(("iteration, s", "answers/s", "switch", "generate", "update", "generating"), "")
         return {**blank, "tokens/s": tokens_a_second}
@@ -105,8 +107,8 @@ def _row(answers: int, tokens_a_second: float, times: dict[str, float] | None = 
     }
 
 
-def plain(model: Path, prompts: int, tokens: int) -> float:
-    """Return the tokens a second that vLLM generates from the same prompts without esplug."""
+def vllm_alone(model: Path, prompts: int, tokens: int) -> float:
+    """Return the tokens per second that vLLM generates from the same prompts without esplug."""
     from esplug.data.batches import load_batch_source
     from esplug.plugins.task import Task
 
@@ -115,8 +117,8 @@ def plain(model: Path, prompts: int, tokens: int) -> float:
     from vllm import LLM, SamplingParams
 
     cpu = {} if GPU else {"enforce_eager": True, "kv_cache_memory_bytes": 2**26}
-    told_too = json.loads(os.environ.get("ESPLUG_BENCHMARK_LLM", "{}")) if GPU else {}
-    llm = LLM(model=str(model), max_model_len=1024, seed=0, **cpu, **told_too)
+    extra = json.loads(os.environ.get("ESPLUG_BENCHMARK_LLM", "{}")) if GPU else {}
+    llm = LLM(model=str(model), max_model_len=1024, seed=0, **cpu, **extra)
     task = Task.load("countdown", {"level": "easy", "shots": 0})
     questions, _ = next(iter(load_batch_source(task, None, prompts, 42)))
     asked = [task.template(question) for question in questions]
@@ -124,23 +126,23 @@ def plain(model: Path, prompts: int, tokens: int) -> float:
     sampling = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
     taken = 0.0
     for attempt in range(4):  # the first warms up
-        llm.reset_prefix_cache()  # as other weights do
+        llm.reset_prefix_cache()  # as a switch to other weights does
         started = time.perf_counter()
         llm.generate(asked, sampling, use_tqdm=False)
         taken += time.perf_counter() - started if attempt else 0.0
-    llm.llm_engine.engine_core.shutdown()  # this process would wait for it at its end
+    llm.llm_engine.engine_core.shutdown()  # otherwise this process would wait for it at exit
     return 3 * len(asked) * tokens / taken
 
 
 def batches(name: str, options: Namespace) -> Iterator[Row]:
-    """Time iterations with more and more members of rank 1 in a batch, against one after the other."""
+    """Time iterations with more and more members of rank 1 in a batch, against full rank one by one."""
     prompts, tokens, alone = min(options.prompts), min(options.tokens), 0.0
-    with written(name, options.kept) as model:
+    with random_checkpoint(name, options.kept) as model:
         for members in (0, *options.batches):
             low = {"perturbation": "low-rank", "members_per_batch": members}
             arm = Arm("rank 1", Ours, UNENDED | _ONE | low) if members else ARMS["esplug"]
-            with told(SAMPLING=_FULL_LENGTH, LLM=FEW_GRAPHS):
-                times = run(Case(0, ()), arm, _how(model, options, prompts, tokens))
+            with vllm_arguments(SAMPLING=_FULL_LENGTH, LLM=FEW_GRAPHS):
+                times = run(Case(0, ()), arm, _run_options(model, options, prompts, tokens))
             rate = options.members * prompts / times["time/iteration"]
             alone = alone or rate
             together = str(members) if members else "full rank, one by one"
@@ -149,7 +151,7 @@ def batches(name: str, options: Namespace) -> Iterator[Row]:
 
 
 def countdown(kind: str, options: Namespace) -> tuple[Row, list[Row]]:
-    """Train the small real model with noise of one kind. Returns the outcome, and the curve on held-out puzzles."""
+    """Train SmolLM2-135M-Instruct with one kind of noise. Returns the outcome and the held-out curve."""
     from esplug.config.run_config import make_config
     from esplug.data.batches import load_batch_source, load_eval_splits
     from esplug.plugins.task import Task

@@ -1,10 +1,10 @@
-r"""Cost of grading mathematics: a suite's answers through the real reward pool, and answers that mean harm.
+r"""Grading benchmark: a suite's answers through the real reward pool, and hostile answers.
 
     python -m benchmarks.grading --data SUITE
 
-SUITE is a saved DatasetDict (or a split of one) with a column ``answer``. Every answer, put in a box, is graded
-against itself and against the answer of the next problem. Pools of one and of two processes give problems per
-second; grading once more in this process tells which answers needed the symbolic step, and the slowest ones.
+SUITE is a saved DatasetDict (or a split of one) with a column ``answer``. Every answer, in a box, is graded against
+itself and against the answer of the next problem. Pools of one and of two processes give problems per second. Grading
+once more in this process shows which answers needed the symbolic step, and the slowest answers.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from esplug.rewards.pool import RewardPool
 from esplug_tasks_math import defaults, grading, options, reward, symbolic
 
 TIMEOUT = float(defaults(options())["reward_function_timeout"])
-STARTING = 4.0  # seconds until the second process has loaded the task, too
+STARTING = 4.0  # seconds until both processes have loaded the task
 HOSTILE = {
     r"9^{9^{9^{9}}}": r"9^{9^{9^{9}}}",
     r"(x+1)^{10000}": r"(x+1)^{10000}",
@@ -60,7 +60,7 @@ def answers(folder: Path) -> list[str]:
 
 
 def boxed(answer: str) -> str:
-    """Return a short solution that ends in the first accepted answer."""
+    """Return a short solution that ends with the first accepted answer."""
     return f"We find $\\boxed{{{grading.accepted(answer)[0].strip()}}}$."
 
 
@@ -82,7 +82,7 @@ def throughput(pairs: dict[str, tuple[list[str], list[str]]]) -> Table:
             with RewardPool(reward, timeout=TIMEOUT, processes=processes) as pool:
                 time.sleep(STARTING)
                 for name, (outputs, golds) in pairs.items():
-                    if round_of == "again":  # what a run sees: the same problems iteration after iteration
+                    if round_of == "again":  # as in a run, which repeats its problems
                         seconds(pool, outputs, golds)
                     rows[name].append(len(golds) / seconds(pool, outputs, golds))
     for name, (_, golds) in pairs.items():
@@ -91,7 +91,7 @@ def throughput(pairs: dict[str, tuple[list[str], list[str]]]) -> Table:
 
 
 def steps(pairs: dict[str, tuple[list[str], list[str]]]) -> tuple[Table, Table]:
-    """Grade in this process, counting what comes to the symbolic step and timing each answer."""
+    """Grade in this process: count the answers that need the symbolic step, and time each answer."""
     calls = 0
     originals = symbolic.same_value, symbolic.same_zeros
 
@@ -104,7 +104,7 @@ def steps(pairs: dict[str, tuple[list[str], list[str]]]) -> tuple[Table, Table]:
         return count
 
     symbolic.same_value, symbolic.same_zeros = map(counted, originals)
-    shares = Table(title="Who decided")
+    shares = Table(title="Deciding step")
     for column in ("answers", "cheap checks", "symbolic", "correct", "wrong", "unparsable"):
         shares.add_column(column, justify="left" if column == "answers" else "right")
     timed: list[tuple[float, str, str, str]] = []
@@ -129,7 +129,7 @@ def steps(pairs: dict[str, tuple[list[str], list[str]]]) -> tuple[Table, Table]:
 
 def hostile(outputs: list[str], golds: list[str]) -> tuple[Table, str]:
     """Grade each hostile answer through a pool of one process, and ordinary ones before, among and after."""
-    table = Table(title=f"Answers that mean harm, against {GOLD}, time-out {TIMEOUT:g} s")
+    table = Table(title=f"Hostile answers, against {GOLD}, time-out {TIMEOUT:g} s")
     for column in ("answer", "seconds", "label"):
         table.add_column(column, justify="right" if column == "seconds" else "left")
     with RewardPool(reward, timeout=TIMEOUT, processes=1) as pool:

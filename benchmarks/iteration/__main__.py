@@ -1,4 +1,4 @@
-"""``python -m benchmarks.iteration``."""
+"""Entry point of ``python -m benchmarks.iteration``."""
 
 from benchmarks.iteration.run import main
 

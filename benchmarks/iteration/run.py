@@ -1,15 +1,15 @@
-r"""How long is an iteration? esplug's schedule against the reference's, on the same engines, model and prompts.
+r"""Iteration benchmark: esplug's schedule against the reference's, on the same model, prompts and hardware.
 
     python -m benchmarks.iteration                          # all cases
     python -m benchmarks.iteration --only few-shot "two engines"
     python -m benchmarks.iteration --no-amx                 # as on a processor without AMX
 
-Each arm trains through the Python API with real Ray and vLLM on Countdown; ``reference.py`` says what the reference
-arm does. Every answer is as long as it may be, so that both arms generate as many tokens. After an iteration that warms
-up, the median of the others counts. Seconds are an engine's: ``switch`` is for the whole population, with restoring in
-the reference arm, and ``idle`` is what is left of the iteration, in which it neither writes weights nor generates nor
-updates. To the task's reward a little is added for an answer's length in characters, and next to nothing by chance, so
-that there is an update even where all answers are wrong, or the same.
+Each arm trains on Countdown through the Python API with real Ray and vLLM. ``benchmarks/shared/reference.py`` describes
+the reference arm. Every answer has the maximum length, so all arms generate the same number of tokens. The table shows
+the median after one warm-up iteration, in seconds of an engine. ``switch`` is for the whole population and includes
+restoring the weights in the reference arm; ``idle`` is the share of the iteration in which an engine neither writes
+weights, generates nor updates. The reward includes a small term for the answer's length and a tiny random one, so that
+there is an update even if all answers are wrong or equal.
 """
 
 import argparse
@@ -43,17 +43,17 @@ MODEL = Path(__file__).parents[2] / "models" / "SmolLM2-135M-Instruct"
 
 @dataclass(frozen=True)
 class Arm:
-    """A name, a trainer, and what is special about its run."""
+    """Trainer and settings of one side of a comparison."""
 
     name: str
     trainer: type[EvolutionStrategiesTrainer]
     settings: Mapping[str, Any]
-    cores: int | None = None  # of this machine, that the run may use
+    cores: int | None = None  # CPU cores that the run may use; None for all
 
 
 @dataclass(frozen=True)
 class Case:
-    """Arms to be compared, the first against the second, on the same prompts."""
+    """Two arms to compare on the same prompts. The ratio is the second's time divided by the first's."""
 
     shots: int
     arms: tuple[Arm, ...]
@@ -61,12 +61,12 @@ class Case:
 
 
 class Ours(EvolutionStrategiesTrainer):
-    """esplug as it is, on engines that can be told more."""
+    """esplug's trainer, on engines that take extra vLLM arguments from the environment."""
 
     pool = BenchmarkPool
 
 
-#: For answers as long as they may be: what vLLM is told does not end those that esplug ends at a text.
+#: Disables esplug's own stop texts; vLLM's are disabled by ``ESPLUG_BENCHMARK_SAMPLING``.
 UNENDED = {"stop": []}
 OURS = Arm("esplug", Ours, {"n_vllm_engines": 1} | UNENDED)
 REFERENCE = Arm("reference", ReferenceTrainer, {"n_vllm_engines": 1, "master_dtype": "model"})
@@ -85,13 +85,13 @@ CASES = {
 
 
 def grade(reward: Callable[..., Reward], seconds: float, output: str, target: Any) -> float:
-    """Grade, as slowly as a function that waits for a judge or a sandbox."""
+    """Grade after a delay, like a reward function that waits for a judge or a sandbox."""
     time.sleep(seconds)
     return reward(output, target).value + len(output) / 1e4 + random.random() / 1e9
 
 
 def run(case: Case, arm: Arm, options: argparse.Namespace) -> dict[str, float]:
-    """Train for some iterations. Returns the median of each time."""
+    """Train for some iterations and return the median of each timing."""
     task = Task.load("countdown", {"level": "easy", "shots": case.shots})
     with tempfile.TemporaryDirectory() as folder:
         config = make_config(
@@ -116,7 +116,7 @@ def run(case: Case, arm: Arm, options: argparse.Namespace) -> dict[str, float]:
 
 
 def copying(model: Path) -> float:
-    """Return the least seconds that a copy of the model's weights in float32 takes, on as many threads as help."""
+    """Return the shortest time in seconds of a copy of the model's weights in float32."""
     import torch
     from safetensors.torch import load_file
 
@@ -133,14 +133,14 @@ def copying(model: Path) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", metavar="CASE", help=f"of {', '.join(CASES)}: any part of a name")
+    parser.add_argument("--only", nargs="+", metavar="CASE", help=f"parts of names of cases: {', '.join(CASES)}")
     parser.add_argument("--model", type=Path, default=MODEL)
-    parser.add_argument("--gpus", default="none")
+    parser.add_argument("--gpus", default="none", help="indices of GPUs, or none  [default: none]")
     parser.add_argument("--members", type=int, default=16)
     parser.add_argument("--prompts", type=int, default=32)
-    parser.add_argument("--tokens", type=int, default=48)
-    parser.add_argument("--iterations", type=int, default=2, help="that are measured")
-    parser.add_argument("--no-amx", action="store_true", help="have engines do without the processor's AMX")
+    parser.add_argument("--tokens", type=int, default=48, help="length of every answer  [default: 48]")
+    parser.add_argument("--iterations", type=int, default=2, help="measured iterations  [default: 2]")
+    parser.add_argument("--no-amx", action="store_true", help="disable the processor's AMX in engines")
     options = parser.parse_args()
     for part in options.only or ():
         if not any(part in name for name in CASES):

@@ -1,11 +1,10 @@
-"""Does it learn? Trains the small real model on easy Countdown and prints the held-out curve.
-
-Runs the command line as a user would, on whatever devices there are, evaluates every few iterations on puzzles that
-are never trained on, and compares each evaluation with the first on the same prompts::
+"""Learning curve on Countdown: trains SmolLM2-135M-Instruct on easy puzzles and prints the held-out reward.
 
     python -m benchmarks.learning.countdown --iterations 20
 
-What is evaluated is greedy decoding, so the interval is over puzzles.
+Runs ``esplug train`` on the available devices and evaluates every few iterations on puzzles that are never trained on.
+Each evaluation is compared with the first on the same prompts. Decoding is greedy, so intervals are over puzzles.
+Unknown flags are passed on to ``esplug train``.
 """
 
 import argparse
@@ -23,12 +22,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(ROOT / "models" / "SmolLM2-135M-Instruct"))
     parser.add_argument("--iterations", type=int, default=20)
-    parser.add_argument("--population", type=int, default=16)
-    parser.add_argument("--batch", type=int, default=48)
-    parser.add_argument("--eval-freq", type=int, default=5)
-    parser.add_argument("--eval-limit", type=int, default=500)
-    parser.add_argument("--output", type=Path, default=ROOT / "experiments")
-    parser.add_argument("--name", default="learn-countdown")
+    parser.add_argument("--population", type=int, default=16, help="members  [default: 16]")
+    parser.add_argument("--batch", type=int, default=48, help="puzzles per iteration  [default: 48]")
+    parser.add_argument("--eval-freq", type=int, default=5, help="iterations between evaluations  [default: 5]")
+    parser.add_argument("--eval-limit", type=int, default=500, help="held-out puzzles  [default: 500]")
+    parser.add_argument("--output", type=Path, default=ROOT / "experiments", help="folder of the run's directory")
+    parser.add_argument("--name", default="learn-countdown", help="name of the run's directory")
     own, passed_on = parser.parse_known_args()
     settings = {
         "config": ROOT / "examples" / "countdown_cpu.toml",
@@ -49,7 +48,7 @@ def main() -> None:
 
 
 def report(run: Path) -> None:
-    """Print the curve of a run that is done."""
+    """Print the learning curve of a finished run."""
     environment = json.loads((run / "environment.json").read_text())
     print(f"\n{environment['platform']}, {environment['cores']} cores; {environment['packages']}")
     print((run / "config.toml").read_text().replace("\n", "; "))

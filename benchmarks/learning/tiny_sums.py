@@ -1,42 +1,45 @@
-"""A tiny model that a minute of backpropagation has taught to add and to subtract: for wide grids of runs.
+"""Tiny arithmetic model and its task, small enough for wide grids of runs.
 
-The text is ``17+25=42.`` or ``25-17=8.``; a third of the lines have ``#`` instead, which stands for a sum in three of
-five and for a difference in the others. What Evolution Strategies then have to teach is that ``#`` always means a
-difference: the model knows how to find it, but not that it is wanted, as large models often do.
+About a minute of backpropagation teaches the model lines such as ``17+25=42.`` and ``25-17=8.``. A third of the lines
+have the sign ``#``, which stands for a sum in three of five cases and for a difference in the others. Evolution
+Strategies then have to teach that ``#`` always means a difference. As with many large models, the skill is there and
+only the intention is missing.
+
+    python -m benchmarks.learning.tiny_sums FOLDER
 """
 
 import argparse
 import random
 from pathlib import Path
 
-LARGEST = 20  # numbers are below it
+LIMIT = 20  # numbers are smaller
 STEPS = 4000  # about a minute on two cores
 SYMBOLS = "0123456789+-#=."
 
 
 def question(a: int, b: int) -> str:
-    """Ask for the difference, with the sign that may mean a sum."""
+    """Return a question for the difference, with the ambiguous sign."""
     return f"{max(a, b)}#{min(a, b)}="
 
 
 def reward(output: str, target: str) -> float:
-    """Give 1 for the right difference."""
+    """Return 1 for the correct difference, 0 otherwise."""
     return float(output.partition(".")[0] == target)
 
 
 def split(rows: int, seed: int) -> tuple[list[str], list[str]]:
-    """Draw questions and answers. Even first numbers train, odd ones evaluate."""
+    """Draw questions and their answers. The parity of the larger number separates training (seed 0) from evaluation."""
     draw = random.Random(seed)
     pairs = []
     while len(pairs) < rows:
-        a, b = sorted(draw.choices(range(LARGEST), k=2), reverse=True)
+        a, b = sorted(draw.choices(range(LIMIT), k=2), reverse=True)
         if a % 2 == seed % 2:
             pairs.append((a, b))
     return [question(*pair) for pair in pairs], [str(a - b) for a, b in pairs]
 
 
 def make(folder: Path, steps: int = STEPS) -> float:
-    """Train the model for so many steps and write it; it appears complete or not at all. Returns its loss."""
+    """Train the model, write it to a folder atomically, and return the last loss."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -81,14 +84,14 @@ def make(folder: Path, steps: int = STEPS) -> float:
 
 
 def _line(draw: random.Random) -> str:
-    a, b = sorted(draw.choices(range(LARGEST), k=2), reverse=True)
+    a, b = sorted(draw.choices(range(LIMIT), k=2), reverse=True)
     sign = draw.choice("+-#")
     add = sign == "+" or (sign == "#" and draw.random() < 0.6)
     return f"{a}{sign}{b}={a + b if add else a - b}."
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=STEPS)
     arguments = parser.parse_args()

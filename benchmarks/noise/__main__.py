@@ -1,11 +1,11 @@
-"""Cost of noise on the CPU: esplug's fused kernels against torch.randn and against plain memory traffic.
+"""Noise benchmark on a CPU: esplug's fused kernels against ``torch.randn`` and a memory copy.
 
     python -m benchmarks.noise --threads 1
     python -m benchmarks.noise --threads 2 --elements 20_000_000 --members 8
 
-All arms work on the same tensors in the same run. After a warm-up, each figure is the best of several runs,
-whose number the table gives: the slow arms have fewer. torch.randn with a generator uses one thread only.
-On a busy machine set OMP_WAIT_POLICY=passive, or torch's threads spin and its arms look far too slow.
+All arms work on the same tensors in one process. Each figure is the best of several runs after a warm-up; the table
+shows how many, and slow arms have fewer. ``torch.randn`` with a generator uses one thread only. On a busy machine, set
+``OMP_WAIT_POLICY=passive``: otherwise torch's threads spin, and its arms look far too slow.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from benchmarks.shared.machine import processor
 from esplug.weights.master import MasterWeights
 
 SIGMA = 1e-3
-HIDDEN, KEYS, INNER = 576, 192, 1536  # SmolLM2-135M: with 134,500,000 elements, its own 272 tensors
+HIDDEN, KEYS, INNER = 576, 192, 1536  # of SmolLM2-135M, which has 134,500,000 elements in 272 tensors
 
 
 def shapes(elements: int) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -49,7 +49,7 @@ def shapes(elements: int) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def best(work: Callable[[], object], repeats: int) -> float:
-    """Return the shortest time of ``repeats`` runs, in seconds, after one that is not counted."""
+    """Return the shortest time of ``repeats`` runs in seconds, after one warm-up."""
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -60,8 +60,10 @@ def best(work: Callable[[], object], repeats: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--elements", type=int, default=134_500_000, help="weights of the model, about")
-    parser.add_argument("--members", type=int, default=30, help="members summed in an update")
+    parser.add_argument(
+        "--elements", type=int, default=134_500_000, help="approximate number of weights  [default: 134,500,000]"
+    )
+    parser.add_argument("--members", type=int, default=30, help="members of an update  [default: 30]")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()

@@ -1,16 +1,16 @@
-r"""How does it scale? The real scheduler on simulated clocks, and the real driver with stand-ins for engines.
+r"""Scaling benchmark: the real scheduler on simulated clocks, and the real driver with stand-in engines.
 
     python -m benchmarks.scaling                 # both tables
     python -m benchmarks.scaling --record RUN    # take answer lengths and times from a run's directory
 
-``simulate`` drives :class:`esplug.engines.scheduler.WorkScheduler`, the class that hands out work in every run,
-by a discrete-event clock. A member's answers have the lengths of a member of a real run, drawn with replacement, and
-take ``a + b * longest + c * tokens`` seconds, fitted to that run. Efficiency is the time that n engines would need
-without ever waiting, each member's weights written once and its batch answered whole, over the time that they take.
-``reference`` hands members to n engines at a time and waits for the slowest.
+``simulate`` runs :class:`esplug.engines.scheduler.WorkScheduler`, which hands out the work in every run, on a
+discrete-event clock. A simulated member's answer lengths are drawn with replacement from those of one member of a real
+run. Its answers take ``a + b * longest + c * tokens`` seconds, fitted to that run. Efficiency is the time that n
+engines would need without ever waiting, with each member's weights written once and its batch answered whole, divided
+by the time that they take. ``reference`` gives n members to n engines and waits for the slowest.
 
-The driver's cost is that of its own process: 512 places, kept by few processes which answer at once, so that it is
-never waited for. It holds handing out, Ray, and joining the answers, but no grading.
+``drive`` measures the driver's own cost. A few processes stand in for up to 512 engines and answer at once. The cost
+includes handing out work, Ray, and collecting the answers, but no grading.
 """
 
 import argparse
@@ -40,7 +40,7 @@ PROMPTS = 512
 
 @dataclass(frozen=True)
 class Answers:
-    """What a real run's answers were like: the lengths of each member's, in tokens, and the seconds they took."""
+    """Answers of a real run: lengths in tokens of each member's, seconds of a switch, and the fitted seconds."""
 
     lengths: list[list[int]]
     switch: float
@@ -52,7 +52,7 @@ class Answers:
         lengths, seconds = content["tokens"], np.array(content["seconds"])
         known = np.array([[1.0, max(row), sum(row)] for row in lengths])
         found, *_ = np.linalg.lstsq(known, seconds, rcond=None)
-        if (found < 0).any():  # members too much alike to tell the three apart: nothing is charged for a mini-batch
+        if (found < 0).any():  # members are too alike to fit all three: time depends on tokens alone
             found = np.array([0.0, 0.0, seconds.sum() / known[:, 2].sum()])
         return cls(lengths, float(np.mean(content["switch"])), tuple(map(float, found)))
 
@@ -65,7 +65,7 @@ class Answers:
 
 
 def record(run: Path, path: Path) -> None:
-    """Keep what :class:`Answers` needs of a run."""
+    """Write the figures of a run that :class:`Answers` reads."""
     members = [
         member
         for file in sorted(run.glob("train-output/iteration*.json"))
@@ -81,7 +81,7 @@ def record(run: Path, path: Path) -> None:
 
 
 def ours(answers: Answers, members: Sequence[Sequence[int]], engines: int, mini_batch: int) -> float:
-    """Return when the last of the members is done under esplug's schedule."""
+    """Return when esplug's schedule finishes the last member, in seconds."""
     pieces = [[answers.seconds(row[at : at + mini_batch]) for at in range(0, len(row), mini_batch)] for row in members]
     schedule = WorkScheduler(range(len(pieces)), lambda job: len(pieces[job]))
     holds: dict[int, int] = {}
@@ -107,7 +107,7 @@ def ours(answers: Answers, members: Sequence[Sequence[int]], engines: int, mini_
 
 
 def barrier(answers: Answers, members: Sequence[Sequence[int]], engines: int) -> float:
-    """Return the same for the reference's: groups of n members, each group as slow as its slowest."""
+    """Return when the reference's schedule finishes: groups of n members, each as slow as its slowest member."""
     each = [answers.switch + answers.seconds(row) for row in members]
     return sum(max(each[first : first + engines]) for first in range(0, len(each), engines))
 
@@ -131,7 +131,7 @@ def simulate(answers: Answers, draws: int, seed: int) -> None:
 
 
 class StandIn:
-    """Answers at once."""
+    """Actor that stands in for an engine and answers at once."""
 
     def __init__(self, log_path: str) -> None:
         self._texts = [Completion("<answer>1+2</answer>", 40, True)] * PROMPTS
@@ -152,8 +152,8 @@ class StandIn:
         return 1
 
 
-class Crowd(EnginePool):
-    """Many places, kept by few processes."""
+class StandInPool(EnginePool):
+    """Pool of many engines, which few processes stand in for."""
 
     processes = 4
 
@@ -174,12 +174,10 @@ def drive(engines: Sequence[int]) -> None:
 
     ray.init(address="local", num_cpus=1024, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     print(f"\ndriver, {PROMPTS} prompts a member of 100 tokens each\n")
-    print(
-        "| engines | members | driver's processor time a member | a member's share of elapsed time |\n|---|---|---|---|"
-    )
+    print("| engines | members | processor time a member | elapsed time a member |\n|---|---|---|---|")
     settings = EngineSettings("", "auto", "float32", "auto", "cpu", 1, None, 0.5)
     for count in engines:
-        pool = Crowd(Plan(count, "cpu", 0, 1), settings, 0, Path("/nonexistent"))
+        pool = StandInPool(Plan(count, "cpu", 0, 1), settings, 0, Path("/nonexistent"))
         pool.start(History(1))
         population = max(1024, 2 * count)
         prompts = [[7] * 100 for _ in range(PROMPTS)]
@@ -200,10 +198,12 @@ def _jobs(population: int, prompts: list[list[int]]) -> Iterator[Job[int]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--record", type=Path, metavar="RUN")
-    parser.add_argument("--draws", type=int, default=5)
+    parser.add_argument(
+        "--record", type=Path, metavar="RUN", help="take answer lengths and times from a run's directory"
+    )
+    parser.add_argument("--draws", type=int, default=5, help="draws to average  [default: 5]")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=["simulate", "drive"])
+    parser.add_argument("--only", choices=["simulate", "drive"], help="print one of the tables")
     parser.add_argument("--engines", type=int, nargs="+", default=[1, 8, 64, 512])
     arguments = parser.parse_args()
     if arguments.record:

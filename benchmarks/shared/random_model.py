@@ -1,11 +1,11 @@
-"""Models of real shapes with random weights, made on the spot: for times, which do not depend on what weights are."""
+"""Models with random weights in the shapes of Qwen2.5, for timings, which do not depend on the weights' values."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-#: Hidden size, inner size, layers, heads, heads of keys, vocabulary, and whether embeddings are tied: of Qwen2.5.
+#: Hidden size, intermediate size, layers, heads, key/value heads, vocabulary size, and whether embeddings are tied.
 MODELS = {
     "0.5B": (896, 4864, 24, 14, 2, 151936, True),
     "1.5B": (1536, 8960, 28, 12, 2, 151936, True),
@@ -19,7 +19,7 @@ MODELS = {
 
 
 def shapes(name: str) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yield a model's tensors."""
+    """Yield names and shapes of a model's tensors."""
     hidden, inner, layers, heads, key_heads, vocabulary, tied = MODELS[name]
     keys = key_heads * hidden // heads
     yield "model.embed_tokens.weight", (vocabulary, hidden)
@@ -44,8 +44,21 @@ def shapes(name: str) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield "lm_head.weight", (vocabulary, hidden)
 
 
+def linear_layers(name: str) -> list[tuple[int, tuple[int, ...]]]:
+    """Return the input size and the output sizes of each linear layer of a block, fused as in vLLM."""
+    sizes = dict(shapes(name))
+    fused = (
+        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        ("self_attn.o_proj",),
+        ("mlp.gate_proj", "mlp.up_proj"),
+        ("mlp.down_proj",),
+    )
+    weights = [[sizes[f"model.layers.0.{part}.weight"] for part in parts] for parts in fused]
+    return [(layer[0][1], tuple(rows for rows, _ in layer)) for layer in weights]
+
+
 def tensors(name: str, device: torch.device) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield a model's weights, in bfloat16, the same every time on a device."""
+    """Yield a model's weights in bfloat16. They are the same on every call with the same device type."""
     generator = torch.Generator(device).manual_seed(0)
     for tensor, shape in shapes(name):
         values = torch.randn(shape, device=device, generator=generator).mul_(0.02)
@@ -53,14 +66,14 @@ def tensors(name: str, device: torch.device) -> Iterator[tuple[str, torch.Tensor
 
 
 def write(name: str, folder: Path, device: torch.device) -> Path:
-    """Write a model's folder, with a tokenizer that reads bytes; its answers mean nothing."""
+    """Write a checkpoint with a byte-level tokenizer and return its folder."""
     from safetensors.torch import save_file
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, Qwen2Config
 
     hidden, inner, layers, heads, key_heads, vocabulary, tied = MODELS[name]
     known = ["<unk>", "<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    words = (f"w{number}" for number in range(len(known), vocabulary))  # that only answers have
+    words = (f"w{number}" for number in range(len(known), vocabulary))  # tokens that occur in answers only
     tokens = {token: number for number, token in enumerate([*known, *words])}
     tokenizer = Tokenizer(models.BPE(vocab=tokens, merges=[], unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

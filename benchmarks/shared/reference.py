@@ -1,16 +1,18 @@
-"""Other arms on esplug's engines: the reference's arithmetic, its schedule, and true Gaussian noise.
+"""Reference arms on esplug's engines: the reference's arithmetic and schedule, and true Gaussian noise.
 
-The reference is what the framework published with ES-at-Scale (arXiv 2509.24372) does, written anew from a
-description of it. Its arithmetic: weights are kept in the model's own type, a member's noise is added in place and
-subtracted again, each tensor's from a generator seeded alike, so that tensors of equal shape get equal noise, and the
-update is accumulated in that type. Its schedule: no prefix caching; members go to the n engines in groups of n; all
-engines wait for the slowest; then answers are graded one after another; evaluation runs on the first engine.
+The reference is the framework published with ES-at-Scale (arXiv 2509.24372), reimplemented from its description.
 
-On the CPU vLLM computes with packed copies of the weights, into which nobody can write in place. So there the tensors
-are perturbed in place and then handed over by the same ``reload_weights`` as esplug's own, once a member: restoring
-costs the reference no handing over, because the next member's does for both. As every engine's weights drift by its own
-members' noise, which esplug's checksums refuse, the reference runs on one engine here; ``benchmarks/scaling``
-simulates its barrier on more.
+- Arithmetic: the master weights have the model's own type. A member's noise is added in place and subtracted again. The
+  generator starts from the same seed for every tensor, so tensors of equal shape get equal noise. The update is
+  accumulated in the model's type.
+- Schedule: no prefix caching. Members go to the n engines in groups of n, and all engines wait for the slowest. Then
+  answers are graded one after another. Evaluation runs on the first engine.
+
+On a CPU, vLLM computes with packed copies of the weights, which cannot be written in place. There the master tensors
+are perturbed in place and then passed to vLLM by the same ``reload_weights`` as esplug's own, once a member: restoring
+the weights needs no reload, because the next member's reload covers it. Each engine's weights drift with the noise of
+its own members, and esplug rejects engines whose checksums differ. Therefore the reference runs on one engine here;
+``benchmarks/scaling`` simulates its barrier on more.
 """
 
 import functools
@@ -41,7 +43,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class ReferenceWorker(ESWorkerExtension):
-    """Perturbs, restores and updates in place. Wants master weights in the model's own type."""
+    """Perturbs, restores and updates in place. Requires master weights in the model's own type."""
 
     _added: tuple[int, float] | None = None
 
@@ -53,7 +55,7 @@ class ReferenceWorker(ESWorkerExtension):
         super().es_set_weights(None, 0.0)
 
     def es_restore(self) -> None:
-        """Take away the noise that was added last, up to rounding."""
+        """Subtract the noise that was added last. The weights are restored up to rounding."""
         if self._added is not None:
             seed, scale = self._added
             self._add(seed, -scale)
@@ -82,7 +84,7 @@ class ReferenceWorker(ESWorkerExtension):
 
 
 class ReferenceMathsWorker(ReferenceWorker):
-    """The same numbers sooner, where time is not the question: equal noise of equal tensors is made once."""
+    """Computes the same numbers faster, for runs that are not timed: makes the noise of equal shapes only once."""
 
     _made: tuple[int | None, dict[torch.Size, torch.Tensor]] = (None, {})
 
@@ -106,7 +108,7 @@ class ReferenceMathsWorker(ReferenceWorker):
 
 
 class GaussianWorker(ESWorkerExtension):
-    """esplug's arithmetic with independent, truly Gaussian noise for every tensor."""
+    """esplug's arithmetic with true Gaussian noise, independent for every tensor."""
 
     def es_set_weights(self, member_seed: int | None, scale: float) -> None:
         if member_seed is None:
@@ -132,7 +134,7 @@ class GaussianWorker(ESWorkerExtension):
 
 
 class TiedWorker(GaussianWorker):
-    """esplug's arithmetic with Gaussian noise that is equal in tensors of equal shape, as the reference's is."""
+    """esplug's arithmetic with Gaussian noise that is equal in tensors of equal shape, as in the reference."""
 
     def _eps(self, seed: int, name: str) -> torch.Tensor:
         generator = torch.Generator().manual_seed(seed % 2**63)
@@ -140,10 +142,10 @@ class TiedWorker(GaussianWorker):
 
 
 class BenchmarkEngine(Engine):
-    """Finds this file, where Ray starts it, and lets benchmarks say more to vLLM, as JSON in the environment.
+    """Engine that can import this module in its Ray worker and takes extra vLLM arguments from the environment.
 
-    ``ESPLUG_BENCHMARK_LLM`` holds arguments of ``LLM``, ``ESPLUG_BENCHMARK_SAMPLING`` those of ``SamplingParams``. With
-    ``ESPLUG_BENCHMARK_AMX=0`` vLLM takes the processor to have no AMX; oneDNN has a variable of its own.
+    ``ESPLUG_BENCHMARK_LLM`` holds arguments of ``LLM`` and ``ESPLUG_BENCHMARK_SAMPLING`` those of ``SamplingParams``,
+    both as JSON. ``ESPLUG_BENCHMARK_AMX=0`` hides AMX from vLLM; oneDNN has its own variable.
     """
 
     def start(self, *arguments: Any) -> Any:
@@ -152,19 +154,20 @@ class BenchmarkEngine(Engine):
         import vllm
 
         sys.path.insert(0, str(ROOT))
-        _tell(vllm, "LLM", "LLM")
+        _add_arguments(vllm, "LLM", "LLM")
         started = super().start(*arguments)
-        _tell(vllm, "SamplingParams", "SAMPLING")  # vLLM needs the type itself while it starts
+        _add_arguments(vllm, "SamplingParams", "SAMPLING")  # after the start, for which vLLM needs the type itself
         return started
 
 
-def _tell(vllm: Any, kind: str, variable: str) -> None:
+def _add_arguments(vllm: Any, kind: str, variable: str) -> None:
+    """Make a class of vLLM take arguments from the environment, which override those of the caller."""
     if settings := os.environ.get(f"ESPLUG_BENCHMARK_{variable}"):
-        setattr(vllm, kind, functools.partial(_made, getattr(vllm, kind), json.loads(settings)))
+        setattr(vllm, kind, functools.partial(_construct, getattr(vllm, kind), json.loads(settings)))
 
 
-def _made(kind: Callable[..., Any], settings: dict[str, Any], **named: Any) -> Any:
-    return kind(**(named | settings))
+def _construct(kind: Callable[..., Any], settings: dict[str, Any], **arguments: Any) -> Any:
+    return kind(**(arguments | settings))
 
 
 class BenchmarkPool(EnginePool):
@@ -199,13 +202,13 @@ class ReferenceEngine(PlainEngine):
 
 
 class PlainPool(EnginePool):
-    """vLLM's scheduler as it comes."""
+    """esplug with vLLM's scheduler unpatched."""
 
     engine = PlainEngine
 
 
 class ReferenceMathsPool(EnginePool):
-    """Reference arithmetic under esplug's own schedule."""
+    """The reference's arithmetic on esplug's schedule."""
 
     engine = ReferenceMathsEngine
 
@@ -222,13 +225,13 @@ class ReferencePool(EnginePool):
     engine = ReferenceEngine
 
     def run(self, jobs: Iterable[Job[Key]]) -> Iterator[tuple[Key, Generation]]:
-        """Evaluate: on the first engine, one job after another."""
+        """Evaluate on the first engine, one job after another."""
         for job in jobs:
             (generation,) = self.run_group([job])
             yield job.keys[0], generation
 
     def run_group(self, jobs: Sequence[Job[Any]]) -> list[Generation]:
-        """Have each job done by an engine of its own, and wait for the slowest."""
+        """Run each job on its own engine, and wait for the slowest."""
         import ray
 
         refs = [
@@ -242,7 +245,7 @@ class ReferencePool(EnginePool):
 
 
 class ReferenceTrainer(EvolutionStrategiesTrainer):
-    """The reference's schedule and arithmetic; a batch must be one mini-batch."""
+    """The reference's schedule and arithmetic. A batch must fit into one mini-batch."""
 
     pool = ReferencePool
 
@@ -262,7 +265,7 @@ class ReferenceTrainer(EvolutionStrategiesTrainer):
             group = self.engines.run_group(jobs[first : first + len(self.engines)])
             answered = time.perf_counter()
             self.engines.restore()
-            group = [_and_restored(generation, time.perf_counter() - answered) for generation in group]
+            group = [_with_restore(generation, time.perf_counter() - answered) for generation in group]
             generating += time.perf_counter() - started
             started = time.perf_counter()
             for generation in group:
@@ -274,7 +277,7 @@ class ReferenceTrainer(EvolutionStrategiesTrainer):
         return PopulationResult(rewards, graded, generations, generating, grading)
 
 
-def _and_restored(generation: Generation, seconds: float) -> Generation:
-    """Count the time in which the noise was subtracted as part of the switch to other weights."""
+def _with_restore(generation: Generation, seconds: float) -> Generation:
+    """Add the time of subtracting the noise to the switch."""
     (work,) = generation.work
     return replace(generation, work=(replace(work, switch_seconds=work.switch_seconds + seconds),))

@@ -1,8 +1,8 @@
-"""How long until something happens? The first generated token against plain vLLM's, and the command line's answers.
+"""Startup benchmark: time to the first generated token, against plain vLLM, and time of short commands.
 
     python -m benchmarks.startup
 
-Every figure is that of a fresh process, from its start; arms take turns, and the best of several counts.
+Every figure is measured from the start of a fresh process. Arms alternate, and the best of several runs counts.
 """
 
 import argparse
@@ -21,7 +21,7 @@ PROMPT = "The capital of France is"
 
 
 def plain(model: str) -> None:
-    """Start vLLM as its documentation does, without compiling, and generate a token."""
+    """Start vLLM as in its documentation, without compiling, and generate a token."""
     from vllm import LLM, SamplingParams
 
     cpu = {"kv_cache_memory_bytes": 2**30, "enforce_eager": True}
@@ -31,7 +31,7 @@ def plain(model: str) -> None:
 
 
 def one_process(model: str) -> None:
-    """The same in one process instead of the two that vLLM takes by default, as an engine does within Ray's."""
+    """Do the same in one process instead of vLLM's default of two, as esplug's engines do."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     plain(model)
@@ -70,7 +70,7 @@ def _first_token() -> None:
 
 
 def seconds(command: list[str]) -> float:
-    """Run a command. Returns when it was done, or had its first token."""
+    """Run a command and return the seconds until its first token, or until its end."""
     with tempfile.TemporaryDirectory() as folder:
         note = Path(folder, "time")
         started = time.time()
@@ -83,7 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(MODEL))
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--arm", choices=ARMS, help="be one of the arms")
+    parser.add_argument("--arm", choices=ARMS, help="run one arm in this process (used internally)")
     options = parser.parse_args()
     if options.arm:
         return ARMS[options.arm](options.model)

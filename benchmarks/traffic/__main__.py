@@ -1,10 +1,10 @@
-r"""What does an iteration send and keep? Bytes to and from an engine, and the memory of driver and engine.
+r"""Traffic benchmark: bytes to and from an engine in an iteration, and memory of the driver and the engine.
 
     python -m benchmarks.traffic                      # model sizes and N
     python -m benchmarks.traffic --iterations 300     # growth with the number of iterations, smallest model
 
-Real Ray and vLLM. Bytes are those of the pickled arguments and results of the calls of an engine's actor; a batch of
-prompts goes to the object store once an iteration. Memory is the resident set, its private part for an engine.
+It uses real Ray and vLLM. Bytes are those of the pickled arguments and results of calls to an engine's actor; a batch
+of prompts goes to the object store once an iteration. Memory is the driver's resident set and the engine's private set.
 """
 
 import argparse
@@ -28,29 +28,29 @@ SMALL = Path(__file__).parents[2] / "models" / "SmolLM2-135M-Instruct"
 
 
 class Counted:
-    """An actor whose calls are weighed."""
+    """Wrapper of an actor that reports the pickled size of its calls' arguments."""
 
-    def __init__(self, actor: Any, weigh: Any) -> None:
-        self._actor, self._weigh = actor, weigh
+    def __init__(self, actor: Any, report: Any) -> None:
+        self._actor, self._report = actor, report
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._actor, name)
-        return method if name in ("pulse", "start", "location", "save") else _Call(method, self._weigh)
+        return method if name in ("pulse", "start", "location", "save") else _Call(method, self._report)
 
 
 class _Call:
-    def __init__(self, method: Any, weigh: Any) -> None:
-        self._method, self._weigh = method, weigh
+    def __init__(self, method: Any, report: Any) -> None:
+        self._method, self._report = method, report
 
     def remote(self, *arguments: Any) -> Any:
         import ray
 
-        self._weigh(sum(len(pickle.dumps(each)) for each in arguments if not isinstance(each, ray.ObjectRef)))
+        self._report(sum(len(pickle.dumps(each)) for each in arguments if not isinstance(each, ray.ObjectRef)))
         return self._method.remote(*arguments)
 
 
 class CountingPool(EnginePool):
-    """Counts bytes since :meth:`start_anew`."""
+    """Pool that counts bytes since the last :meth:`reset`."""
 
     sent = received = put = 0
 
@@ -61,7 +61,7 @@ class CountingPool(EnginePool):
     def _send(self, count: int) -> None:
         self.sent += count
 
-    def start_anew(self) -> None:
+    def reset(self) -> None:
         self.sent = self.received = self.put = 0
 
     def run(self, jobs: Any) -> Iterator[Any]:
@@ -75,7 +75,7 @@ class CountingPool(EnginePool):
 
 
 class Trainer(EvolutionStrategiesTrainer):
-    """Notes, after every iteration, what was sent and what is held."""
+    """Trainer that records bytes and memory after every iteration."""
 
     pool = CountingPool
 
@@ -85,7 +85,7 @@ class Trainer(EvolutionStrategiesTrainer):
 
     def train_step(self, iteration: int) -> None:
         assert isinstance(self.engines, CountingPool)
-        self.engines.start_anew()
+        self.engines.reset()
         super().train_step(iteration)
         here = psutil.Process()
         engines = [each for each in here.children(recursive=True) if each.name().startswith("ray::Engine")]
@@ -120,7 +120,7 @@ def _reward(output: str, target: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--iterations", type=int, help="follow a tiny model so long")
+    parser.add_argument("--iterations", type=int, help="print growth over so many iterations of the tiny model")
     options = parser.parse_args()
     print(f"{processor()}, {os.cpu_count()} cores; {platform.platform()}, python {platform.python_version()}\n")
     with tempfile.TemporaryDirectory() as folder:
