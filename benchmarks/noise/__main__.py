@@ -58,73 +58,85 @@ def best(work: Callable[[], object], repeats: int) -> float:
     return min(times[1:])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--elements", type=int, default=134_500_000, help="approximate number of weights  [default: 134,500,000]"
-    )
-    parser.add_argument("--members", type=int, default=30, help="members of an update  [default: 30]")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=5)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+Arm = tuple[str, Callable[[], object], int]  # title, work, and how often to repeat it
 
-    model = {name: torch.randn(shape).mul_(0.02) for name, shape in shapes(arguments.elements)}
-    weights = MasterWeights(model.items(), threads=arguments.threads)
-    elements = sum(tensor.numel() for tensor in model.values())
-    copies = {name: tensor.clone() for name, tensor in model.items()}
-    rounded = {name: tensor.bfloat16() for name, tensor in model.items()}
-    seeds, coefficients = list(range(arguments.members)), [1e-6] * arguments.members
 
-    def copy() -> None:
-        for name, tensor in model.items():
-            copies[name].copy_(tensor)
-
-    def round_only() -> None:
-        for name, tensor in model.items():
-            rounded[name].copy_(tensor)
+def esplug_arms(model: dict[str, torch.Tensor], members: int, threads: int, repeats: int) -> list[Arm]:
+    weights = MasterWeights(model.items(), threads=threads)
+    seeds, coefficients = list(range(members)), [1e-6] * members
 
     def perturb() -> None:
         for _ in weights.perturbed(1, SIGMA, torch.bfloat16):
             pass
 
-    def torch_perturb() -> None:
+    return [
+        ("esplug perturbed, float32 to new bfloat16", perturb, repeats),
+        ("esplug checksum", weights.checksum, repeats),
+        (f"esplug update, N={members}", lambda: weights.update(seeds, coefficients), min(2, repeats)),
+    ]
+
+
+def copy_arms(model: dict[str, torch.Tensor], repeats: int) -> list[Arm]:
+    def copying(dtype: torch.dtype) -> Callable[[], object]:
+        copies = {name: tensor.to(dtype, copy=True) for name, tensor in model.items()}
+        return lambda: [copies[name].copy_(tensor) for name, tensor in model.items()]
+
+    return [
+        ("memory copy, float32 to float32", copying(torch.float32), repeats),
+        ("torch rounding, float32 to bfloat16", copying(torch.bfloat16), repeats),
+    ]
+
+
+def torch_arms(model: dict[str, torch.Tensor], members: int, repeats: int) -> list[Arm]:
+    copies = [tensor.clone() for tensor in model.values()]
+
+    def perturb() -> None:
         generator = torch.Generator().manual_seed(1)
         for tensor in model.values():
-            (torch.randn(tensor.shape, generator=generator).mul_(SIGMA).add_(tensor)).bfloat16()
+            torch.randn(tensor.shape, generator=generator).mul_(SIGMA).add_(tensor).bfloat16()
 
-    def torch_add_then_subtract() -> None:
+    def add_then_subtract() -> None:
         for sign in (SIGMA, -SIGMA):
             generator = torch.Generator().manual_seed(1)
-            for tensor in copies.values():
+            for tensor in copies:
                 tensor.add_(torch.randn(tensor.shape, generator=generator), alpha=sign)
 
-    def torch_update() -> None:
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        for tensor in copies.values():
+    def update() -> None:
+        generators = [torch.Generator().manual_seed(seed) for seed in range(members)]
+        for tensor in copies:
             total = torch.zeros_like(tensor)
-            for generator, coefficient in zip(generators, coefficients, strict=True):
-                total.add_(torch.randn(tensor.shape, generator=generator), alpha=coefficient)
+            for generator in generators:
+                total.add_(torch.randn(tensor.shape, generator=generator), alpha=1e-6)
             tensor.add_(total)
 
-    few = min(2, arguments.repeats)
-    table: list[tuple[str, Callable[[], object], int]] = [
-        ("memory copy, float32 to float32", copy, arguments.repeats),
-        ("torch rounding, float32 to bfloat16", round_only, arguments.repeats),
-        ("esplug perturbed, float32 to new bfloat16", perturb, arguments.repeats),
-        ("torch.randn * sigma + master, to new bfloat16", torch_perturb, few),
-        ("torch.randn added, then subtracted, float32", torch_add_then_subtract, few),
-        ("esplug checksum", weights.checksum, arguments.repeats),
-        (f"esplug update, N={arguments.members}", lambda: weights.update(seeds, coefficients), few),
-        (f"torch.randn update, N={arguments.members}", torch_update, 1),
+    return [
+        ("torch.randn * sigma + master, to new bfloat16", perturb, min(2, repeats)),
+        ("torch.randn added, then subtracted, float32", add_then_subtract, min(2, repeats)),
+        (f"torch.randn update, N={members}", update, 1),
     ]
-    print(f"{processor()}, {os.cpu_count()} cores, {arguments.threads} thread(s), {platform.system()}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--elements", type=int, default=134_500_000, help="approximate weights  [default: 134,500,000]")
+    parser.add_argument("--members", type=int, default=30, help="members of an update  [default: 30]")
+    parser.add_argument("--threads", type=int, default=1, help="[default: 1]")
+    parser.add_argument("--repeats", type=int, default=5, help="runs of the fast arms  [default: 5]")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+
+    model = {name: torch.randn(shape).mul_(0.02) for name, shape in shapes(options.elements)}
+    elements = sum(tensor.numel() for tensor in model.values())
+    arms = copy_arms(model, options.repeats)
+    arms += esplug_arms(model, options.members, options.threads, options.repeats)
+    arms += torch_arms(model, options.members, options.repeats)
+    print(f"{processor()}, {os.cpu_count()} cores, {options.threads} thread(s), {platform.system()}")
     print(f"python {platform.python_version()}, torch {torch.__version__}, numba {numba.__version__}")
     print(f"{elements:,} elements in {len(model)} tensors; load average {os.getloadavg()[0]:.1f}\n")
     print(f"{'':48}{'seconds':>10}{'ns/element':>12}{'runs':>6}")
-    for what, work, repeats in table:
+    for title, work, repeats in arms:
         seconds = best(work, repeats)
-        print(f"{what:48}{seconds:10.3f}{seconds / elements * 1e9:12.3f}{repeats:6}", flush=True)
+        print(f"{title:48}{seconds:10.3f}{seconds / elements * 1e9:12.3f}{repeats:6}", flush=True)
 
 
 if __name__ == "__main__":
