@@ -1,4 +1,4 @@
-"""Does vLLM compute with the weights that are written into it, and how long does a switch take?"""
+"""Checks that vLLM computes with the weights written into it, and timings of a switch to another member."""
 
 import itertools
 import os
@@ -16,19 +16,19 @@ from benchmarks.gpu.device import GPU, SIGMA, Row, seconds
 Result = TypeVar("Result")
 PROMPT, ANSWER = list(range(1000, 1040)), 24
 MEMBERS = 30 if GPU else 3
-#: A changed tensor must move log-probabilities as in ``transformers``, up to a share of what it moves them by.
-_FAR = 0.1
+#: Largest accepted difference from ``transformers``, as a share of how far a change moves the log-probabilities.
+_TOLERANCE = 0.1
 _RANK, _SCALE = 2, 5 * SIGMA
 
 
 def apart(work: Callable[..., Result], *arguments: Any) -> Result:
-    """Do something in a process of its own, which gives the GPU's memory back."""
+    """Run work in its own process, which frees the GPU's memory when it ends."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(work, *arguments).result()
 
 
 class LocalEngine:
-    """An engine in this process. ``share`` is vLLM's of the GPU's memory; the master has the rest."""
+    """An engine in this process. ``share`` is vLLM's share of the GPU's memory; the rest is left for the master."""
 
     def __init__(self, model: Path, dtype: str, share: float, **low_rank: int) -> None:
         os.environ.pop("TRITON_INTERPRET", None)
@@ -43,7 +43,7 @@ class LocalEngine:
         self.llm = self.engine._llm
 
     def ask(self, work: Callable[[Any], Result]) -> Result:
-        """Do something in vLLM's worker."""
+        """Run work in vLLM's worker and return its result."""
         found: list[Result] = self.llm.collective_rpc(lambda wrapper: work(getattr(wrapper, "worker", wrapper)))
         return found[0]
 
@@ -64,7 +64,7 @@ class LocalEngine:
         )
 
     def graphs(self) -> str:
-        """Say which CUDA graphs vLLM uses."""
+        """Return vLLM's CUDA graph mode."""
         config = self.llm.llm_engine.vllm_config
         return "none" if config.model_config.enforce_eager else str(config.compilation_config.cudagraph_mode)
 
@@ -77,7 +77,7 @@ class LocalEngine:
         return _logprobs(tokens[1:], output.prompt_logprobs[1:])
 
     def answers(self, adapters: Sequence[Any] = (None,)) -> list[tuple[list[int], torch.Tensor]]:
-        """Return greedy answers, one with each adapter, and their log-probabilities."""
+        """Return the tokens and log-probabilities of greedy answers, one for each adapter."""
         from vllm import SamplingParams, TokensPrompt
 
         sampling = SamplingParams(max_tokens=ANSWER, logprobs=0, temperature=0, ignore_eos=True)
@@ -101,35 +101,68 @@ class Dense:
         self._model: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).to(self._device).eval()
         self.parameters = dict(self._model.named_parameters())
 
-    def put(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    def load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         for name, value in tensors:
             if name in self.parameters:
                 self.parameters[name].data.copy_(value)
 
     def logprobs(self, tokens: list[int], first: int) -> torch.Tensor:
-        """Return the log-probabilities of tokens from the ``first`` on."""
+        """Return the log-probabilities of the tokens from index ``first`` on."""
         with torch.no_grad():
             logits = self._model(torch.tensor([tokens], device=self._device)).logits[0, first - 1 : -1]
         chosen = torch.tensor(tokens[first:], device=self._device)[:, None]
         return logits.log_softmax(-1).gather(1, chosen)[:, 0].cpu()
 
 
+def _require(holds: bool, what: str) -> None:
+    if not holds:
+        sys.exit(f"vLLM on the GPU: {what}: not the same")
+
+
+def _error(dense: Dense, tokens: list[int], logprobs: torch.Tensor) -> float:
+    """Return how far an answer's log-probabilities are off those of ``transformers``, at most."""
+    return float((logprobs - dense.logprobs(PROMPT + tokens, len(PROMPT))).abs().max())
+
+
 def check(model: Path, tensors: int | None) -> str:
-    """Compare an engine with ``transformers`` and with the CPU's kernels; end if anything differs.
+    """Compare an engine with ``transformers`` and with the CPU's kernels. Exits if anything differs.
 
     Args:
-        model: a real one.
-        tensors: change so many of the checkpoint's; ``None`` for all.
+        model: folder of a trained model.
+        tensors: number of the checkpoint's tensors to change; ``None`` for all.
     """
     from esplug.weights.master import MasterWeights
 
     there, here, dense = LocalEngine(model, "float32", 0.3), MasterWeights.load(model, "float32"), Dense(model)
-    base = {name: here[name].clone() for name in here.names if name in dense.parameters}
     state = there.fingerprint()
-    _insist(there.checksum == here.checksum(), "the base model's checksum")
+    _require(there.checksum == here.checksum(), "the base model's checksum")
+    offset, changes = _check_tensors(there, here, dense, tensors)
+    there.write(None)
+    _require(there.fingerprint() == state, "the model's weights after restoring them")
+    decoded = _check_decoding(there, here, dense, offset)
+    there.write(None)
+    _require(there.fingerprint() == state, f"the model's weights after {MEMBERS} members")
+    sums = there.ask(lambda worker: worker._es_master.checksum())
+    _require(sums == there.checksum, f"the master's checksum after {MEMBERS} members")
+    seeds, steps = list(range(8)), [1e-4 * (member - 3) for member in range(8)]
+    here.update(seeds, steps)
+    _require(there.engine.update(seeds, steps) == here.checksum(), "the checksum after an update")
+    return (
+        f"{model.name}, {changes}; after {MEMBERS} members the same weights bit for bit, members' decoded "
+        f"log-probabilities off by {decoded:.2g}; CUDA graphs: {there.graphs()}"
+    )
+
+
+def _check_tensors(there: LocalEngine, here: Any, dense: Dense, tensors: int | None) -> tuple[float, str]:
+    """Change tensors one by one in the engine's master and in ``transformers``, and compare log-probabilities.
+
+    Returns:
+        how far vLLM's log-probabilities are off with none changed, and a description of the result.
+    """
+    base = {name: here[name].clone() for name in here.names if name in dense.parameters}
 
     def put(name: str, value: torch.Tensor) -> None:
-        dense.put([(name, value)])
+        dense.load([(name, value)])
         there.ask(lambda worker: worker._es_master[name].copy_(value))
 
     before = there.prompt_logprobs(PROMPT)
@@ -142,47 +175,44 @@ def check(model: Path, tensors: int | None) -> str:
         put(name, base[name] + scale * torch.randn(base[name].shape, generator=generator))
         there.write(None)
         found, wanted = there.prompt_logprobs(PROMPT), dense.logprobs(PROMPT, 1)
-        far, moved = float((found - wanted).abs().max()), float((found - before).abs().max())
-        _insist(moved > 3 * offset, f"{name} does not arrive: log-probabilities move by {moved:.2g}, {offset=:.2g}")
-        _insist(
-            far < _FAR * moved + offset,
-            f"{name}: log-probabilities move by {moved:.2g} but are off by {far:.2g}, {offset=:.2g}",
+        error, moved = float((found - wanted).abs().max()), float((found - before).abs().max())
+        _require(moved > 3 * offset, f"{name} does not arrive: log-probabilities move by {moved:.2g}, {offset=:.2g}")
+        _require(
+            error < _TOLERANCE * moved + offset,
+            f"{name}: log-probabilities move by {moved:.2g} but are off by {error:.2g}, {offset=:.2g}",
         )
-        worst, least = max(worst, (far, name)), min(least, moved)
+        worst, least = max(worst, (error, name)), min(least, moved)
         put(name, base[name])
-    there.write(None)
-    _insist(there.fingerprint() == state, "the model's weights after going back")
-
-    decoded = 0.0
-    for seed in range(MEMBERS):
-        there.write(seed)
-        if seed % 10 == 0:
-            dense.put(here.perturbed(seed, SIGMA, torch.float32))
-            there.llm.reset_prefix_cache()
-            ((tokens, logprobs),) = there.answers()
-            off = float((logprobs - dense.logprobs(PROMPT + tokens, len(PROMPT))).abs().max())
-            decoded = max(decoded, off)
-            _insist(off < 3 * offset + 0.01, f"member {seed}: decoded log-probabilities are off by {off:.3f}")
-    there.write(None)
-    _insist(there.fingerprint() == state, f"the model's weights after {MEMBERS} members")
-    sums = there.ask(lambda worker: worker._es_master.checksum())
-    _insist(sums == there.checksum, f"the master's checksum after {MEMBERS} members")
-    seeds, steps = list(range(8)), [1e-4 * (member - 3) for member in range(8)]
-    here.update(seeds, steps)
-    _insist(there.engine.update(seeds, steps) == here.checksum(), "the checksum after an update")
-    return (
-        f"{len(chosen)} tensors of {model.name} changed one by one: each moves vLLM's log-probabilities by {least:.2g} "
-        f"or more, to those of transformers up to {worst[0]:.2g} ({worst[1]}; {offset:.2g} with none changed); after "
-        f"{MEMBERS} members the same weights bit for bit, members' decoded log-probabilities off by {decoded:.2g}; "
-        f"CUDA graphs: {there.graphs()}"
+    return offset, (
+        f"{len(chosen)} tensors changed one by one: each moves vLLM's log-probabilities by {least:.2g} or more, to "
+        f"those of transformers up to {worst[0]:.2g} ({worst[1]}; {offset:.2g} with none changed)"
     )
 
 
+def _check_decoding(there: LocalEngine, here: Any, dense: Dense, offset: float) -> float:
+    """Write every member's weights, and compare every tenth member's decoded log-probabilities.
+
+    Returns:
+        the largest difference from ``transformers``.
+    """
+    worst = 0.0
+    for seed in range(MEMBERS):
+        there.write(seed)
+        if seed % 10 == 0:
+            dense.load(here.perturbed(seed, SIGMA, torch.float32))
+            there.llm.reset_prefix_cache()
+            ((tokens, logprobs),) = there.answers()
+            error = _error(dense, tokens, logprobs)
+            worst = max(worst, error)
+            _require(error < 3 * offset + 0.01, f"member {seed}: decoded log-probabilities are off by {error:.3f}")
+    return worst
+
+
 def check_members(model: Path) -> str:
-    """Compare members of low rank, answered with together, with ``transformers``; end if they differ.
+    """Compare low-rank members in one batch with ``transformers``. Exits if they differ.
 
     Args:
-        model: a real one.
+        model: folder of a trained model.
     """
     from vllm.lora.request import LoRARequest
 
@@ -192,7 +222,7 @@ def check_members(model: Path) -> str:
     there = LocalEngine(model, "float32", 0.3, low_rank=_RANK, members_at_once=MEMBERS)
     here, dense = MasterWeights.load(model, "float32"), Dense(model)
     ((tokens, logprobs),) = there.answers()
-    offset = float((logprobs - dense.logprobs(PROMPT + tokens, len(PROMPT))).abs().max())
+    offset = _error(dense, tokens, logprobs)
     there.llm.collective_rpc("es_set_members", args=([(seed, _SCALE) for seed in range(MEMBERS)],))
     answers = there.answers([LoRARequest(f"member {seed}", seed + 1, "made from its seed") for seed in range(MEMBERS)])
     alone = [dense.logprobs(PROMPT + tokens, len(PROMPT)) for tokens, _ in answers]
@@ -200,25 +230,20 @@ def check_members(model: Path) -> str:
     worst, least = 0.0, float("inf")
     for seed, (tokens, logprobs) in enumerate(answers):
         noise = ((name, low_rank.eps(seed, name, here[name].shape, _RANK)) for name in linear)
-        dense.put((name, here[name] + _SCALE * eps) for name, eps in noise)
-        off = float((logprobs - dense.logprobs(PROMPT + tokens, len(PROMPT))).abs().max())
+        dense.load((name, here[name] + _SCALE * eps) for name, eps in noise)
+        error = _error(dense, tokens, logprobs)
         moved = float((logprobs - alone[seed]).abs().max())
-        worst, least = max(worst, off), min(least, moved)
-        holds = moved > 3 * offset and off < _FAR * moved + offset
-        _insist(holds, f"member {seed} of rank {_RANK}: off by {off:.3g}, moved by {moved:.3g}, {offset=:.3g}")
+        worst, least = max(worst, error), min(least, moved)
+        holds = moved > 3 * offset and error < _TOLERANCE * moved + offset
+        _require(holds, f"member {seed} of rank {_RANK}: off by {error:.3g}, moved by {moved:.3g}, {offset=:.3g}")
     return (
         f"{MEMBERS} members of rank {_RANK} in one batch: decoded log-probabilities move by {least:.2g} or more, to "
         f"those of transformers up to {worst:.2g} ({offset:.2g} without); CUDA graphs: {there.graphs()}"
     )
 
 
-def _insist(holds: bool, what: str) -> None:
-    if not holds:
-        sys.exit(f"vLLM on the GPU: {what}: not the same")
-
-
 def switches(name: str, model: Path, repeats: int) -> Row:
-    """Time switches to other members through vLLM, by both ways, and updates."""
+    """Time switches to other members through vLLM, written directly and by ``reload_weights``, and updates."""
     there = LocalEngine(model, "bfloat16" if GPU else "float32", 0.5)
 
     def reload(seed: int) -> None:
