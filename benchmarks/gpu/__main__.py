@@ -4,7 +4,7 @@
     python -m benchmarks.gpu --quick         # five minutes: a model of 0.5B
     python -m benchmarks.gpu --only kernels  # or checks, adapters, engines, iterations, batches, memory, countdown
 
-It needs no network. The checks perturb, update and sum random blocks on the GPU and on the CPU. They train a whole
+It needs no network. The checks perturb, update and sum random blocks on the GPU and on the CPU. They update a whole
 model for some iterations on both, with noise of full and of low rank and with the master on the GPU and in host memory.
 They change each tensor alone and compare vLLM's log-probabilities with those of ``transformers``. The tables use models
 with random weights in real shapes:
