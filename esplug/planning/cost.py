@@ -9,23 +9,14 @@ from esplug.es.update import momentum_weights
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """The work that a run has left.
-
-    Attributes:
-        iterations: left.
-        evaluations: left.
-        prompts: in a batch.
-        answers: per iteration.
-        evaluation_answers: per evaluation.
-        max_tokens: limit of an answer.
-    """
+    """The work that a run has left."""
 
     iterations: int
     evaluations: int
-    prompts: int
-    answers: int
-    evaluation_answers: int
-    max_tokens: int
+    prompts: int  # in a batch
+    answers: int  # per iteration
+    evaluation_answers: int  # per evaluation
+    max_tokens: int  # per answer
 
     @property
     def all_answers(self) -> int:
@@ -35,35 +26,20 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Measurements of a probe on the run's engines. All times are in seconds.
+    """Measurements of a probe on the run's engines. All times are in seconds."""
 
-    Attributes:
-        engines: working at the same time.
-        members: per engine.
-        prompts: per member.
-        tokens: per answer, on average.
-        tokens_per_second: of all engines together.
-        start: time until the engines were ready.
-        switch: time to write the weights of one engine's members.
-        generate: time to answer, after that.
-        grade: time to wait for the last rewards.
-        update: time of an update from no members.
-        update_member: additional time of an update per member.
-        evaluation_answer: time of one engine per answer of an evaluation; 0 if nothing is evaluated.
-    """
-
-    engines: int
-    members: int
-    prompts: int
-    tokens: float
-    tokens_per_second: float
-    start: float
-    switch: float
-    generate: float
-    grade: float
-    update: float
-    update_member: float
-    evaluation_answer: float
+    engines: int  # working at the same time
+    members: int  # per engine
+    prompts: int  # per member
+    tokens: float  # per answer, on average
+    tokens_per_second: float  # of all engines together
+    start: float  # until the engines were ready
+    switch: float  # to write the weights of one engine's members
+    generate: float  # to answer, after that
+    grade: float  # to wait for the last rewards
+    update: float  # from no members
+    update_member: float  # additional, per member
+    evaluation_answer: float  # of one engine, per answer; 0 if nothing is evaluated
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,38 +60,22 @@ class Times:
 
 
 def work_of(config: RunConfig, prompts: int, evaluation_rows: int, done: int = 0) -> Work:
-    """Count the work that a run has left.
-
-    Args:
-        config: of the run.
-        prompts: in a batch.
-        evaluation_rows: of all splits together.
-        done: iterations that an earlier process has completed.
-    """
+    """Count the work that a run has left after ``done`` iterations. ``evaluation_rows`` are those of all splits."""
     last, every = config.n_iterations, config.eval_freq
     if every:
         evaluations = (last - 1) // every - (done - 1) // every + 1 if last else 1
     else:
         evaluations = 2 if last and not done else 1
-    return Work(
-        iterations=last - done,
-        evaluations=evaluations if evaluation_rows else 0,
-        prompts=prompts,
-        answers=config.population_size * prompts if last else 0,
-        evaluation_answers=evaluation_rows * config.eval_n_samples,
-        max_tokens=config.max_tokens,
-    )
+    answers = config.population_size * prompts if last else 0
+    evaluation_answers = evaluation_rows * config.eval_n_samples
+    evaluations = evaluations if evaluation_rows else 0
+    return Work(last - done, evaluations, prompts, answers, evaluation_answers, config.max_tokens)
 
 
 def times_of(config: RunConfig, work: Work, speed: Speed, n_engines: int, chunk: int) -> Times:
     """Estimate times, assuming that those of answering and grading are proportional to the number of prompts.
 
-    Args:
-        config: of the run.
-        work: left.
-        speed: measured.
-        n_engines: of the run.
-        chunk: answers that an evaluation requests from an engine at a time.
+    ``chunk`` is the number of answers that an evaluation requests from an engine at a time.
     """
     rounds: float = math.ceil(config.population_size / speed.members) / n_engines
     if work.prompts <= config.mini_batch_size:  # engines do not share a member's prompts

@@ -8,18 +8,12 @@ from esplug.config import RunConfig
 from esplug.errors import UserError
 from esplug.utils.cores import GIB
 
-#: Memory of a CPU engine besides weights and KV cache: Python, torch, vLLM and its buffers.
-CPU_ENGINE_OVERHEAD = 2 * GIB
-#: Bounds of a KV cache on the CPU: a larger one is not needed, a smaller one not useful.
-CPU_KV_CACHE_MAX, CPU_KV_CACHE_MIN = 4 * GIB, GIB // 4
-#: Default share of free memory for engines on a CPU.
-CPU_MEMORY_SHARE = 0.5
-#: GPU memory that vLLM uses besides weights and KV cache, and that is kept free for temporary needs such as saving.
-GPU_ACTIVATIONS, GPU_SPARE = 3 * GIB, 2 * GIB
-#: GPU memory that the driver uses at most, before an engine starts.
-GPU_DRIVER = GIB
-#: The smallest KV cache of an engine that shares a GPU.
-GPU_KV_CACHE_MIN = GIB // 2
+CPU_ENGINE_OVERHEAD = 2 * GIB  # of an engine besides weights and KV cache: Python, torch, vLLM and its buffers
+CPU_KV_CACHE_MAX, CPU_KV_CACHE_MIN = 4 * GIB, GIB // 4  # a larger cache is not needed, a smaller one not useful
+CPU_MEMORY_SHARE = 0.5  # default share of free memory for all engines
+GPU_ACTIVATIONS, GPU_SPARE = 3 * GIB, 2 * GIB  # used by vLLM; kept free for temporary needs such as saving
+GPU_DRIVER = GIB  # used at most by the driver, before an engine starts
+GPU_KV_CACHE_MIN = GIB // 2  # of an engine that shares a GPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,16 +73,7 @@ class Plan:
 
 
 def plan_engines(config: RunConfig, found: Resources, engine_bytes: int) -> Plan:
-    """Decide the number and size of the engines.
-
-    Args:
-        config: requests engines and GPUs; ``None`` means all there are.
-        found: available machines.
-        engine_bytes: memory of one CPU engine, from :func:`esplug.planning.memory.cpu_items`.
-
-    Raises:
-        UserError: the request exceeds the available machines.
-    """
+    """Decide the number and size of the engines. It is an error to request more than the machines that were found."""
     span, wanted = config.n_gpu_per_vllm_engine, config.n_vllm_engines
     if config.use_gpus not in (None, "none") and found.gpus == 0:
         raise UserError(
@@ -114,24 +99,18 @@ def plan_engines(config: RunConfig, found: Resources, engine_bytes: int) -> Plan
     needed = engine_bytes + CPU_KV_CACHE_MIN
     fitting = sum(min(node.cores // span, int(0.8 * node.memory) // needed) for node in found.nodes)
     n_engines = wanted or max(1, fitting)
-    return Plan(n_engines, "cpu", 0, _cores_each(found, n_engines, span))
-
-
-def _cores_each(found: Resources, n_engines: int, span: int) -> int:
-    """Return the most cores that each of ``n_engines`` can have, in multiples of ``span``."""
-    most = max(node.cores for node in found.nodes)
-    for cores in range(most - most % span, span, -span):
-        if sum(node.cores // cores for node in found.nodes) >= n_engines:
-            return cores
-    return span
+    most_cores = max(node.cores for node in found.nodes)
+    multiples = range(most_cores - most_cores % span, span, -span)
+    enough = (cores for cores in multiples if sum(node.cores // cores for node in found.nodes) >= n_engines)
+    return Plan(n_engines, "cpu", 0, next(enough, span))
 
 
 def cpu_kv_cache_bytes(free: int, share: float, engines_here: int, engine_bytes: int, most: int) -> int:
     """Return the bytes of one CPU engine's KV cache.
 
     Args:
-        free: memory of the node, in bytes.
-        share: of that, for all engines.
+        free: free memory of the node, in bytes.
+        share: share of ``free`` for all engines.
         engines_here: number of engines on the node.
         engine_bytes: memory of one engine besides its KV cache.
         most: bytes of KV cache that an engine can use.
@@ -142,29 +121,20 @@ def cpu_kv_cache_bytes(free: int, share: float, engines_here: int, engine_bytes:
 
 @dataclass(frozen=True, slots=True)
 class GpuFootprint:
-    """Bytes that one engine uses on each of its GPUs.
+    """Bytes that one engine uses on each of its GPUs."""
 
-    Attributes:
-        weights: of the model, in the engine's dtype.
-        adapters: of low-rank members, in the engine's dtype.
-        master: master weights, if they are on the GPU.
-    """
-
-    weights: int
-    adapters: int
-    master: int
+    weights: int  # in the engine's dtype
+    adapters: int  # of low-rank members, in the engine's dtype
+    master: int  # if the master weights are on the GPU
 
     def kv_cache(self, total: int, share: float) -> int:
         """Return the bytes for the KV cache if vLLM has ``share`` of a GPU's ``total`` bytes; negative if too few."""
         return int(share * total) - self.weights - self.adapters - GPU_ACTIVATIONS
 
     def memory_share(self, total: int, engines: int, master_device: Literal["auto", "gpu", "host"]) -> float:
-        """Return the default share of a GPU for vLLM. It is reduced if that makes the master fit.
+        """Return the default share of a GPU's ``total`` bytes for the vLLM of all its ``engines``.
 
-        Args:
-            total: memory of the GPU, in bytes.
-            engines: number of engines on that GPU; the share is for all of them.
-            master_device: the setting of that name. With ``auto``, a fifth of the GPU is kept for KV caches.
+        It is reduced if that makes the master fit. With ``auto``, a fifth of the GPU is kept for KV caches.
         """
         usual = 0.9 if engines == 1 else 0.7  # every engine has a master, too
         beside = math.floor(100 * (1 - (GPU_DRIVER + engines * (self.master + GPU_SPARE)) / total)) / 100
@@ -178,9 +148,9 @@ def gpu_master_room(free: int, total: int, share: float) -> int:
     """Return the bytes that a GPU has for an engine's master weights; negative if there is no room.
 
     Args:
-        free: memory of the GPU, in bytes, after vLLM has allocated its own.
+        free: free memory of the GPU, in bytes, after vLLM has allocated its own.
         total: memory of the GPU, in bytes.
-        share: of the total, that this engine may use outside vLLM. vLLM may still allocate the rest.
+        share: share of ``total`` that this engine may use outside vLLM. vLLM may still allocate the rest.
     """
     return min(free, int(share * total)) - GPU_SPARE
 

@@ -18,11 +18,5 @@ def common_prefix(prompts: Sequence[Sequence[int]]) -> list[int]:
 
 
 def sharing_saves_time(prompts: Sequence[Sequence[int]], most_tokens: int, weights: int) -> bool:
-    """Return whether a GPU saves more by sharing the prefix than vLLM's bookkeeping for every token costs.
-
-    Args:
-        prompts: token ids of prompts that are answered together.
-        most_tokens: limit of an answer.
-        weights: number of the model's weights.
-    """
+    """Return whether a GPU saves more by sharing the prefix than vLLM's bookkeeping for every token costs."""
     return len(common_prefix(prompts)) * weights > _WEIGHTS * (max(map(len, prompts)) + most_tokens)
