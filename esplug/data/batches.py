@@ -20,16 +20,10 @@ _FLAGS: dict[Split, str] = {"train": "--train-dataset", "eval": "--eval-dataset"
 
 
 class Batches:
-    """An endless, reproducible stream of ``(prompts, targets)`` batches.
+    """An endless, reproducible stream of ``(prompts, targets)`` batches of at most ``batch_size`` rows.
 
     Each pass over the rows shuffles them again, with an order that depends only on the seed. Passes are joined, so
     that every batch is full. Each ``iter()`` starts from the beginning.
-
-    Args:
-        prompts: one per row.
-        targets: one per row.
-        batch_size: rows per batch; at most the number of rows.
-        seed: seed of the order.
     """
 
     def __init__(self, prompts: list[Any], targets: list[Any], batch_size: int, seed: int) -> None:
@@ -49,11 +43,7 @@ class Batches:
 def load_batch_source(task: Task, path: str | None, batch_size: int, seed: int) -> Batches:
     """Read a task's training rows and return their batches.
 
-    Args:
-        task: the task.
-        path: one source for :func:`esplug.data.sources.read`; ``None`` for the task's own rows.
-        batch_size: maximum rows per batch.
-        seed: seed of the order.
+    ``path`` is one source for :func:`esplug.data.sources.read`; ``None`` for the task's own rows.
 
     Raises:
         UserError: the rows cannot be read, are empty, or lack a column; or ``path`` names several sources.
@@ -71,7 +61,7 @@ def load_eval_splits(
     """Read a task's evaluation rows. Returns the batches of each split by name, here one batch per split.
 
     Args:
-        task: the task.
+        task: reads the rows.
         path: comma-separated sources for :func:`esplug.data.sources.read`; ``None`` for the task's own rows.
         limit: number of rows to keep from the start of each split; ``None`` for all.
         only: names of the splits to keep; an empty sequence keeps all.
@@ -99,14 +89,14 @@ def _load(task: Task, split: Split, path: str | None) -> dict[str, SplitRows]:
     parts: list[SplitRows] = []
     for source in sources:
         rows = task.load_rows(split, source)
-        if rows is None:
-            if source is None:
-                raise UserError(f"task {task.name!r} has no data of its own; give some with {_FLAGS[split]}")
+        if rows is not None:
+            outer = source_names(source) if source else ()
+            own = rows if isinstance(rows, Mapping) else {split: rows}
+            parts += [SplitRows(_origin(split, source), (*outer, name), part) for name, part in own.items()]
+        elif source is None:
+            raise UserError(f"task {task.name!r} has no data of its own; give some with {_FLAGS[split]}")
+        else:
             parts += read(source, _FLAGS[split])
-            continue
-        origin, outer = _origin(split, source), source_names(source) if source else ()
-        own = rows if isinstance(rows, Mapping) else {split: rows}
-        parts += [SplitRows(origin, (*outer, name), its_rows) for name, its_rows in own.items()]
     if not parts:
         raise UserError(f"{_origin(split, path)}: the data set has no splits")
     return name_splits(parts)

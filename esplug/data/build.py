@@ -22,25 +22,15 @@ FOLDERS = {"train": "train", "eval": "evaluation_suite"}
 
 @dataclass(frozen=True)
 class SourceRecord:
-    """A source that was fetched.
+    """A source that was fetched."""
 
-    Attributes:
-        repo: id of the data set on the Hub.
-        config: configuration, if the data set has several.
-        split: name of the split.
-        revision: commit, or ``local`` if a local copy does not record it.
-        licence: licence in the data set's card, or else the plugin's statement.
-        rows: number of rows.
-        sha256: checksum of the rows as canonical JSON.
-    """
-
-    repo: str
-    config: str | None
+    repo: str  # id on the Hub
+    config: str | None  # if the data set has several
     split: str
-    revision: str
-    licence: str
+    revision: str  # commit, or "local" if a local copy does not record it
+    licence: str  # in the data set's card, or else the plugin's statement
     rows: int
-    sha256: str
+    sha256: str  # of the rows as canonical JSON
 
 
 @dataclass(frozen=True)
@@ -54,17 +44,11 @@ class SplitRecord:
 
 @dataclass(frozen=True)
 class Built:
-    """A data set that was saved.
-
-    Attributes:
-        plugin: the plugin that made the rows.
-        splits: splits in each folder.
-        sources: sources that were fetched; empty if the plugin generated the rows.
-    """
+    """A data set that was saved."""
 
     plugin: PluginInfo
-    splits: Mapping[Path, Sequence[SplitRecord]]
-    sources: Sequence[SourceRecord]
+    splits: Mapping[Path, Sequence[SplitRecord]]  # in each folder
+    sources: Sequence[SourceRecord]  # empty if the plugin generated the rows
 
 
 def folders(name: str, out: Path) -> list[Path]:
@@ -135,11 +119,9 @@ class _Fetcher:
             shown = f"{source.repo}:{source.config}" if source.config else source.repo
             raise UserError(f"{shown}: no split {source.split!r} (splits: {', '.join(splits)})")
         rows: list[Row] = [dict(row) for row in splits[source.split]]
-        self.records.append(
-            SourceRecord(
-                source.repo, source.config, source.split, revision, self._licence(source), len(rows), checksum(rows)
-            )
-        )
+        licence, sha256sum = self._licence(source), checksum(rows)
+        record = SourceRecord(source.repo, source.config, source.split, revision, licence, len(rows), sha256sum)
+        self.records.append(record)
         return rows
 
     def _licence(self, source: HubSource) -> str:
@@ -180,16 +162,11 @@ def _revision_of_copy(folder: Path) -> str:
 
 
 def _checked(plugin: PluginInfo, parts: Any) -> dict[str, dict[str, list[Row]]]:
-    """Return the plugin's parts, with the rows of each split.
-
-    Raises:
-        PluginError: the plugin did not return a mapping from part to splits with rows.
-    """
+    """Return the plugin's parts, with the rows of each split."""
     if not isinstance(parts, Mapping) or not parts or not parts.keys() <= FOLDERS.keys():
         found = ", ".join(map(str, parts)) if isinstance(parts, Mapping) else type(parts).__name__
-        raise PluginError(
-            f"{plugin}: build returned {found or 'nothing'}; it must return {{'train': ..., 'eval': ...}}"
-        )
+        wanted = "{'train': ..., 'eval': ...}"
+        raise PluginError(f"{plugin}: build returned {found or 'nothing'}; it must return {wanted}")
     for part, splits in parts.items():
         if not isinstance(splits, Mapping) or not splits or not all(splits.values()):
             raise PluginError(f"{plugin}: build returned no rows for {part!r}, or a split of it is empty")
@@ -198,13 +175,8 @@ def _checked(plugin: PluginInfo, parts: Any) -> dict[str, dict[str, list[Row]]]:
 
 def _provenance(plugin: PluginInfo, splits: Sequence[SplitRecord], sources: Sequence[SourceRecord]) -> str:
     """Return a folder's ``provenance.json``. It has no dates, so the same sources give the same bytes."""
-    record = {
-        "name": plugin.name,
-        "distribution": plugin.distribution,
-        "version": plugin.version,
-        "sources": [asdict(source) for source in sources],
-        "splits": [asdict(split) for split in splits],
-    }
+    record: dict[str, Any] = {"name": plugin.name, "distribution": plugin.distribution, "version": plugin.version}
+    record |= {"sources": list(map(asdict, sources)), "splits": list(map(asdict, splits))}
     return json.dumps(record, indent=2, ensure_ascii=False) + "\n"
 
 

@@ -15,11 +15,7 @@ Rows: TypeAlias = Sequence[Row]
 
 
 def load_local_copy(path: Path, config: str | None, origin: str) -> dict[str, Rows]:
-    """Load a folder that ``hf download --repo-type dataset`` wrote. Returns the rows of each split.
-
-    Raises:
-        UserError: it has no data that the ``datasets`` library understands, or no such configuration.
-    """
+    """Load a folder that ``hf download --repo-type dataset`` wrote. Returns the rows of each split."""
     import datasets
 
     try:
@@ -32,11 +28,7 @@ def load_local_copy(path: Path, config: str | None, origin: str) -> dict[str, Ro
 
 
 def load_from_hub(name: str, config: str | None, revision: str | None, origin: str) -> dict[str, Rows]:
-    """Load a data set by its Hub id. If the Hub is out of reach, use the ``datasets`` library's cache.
-
-    Raises:
-        UserError: the Hub has no such data set, or is out of reach.
-    """
+    """Load a data set by its Hub id. If the Hub is out of reach, use the ``datasets`` library's cache."""
     import datasets
 
     origin_and_fault = f"{origin}: no such file or folder, and"
@@ -46,19 +38,19 @@ def load_from_hub(name: str, config: str | None, revision: str | None, origin: s
     unreachable = f"{origin_and_fault} {out_of_reach(name, 'DIR', 'DIR')}"
     if revision is not None:
         raise UserError(unreachable)  # the library's cache does not tell revisions apart
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = True  # use only the cache, without retrying the Hub
     try:
-        with _offline(), _quiet():
+        with _quiet():
             return dict(datasets.load_dataset(name, config))
     except Exception as error:
         raise UserError(unreachable) from error
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
 
 
 def load_commit(name: str, config: str | None, commit: str, origin: str) -> dict[str, Rows]:
-    """Load a commit of a data set from the Hub, which must be in reach.
-
-    Raises:
-        UserError: it cannot be read, or has several configurations and ``config`` is ``None``.
-    """
+    """Load a commit of a data set from the Hub, which must be in reach."""
     import datasets
 
     try:
@@ -69,11 +61,7 @@ def load_commit(name: str, config: str | None, commit: str, origin: str) -> dict
 
 
 def find_commit(name: str, revision: str | None, message: str) -> str | None:
-    """Return the commit of a revision; ``None`` if the Hub is out of reach.
-
-    Raises:
-        UserError: the Hub has no such data set or revision. The text begins with ``message``.
-    """
+    """Return the commit of a revision; ``None`` if the Hub is out of reach. Errors begin with ``message``."""
     try:
         return hub_revision(name, revision)
     except LookupError as error:
@@ -102,19 +90,6 @@ def _check_config(error: Exception, origin: str, name: str, revision: str | None
     if "onfig name is missing" in str(error):
         names = ", ".join(datasets.get_dataset_config_names(name, revision=revision))
         raise UserError(f"{origin}: add :CONFIG, one of {names}") from error
-
-
-@contextmanager
-def _offline() -> Iterator[None]:
-    """Make the ``datasets`` library use only its cache, without retrying the Hub."""
-    import datasets
-
-    before = datasets.config.HF_HUB_OFFLINE
-    datasets.config.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        datasets.config.HF_HUB_OFFLINE = before
 
 
 @contextmanager

@@ -16,23 +16,14 @@ _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
 
 @dataclass(frozen=True)
 class PromptEncoder:
-    """Encodes prompts once for all engines and members.
+    """Encodes prompts once for all engines and members."""
 
-    Attributes:
-        tokenizer: tokenizer of ``transformers``.
-        longest: maximum number of tokens in a prompt, so that an answer of full length fits.
-    """
-
-    tokenizer: Any
-    longest: int
+    tokenizer: Any  # of transformers
+    longest: int  # maximum number of tokens in a prompt, so that an answer of full length fits
 
     @classmethod
     def load(cls, folder: Path, max_model_len: int | None, max_tokens: int) -> "PromptEncoder":
-        """Load the tokenizer of a model folder.
-
-        Raises:
-            UserError: it has none, or the model's length leaves no room for a prompt.
-        """
+        """Load the tokenizer of a model folder."""
         longest = longest_prompt(folder, max_model_len, max_tokens)
         try:
             from transformers import AutoTokenizer
@@ -52,20 +43,15 @@ class PromptEncoder:
         return tuple(added[token] for token in _TURN_ENDS if token in added)
 
     def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        """Return the token ids of each prompt. Chat messages use the model's chat template.
-
-        Raises:
-            UserError: a prompt is empty or too long, or the model has no chat template for messages.
-        """
+        """Return the token ids of each prompt. Chat messages use the model's chat template."""
         encoded: list[list[int]] = []
         for prompt in prompts:
-            text, special = (prompt, True) if isinstance(prompt, str) else (self.render(prompt), False)
-            encoded.append(self.tokenizer(text, add_special_tokens=special)["input_ids"])
-        for number, ids in enumerate(encoded):
+            text = self.render(prompt)
+            ids = self.tokenizer(text, add_special_tokens=isinstance(prompt, str))["input_ids"]
             if not 0 < len(ids) <= self.longest:
-                start = self.render(prompts[number])[:60]
                 fault = f"has {len(ids)} tokens; at most {self.longest} fit before --max-tokens" if ids else "is empty"
-                raise UserError(f"prompt {start!r} {fault}")
+                raise UserError(f"prompt {text[:60]!r} {fault}")
+            encoded.append(ids)
         return encoded
 
     def render(self, prompt: Prompt) -> str:

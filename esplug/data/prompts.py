@@ -14,30 +14,17 @@ from esplug.hookspecs import Prompt
 
 @dataclass(frozen=True, slots=True)
 class PromptBuilder:
-    """Builds prompts from questions with the task's template.
-
-    Attributes:
-        encoder: prompt encoder of the model.
-        template: returns the prompt of a question; ``None`` if questions are prompts.
-    """
+    """Builds prompts from questions with the task's template."""
 
     encoder: PromptEncoder
-    template: Callable[[Any], Prompt] | None
+    template: Callable[[Any], Prompt] | None  # returns the prompt of a question; None if questions are prompts
 
     def encode(self, questions: Sequence[Any]) -> list[list[int]]:
-        """Return the token ids of each question's prompt.
-
-        Raises:
-            UserError: a prompt is empty, too long, or not a prompt.
-        """
+        """Return the token ids of each question's prompt."""
         return self.encoder.encode([self._prompt(question) for question in questions])
 
     def split(self, name: str, loader: Iterable[Batch]) -> EvaluationSplit:
-        """Return the rows of an evaluation split.
-
-        Raises:
-            UserError: there are no rows, or a batch or prompt is invalid.
-        """
+        """Return the rows of an evaluation split, after checking its batches and prompts."""
         batches = [_checked(batch, f"eval_dataloader_dict[{name!r}]") for batch in loader]
         prompts = [self._prompt(question) for questions, _ in batches for question in questions]
         targets = [target for _, targets in batches for target in targets]
@@ -47,16 +34,13 @@ class PromptBuilder:
 
     def fingerprint(self, rows: Batches) -> dict[str, Any]:
         """Check every prompt, and return the number of training rows and their fingerprint."""
-        return {
-            "rows": len(rows.prompts),
-            "fingerprint": fingerprint(map(str, self.encode(rows.prompts)), rows.targets),
-        }
+        hashed = fingerprint(map(str, self.encode(rows.prompts)), rows.targets)
+        return {"rows": len(rows.prompts), "fingerprint": hashed}
 
     def batches(self, loader: Iterable[Batch], skipped: int) -> tuple[list[list[int]], Iterator[Batch]]:
         """Return the token ids of the first training batch, and the endless stream of batches after ``skipped``.
 
-        Raises:
-            UserError: the first batch or a prompt in it is invalid. A later batch raises when it is drawn.
+        The first batch is checked at once, a later one when it is drawn.
         """
         stream = _endless(loader)
         first = next(stream)

@@ -12,15 +12,7 @@ from esplug.utils.text import one_line
 
 
 def read_rows(path: Path, origin: str) -> list[Row]:
-    """Read the rows of a file, whose suffix gives its format.
-
-    Args:
-        path: the file.
-        origin: start of error messages.
-
-    Raises:
-        UserError: the format is unknown, or the file is malformed.
-    """
+    """Read the rows of a file, whose suffix gives its format. Error messages begin with ``origin``."""
     reader = _READERS.get(path.suffix)
     if reader is None:
         raise UserError(f"{origin}: unknown kind of file; use {', '.join(SUFFIXES)} or a saved DatasetDict")
@@ -39,10 +31,8 @@ def _read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         if error.object.startswith(b"\x1f\x8b"):
             raise ValueError("compressed with gzip; unpack it") from error
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise ValueError(
-            f"line {line}: byte 0x{error.object[error.start]:02x} is not UTF-8; save it as UTF-8"
-        ) from error
+        line, byte = error.object.count(b"\n", 0, error.start) + 1, error.object[error.start]
+        raise ValueError(f"line {line}: byte 0x{byte:02x} is not UTF-8; save it as UTF-8") from error
 
 
 def _read_json(path: Path) -> list[Any]:

@@ -17,16 +17,10 @@ _HUB_ID = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<config>[\w.-]+))?(@(?P<
 
 @dataclass(frozen=True)
 class SplitRows:
-    """The rows of one split.
+    """The rows of one split."""
 
-    Attributes:
-        origin: flag and source, for error messages: ``--eval-dataset suite/amc``.
-        names: name of the split, after the names of everything that contains it: ``("suite", "amc", "test")``.
-        rows: each a mapping from column to value.
-    """
-
-    origin: str
-    names: tuple[str, ...]
+    origin: str  # flag and source, for error messages: --eval-dataset suite/amc
+    names: tuple[str, ...]  # of everything that contains the split, and its own: ("suite", "amc", "test")
     rows: Rows
 
 
@@ -43,11 +37,7 @@ def source_names(source: str) -> tuple[str, ...]:
 
 
 def name_splits(splits: Sequence[SplitRows]) -> dict[str, SplitRows]:
-    """Return the splits by name: their own, or ``<data set>/<split>`` and so on outwards if others share it.
-
-    Raises:
-        UserError: a split is given twice.
-    """
+    """Return the splits by name: their own, or ``<data set>/<split>`` and so on outwards if others share it."""
     named: dict[str, SplitRows] = {}
     for split in splits:
         others = [other.names for other in splits if other is not split]
@@ -116,8 +106,8 @@ def _read_folder(path: Path, flag: str, origin: str) -> list[SplitRows]:
     except OSError as error:
         raise UserError(f"{origin}: cannot be read: {error}") from error
     if saved:
-        origins = [origin if folder == path else f"{flag} {folder}" for folder in saved]
-        return [split for folder, named in zip(saved, origins, strict=True) for split in _read_saved(folder, named)]
+        origins = {folder: origin if folder == path else f"{flag} {folder}" for folder in saved}
+        return [split for folder in saved for split in _read_saved(folder, origins[folder])]
     if any((path / mark).exists() for mark in ("README.md", ".gitattributes", ".cache/huggingface")):
         return _split_rows(origin, str(path), load_local_copy(path, None, origin))
     raise UserError(

@@ -287,12 +287,7 @@ def test_the_benchmarks_are_built_from_local_copies(copies, monkeypatch, capfd, 
 
     train = datasets.load_from_disk(str(out / "train" / "math"))["train"].to_list()
     assert len(train) == 7 * 3 - 1, "levels 3 to 5, less the one that MATH-500 has"
-    assert train[0] == {
-        "problem": "Find 3 plus 0.",
-        "answer": "\\frac{3}{1}",
-        "level": 3,
-        "subject": "Algebra",
-    }
+    assert train[0] == {"problem": "Find 3 plus 0.", "answer": "\\frac{3}{1}", "level": 3, "subject": "Algebra"}
     assert {row["level"] for row in train} == {3, 4, 5}
     assert "Find 4 plus 2." not in {row["problem"] for row in train}
     evaluation = datasets.load_from_disk(str(out / "evaluation_suite" / "math"))
