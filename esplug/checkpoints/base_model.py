@@ -16,11 +16,7 @@ MODEL_FILES = (".json", ".safetensors", ".txt", ".model", ".jinja", ".tiktoken")
 
 
 def model_folder(name: str, flag: str = "--model-name") -> Path:
-    """Return the folder of a model, downloading it if ``name`` is a Hub id, with optional ``@revision``.
-
-    Raises:
-        UserError: there is no such model, or it has no safetensors weights.
-    """
+    """Return the folder of a model, downloading it if ``name`` is a Hub id, with optional ``@revision``."""
     folder = local_folder(name, flag) or _download(name, flag)
     if not (folder / "config.json").is_file():
         files = sorted(folder.glob("*.pth"))
@@ -32,11 +28,7 @@ def model_folder(name: str, flag: str = "--model-name") -> Path:
 
 
 def local_folder(name: str, flag: str) -> Path | None:
-    """Return the folder of this name; ``None`` if it does not exist.
-
-    Raises:
-        UserError: the name is not valid for a folder.
-    """
+    """Return the folder of this name; ``None`` if it does not exist."""
     try:
         folder = Path(name).expanduser()
         return folder if folder.is_dir() else None
@@ -72,18 +64,12 @@ def _snapshot(repo: str, revision: str, *, cached_only: bool) -> Path:
     """Return the folder of a revision in the Hub's cache, downloading it unless ``cached_only``."""
     from huggingface_hub import snapshot_download
 
-    patterns = [f"*{suffix}" for suffix in MODEL_FILES]
-    return Path(
-        snapshot_download(repo, revision=revision or None, allow_patterns=patterns, local_files_only=cached_only)
-    )
+    files = [f"*{suffix}" for suffix in MODEL_FILES]
+    return Path(snapshot_download(repo, revision=revision or None, allow_patterns=files, local_files_only=cached_only))
 
 
 def local_model_folder(name: str, flag: str = "--model-name") -> Path | None:
-    """Return the folder of a model on this machine, at a path or in the Hub's cache; ``None`` if there is none.
-
-    Raises:
-        UserError: the name is not valid for a folder.
-    """
+    """Return the folder of a model on this machine, at a path or in the Hub's cache; ``None`` if there is none."""
     if folder := local_folder(name, flag):
         return folder.resolve()
     if not may_be_on_hub(name):
@@ -104,11 +90,7 @@ def revision_of(folder: Path) -> str | None:
 
 
 def weights_size(folder: Path) -> tuple[int, int]:
-    """Return the size of the weight files in bytes and the number of their elements, from the files' headers.
-
-    Raises:
-        UserError: a file is not in safetensors format.
-    """
+    """Return the size of the weight files in bytes and the number of their elements, from the files' headers."""
     from safetensors import SafetensorError, safe_open
 
     stored = elements = 0
@@ -124,11 +106,7 @@ def weights_size(folder: Path) -> tuple[int, int]:
 
 
 def longest_prompt(folder: Path, max_model_len: int | None, max_tokens: int) -> int:
-    """Return the maximum number of prompt tokens that leaves ``max_tokens`` for the answer.
-
-    Raises:
-        UserError: there are none, ``max_model_len`` exceeds the model's length, or ``config.json`` is damaged.
-    """
+    """Return the maximum number of prompt tokens that leaves ``max_tokens`` for the answer."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if not isinstance(config, dict):

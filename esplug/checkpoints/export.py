@@ -31,8 +31,7 @@ def export(
     Args:
         log_or_run: a seed log, or the directory of a run, whose evaluations then go into the model card.
         out: the folder to write. It appears complete or not at all.
-        base: the model that the run started from, if the log's path to it is out of date: anything that
-            :mod:`esplug.checkpoints.starting_model` accepts.
+        base: the model that the run started from (:mod:`esplug.checkpoints.starting_model`), if it has moved.
         iteration: number of updates to replay; 0 gives the base model, ``None`` all updates.
         dtype: type of the floating-point tensors; by default that of the base model.
         threads: number of threads; by default one per core.

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from hashlib import blake2b
+from hashlib import blake2b, file_digest
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +25,9 @@ from esplug.utils.text import one_line
 MANIFEST = "esplug.json"
 FORMAT, VERSION = "esplug-model", 1
 
-#: Suffixes of weight files. They are not copied from the base model's folder.
-_WEIGHTS = (
-    ".safetensors",
-    ".safetensors.index.json",
-    ".bin",
-    ".bin.index.json",
-    ".pth",
-    ".pt",
-    ".gguf",
-    ".h5",
-    ".msgpack",
-    ".onnx",
-)
-_CHUNK = 2**22  # bytes to hash at a time
+#: Suffixes of weight files and their indices. They are not copied from the base model's folder.
+_FORMATS = (".safetensors", ".bin", ".pth", ".pt", ".gguf", ".h5", ".msgpack", ".onnx")
+_WEIGHTS = (*_FORMATS, ".safetensors.index.json", ".bin.index.json")
 _PERIODIC = re.compile(r"iteration-(\d+)")
 _LEFTOVER = re.compile(r"\.(.+)\.(part|old)")
 
@@ -55,7 +44,7 @@ def save_model(save_weights: Callable[[Path], None], base: Path, target: Path) -
         OSError: it cannot be written; ``filename`` is the target.
         RunError: the engine wrote its files on another machine.
     """
-    temporary, outdated = _part(target), _old(target)
+    temporary, outdated = _hidden(target, "part"), _hidden(target, "old")
     try:
         _clean_up(target)
         temporary.mkdir(parents=True)
@@ -108,37 +97,27 @@ def verify(folder: Path) -> None:
             raise UserError(_damage(folder / name, "changed: its bytes are not those that were written"))
 
 
-# --- periodic checkpoints --------------------------------------------------------------------------------------
-
-
 def periodic_name(iteration: int) -> str:
     """Return the folder name of the checkpoint after an iteration."""
     return f"iteration-{iteration}"
 
 
 def newest_first(folder: Path) -> list[tuple[int, Path]]:
-    """Return the iteration and folder of each complete periodic checkpoint, newest first.
-
-    The files are not verified: call :func:`verify` before you use one.
-    """
+    """Return the iteration and folder of each complete periodic checkpoint, newest first, without verifying them."""
     found = [(_PERIODIC.fullmatch(path.name), path) for path in _entries(folder)]
     complete = [(int(name[1]), path) for name, path in found if name and (path / MANIFEST).is_file()]
     return sorted(complete, reverse=True)
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest ``keep`` periodic checkpoints, and the leftovers of killed saves.
-
-    Folders that cannot be removed stay.
-    """
+    """Remove all but the newest ``keep`` periodic checkpoints, and leftovers of killed saves, where possible."""
     for path in _entries(folder):
-        leftover = _LEFTOVER.fullmatch(path.name)
-        if leftover:
+        if leftover := _LEFTOVER.fullmatch(path.name):
             with suppress(OSError):
                 _clean_up(folder / leftover[1])
     for _, path in newest_first(folder)[keep:]:
         with suppress(OSError):  # renamed first, so that a half-removed folder is not a checkpoint
-            shutil.rmtree(path.rename(_part(path)), ignore_errors=True)
+            shutil.rmtree(path.rename(_hidden(path, "part")), ignore_errors=True)
 
 
 def set_aside(folder: Path, iteration: int) -> None:
@@ -162,24 +141,17 @@ def _entries(folder: Path) -> list[Path]:
         return []
 
 
-def _part(target: Path) -> Path:
-    return target.with_name(f".{target.name}.part")
-
-
-def _old(target: Path) -> Path:
-    return target.with_name(f".{target.name}.old")
+def _hidden(target: Path, suffix: str) -> Path:
+    return target.with_name(f".{target.name}.{suffix}")
 
 
 def _clean_up(target: Path) -> None:
     """Remove the leftovers of a killed save of ``target``, and restore the folder that it was replacing."""
-    outdated = _old(target)
+    outdated = _hidden(target, "old")
     if outdated.exists() and not target.exists():
         outdated.rename(target)
-    for leftover in (_part(target), outdated):
+    for leftover in (_hidden(target, "part"), outdated):
         shutil.rmtree(leftover, ignore_errors=True)
-
-
-# --- the manifest ----------------------------------------------------------------------------------------------
 
 
 def _manifest(folder: Path) -> bytes:
@@ -190,20 +162,14 @@ def _manifest(folder: Path) -> bytes:
 
 
 def _canonical(content: dict[str, Any]) -> bytes:
-    hashed = blake2b(_line(content), digest_size=16).hexdigest()
-    return _line(content | {"hash": hashed})
+    def line(content: dict[str, Any]) -> bytes:
+        return json.dumps(content, sort_keys=True, separators=(",", ":")).encode() + b"\n"
 
-
-def _line(content: dict[str, Any]) -> bytes:
-    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode() + b"\n"
+    return line(content | {"hash": blake2b(line(content), digest_size=16).hexdigest()})
 
 
 def _read_manifest(path: Path) -> dict[str, tuple[int, str]]:
-    """Return the size and hash of each file by name; an empty dictionary if there is no manifest.
-
-    Raises:
-        UserError: the manifest is damaged, or written by a newer esplug.
-    """
+    """Return the size and hash of each file by name; an empty dictionary if there is no manifest."""
     try:
         text = path.read_bytes()
     except FileNotFoundError:
@@ -223,24 +189,17 @@ def _read_manifest(path: Path) -> dict[str, tuple[int, str]]:
 
 
 def _hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """Hash files in parallel.
+    """Hash files in parallel."""
 
-    Raises:
-        UserError: a file cannot be read.
-    """
+    def hashed(name: str) -> tuple[str, str]:
+        try:
+            with (folder / name).open("rb", buffering=0) as file:
+                return name, file_digest(file, lambda: blake2b(digest_size=16)).hexdigest()
+        except OSError as error:
+            raise UserError(f"{folder / name}: cannot be read ({error.strerror or error})") from error
+
     with ThreadPoolExecutor(len(usable_cores())) as pool:
-        return dict(pool.map(lambda name: (name, _hash(folder / name)), names))
-
-
-def _hash(path: Path) -> str:
-    state = blake2b(digest_size=16)
-    try:
-        with path.open("rb", buffering=0) as file:
-            while chunk := file.read(_CHUNK):
-                state.update(chunk)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    return state.hexdigest()
+        return dict(pool.map(hashed, names))
 
 
 def _damage(path: Path, fault: str) -> str:

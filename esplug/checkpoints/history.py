@@ -8,69 +8,42 @@ from esplug.checkpoints.seed_log_records import Step
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """A full checkpoint of the master weights.
+    """A full checkpoint of the master weights."""
 
-    Attributes:
-        iteration: number of updates.
-        folder: the checkpoint's folder, on a path that the engines' machines share.
-        checksum: 64-bit checksum of the master weights, from the seed log.
-    """
-
-    iteration: int
-    folder: str
-    checksum: int
+    iteration: int  # number of updates
+    folder: str  # on a path that the engines' machines share
+    checksum: int  # of the master weights, from the seed log
 
 
 @dataclass(frozen=True, slots=True)
 class CatchUp:
-    """Everything that an engine needs to get from the base model to the run's current weights.
-
-    Attributes:
-        run_seed: seed from which member seeds are derived.
-        steps: all updates so far.
-        saved: checkpoints to start from, newest first. Damaged ones are skipped.
-    """
+    """Everything that an engine needs to get from the base model to the run's current weights."""
 
     run_seed: int
-    steps: tuple[Step, ...] = ()
-    saved: tuple[Saved, ...] = ()
+    steps: tuple[Step, ...] = ()  # all updates so far
+    saved: tuple[Saved, ...] = ()  # checkpoints to start from, newest first; damaged ones are skipped
 
 
 @dataclass(frozen=True, slots=True)
 class CaughtUp:
-    """Result of an engine's catching up.
+    """Result of an engine's catching up."""
 
-    Attributes:
-        base: checksum of the base model's master weights.
-        checksum: checksum of the current master weights.
-        replayed: number of updates that were computed again.
-        damaged: folders of the checkpoints that could not be used, each with the reason.
-        undefined: names of the base model's tensors that hold NaN or infinity.
-    """
-
-    base: int
-    checksum: int
-    replayed: int = 0
-    damaged: tuple[tuple[str, str], ...] = ()
-    undefined: tuple[str, ...] = ()
+    base: int  # checksum of the base model's master weights
+    checksum: int  # of the current master weights
+    replayed: int = 0  # number of updates that were computed again
+    damaged: tuple[tuple[str, str], ...] = ()  # folders of checkpoints that could not be used, each with the reason
+    undefined: tuple[str, ...] = ()  # names of the base model's tensors that hold NaN or infinity
 
 
 class History:
-    """The updates of a run so far.
-
-    Args:
-        run_seed: seed from which member seeds are derived.
-        base: checksum of the base model's master weights; ``None`` until an engine has loaded them.
-        steps: updates made by earlier processes of the run.
-        saved: returns the full checkpoints, newest first, as ``(iteration, folder)``.
-    """
+    """The updates of a run so far."""
 
     def __init__(
         self,
         run_seed: int,
-        base: int | None = None,
-        steps: tuple[Step, ...] = (),
-        saved: Callable[[], list[tuple[int, str]]] = list,
+        base: int | None = None,  # checksum of the base model's master weights, once an engine has loaded them
+        steps: tuple[Step, ...] = (),  # updates made by earlier processes of the run
+        saved: Callable[[], list[tuple[int, str]]] = list,  # returns (iteration, folder) of checkpoints, newest first
     ) -> None:
         self.base, self.steps = base, list(steps)
         self._run_seed, self._saved = run_seed, saved

@@ -1,6 +1,6 @@
-"""Model card of an exported model: its settings, evaluations and how to reproduce it, without private data.
+"""Model card of an exported model: the settings that affect the result, evaluations and how to reproduce it.
 
-The card shows only settings that affect the result, and only the last part of a path.
+It holds no private data, and only the last part of a path.
 """
 
 import json
@@ -25,6 +25,12 @@ _LICENCE = re.compile(r"^license(?:_name|_link)?:[ \t]*\S.*$", re.MULTILINE)
 _FRONT_MATTER = re.compile(r"\A---\r?\n(.*?)\n---\s", re.DOTALL)
 _EVALUATION = re.compile(r"model_eval_task.*_iteration(\d+)\.json")
 _MAX_METRICS_CHARACTERS = 2**20
+_TITLES = {
+    "train_dataset": "training data",
+    "eval_dataset": "evaluation data",
+    "antithetic": "mirrored pairs",
+    "batch_size": "prompts per iteration",
+}
 
 
 def model_card(
@@ -32,24 +38,22 @@ def model_card(
 ) -> str:
     """Return the model card as Markdown with YAML front matter.
 
-    Args:
-        header: header of the seed log.
-        iteration: number of updates.
-        checksum: 64-bit checksum of the master weights.
-        run: directory of the run, for its settings and evaluations; ``None`` if unknown.
-        base_card: path of the base model's card, whose licence is copied if it exists.
-        dtype: type of the weights if it is not the base model's.
+    The settings and evaluations come from the directory ``run``, if it is known, and the licence from ``base_card``, if
+    it exists. ``dtype`` is the type of the weights, if it is not the base model's.
     """
+    import tomli_w
+
     settings = _settings(header, run)
     base_id = _hub_id(header)
     base = base_id or _public_name(header.base.name)
+    perturbed = f"rank {header.low_rank} of its linear layers" if header.low_rank else "all weights"
     name = f"{Path(base).name} fine-tuned on {settings.get('task', 'a task')}"
     parts = [
         _front_matter(base_id, base_card),
         f"# {name}",
         f"`{base}` after {iteration} {'iteration' if iteration == 1 else 'iterations'} of fine-tuning with Evolution "
         f"Strategies, by esplug {version('esplug')}: no backpropagation, only "
-        f"random perturbations of {_perturbed(header)} and the rewards of the sampled answers.",
+        f"random perturbations of {perturbed} and the rewards of the sampled answers.",
         _table(("", ""), _facts(header, base, settings, iteration, checksum, dtype)),
         *_evaluation_section(run, iteration),
         "## How to reproduce",
@@ -61,15 +65,12 @@ def model_card(
         + "\n```",
     ]
     if settings:
+        toml = tomli_w.dumps({name: value for name, value in settings.items() if value is not None})
         parts += [
             "To repeat the training, run `esplug train --config config.toml` with these settings:",
-            f"```toml\n{_toml(settings)}```",
+            f"```toml\n{toml}```",
         ]
     return "\n\n".join(parts) + "\n"
-
-
-def _perturbed(header: Header) -> str:
-    return f"rank {header.low_rank} of its linear layers" if header.low_rank else "all weights"
 
 
 def _settings(header: Header, run: Path | None) -> dict[str, Any]:
@@ -78,11 +79,10 @@ def _settings(header: Header, run: Path | None) -> dict[str, Any]:
     if run and (run / "config.toml").is_file():
         with suppress(UserError):  # falls back to the settings in the log
             given |= read_toml(str(run / "config.toml"))
-    known = {name: value for name, value in given.items() if name in RunConfig.model_fields}
     return {
         name: _without_paths(value) if name in _MAY_BE_PATHS else value
-        for name, value in known.items()
-        if panel_of(name) in _PANELS
+        for name, value in given.items()
+        if name in RunConfig.model_fields and panel_of(name) in _PANELS
     }
 
 
@@ -104,8 +104,7 @@ def _public_name(name: str) -> str:
 
 def _hub_id(header: Header) -> str | None:
     """Return the base model's id on the Hub; ``None`` for a folder, which has no revision."""
-    cached = _CACHED.search(header.base.name)
-    if cached:
+    if cached := _CACHED.search(header.base.name):
         return f"{cached[1]}/{cached[2]}"
     name = header.base.name.partition("@")[0]
     return name if header.base.revision and _HUB_ID.fullmatch(name) else None
@@ -131,28 +130,20 @@ def _facts(
     header: Header, base: str, settings: Mapping[str, Any], iteration: int, checksum: int, dtype: str | None
 ) -> Iterator[tuple[str, str]]:
     yield "base model", f"`{base}`" + (f", revision `{header.base.revision}`" if header.base.revision else "")
-    for title, field in (("task", "task"), ("training data", "train_dataset"), ("evaluation data", "eval_dataset")):
+    for field in ("task", "train_dataset", "eval_dataset"):
         if field in settings:
-            yield title, f"`{settings[field]}`"
+            yield _TITLES.get(field, field), f"`{settings[field]}`"
         elif field != "task" and settings:
-            yield title, "the task's own"
+            yield _TITLES[field], "the task's own"
     yield "iterations", str(iteration)
-    for title, field in (
-        ("population size", "population_size"),
-        ("sigma", "sigma"),
-        ("alpha", "alpha"),
-        ("momentum", "momentum"),
-        ("mirrored pairs", "antithetic"),
-        ("reward shaping", "reward_shaping"),
-        ("prompts per iteration", "batch_size"),
-    ):
+    for field in ("population_size", "sigma", "alpha", "momentum", "antithetic", "reward_shaping", "batch_size"):
         if field in settings:
             value = settings[field]
             shown = {True: "yes", False: "no"}[value] if isinstance(value, bool) else f"{value}"
             schedule = settings.get(f"{field}_schedule", "constant")
             if schedule != "constant":
                 shown += f", {schedule} to {settings.get(f'{field}_end', 'a tenth')}"
-            yield title, shown
+            yield _TITLES.get(field, field.replace("_", " ")), shown
     yield "run seed", str(header.run_seed)
     yield "master weights", "the model's types" if header.master_dtype == "model" else header.master_dtype
     if dtype:
@@ -160,19 +151,15 @@ def _facts(
     yield "checksum", f"`{checksum:016x}`"
 
 
-# --- evaluations -----------------------------------------------------------------------------------------------
-
-
 def _evaluation_section(run: Path | None, iteration: int) -> list[str]:
     """Return the section on the first evaluation and the last one up to ``iteration``, if there are any."""
-    evaluations = _evaluations(run, iteration) if run else {}
-    if not evaluations:
+    if run is None or not (evaluations := _evaluations(run, iteration)):
         return []
     shown = sorted({min(evaluations), max(evaluations)})
-    counts = _prompt_counts(run) if run else {}
+    counts = _prompt_counts(run)
     rows = [
         (
-            _escaped(split),
+            split.replace("|", "\\|").replace("\n", " "),
             figure,
             str(counts.get((split, figure), "")),
             *(_interval(evaluations[each].get(split, {}), f"eval/{split}/{figure}") for each in shown),
@@ -182,12 +169,10 @@ def _evaluation_section(run: Path | None, iteration: int) -> list[str]:
     ]
     if not rows:
         return []
+    iterations = (f"iteration {each}" if each else "base model" for each in shown)
     return [
         "## Evaluation",
-        _table(
-            ("split", "figure", "prompts", *(f"iteration {each}" if each else "base model" for each in shown)),
-            rows,
-        ),
+        _table(("split", "figure", "prompts", *iterations), rows),
         "Means with 95% intervals over prompts: Wilson's for proportions, else the bootstrap's.",
     ]
 
@@ -199,13 +184,10 @@ def _evaluations(run: Path, iteration: int) -> dict[int, dict[str, dict[str, Any
         name = _EVALUATION.fullmatch(path.name)
         if name and int(name[1]) <= iteration:
             files.setdefault(int(name[1]), []).append(path)
-    wanted = {min(files), max(files)} if files else set()
     found: dict[int, dict[str, dict[str, Any]]] = {}
-    for number in wanted:
-        for path in files[number]:
-            record = _read_metrics(path)
-            if record:
-                found.setdefault(number, {})[str(record["split"])] = record["metrics"]
+    for number in {min(files), max(files)} if files else ():
+        for record in filter(None, map(_read_metrics, files[number])):
+            found.setdefault(number, {})[str(record["split"])] = record["metrics"]
     return found
 
 
@@ -252,19 +234,6 @@ def _interval(metrics: Mapping[str, Any], root: str) -> str:
     return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
 
 
-# --- text ------------------------------------------------------------------------------------------------------
-
-
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [columns, tuple("---" for _ in columns), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _escaped(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
-def _toml(settings: Mapping[str, Any]) -> str:
-    import tomli_w
-
-    return tomli_w.dumps({name: value for name, value in settings.items() if value is not None})

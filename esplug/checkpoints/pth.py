@@ -31,16 +31,8 @@ _FORBIDDEN = re.compile(r"GLOBAL (\S+) was not|(?:whose module|Trying to load un
 def join(path: Path, base: Path, target: Path, what: str) -> Path:
     """Write a model folder with the weights of a ``.pth`` and the configuration and tokenizer of the base model.
 
-    Args:
-        path: file written by ``torch.save(model.state_dict())``. Names may have a common prefix, or be fused as in
-            vLLM; vocabularies may be padded; tied output embeddings may be missing.
-        base: folder of the base model, whose tensors give names, shapes and types.
-        target: the folder to write.
-        what: flag and file, for error messages: ``--checkpoint weights.pth``.
-
-    Raises:
-        UserError: the file cannot be read, does not match the model, or holds NaN or infinity; or the target cannot
-            be written.
+    The base model's tensors give names, shapes and types. In the file, names may have a common prefix, or be fused as
+    in vLLM; vocabularies may be padded; tied output embeddings may be missing. Error messages begin with ``what``.
     """
     with ExitStack() as stack:
         tensors = tensor_files.stored_tensors(base, stack)
@@ -73,9 +65,6 @@ def _write_tensor(source: "torch.Tensor", place: StoredTensor, what: str) -> Non
             fault = f"values too large for {place.dtype}" if piece.float().isfinite().all() else "NaN or infinity"
             raise UserError(f"{what}: tensor {place.name} holds {fault}; use weights from before that happened")
         place.write(as_bytes(rounded), start * rounded.itemsize)
-
-
-# --- reading ---------------------------------------------------------------------------------------------------
 
 
 def _read_state_dict(path: Path, what: str) -> dict[str, Any]:

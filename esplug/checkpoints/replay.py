@@ -28,13 +28,7 @@ _Update: TypeAlias = tuple[list[int], Any]
 
 
 class Replay:
-    """Reads tensors, updates them and optionally writes them.
-
-    Args:
-        header: header of the seed log.
-        threads: number of threads.
-        progress: called with the progress; may be ``None``.
-    """
+    """Reads tensors, updates them and optionally writes them, on several threads."""
 
     def __init__(self, header: Header, threads: int, progress: Progress | None) -> None:
         self._header, self._threads, self._progress = header, threads, progress

@@ -10,7 +10,7 @@ from typing import Any
 from esplug.checkpoints.folders import save_model
 from esplug.checkpoints.model_card import model_card
 from esplug.checkpoints.replay import Progress, Replay
-from esplug.checkpoints.seed_log_records import Header, Recorded
+from esplug.checkpoints.seed_log_records import Recorded
 from esplug.checkpoints.tensor_files import Dtype, create_files, stored_tensors, written_bytes
 from esplug.errors import RunError, UserError
 from esplug.utils.cores import usable_cores
@@ -46,17 +46,9 @@ def write_model(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Exported:
-    """Replay the steps of a seed log on its base model, and write the result as a model folder.
+    """Replay the recorded steps on the folder ``base``, and write the result as the model folder ``out``.
 
-    Args:
-        recorded: the log's header and the steps to replay.
-        log: the log's file, for error messages.
-        base: folder of the base model.
-        out: the folder to write. It appears complete or not at all.
-        run: directory of the run, whose evaluations go into the model card.
-        dtype: as for :func:`esplug.checkpoints.export.export`.
-        threads: as for ``export``.
-        progress: as for ``export``.
+    ``log`` is for error messages; :func:`esplug.checkpoints.export.export` describes the other arguments.
 
     Raises:
         UserError: ``out`` cannot be written, or the base model is not the one in the log.
@@ -67,7 +59,12 @@ def write_model(
     with ExitStack() as stack:
         source = stored_tensors(base, stack)
         replay = Replay(header, threads or len(usable_cores()), progress)
-        _check_base(replay.run("checking the base", source, ()), header, base)
+        found = replay.run("checking the base", source, ())
+        if found != header.base.weights_checksum:
+            raise UserError(
+                f"{base}: not the model that the run started from ({header.base.name}): its weights have checksum "
+                f"{found:016x}, the log says {header.base.weights_checksum:016x}; give the right one with --base"
+            )
         nbytes = sum(written_bytes(tensor, dtype) for tensor in source)
         _check_space(out, nbytes)
 
@@ -92,20 +89,8 @@ def write_model(
     return Exported(out, len(steps), expected, nbytes, recorded.torn)
 
 
-def _check_base(found: int, header: Header, folder: Path) -> None:
-    if found != header.base.weights_checksum:
-        raise UserError(
-            f"{folder}: not the model that the run started from ({header.base.name}): its weights have checksum "
-            f"{found:016x}, the log says {header.base.weights_checksum:016x}; give the right one with --base"
-        )
-
-
 def _check_space(out: Path, needed: int) -> None:
-    """Check early that the disk has enough free space.
-
-    Raises:
-        UserError: it does not.
-    """
+    """Check early that the disk has enough free space."""
     parent = next(folder for folder in out.absolute().parents if folder.exists())
     free = shutil.disk_usage(parent).free
     if free < needed:
@@ -113,11 +98,7 @@ def _check_space(out: Path, needed: int) -> None:
 
 
 def _set_dtype(path: Path, dtype: Dtype) -> None:
-    """Set the type in a model's ``config.json``, from which other libraries choose their compute type.
-
-    Raises:
-        UserError: the file is damaged.
-    """
+    """Set the type in a model's ``config.json``, from which other libraries choose their compute type."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

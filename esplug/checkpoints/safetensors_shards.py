@@ -18,11 +18,7 @@ _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
 def plan_shards(sizes: Mapping[str, int]) -> dict[str, list[str]]:
-    """Distribute a model's tensors, in order, over files of at most about 2 GB. Returns each file's tensors.
-
-    Args:
-        sizes: size of each tensor, in bytes. A larger tensor gets a file of its own.
-    """
+    """Distribute tensors of these ``sizes``, in order, over files of about 2 GB at most. A larger one gets its own."""
     shards: list[list[str]] = [[]]
     remaining = _SHARD_BYTES
     for name, size in sizes.items():
@@ -48,10 +44,6 @@ def tensors_by_file(folder: Path) -> dict[Path, list[str]]:
     """Return the weight files of a model folder, each with the tensors to read from it.
 
     If the folder has an index, only the index decides which file holds which tensor.
-
-    Raises:
-        UserError: there are no safetensors files, one is missing or damaged, or a tensor is in two files and there
-            is no index.
     """
     index = folder / _INDEX
     if index.is_file():
@@ -62,27 +54,22 @@ def tensors_by_file(folder: Path) -> dict[Path, list[str]]:
             raise UserError(f"{index}: not a safetensors index ({error}); fetch the model again") from error
         return {folder / file: [name for name in places if places[name] == file] for file in files}
     content: dict[Path, list[str]] = {}
-    seen: dict[str, Path] = {}
+    seen: dict[str, str] = {}
     for path in _unindexed(folder):
         with open_safetensors(path, "numpy") as tensors:
             content[path] = list(tensors.keys())
-        for name in content[path]:
-            if name in seen:
-                raise UserError(
-                    f"{folder}: tensor {name} is in {seen[name].name} and in {path.name}; "
-                    f"remove the file that is not part of the model, or add {_INDEX}"
-                )
-            seen[name] = path
+        if (twice := next((name for name in content[path] if name in seen), None)) is not None:
+            raise UserError(
+                f"{folder}: tensor {twice} is in {seen[twice]} and in {path.name}; "
+                f"remove the file that is not part of the model, or add {_INDEX}"
+            )
+        seen |= dict.fromkeys(content[path], path.name)
     return content
 
 
 @contextmanager
 def open_safetensors(file: Path, framework: str = "pt") -> Iterator[Any]:
-    """Open a safetensors file with ``safe_open``. With ``framework="numpy"``, torch is not needed.
-
-    Raises:
-        UserError: the file, or a tensor read from it, is missing or damaged.
-    """
+    """Open a safetensors file with ``safe_open``. With ``framework="numpy"``, torch is not needed."""
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -17,7 +17,6 @@ import itertools
 import os
 import shutil
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from esplug.checkpoints.seed_log_format import encode_header, encode_record, scan
@@ -32,9 +31,9 @@ class SeedLog:
     Attributes:
         header: what the run started from.
         steps: all iterations so far.
-        torn: whether a torn last record was dropped when the log was opened.
+        torn: whether a torn last record was dropped on opening.
         damage: description of any other damage; the log is cut off before it.
-        copy: copy of the damaged file; ``None`` if there was no such damage.
+        copy: copy of the damaged file, if any.
     """
 
     def __init__(self, path: Path, recorded: Recorded, end: int, damage: str | None = None) -> None:
@@ -111,18 +110,12 @@ class SeedLog:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
 def read(path: Path, stop: int | None = None) -> Recorded:
-    """Read a log. A torn last record is dropped, and ``torn`` is then true.
-
-    Args:
-        path: the file.
-        stop: number of iterations to read at most, ignoring damage after them; ``None`` for all.
+    """Read a log, and at most ``stop`` iterations, ignoring damage after them. A torn last record is dropped.
 
     Raises:
         UserError: the file is missing, not a seed log, written by a newer esplug, or damaged.

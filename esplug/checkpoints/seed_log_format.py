@@ -25,8 +25,7 @@ from esplug.errors import UserError
 
 FILE_NAME = "seeds.log"
 FORMAT, VERSION = "esplug-seed-log", 3
-LINE_START = f'{{"format":"{FORMAT}"'.encode()
-"""The first bytes of every seed log."""
+LINE_START = f'{{"format":"{FORMAT}"'.encode()  # of every seed log
 
 _LENGTH, _FIXED, _MOMENTUM = struct.Struct("<I"), struct.Struct("<QQBI"), struct.Struct("<d")
 _MIRRORED_FLAG, _MOMENTUM_FLAG = 1, 2
@@ -36,23 +35,13 @@ _CRC_BYTES = len(',"crc":"0123456789abcdef"}\n')
 _MAX_HEADER_BYTES = 2**24
 
 
-# --- the header ------------------------------------------------------------------------------------------------
-
-
 def encode_header(header: Header) -> bytes:
-    """Return the header's line.
-
-    Raises:
-        ValueError: the settings are not JSON.
-    """
+    """Return the header's line. Raises ``ValueError`` if the settings are not JSON."""
+    base = header.base
     content = {
         "format": FORMAT,
         "version": VERSION,
-        "base": {
-            "name": header.base.name,
-            "revision": header.base.revision,
-            "weights_checksum": f"{header.base.weights_checksum:016x}",
-        },
+        "base": {"name": base.name, "revision": base.revision, "weights_checksum": f"{base.weights_checksum:016x}"},
         "master_dtype": header.master_dtype,
         "run_seed": header.run_seed,
         "low_rank": header.low_rank,
@@ -98,9 +87,6 @@ def _decode_header(path: Path, line: bytes) -> Header:
         raise UserError(f"{damaged} ({error})") from error
 
 
-# --- records ---------------------------------------------------------------------------------------------------
-
-
 def encode_record(step: Step) -> bytes:
     """Return the record of a step."""
     count = len(step.coefficients)
@@ -140,21 +126,11 @@ def _record_end(records: bytes, offset: int) -> int | None:
     return start + length + _HASH_BYTES if valid else None
 
 
-# --- files -----------------------------------------------------------------------------------------------------
-
-
 def scan(path: Path, stop: int | None = None) -> tuple[Recorded, int, str | None]:
-    """Read a log up to the first damage.
-
-    Args:
-        path: the file.
-        stop: number of iterations to read at most; ``None`` for all.
+    """Read a log up to the first damage, and at most ``stop`` iterations.
 
     Returns:
         The records, the offset at which the last intact record ends, and a description of the damage, if any.
-
-    Raises:
-        UserError: the file cannot be read, is not a seed log, or its header is damaged.
     """
     try:
         with path.open("rb") as file:
@@ -180,11 +156,7 @@ def scan(path: Path, stop: int | None = None) -> tuple[Recorded, int, str | None
 
 
 def count_records(path: Path) -> int:
-    """Count a log's records by their lengths, without checking their hashes. A torn last record does not count.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
+    """Count a log's records by their lengths, without checking their hashes. A torn last record does not count."""
     with path.open("rb") as file:
         file.readline(_MAX_HEADER_BYTES)
         records = file.read()

@@ -71,8 +71,7 @@ class Step:
         momentum: weight of the previous update in this one, from 0 to 0.99.
 
     Raises:
-        ValueError: there are no coefficients, one is not finite in float32, a number does not fit in 64 bits, or the
-            momentum is out of range.
+        ValueError: there are no coefficients, one is not finite in float32, or a number is out of range.
     """
 
     iteration: int

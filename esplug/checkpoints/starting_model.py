@@ -17,7 +17,7 @@ from esplug.checkpoints.seed_log import read
 from esplug.checkpoints.seed_log_format import FILE_NAME, LINE_START
 from esplug.checkpoints.seed_log_records import Header
 from esplug.errors import UserError
-from esplug.utils.console import get_console
+from esplug.utils.console import say
 from esplug.utils.file_lock import is_abandoned, locked
 
 _PREFIX = ".starting-"
@@ -31,13 +31,10 @@ def starting_model(
 
     Args:
         model_name: value of ``--model-name``. A ``.pth`` checkpoint uses its configuration and tokenizer.
-        checkpoint: value of ``--checkpoint``: the source of the weights; ``None`` for ``model_name``.
+        checkpoint: value of ``--checkpoint``; ``None`` for the weights of ``model_name``.
         revision: commit of a model on the Hub; ``None`` for the revision in its name.
         scratch: parent of temporary folders, on a path that all engines share.
         stack: removes the temporary folders when it is closed.
-
-    Raises:
-        UserError: there is no such model, it is damaged, or its parts do not match.
     """
     if checkpoint is None:
         return _find(model_name, "--model-name", None, revision, scratch, stack)
@@ -47,14 +44,7 @@ def starting_model(
 def base_of(log: Path, given: str | None, scratch: Path, stack: ExitStack) -> Path:
     """Return a folder with the weights that the run of a seed log started from.
 
-    Args:
-        log: the seed log.
-        given: value of ``--base``; ``None`` for the base model that the log names.
-        scratch: as for :func:`starting_model`.
-        stack: as for :func:`starting_model`.
-
-    Raises:
-        UserError: as for :func:`starting_model`.
+    ``given`` is the value of ``--base``; ``scratch`` and ``stack`` are as for :func:`starting_model`.
     """
     if given is not None:
         return _find(given, "--base", _model_name(read(log, 0).header), None, scratch, stack)
@@ -100,7 +90,7 @@ def _find(name: str, flag: str, model_name: str | None, revision: str | None, sc
         from esplug.checkpoints.pth import join
 
         base = _find(model_name, "--model-name", None, revision, scratch, stack)
-        get_console().print(f"reading {name}", markup=False, soft_wrap=True)
+        say(f"reading {name}")
         return join(path.expanduser(), base, _temporary(scratch, stack) / "model", f"{flag} {name}")
     folder = local_folder(name, flag)
     if folder:
@@ -111,10 +101,10 @@ def _find(name: str, flag: str, model_name: str | None, revision: str | None, sc
 
 
 def _replay(log: Path, base: Path, scratch: Path, stack: ExitStack) -> Path:
-    get_console().print(f"replaying {log}", markup=False, soft_wrap=True)
+    say(f"replaying {log}")
     exported = write_model(read(log), log, base, _temporary(scratch, stack) / "model")
     if exported.torn:
-        get_console().print("skipped its last record, which a crash has torn", markup=False)
+        say("skipped its last record, which a crash has torn")
     return exported.folder
 
 

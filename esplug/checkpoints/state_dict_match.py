@@ -24,15 +24,8 @@ def match_state_dict(
 ) -> "dict[str, torch.Tensor]":
     """Return the state dict's tensors under the names of the model's floating-point tensors.
 
-    Args:
-        tensors: the model's tensors.
-        state: the state dict, with names as for :func:`esplug.checkpoints.pth.join`.
-        base: the model's folder, for error messages.
-        what: start of error messages.
-        tied: whether the model ties its output embeddings to its input embeddings.
-
-    Raises:
-        UserError: a tensor is missing, unknown, of another shape, or not usable.
+    ``tied`` says whether the model ties its output embeddings to its input embeddings. Error messages begin with
+    ``what`` and name the model's folder, ``base``.
     """
     match = _Match(tensors)
     match.add(state)
@@ -45,14 +38,10 @@ def match_state_dict(
 
 
 class _Match:
-    """The tensors of a model that were found in a state dict, and what did not match.
-
-    Attributes:
-        found: the floating-point tensors found so far, by the model's names.
-    """
+    """The tensors of a model that were found in a state dict, and what did not match."""
 
     def __init__(self, tensors: Sequence[StoredTensor]) -> None:
-        self.found: dict[str, torch.Tensor] = {}
+        self.found: dict[str, torch.Tensor] = {}  # floating-point tensors, by the model's names
         self._shapes = {tensor.name: tensor.shape for tensor in tensors if tensor.is_float}
         self._copied = {tensor.name for tensor in tensors if not tensor.is_float}
         self._heads: dict[str, torch.Tensor] = {}  # output embeddings that the model does not store

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
 Dtype: TypeAlias = Literal["bfloat16", "float16", "float32"]
 DTYPES: tuple[Dtype, ...] = ("bfloat16", "float16", "float32")
-CHUNK = 2**20
-"""Elements to read, update and write at a time."""
+CHUNK = 2**20  # elements to read, update and write at a time
 
 _FLOATS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 # The order in which the safetensors library lays out a file. Types not listed come last.
@@ -31,22 +30,13 @@ _ORDER = ("U64", "I64", "F64", "C64", "F32", "U32", "I32", "BF16", "F16", "U16",
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor in an open file.
-
-    Attributes:
-        name: name in the checkpoint.
-        dtype: safetensors' name of the type, such as ``BF16``.
-        shape: shape in the checkpoint.
-        descriptor: file descriptor.
-        offset: position in the file, in bytes.
-        nbytes: size in bytes.
-    """
+    """A tensor in an open file."""
 
     name: str
-    dtype: str
+    dtype: str  # as safetensors names it, such as BF16
     shape: tuple[int, ...]
-    descriptor: int
-    offset: int
+    descriptor: int  # of the file
+    offset: int  # position in the file, in bytes
     nbytes: int
 
     @property
@@ -66,11 +56,7 @@ class StoredTensor:
         return torch.empty(count, dtype=getattr(torch, _FLOATS[self.dtype]), device="cpu")
 
     def read(self, content: memoryview, offset: int) -> None:
-        """Fill ``content`` with the tensor's bytes from ``offset`` on.
-
-        Raises:
-            UserError: the file was truncated after it was opened.
-        """
+        """Fill ``content`` with the tensor's bytes from ``offset`` on."""
         done = 0
         while done < len(content):
             read_now = os.preadv(self.descriptor, [content[done:]], self.offset + offset + done)
@@ -79,11 +65,7 @@ class StoredTensor:
             done += read_now
 
     def write(self, content: memoryview, offset: int) -> None:
-        """Write ``content`` to the tensor's bytes from ``offset`` on.
-
-        Raises:
-            OSError: it cannot be written.
-        """
+        """Write ``content`` to the tensor's bytes from ``offset`` on."""
         done = 0
         while done < len(content):
             done += os.pwrite(self.descriptor, content[done:], self.offset + offset + done)
@@ -96,11 +78,7 @@ class StoredTensor:
 
 
 def stored_tensors(folder: Path, stack: ExitStack) -> list[StoredTensor]:
-    """Return the tensors of a model folder, in its order. Their files stay open until ``stack`` is closed.
-
-    Raises:
-        UserError: a file is missing or damaged, or a tensor's type cannot be updated.
-    """
+    """Return the tensors of a model folder, in its order. Their files stay open until ``stack`` is closed."""
     found: list[StoredTensor] = []
     for path, names in tensors_by_file(folder).items():
         with open_safetensors(path):  # checks the header
@@ -131,27 +109,19 @@ def create_files(
     """Create a model's weight files, complete except for the tensors' bytes. Returns the place of each tensor.
 
     A file's tensors are in the order of the safetensors library: by type, large elements first, then by name.
-
-    Args:
-        folder: existing folder.
-        tensors: the model's tensors.
-        dtype: type of the floating-point tensors; ``None`` keeps each tensor's own.
-        files: keeps the files open.
-
-    Raises:
-        OSError: the files cannot be written.
+    Floating-point tensors get the type ``dtype``; ``None`` keeps each tensor's own.
     """
     sizes = {tensor.name: written_bytes(tensor, dtype) for tensor in tensors}
+    types = {tensor.name: _written_as(tensor, dtype) for tensor in tensors}
+    shapes = {tensor.name: tensor.shape for tensor in tensors}
     shards = plan_shards(sizes)
-    by_name = {tensor.name: tensor for tensor in tensors}
     places: dict[str, StoredTensor] = {}
     for file, names in shards.items():
-        types = {name: _written_as(by_name[name], dtype) for name in names}
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         end = 0
         for name in sorted(names, key=lambda name: (_rank(types[name]), name)):
             offsets = [end, end + sizes[name]]
-            header[name] = {"dtype": types[name], "shape": list(by_name[name].shape), "data_offsets": offsets}
+            header[name] = {"dtype": types[name], "shape": list(shapes[name]), "data_offsets": offsets}
             end = offsets[1]
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         text += b" " * (-len(text) % 8)
@@ -160,8 +130,7 @@ def create_files(
         opened.truncate(8 + len(text) + end)
         for name in names:
             begin = 8 + len(text) + header[name]["data_offsets"][0]
-            shape = by_name[name].shape
-            places[name] = StoredTensor(name, types[name], shape, opened.fileno(), begin, sizes[name])
+            places[name] = StoredTensor(name, types[name], shapes[name], opened.fileno(), begin, sizes[name])
     write_index(folder, shards, sizes)
     return places
 
