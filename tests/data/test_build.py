@@ -70,7 +70,7 @@ def test_listing_imports_no_plugin_and_nothing_heavy() -> None:
 def test_the_committed_folders_are_what_is_built(name, splits, monkeypatch, capfd, tmp_path) -> None:
     code, out, _ = run_cli(monkeypatch, capfd, "data", "build", name, "--out", str(tmp_path / "out"))
     assert code == 0
-    assert all(word in out for word in [*splits, "nothing was fetched"])
+    assert all(word in out for word in [*splits, "nothing was downloaded"])
     for folder in (f"train/{name}", f"evaluation_suite/{name}"):
         built, committed = tmp_path / "out" / folder, DATASETS / folder
         assert files(built) == files(committed)
