@@ -15,8 +15,8 @@ import tomli_w
 from esplug.errors import RunError
 from esplug.evaluation.statistics import compare
 from esplug.loggers.metrics_file import Row
-from esplug.report.curves import LIMIT, curve
 from esplug.report.figures import of_one, of_run
+from esplug.report.plots import LIMIT, curve
 from esplug.report.run_data import read_run, read_runs
 from esplug.report.samples import groups
 from esplug.report.text import visible
