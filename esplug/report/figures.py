@@ -70,10 +70,9 @@ def _phases(run: RunData) -> Panel:
 
 
 def _engines(run: RunData) -> Panel:
+    names = {"generating": "engine_generate", "switching weights": "switch", "updating": "update"}
     use: dict[str, Values] = {
-        "generating": [_share(row, "time/engine_generate") for row in run.iterations],
-        "switching weights": [_share(row, "time/switch") for row in run.iterations],
-        "updating": [_share(row, "time/update") for row in run.iterations],
+        label: [_share(row, f"time/{name}") for row in run.iterations] for label, name in names.items()
     }
     use["idle"] = [_rest(shares) for shares in zip(*use.values(), strict=True)]
     caption = "Share of an iteration's time, averaged over the engines."

@@ -41,6 +41,7 @@ def render(runs: Sequence[RunData], panels: Sequence[Panel]) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
         "visible": visible,
+        "shown": shown,
         "figure": lambda panel: htmlsafe_json_dumps(json.loads(panel.figure.to_json())),
     }
     page = environment.from_string(here.joinpath("page.html").read_text(encoding="utf-8"))
@@ -61,22 +62,9 @@ def render(runs: Sequence[RunData], panels: Sequence[Panel]) -> str:
 
 
 def _run_view(run: RunData, panels: Sequence[Panel]) -> dict[str, Any]:
-    """Collect the values that the template shows for a run."""
-    summary = run.summary
-    return {
-        "label": run.label,
-        "state": summary.state,
-        "reason": visible(summary.reason, 500),
-        "task": summary.task,
-        "model": summary.model,
-        "notes": [visible(note, 500) for note in run.notes],
-        "tiles": _tiles(run),
-        "panels": panels,
-        "splits": _split_table(run),
-        "groups": groups(run.before, run.after),
-        "settings": _settings(run.settings),
-        "environment": [(name, shown(value)) for name, value in run.environment.items()],
-    }
+    """Collect what the template shows of a run beside its data."""
+    own = {"tiles": _tiles(run), "splits": _split_table(run), "groups": groups(run.before, run.after)}
+    return own | {"data": run, "panels": panels, "settings": _settings(run.settings)}
 
 
 def _tiles(run: RunData) -> list[tuple[str, str, str]]:

@@ -29,14 +29,11 @@ class RunData:
     """A run as its report shows it.
 
     Attributes:
-        summary: state, scores and time.
         label: the run's name, unique within the report.
         main_metric: ``pass@1`` or ``reward``.
         settings: content of ``config.toml``, not validated.
-        environment: machine and software.
-        checksum: checksum of the final weights, 16 hex digits; empty if unknown.
-        iterations: metrics of each training iteration, in order.
-        evaluations: metrics of each evaluation, in order.
+        checksum: of the final weights, 16 hex digits; empty if unknown.
+        iterations, evaluations: metrics in order.
         before, after: samples of the first and last evaluation by split; a single evaluation is in both.
         notes: warnings for the reader, such as damaged lines that were left out.
     """
