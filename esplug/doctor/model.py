@@ -21,8 +21,6 @@ from esplug.planning.placement import GPU_KV_CACHE_MIN, GPU_SPARE, plan_engines
 from esplug.utils.free_memory import free_memory
 from esplug.utils.hub import hub_revision
 
-_OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-_NOT_OFFLINE = ("", "0", "false", "no", "off")
 #: Engines per GPU, and the largest weights in bytes with which they measured 2.3 or 1.3 times the speed of one engine.
 _SHARING = ((4, 2e9), (2, 4e9))
 
@@ -62,8 +60,7 @@ def check_model(config: RunConfig, stack: Stack) -> tuple[Path | None, list[Find
         return None, [Finding("model", "fail", str(error))]
     kinds = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
     listed = ", ".join(kinds) or "no architecture given"
-    found = f"{name}: {elements / 1e9:.2f} billion weights, {size(stored)}, {listed}"
-    findings = [Finding("model", "ok", found)]
+    findings = [Finding("model", "ok", f"{name}: {elements / 1e9:.2f} billion weights, {size(stored)}, {listed}")]
     if kinds and stack.architectures and not set(kinds) & set(stack.architectures):
         remedy = "vLLM may run it through transformers; otherwise choose a model that vLLM supports"
         findings.append(Finding("model", "warning", f"this vLLM has no implementation of {listed}", remedy))
@@ -73,23 +70,18 @@ def check_model(config: RunConfig, stack: Stack) -> tuple[Path | None, list[Find
 
 
 def check_fit(config: RunConfig, folder: Path, stack: Stack) -> tuple[MemoryPlan | None, list[Finding]]:
-    """Place the run's engines on this machine, and compare the memory they need with what is free.
-
-    With ``ray_address``, a failure becomes a warning, because the cluster may have more than this machine.
-    """
+    """Place the run's engines on this machine, and compare the memory they need with what is free."""
     free = free_memory()
     gpus = [] if config.use_gpus == "none" else stack.gpus
     try:
-        items = cpu_items(folder, config)
         here = local_resources(len(gpus))
-        plan = plan_engines(config, here, sum(item.nbytes for item in items))
+        plan = plan_engines(config, here, sum(item.nbytes for item in cpu_items(folder, config)))
         memory = plan_memory(folder, config, plan, free, gpus)
     except UserError as error:
         return None, [_only_here(config, Finding("engines", "fail", str(error)))]
-    found = plan.describe()
-    if more := _faster_sharing(memory, here.cores):
-        found += f"; --n-vllm-engines-per-gpu {more} is faster with a model this small"
-    placed = [Finding("engines", "ok", found), *_check_memory(config, memory, gpus)]
+    more = _faster_sharing(memory, here.cores)
+    advice = f"; --n-vllm-engines-per-gpu {more} is faster with a model this small" if more else ""
+    placed = [Finding("engines", "ok", plan.describe() + advice), *_check_memory(config, memory, gpus)]
     disk = check_disk(config, weights_size(folder)[0], master_bytes(folder, config.master_dtype))
     return memory, [*(_only_here(config, finding) for finding in placed), disk]
 
@@ -105,7 +97,7 @@ def _faster_sharing(memory: MemoryPlan, cores: int) -> int | None:
 
 
 def _only_here(config: RunConfig, finding: Finding) -> Finding:
-    """Turn a failure into a warning if the run uses a cluster."""
+    """Turn a failure into a warning if the run uses a cluster, which may have more than this machine."""
     if not config.ray_address or finding.state != "fail":
         return finding
     return replace(finding, state="warning", found=f"{finding.found} (counted on this machine only)")
@@ -141,9 +133,8 @@ def _check_gpu_memory(config: RunConfig, memory: MemoryPlan, gpus: list[Gpu]) ->
     assert master_room is not None
     found = f"vLLM uses {share:g} of {size(gpu.total)}; {size(memory.used('GPU'))} needed of {size(gpu.free)} free"
     if memory.kv_cache < (GPU_KV_CACHE_MIN if plan.engines_per_gpu > 1 else 1):
-        remedy = f"use more GPUs per engine: --n-gpu-per-vllm-engine {2 * plan.gpus_per_engine}"
-        if plan.engines_per_gpu > 1:
-            remedy = "use fewer --n-vllm-engines-per-gpu"
+        more = f"use more GPUs per engine: --n-gpu-per-vllm-engine {2 * plan.gpus_per_engine}"
+        remedy = "use fewer --n-vllm-engines-per-gpu" if plan.engines_per_gpu > 1 else more
         return Finding("GPU memory", "fail", f"{found}: the model leaves no memory for a KV cache", remedy)
     named = config.use_gpus.split(",") if config.use_gpus else []
     names = named if len(named) == len(gpus) else map(str, range(len(gpus)))
@@ -155,8 +146,7 @@ def _check_gpu_memory(config: RunConfig, memory: MemoryPlan, gpus: list[Gpu]) ->
     if too_large:
         found += f"; the master needs {size(master.nbytes)}, but vLLM leaves {size(max(0, master_room))}"
     if too_large or memory.used("GPU") > gpu.free:
-        remedy = "lower --gpu-memory-utilization, or use --master-device host"
-        return Finding("GPU memory", "fail", found, remedy)
+        return Finding("GPU memory", "fail", found, "lower --gpu-memory-utilization, or use --master-device host")
     if len(roomy) < len(gpus):
         found += f"; {len(gpus) - len(roomy)} of the {len(gpus)} GPUs have less free memory, and Ray may choose them"
         return Finding("GPU memory", "warning", found, _use_less(config, memory, roomy))
@@ -180,8 +170,8 @@ def _download(name: str, flag: str) -> Finding:
         return Finding("model", "fail", f"{flag} {name}: no such folder", "give a folder or a Hugging Face id")
     repo, _, revision = name.partition("@")
     remedy = f"on a machine that can reach the Hub: hf download {repo} --local-dir DIR, then {flag} DIR"
-    for variable in _OFFLINE:
-        if os.environ.get(variable, "").strip().lower() not in _NOT_OFFLINE:
+    for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        if os.environ.get(variable, "").strip().lower() not in ("", "0", "false", "no", "off"):
             return Finding("model", "fail", f"{name} is not on this machine, and {variable} is set", remedy)
     try:
         commit = hub_revision(repo, revision or None, "model")

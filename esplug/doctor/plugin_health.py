@@ -25,28 +25,19 @@ _LOAD = (
 
 
 def check_plugins(needed: Collection[tuple[Kind, str]], timeout: float = TIMEOUT) -> list[Finding]:
-    """Load every installed plugin.
-
-    Args:
-        needed: kinds and names of the plugins that the run needs. A broken plugin that is not needed is a warning.
-        timeout: seconds for each plugin.
-
-    Returns:
-        One finding per kind that lists the working plugins, and one per broken plugin.
-    """
+    """Load every installed plugin. A broken plugin is a failure if the run needs it, and otherwise a warning."""
     plugins = list_plugins()
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         faults = list(pool.map(lambda plugin: _fault(plugin, timeout), plugins))
     working: dict[str, list[str]] = {}
-    for plugin, fault in zip(plugins, faults, strict=True):
-        if not fault:
-            working.setdefault(f"{plugin.kind}s", []).append(plugin.name)
-    findings = [Finding("plugins", "ok", f"{kind} {', '.join(names)}") for kind, names in working.items()]
+    broken = []
     for plugin, fault in zip(plugins, faults, strict=True):
         if fault:
             state: State = "fail" if (plugin.kind, plugin.name) in needed else "warning"
-            findings.append(Finding("plugin", state, *fault))
-    return findings
+            broken.append(Finding("plugin", state, *fault))
+        else:
+            working.setdefault(f"{plugin.kind}s", []).append(plugin.name)
+    return [Finding("plugins", "ok", f"{kind} {', '.join(names)}") for kind, names in working.items()] + broken
 
 
 def _fault(plugin: PluginInfo, timeout: float) -> tuple[str, str] | None:
@@ -54,9 +45,7 @@ def _fault(plugin: PluginInfo, timeout: float) -> tuple[str, str] | None:
     upgrade = f"pip install -U {plugin.distribution}"
     command = [sys.executable, "-c", _LOAD, plugin.kind, plugin.name]
     try:
-        done = subprocess.run(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, timeout=timeout
-        )
+        done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=timeout)
     except subprocess.TimeoutExpired:
         return f"{plugin}: loading takes longer than {timeout:g} s", upgrade
     if done.returncode == 0:

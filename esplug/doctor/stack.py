@@ -26,11 +26,11 @@ class Stack:
     """Result of the probe.
 
     Attributes:
-        broken: import error of each module that cannot be imported.
+        broken: import errors by module.
         cuda: CUDA version that torch was built for; ``None`` for a CPU build.
         cuda_error: why a CUDA build of torch cannot use CUDA.
         gpus: GPUs that torch can use and that the run may use.
-        architectures: model architectures that vLLM supports.
+        architectures: those that vLLM supports.
     """
 
     broken: dict[str, str] = field(default_factory=dict)
@@ -41,22 +41,16 @@ class Stack:
 
 
 def inspect_stack(use_gpus: str | None = None) -> Stack:
-    """Probe the stack in another process.
-
-    Args:
-        use_gpus: the setting ``use_gpus``, which limits the visible GPUs.
-    """
+    """Probe the stack in another process, with the GPUs that the setting ``use_gpus`` makes visible."""
     environment = dict(os.environ)
     if use_gpus is not None:
         visible = environment.get("CUDA_VISIBLE_DEVICES")
         chosen = "" if use_gpus == "none" else use_gpus
         with suppress(UserError):  # it names GPUs that do not exist; placing the engines reports that
             environment["CUDA_VISIBLE_DEVICES"] = visible_devices(use_gpus, visible) if chosen and visible else chosen
-    command = [sys.executable, "-m", __name__]
+    command, silent = [sys.executable, "-m", __name__], subprocess.DEVNULL
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_TIMEOUT, env=environment, stdin=subprocess.DEVNULL
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, env=environment, stdin=silent)
         found = json.loads(done.stdout.splitlines()[-1])
     except subprocess.TimeoutExpired:
         return Stack({"torch, vllm and ray": f"importing them takes longer than {_TIMEOUT:g} s"})

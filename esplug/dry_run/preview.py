@@ -1,7 +1,6 @@
 """Preview of a run: its settings, prompts, memory and cost."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,32 +20,17 @@ from esplug.planning.cost import Speed, Times, Work, times_of, work_of
 from esplug.plugins.task import Task
 from esplug.runs.directory import RunDirectory
 from esplug.runs.summary import duration
-from esplug.utils.console import get_console
+from esplug.utils.console import get_console, say
 from esplug.utils.text import brief, printable
 
 _N_PROMPTS = 2  # that are printed
 _HEAD, _TAIL = 800, 400  # characters of a long prompt that are printed
 
 
-@dataclass(frozen=True, slots=True)
-class Data:
-    """A task's rows: training batches, ``None`` without training, and evaluation splits."""
-
-    train: Batches | None
-    splits: dict[str, list[Batch]]
-
-    @property
-    def evaluation_rows(self) -> int:
-        """Number of rows in all splits."""
-        return sum(len(questions) for batches in self.splits.values() for questions, _ in batches)
-
-
 def dry_run(config: RunConfig, task: Task, resume: Path | None, *, probe: bool) -> None:
     """Print what `esplug train` would do with these settings, and what it would cost.
 
     Args:
-        config: the run's settings.
-        task: the loaded task.
         resume: directory of a run to resume.
         probe: start the engines and measure them; without a probe, a missing model is not downloaded.
 
@@ -60,16 +44,16 @@ def dry_run(config: RunConfig, task: Task, resume: Path | None, *, probe: bool) 
     train = None
     if config.n_iterations:
         train = load_batch_source(task, config.train_dataset, config.batch_size, config.seed)
-    data = Data(train, splits)
-    _print(config.to_toml())
+    say(config.to_toml())
     name, flag = described_by(config)
     folder = local_model_folder(name, flag)
     if folder or probe or not may_be_on_hub(name):
         folder = model_folder(name, flag)
-    _show_data(config, task, data, folder)
+    _show_data(config, task, train, splits, folder)
     if folder:
         _show_memory(config, folder)
-    work = work_of(config, train.batch_size if train else 0, data.evaluation_rows, _iterations_done(resume))
+    evaluation_rows = sum(len(questions) for batches in splits.values() for questions, _ in batches)
+    work = work_of(config, train.batch_size if train else 0, evaluation_rows, _iterations_done(resume))
     if not probe:
         _show_cost(work, None)
         return
@@ -86,24 +70,26 @@ def _iterations_done(resume: Path | None) -> int:
     return len(read(log).steps) if log and log.exists() else 0
 
 
-def _show_data(config: RunConfig, task: Task, data: Data, folder: Path | None) -> None:
+def _show_data(
+    config: RunConfig, task: Task, train: Batches | None, splits: dict[str, list[Batch]], folder: Path | None
+) -> None:
     """Print row counts, prompt lengths and the first prompts, with the chat template if the model is available."""
     encoder = PromptEncoder.load(folder, config.max_model_len, config.max_tokens) if folder else None
-    questions, targets = next(iter(data.train)) if data.train else next(iter(data.splits.values()))[0]
-    if data.train:
-        lengths = _lengths(encoder, task, data.train.prompts)
-        _print(f"training: {len(data.train.prompts):,} rows, {data.train.batch_size:,} prompts per iteration{lengths}")
-    for name, batches in data.splits.items():
+    questions, targets = next(iter(train)) if train else next(iter(splits.values()))[0]
+    if train:
+        lengths = _lengths(encoder, task, train.prompts)
+        say(f"training: {len(train.prompts):,} rows, {train.batch_size:,} prompts per iteration{lengths}")
+    for name, batches in splits.items():
         rows = [question for batch, _ in batches for question in batch]
-        _print(f"evaluation: {name}, {len(rows):,} rows{_lengths(encoder, task, rows)}")
+        say(f"evaluation: {name}, {len(rows):,} rows{_lengths(encoder, task, rows)}")
     if encoder is None:
-        _print("the model is not on this machine: prompts are shown without its chat template, lengths are unknown")
+        say("the model is not on this machine: prompts are shown without its chat template, lengths are unknown")
     for number, (question, target) in enumerate(zip(questions[:_N_PROMPTS], targets[:_N_PROMPTS], strict=True), 1):
         prompt = task.template(question)
         text = encoder.render(prompt) if encoder else _without_template(prompt)
-        _print(f"\n--- prompt {number} of {len(questions):,}, target: {printable(brief(repr(target), 200))}")
-        _print(printable(text if len(text) <= _HEAD + _TAIL else f"{text[:_HEAD]}\n[...]\n{text[-_TAIL:]}"))
-    _print("---\n")
+        say(f"\n--- prompt {number} of {len(questions):,}, target: {printable(brief(repr(target), 200))}")
+        say(printable(text if len(text) <= _HEAD + _TAIL else f"{text[:_HEAD]}\n[...]\n{text[-_TAIL:]}"))
+    say("---\n")
 
 
 def _lengths(encoder: PromptEncoder | None, task: Task, questions: Sequence[Any]) -> str:
@@ -122,46 +108,38 @@ def _show_memory(config: RunConfig, folder: Path) -> None:
     memory, findings = check_fit(config, folder, Stack() if on_cpu else inspect_stack(config.use_gpus))
     where = " if all ran on this machine" if config.ray_address else ""
     if memory:
-        _print(f"{memory.plan.describe()}{where}, {memory.plan.device}")
+        say(f"{memory.plan.describe()}{where}, {memory.plan.device}")
         get_console().print(memory_table(memory))
     for finding in findings:
         if finding.state != "ok":
-            _print(f"{finding.state}: {finding}")
-    _print("")
+            say(f"{finding.state}: {finding}")
+    say("")
 
 
 def _show_cost(work: Work, times: Times | None) -> None:
     from rich.table import Table
 
-    columns = ("cost", "answers", "tokens (at most)", *(["time (about)"] if times else []))
-    table = Table(*columns, box=None)
+    table = Table("cost", "answers", "tokens (at most)", *(["time (about)"] if times else []), box=None)
+    total = f"total: {work.iterations:,} iterations, {work.evaluations:,} evaluations"
     rows = [
-        ("one iteration", work.answers, times.iteration if times else 0.0),
-        ("one evaluation", work.evaluation_answers, times.evaluation if times else 0.0),
-        (
-            f"total: {work.iterations:,} iterations, {work.evaluations:,} evaluations",
-            work.all_answers,
-            times.run if times else 0.0,
-        ),
+        ("one iteration", work.answers, times.iteration if times else None),
+        ("one evaluation", work.evaluation_answers, times.evaluation if times else None),
+        (total, work.all_answers, times.run if times else None),
     ]
     for label, answers, seconds in rows:
-        time = [duration(seconds)] if times else []
+        time = [] if seconds is None else [duration(seconds)]
         table.add_row(label, f"{answers:,}", f"{answers * work.max_tokens:,}", *time)
     get_console().print(table)
     if times and work.iterations:
         phases = {"generate": times.generate, "switch": times.switch, "grade": times.grade, "update": times.update}
-        _print("one iteration: " + ", ".join(f"{name} {duration(seconds)}" for name, seconds in phases.items()))
+        say("one iteration: " + ", ".join(f"{name} {duration(took)}" for name, took in phases.items()))
 
 
 def _show_probe(speed: Speed) -> None:
     members = f"{speed.members} member{'s' * (speed.members > 1)}"
     engines = f"{speed.engines} engine{'s' * (speed.engines > 1)}"
-    _print(
+    say(
         f"These times come from a probe: {engines}, each with {members} on {speed.prompts:,} prompts, generated "
         f"{speed.tokens_per_second:,.0f} tokens/s, {speed.tokens:.0f} tokens per answer. The total includes the start "
         f"({duration(speed.start)}), but not saving models. Answers that get longer during training take more time."
     )
-
-
-def _print(text: str) -> None:
-    get_console().print(text, markup=False, soft_wrap=True)

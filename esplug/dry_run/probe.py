@@ -21,18 +21,10 @@ _ZERO = 0.0  # coefficient that leaves the weights unchanged, at the same cost a
 
 
 class Probe(EvolutionStrategiesTrainer):
-    """A trainer that starts its engines and measures them, without a run directory.
-
-    Attributes:
-        chunk: answers per evaluation job of an engine.
-        n_engines: number of engines.
-    """
+    """A trainer that measures its engines, without a run directory. ``chunk`` is the answers per evaluation job."""
 
     def measure(self, beside: Path) -> Speed:
-        """Start the engines, measure them, and stop them.
-
-        Args:
-            beside: folder that all engines can access; their logs go to a temporary folder in it.
+        """Start, measure and stop the engines. Their logs go to a folder in ``beside``, which all of them can access.
 
         Raises:
             UserError: the run would raise the same error before training.
@@ -82,10 +74,7 @@ class Probe(EvolutionStrategiesTrainer):
         )
 
     def _measure_generation(self, size: int) -> tuple[PopulationResult, int]:
-        """Evaluate ``size`` members on more and more prompts, until that takes long or uses a whole mini-batch.
-
-        Returns the last result and its number of prompts.
-        """
+        """Evaluate ``size`` members on more and more prompts, until that takes long or uses a whole mini-batch."""
         questions, targets = next(self._batches)
         most = min(len(questions), self.config.mini_batch_size)
         prompts, number = min(_FIRST, most), 0
@@ -110,10 +99,7 @@ class Probe(EvolutionStrategiesTrainer):
         return max(0.0, seconds[1] - per_member), per_member
 
     def _measure_evaluation(self, answers: int) -> tuple[float, float, float]:
-        """Evaluate the first rows.
-
-        Returns one engine's seconds per answer, the mean tokens per answer, and the tokens per second of all engines.
-        """
+        """Return one engine's seconds per answer, the mean tokens per answer, and all engines' tokens per second."""
         rows = max(1, answers // self.config.eval_n_samples)
         splits = {}
         for name, split in self._evaluator.splits.items():

@@ -3,9 +3,7 @@
 Every engine must make the same noise from a seed, bit for bit, on any device and under any tensor-parallel split. So
 noise is integer arithmetic on a counter: Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2,
 3"), then the sum of a word's four bytes, centred and scaled. That sum is an Irwin-Hall approximation of the normal
-distribution: mean 0, variance 1, excess kurtosis -0.3, range +-3.45.
-
-The tests compare the faster versions in :mod:`esplug.noise.kernels` with this one bit for bit.
+distribution: mean 0, variance 1, excess kurtosis -0.3, range +-3.45. :mod:`esplug.noise.kernels` has faster versions.
 """
 
 import math
@@ -44,7 +42,7 @@ def member_seed(run_seed: int, iteration: int, index: int) -> int:
     """
     for what, value in (("run seed", run_seed), ("iteration", iteration), ("index", index)):
         _check_u64(what, value)
-    return _hash64(struct.pack("<QQQ", run_seed, iteration, index))
+    return hash64(struct.pack("<QQQ", run_seed, iteration, index))
 
 
 def tensor_key(member_seed: int, name: str) -> int:
@@ -58,7 +56,7 @@ def tensor_key(member_seed: int, name: str) -> int:
         ValueError: the seed is negative or does not fit in 64 bits.
     """
     _check_u64("member seed", member_seed)
-    return _hash64(struct.pack("<Q", member_seed) + name.encode())
+    return hash64(struct.pack("<Q", member_seed) + name.encode())
 
 
 def tensor_keys(member_seeds: Sequence[int], name: str) -> list[int]:
@@ -97,8 +95,7 @@ def integers(member_seed: int, name: str, start: int, count: int) -> "Tensor":
     zero = torch.zeros_like(block)
     counter = torch.stack([block & _MASK32, block >> 32, zero, zero], dim=1)
     words = philox((key & _MASK32, key >> 32), counter).flatten()
-    skip = start - 4 * first
-    words = words[skip : skip + count]
+    words = words[start - 4 * first :][:count]
     sums = (words & 0xFF) + (words >> 8 & 0xFF) + (words >> 16 & 0xFF) + (words >> 24)
     return sums - MEAN
 
@@ -108,10 +105,7 @@ def philox(key: tuple[int, int], counter: "Tensor") -> "Tensor":
 
     Args:
         key: two 32-bit words.
-        counter: int64[n, 4], each value a 32-bit word.
-
-    Returns:
-        int64[n, 4], each value a 32-bit word.
+        counter: int64[n, 4] of 32-bit words, like the result.
     """
     import torch
 
@@ -120,16 +114,13 @@ def philox(key: tuple[int, int], counter: "Tensor") -> "Tensor":
         k0, k1 = ((word + turn * step) & _MASK32 for word, step in zip(key, KEY_STEPS, strict=True))
         # Products wrap modulo 2**64, and the masks make the signed right shifts unsigned.
         p, q = x0 * MULTIPLIERS[0], x2 * MULTIPLIERS[1]
-        x0, x1, x2, x3 = (
-            ((q >> 32) & _MASK32) ^ x1 ^ k0,
-            q & _MASK32,
-            ((p >> 32) & _MASK32) ^ x3 ^ k1,
-            p & _MASK32,
-        )
+        x0, x1 = ((q >> 32) & _MASK32) ^ x1 ^ k0, q & _MASK32
+        x2, x3 = ((p >> 32) & _MASK32) ^ x3 ^ k1, p & _MASK32
     return torch.stack([x0, x1, x2, x3], dim=1)
 
 
-def _hash64(data: bytes) -> int:
+def hash64(data: bytes) -> int:
+    """Return the 8-byte BLAKE2b hash, little-endian."""
     return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
 
 

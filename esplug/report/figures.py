@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from esplug.loggers.metrics_file import Row
-from esplug.report.plots import Panel, Series, bars, lines
+from esplug.report.plots import Panel, Series, SeriesOf, Values, bars, lines
 from esplug.report.run_data import RunData
 from esplug.report.text import visible
 
@@ -15,48 +15,20 @@ _TASK_METRICS = 6  # metrics of the task that get a figure
 
 def compared(runs: Sequence[RunData]) -> list[Panel]:
     """Draw the figures that can overlay several runs, with one colour per run."""
+    reward = "Mean over members; the band spans the worst and the best member."
+    length = "Mean over answers; evaluations with 95% intervals."
+    speed = "All engines together, while they generate."
+    mirrored = "Near -1, sigma is small enough; near +1, it is too large (curvature dominates)."
+    steps = "Scale of the perturbations and of the update."
+    rewards = _training("train/reward/mean", ("train/reward/min", "train/reward/max"))
+    correlation = _training("train/mirrored_correlation")
     panels = [
         _evaluation(runs),
-        lines(
-            runs,
-            "reward",
-            "Training reward",
-            "Mean over members; the band spans the worst and the best member.",
-            "reward",
-            partial(_single, "train/reward/mean", ("train/reward/min", "train/reward/max")),
-        ),
-        lines(
-            runs,
-            "length",
-            "Answer length",
-            "Mean over answers; evaluations with 95% intervals.",
-            "tokens per answer",
-            partial(_lengths, len(runs) == 1),
-        ),
-        lines(
-            runs,
-            "speed",
-            "Speed",
-            "All engines together, while they generate.",
-            "tokens/s",
-            partial(_single, "train/tokens_per_second", None),
-        ),
-        lines(
-            runs,
-            "correlation",
-            "Correlation of mirrored members",
-            "Near -1, sigma is small enough; near +1, it is too large (curvature dominates).",
-            "correlation",
-            partial(_single, "train/mirrored_correlation", None),
-        ),
-        lines(
-            runs,
-            "steps",
-            "Sigma and alpha",
-            "Scale of the perturbations and of the update.",
-            "sigma, alpha",
-            lambda run: [(name, run.iterations, f"train/{name}", None) for name in ("alpha", "sigma")],
-        ),
+        lines(runs, "reward", "Training reward", reward, "reward", rewards),
+        lines(runs, "length", "Answer length", length, "tokens per answer", partial(_lengths, len(runs) == 1)),
+        lines(runs, "speed", "Speed", speed, "tokens/s", _training("train/tokens_per_second")),
+        lines(runs, "correlation", "Correlation of mirrored members", mirrored, "correlation", correlation),
+        lines(runs, "steps", "Sigma and alpha", steps, "sigma, alpha", _sigma_and_alpha),
         *_task_metrics(runs),
     ]
     return [panel for panel in panels if panel.figure.data]
@@ -75,6 +47,14 @@ def of_run(run: RunData) -> list[Panel]:
     return [panel for panel in panels if panel.figure.data]
 
 
+def _training(metric: str, bounds: tuple[str, str] | None = None) -> SeriesOf:
+    return lambda run: [("", run.iterations, metric, bounds)]
+
+
+def _sigma_and_alpha(run: RunData) -> list[Series]:
+    return [(name, run.iterations, f"train/{name}", None) for name in ("alpha", "sigma")]
+
+
 def _phases(run: RunData) -> Panel:
     evaluated = {row.step: row.values.get("time/evaluate") for row in run.evaluations}
     trained = {row.step: row for row in run.iterations}
@@ -86,19 +66,17 @@ def _phases(run: RunData) -> Panel:
         "update": [row.get("time/update") for row in rows],
         "evaluation": [evaluated.get(step) for step in steps],
     }
-    return bars(steps, phases, "phases", "Time per iteration", "Seconds in each phase.", "seconds", "s")
+    return bars(rows, phases, "phases", "Time per iteration", "Seconds in each phase.", "seconds", "s")
 
 
 def _engines(run: RunData) -> Panel:
-    use = {
-        "generating": [_share(row, "time/engine_generate") for row in run.iterations],
-        "switching weights": [_share(row, "time/switch") for row in run.iterations],
-        "updating": [_share(row, "time/update") for row in run.iterations],
+    names = {"generating": "engine_generate", "switching weights": "switch", "updating": "update"}
+    use: dict[str, Values] = {
+        label: [_share(row, f"time/{name}") for row in run.iterations] for label, name in names.items()
     }
     use["idle"] = [_rest(shares) for shares in zip(*use.values(), strict=True)]
     caption = "Share of an iteration's time, averaged over the engines."
-    steps = [row.step for row in run.iterations]
-    return bars(steps, use, "engines", "Engine utilization", caption, "% of the time", "%")
+    return bars(run.iterations, use, "engines", "Engine utilization", caption, "% of the time", "%")
 
 
 def _evaluation(runs: Sequence[RunData]) -> Panel:
@@ -131,14 +109,9 @@ def _task_metrics(runs: Sequence[RunData]) -> list[Panel]:
     panels = []
     for number, metric in enumerate(sorted(names)[:_TASK_METRICS]):
         title = visible(metric.removeprefix(prefix).removesuffix(suffix), 40)
-        caption = "Metric of the task, averaged over the members' answers."
-        series = partial(_single, metric, None)
+        caption, series = "Metric of the task, averaged over the members' answers.", _training(metric)
         panels.append(lines(runs, f"metric-{number}", title, caption, html.escape(title), series))
     return panels
-
-
-def _single(metric: str, bounds: tuple[str, str] | None, run: RunData) -> list[Series]:
-    return [("", run.iterations, metric, bounds)]
 
 
 def _labels(run: RunData) -> Panel:
@@ -159,17 +132,14 @@ def _labels(run: RunData) -> Panel:
     groups = {name.removeprefix(prefix): [name] for name in ranked[:_LABELS]}
     if ranked[_LABELS:]:
         groups["others"] = ranked[_LABELS:]
-    parts: dict[str, list[float | None]] = {
-        label: [
-            whole * sum(row.values.get(name, 0.0) for name in names)
-            for row, whole in zip(run.iterations, wholes, strict=True)
-        ]
+    rows = list(zip(run.iterations, wholes, strict=True))
+    parts = {
+        label: [whole * sum(row.values.get(name, 0.0) for name in names) for row, whole in rows]
         for label, names in groups.items()
     }
-    steps = [row.step for row in run.iterations]
     unit, short = ("answers", "") if known else ("% of answers", "%")
     caption = "Labels that the reward function gave to the members' answers."
-    return bars(steps, parts, "labels", "Reward labels", caption, unit, short)
+    return bars(run.iterations, parts, "labels", "Reward labels", caption, unit, short)
 
 
 def _answers(row: Row) -> int | None:

@@ -10,7 +10,6 @@ from importlib.resources import files
 from typing import Any
 
 from esplug.config import RunConfig, panel_of
-from esplug.evaluation.figures import SplitEvaluation
 from esplug.evaluation.statistics import Estimate
 from esplug.report.figures import of_run
 from esplug.report.plots import Panel, template
@@ -31,12 +30,7 @@ class Table:
 
 
 def render(runs: Sequence[RunData], panels: Sequence[Panel]) -> str:
-    """Return the page.
-
-    Args:
-        runs: one or several runs.
-        panels: figures from :func:`esplug.report.figures.compared` or, for one run, ``of_one``.
-    """
+    """Return the page on one or several runs, with the figures of :func:`esplug.report.figures.compared`."""
     from jinja2 import Environment, StrictUndefined
     from jinja2.utils import htmlsafe_json_dumps
     from plotly.offline import get_plotlyjs
@@ -45,7 +39,11 @@ def render(runs: Sequence[RunData], panels: Sequence[Panel]) -> str:
     style, script = (here.joinpath(f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     library = get_plotlyjs()
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"visible": visible, "figure": lambda panel: htmlsafe_json_dumps(_plain(panel))}
+    environment.filters |= {
+        "visible": visible,
+        "shown": shown,
+        "figure": lambda panel: htmlsafe_json_dumps(json.loads(panel.figure.to_json())),
+    }
     page = environment.from_string(here.joinpath("page.html").read_text(encoding="utf-8"))
     return page.render(
         title=" · ".join(run.label for run in runs) if len(runs) < 4 else f"{len(runs)} runs",
@@ -64,22 +62,9 @@ def render(runs: Sequence[RunData], panels: Sequence[Panel]) -> str:
 
 
 def _run_view(run: RunData, panels: Sequence[Panel]) -> dict[str, Any]:
-    """Collect the values that the template shows for a run."""
-    summary = run.summary
-    return {
-        "label": run.label,
-        "state": summary.state,
-        "reason": visible(summary.reason, 500),
-        "task": summary.task,
-        "model": summary.model,
-        "notes": [visible(note, 500) for note in run.notes],
-        "tiles": _tiles(run),
-        "panels": panels,
-        "splits": _split_table(run),
-        "groups": groups(run.before, run.after),
-        "settings": _settings(run.settings),
-        "environment": [(name, shown(value)) for name, value in run.environment.items()],
-    }
+    """Collect what the template shows of a run beside its data."""
+    own = {"tiles": _tiles(run), "splits": _split_table(run), "groups": groups(run.before, run.after)}
+    return own | {"data": run, "panels": panels, "settings": _settings(run.settings)}
 
 
 def _tiles(run: RunData) -> list[tuple[str, str, str]]:
@@ -117,7 +102,7 @@ def _split_table(run: RunData) -> Table | None:
         change = run.change if split == "average" else run.changes.get(split)
         if scores:
             before = str(scores[0]) if len(scores) > 1 else ""
-            n = _prompts(run.after.get(split))
+            n = f"{len(run.after[split].rows):,}" if split in run.after else ""
             rows.append((visible(split, 80), n, before, str(scores[-1]), _signed(change) if change else ""))
     columns = ("split", "prompts", f"{run.main_metric} before", "after", "change on the same prompts")
     return Table(columns, rows) if rows else None
@@ -125,31 +110,24 @@ def _split_table(run: RunData) -> Table | None:
 
 def _comparison(runs: Sequence[RunData]) -> Table:
     """Compare the runs' results and the settings that differ, with one column per run."""
-
-    def row(name: str, values: Sequence[str]) -> tuple[str, ...]:
-        return (name, *(visible(value, 200) for value in values))
-
     summaries = [run.summary for run in runs]
-    rows = [
-        row("state", [each.state for each in summaries]),
-        row("metric", [run.main_metric for run in runs]),
-        row("before", [str(each.first) if each.first else "" for each in summaries]),
-        row("after", [str(each.last) if each.last else "" for each in summaries]),
-        row("change on the same prompts", [_signed(run.change) if run.change else "" for run in runs]),
-        row("best", [f"{each.best} at {each.best.iteration}" if each.best else "" for each in summaries]),
-        row(
-            "iterations",
-            [f"{each.iterations} of {'?' if each.planned is None else each.planned}" for each in summaries],
-        ),
-        row("time", [duration(each.seconds) for each in summaries]),
-        row("training tokens", [f"{run.tokens:,.0f}" for run in runs]),
+    rows: list[tuple[str, list[str]]] = [
+        ("state", [each.state for each in summaries]),
+        ("metric", [run.main_metric for run in runs]),
+        ("before", [str(each.first) if each.first else "" for each in summaries]),
+        ("after", [str(each.last) if each.last else "" for each in summaries]),
+        ("change on the same prompts", [_signed(run.change) if run.change else "" for run in runs]),
+        ("best", [f"{each.best} at {each.best.iteration}" if each.best else "" for each in summaries]),
+        ("iterations", [f"{each.iterations} of {'?' if each.planned is None else each.planned}" for each in summaries]),
+        ("time", [duration(each.seconds) for each in summaries]),
+        ("training tokens", [f"{run.tokens:,.0f}" for run in runs]),
     ]
-    names = dict.fromkeys(name for run in runs for name in run.settings if name not in _LOCATION)
-    for name in names:
+    for name in dict.fromkeys(name for run in runs for name in run.settings if name not in _LOCATION):
         values = [shown(run.settings[name]) if name in run.settings else "" for run in runs]
         if len(set(values)) > 1:
-            rows.append(row(name, values))
-    return Table(("", *(run.label for run in runs)), rows)
+            rows.append((name, values))
+    cells = [(name, *(visible(value, 200) for value in values)) for name, values in rows]
+    return Table(("", *(run.label for run in runs)), cells)
 
 
 def _settings(settings: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -161,22 +139,12 @@ def _settings(settings: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, st
     return list(grouped.items())
 
 
-def _plain(panel: Panel) -> dict[str, Any]:
-    """Return a figure as plain dictionaries and lists."""
-    content: dict[str, Any] = json.loads(panel.figure.to_json())
-    return content
-
-
 def _interval(score: Score) -> str:
     return f"[{score.low:.3f}, {score.high:.3f}]"
 
 
 def _signed(change: Estimate) -> str:
     return f"{change.mean:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
-
-
-def _prompts(evaluation: SplitEvaluation | None) -> str:
-    return f"{len(evaluation.rows):,}" if evaluation else ""
 
 
 def _hash(script: str) -> str:

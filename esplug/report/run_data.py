@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,14 +29,11 @@ class RunData:
     """A run as its report shows it.
 
     Attributes:
-        summary: state, scores and time.
         label: the run's name, unique within the report.
         main_metric: ``pass@1`` or ``reward``.
         settings: content of ``config.toml``, not validated.
-        environment: machine and software.
-        checksum: checksum of the final weights, 16 hex digits; empty if unknown.
-        iterations: metrics of each training iteration, in order.
-        evaluations: metrics of each evaluation, in order.
+        checksum: of the final weights, 16 hex digits; empty if unknown.
+        iterations, evaluations: metrics in order.
         before, after: samples of the first and last evaluation by split; a single evaluation is in both.
         notes: warnings for the reader, such as damaged lines that were left out.
     """
@@ -94,26 +92,19 @@ def read_run(path: Path) -> RunData:
     rows, unreadable = rows_of(read_bytes(path / FILE_NAME))
     if unreadable:
         notes.append(f"{unreadable} of {len(rows) + unreadable} lines of {FILE_NAME} cannot be read and are left out")
-    if not rows:
-        rows = list(_rows_of_records(run))
-        if rows:
-            notes.append(f"{FILE_NAME} has no rows, so the metrics come from train-output and eval-output")
+    if not rows and (rows := list(_rows_of_records(run))):
+        notes.append(f"{FILE_NAME} has no rows, so the metrics come from train-output and eval-output")
     iterations = by_step(rows, "train/")
-    failed = sum(row.values.get("train/rewards_failed", 0.0) for row in iterations)
-    if failed:
-        notes.append(
-            f"{failed:,.0f} training answers could not be graded and have reward 0; their labels give the reason"
-        )
+    if failed := sum(row.values.get("train/rewards_failed", 0.0) for row in iterations):
+        ungraded = f"{failed:,.0f} training answers could not be graded"
+        notes.append(f"{ungraded} and have reward 0; their labels give the reason")
     for file in sorted(path.glob("*-from-iteration*")):  # settings or environment of a resumed run
         kind, _, iteration = file.stem.partition("-from-iteration")
         notes.append(f"resumed with a different {kind} at iteration {iteration}: see {file.name}")
-    samples = _Samples(run)
-    notes += samples.notes
+    before, after = _samples(run, notes)
     settings, fault = read_settings(path)
     notes += [fault] if fault else []
-    checksum, torn = _checksum(run, results)
-    notes += [torn] if torn else []
-    summary = summarise(path)
+    checksum, summary = _checksum(run, results, notes), summarise(path)
     return RunData(
         summary=summary,
         label=summary.name,
@@ -123,8 +114,8 @@ def read_run(path: Path) -> RunData:
         checksum=checksum,
         iterations=iterations,
         evaluations=by_step(rows, "eval/"),
-        before=samples.before,
-        after=samples.after,
+        before=before,
+        after=after,
         notes=tuple(notes),
     )
 
@@ -142,37 +133,34 @@ def _label(place: Path, places: set[Path]) -> str:
     return str(Path(*next(own, place.parts)))
 
 
-class _Samples:
-    """The samples of a run's first and last evaluation."""
+def _samples(run: RunDirectory, notes: list[str]) -> tuple[dict[str, SplitEvaluation], dict[str, SplitEvaluation]]:
+    """Read the first and the last evaluation of each split that have samples, and note damage."""
+    before, after = {}, {}
+    files: dict[str, list[tuple[int, Path]]] = {}
+    for named, path in _listed(run.evaluations, _EVALUATION):
+        files.setdefault(named[1], []).append((int(named[2]), path))
+    for found in files.values():
+        found.sort()
+        iteration, first = next(_readable(found, notes), (0, None))
+        if first is None:
+            continue
+        later = [each for each in reversed(found) if each[0] > iteration]
+        _, last = next(_readable(later, notes), (0, first))
+        before[first.split], after[first.split] = first, last
+    return before, after
 
-    def __init__(self, run: RunDirectory) -> None:
-        self.notes: list[str] = []
-        self.before: dict[str, SplitEvaluation] = {}
-        self.after: dict[str, SplitEvaluation] = {}
-        files: dict[str, list[tuple[int, Path]]] = {}
-        for path in _listed(run.evaluations):
-            if named := _EVALUATION.fullmatch(path.name):
-                files.setdefault(named[1], []).append((int(named[2]), path))
-        for found in files.values():
-            found.sort()
-            iteration, first = next(self._readable(found), (0, None))
-            if first is None:
-                continue
-            later = [each for each in reversed(found) if each[0] > iteration]
-            _, last = next(self._readable(later), (0, first))
-            self.before[first.split], self.after[first.split] = first, last
 
-    def _readable(self, files: list[tuple[int, Path]]) -> Iterator[tuple[int, SplitEvaluation]]:
-        for iteration, path in files:
-            record = read_json(path)
-            found = record.get("samples")
-            rows = found if isinstance(found, list) else []
-            samples = [sample for row in rows if (sample := _sample(row))]
-            if not samples or len(samples) < len(rows):
-                self.notes.append(f"{path.name}: samples that cannot be read are left out")
-            if samples:
-                by_task = any(sample.correct is not None for sample in samples)
-                yield iteration, SplitEvaluation(str(record.get("split", "")), samples, by_task=by_task)
+def _readable(files: list[tuple[int, Path]], notes: list[str]) -> Iterator[tuple[int, SplitEvaluation]]:
+    for iteration, path in files:
+        record = read_json(path)
+        found = record.get("samples")
+        rows = found if isinstance(found, list) else []
+        samples = [sample for row in rows if (sample := _sample(row))]
+        if not samples or len(samples) < len(rows):
+            notes.append(f"{path.name}: samples that cannot be read are left out")
+        if samples:
+            by_task = any(sample.correct is not None for sample in samples)
+            yield iteration, SplitEvaluation(str(record.get("split", "")), samples, by_task=by_task)
 
 
 def _sample(row: Any) -> Sample | None:
@@ -196,14 +184,11 @@ def _prompts(evaluation: SplitEvaluation) -> list[tuple[int, int, str]]:
 
 def _rows_of_records(run: RunDirectory) -> Iterator[Row]:
     """Build the rows of a run without ``metrics.jsonl`` from its records of iterations and evaluations."""
-    for path in _listed(run.iterations):
-        if named := _ITERATION.fullmatch(path.name):
-            yield Row(int(named[1]), numbers(_mapping(read_json(path).get("metrics"))))
+    for named, path in _listed(run.iterations, _ITERATION):
+        yield Row(int(named[1]), numbers(_mapping(read_json(path).get("metrics"))))
     evaluated: dict[int, dict[str, float]] = {}
-    for path in _listed(run.evaluations):
-        if named := _EVALUATION.fullmatch(path.name):
-            values = numbers(_mapping(read_json(path).get("metrics")))
-            evaluated.setdefault(int(named[2]), {}).update(values)
+    for named, path in _listed(run.evaluations, _EVALUATION):
+        evaluated.setdefault(int(named[2]), {}).update(numbers(_mapping(read_json(path).get("metrics"))))
     for step, values in evaluated.items():
         yield Row(step, values | _averages(values))
 
@@ -225,26 +210,27 @@ def _averages(values: Mapping[str, float]) -> dict[str, float]:
     return averages
 
 
-def _checksum(run: RunDirectory, results: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the checksum of the last weights, and a note if the seed log is damaged."""
-    model = _mapping(results.get("model"))
-    known = str(model.get("weights_checksum", ""))
+def _checksum(run: RunDirectory, results: Mapping[str, Any], notes: list[str]) -> str:
+    """Return the checksum of the last weights; note if the seed log is damaged."""
+    known = str(_mapping(results.get("model")).get("weights_checksum", ""))
     if not run.seed_log.exists():
-        return known, ""
+        return known
     try:
-        recorded = read(run.seed_log)
+        steps = read(run.seed_log).steps
     except UserError as error:
         fault = str(error).removeprefix(f"{run.seed_log}: ").partition("; ")[0]
-        return known, f"{run.seed_log.name} cannot be read to its end: {fault}"
-    return f"{recorded.steps[-1].checksum:016x}" if recorded.steps else known, ""
+        notes.append(f"{run.seed_log.name} cannot be read to its end: {fault}")
+        return known
+    return f"{steps[-1].checksum:016x}" if steps else known
 
 
 def _mapping(value: Any) -> Mapping[Any, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _listed(folder: Path) -> list[Path]:
-    try:
-        return sorted(folder.iterdir())
-    except OSError:
-        return []
+def _listed(folder: Path, pattern: re.Pattern[str]) -> Iterator[tuple[re.Match[str], Path]]:
+    """List the files with matching names; none if the folder cannot be read."""
+    with suppress(OSError):
+        for path in sorted(folder.iterdir()):
+            if named := pattern.fullmatch(path.name):
+                yield named, path

@@ -23,14 +23,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Samples with something in common.
-
-    Attributes:
-        title: what they have in common.
-        count: number of samples in the group.
-        total: number of samples in all.
-        pairs: first few samples of the group.
-    """
+    """The first few of ``count`` samples, of ``total`` in all, that have the title in common."""
 
     title: str
     count: int
@@ -50,10 +43,8 @@ def groups(before: Mapping[str, SplitEvaluation], after: Mapping[str, SplitEvalu
             chosen = [("All the same reward", ranked)]
         else:
             top, bottom = (ranked[end].after.reward for end in (0, -1)) if ranked else (0.0, 0.0)
-            chosen = [
-                ("Best", [pair for pair in ranked if pair.after.reward == top]),
-                ("Worst", [pair for pair in ranked if pair.after.reward == bottom]),
-            ]
+            best = [pair for pair in ranked if pair.after.reward == top]
+            chosen = [("Best", best), ("Worst", [pair for pair in ranked if pair.after.reward == bottom])]
     return [Group(title, len(found), len(pairs), tuple(found[:SHOWN])) for title, found in chosen if found]
 
 

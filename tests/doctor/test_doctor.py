@@ -12,6 +12,7 @@ import pytest
 from esplug.config import make_config
 from esplug.doctor import checkup as checkup_module
 from esplug.doctor import installation as quick
+from esplug.doctor.finding import Finding
 from esplug.doctor.machine import check_disk
 from esplug.doctor.model import check_fit, check_model
 from esplug.doctor.plugin_health import check_plugins
@@ -19,7 +20,7 @@ from esplug.doctor.stack import Stack, inspect_stack
 from esplug.engines.messages import EngineSettings
 from esplug.engines.vllm_options import shared_gpu_kv_cache
 from esplug.errors import UserError
-from esplug.planning.memory import Gpu, master_bytes, plan_memory
+from esplug.planning.memory import Gpu, MemoryPlan, master_bytes, plan_memory
 from esplug.planning.placement import GPU_SPARE, Plan
 from esplug.plugins import list_plugins
 from esplug.utils.cores import GIB
@@ -117,11 +118,7 @@ def test_a_broken_plugin_is_a_failure_only_if_the_run_needs_it(broken_plugins, m
     states = {str(finding): finding.state for finding in findings}
     assert states.pop("plugins: tasks countdown, math") == "ok"
     by_name = {name: next(text for text in states if name in text) for name in ("raising", "dying", "hanging")}
-    assert {name: states[text] for name, text in by_name.items()} == {
-        "raising": "fail",
-        "dying": "warning",
-        "hanging": "warning",
-    }
+    assert [states[text] for text in by_name.values()] == ["fail", "warning", "warning"]
     assert "RuntimeError: no [/bold] luck" in by_name["raising"]
     assert "status 3" in by_name["dying"]
     assert "longer than 15 s" in by_name["hanging"]
@@ -134,6 +131,18 @@ def host(monkeypatch) -> None:
     for module in ("machine", "model"):
         monkeypatch.setattr(f"esplug.doctor.{module}.free_memory", lambda: 64 * GIB)
     monkeypatch.setattr("esplug.doctor.machine.usable_cores", lambda: [0, 1, 2, 3])
+
+
+ROOMY = Gpu("A", 80 * GIB, 79 * GIB)
+FULL = Gpu("A", 80 * GIB, GIB)
+
+
+def fit(folder: Path, gpus: list[Gpu], settings: dict | None = None) -> tuple[MemoryPlan | None, list[Finding]]:
+    return check_fit(make_config(settings or {}), folder, Stack(gpus=gpus, cuda="12.9"))
+
+
+def failures(findings: list[Finding]) -> list[Finding]:
+    return [finding for finding in findings if finding.state == "fail"]
 
 
 def memory_of(folder: Path, settings: dict, plan: Plan, free: int = 64 * GIB, gpus: list[Gpu] | None = None):
@@ -184,35 +193,33 @@ def test_where_the_master_is_kept_on_a_gpu(tiny_model) -> None:
     ("settings", "gpus", "check", "remedy"),
     [
         ({}, [Gpu("A", 80 * GIB, 20 * GIB)], "GPU memory", "--gpu-memory-utilization 0.24"),
-        ({}, [Gpu("A", 80 * GIB, 79 * GIB), Gpu("B", 80 * GIB, GIB)], "GPU memory", "set --use-gpus 0"),
+        ({}, [ROOMY, FULL], "GPU memory", "set --use-gpus 0"),
         (
             {"use_gpus": "3,5", "n_vllm_engines": 2},
-            [Gpu("A", 80 * GIB, GIB), Gpu("B", 80 * GIB, 79 * GIB)],
+            [FULL, ROOMY],
             "GPU memory",
-            "set --use-gpus 5 with fewer --n-vllm-engines",
+            "--use-gpus 5 with fewer --n-vllm-engines",
         ),
         ({"master_device": "gpu"}, [Gpu("A", 4 * GIB, 4 * GIB)], "GPU memory", "use --master-device host"),
-        ({"gpu_memory_utilization": 0.03}, [Gpu("A", 80 * GIB, 79 * GIB)], "GPU memory", "--n-gpu-per-vllm-engine 2"),
-        ({"n_vllm_engines": 3}, [Gpu("A", 80 * GIB, 79 * GIB)], "engines", ""),
+        ({"gpu_memory_utilization": 0.03}, [ROOMY], "GPU memory", "--n-gpu-per-vllm-engine 2"),
+        ({"n_vllm_engines": 3}, [ROOMY], "engines", ""),
         ({"master_device": "gpu"}, [], "engines", ""),
     ],
 )
 def test_too_little_memory_is_a_failure_with_a_remedy(settings, gpus, check, remedy, host, tiny_model) -> None:
-    _, findings = check_fit(make_config(settings), tiny_model, Stack(gpus=gpus, cuda="12.9"))
-    failures = [finding for finding in findings if finding.state == "fail"]
-    assert [finding.check for finding in failures] == [check], findings
-    assert remedy in failures[0].remedy
+    _, findings = fit(tiny_model, gpus, settings)
+    (failure,) = failures(findings)
+    assert failure.check == check
+    assert remedy in failure.remedy
 
 
 def test_a_useless_share_of_a_gpu_is_not_suggested(host, tiny_model) -> None:
-    _, findings = check_fit(make_config(), tiny_model, Stack(gpus=[Gpu("A", 80 * GIB, GIB)], cuda="12.9"))
-    (remedy,) = (finding.remedy for finding in findings if finding.state == "fail")
-    assert remedy == "end the processes that use the GPU"
+    (failure,) = failures(fit(tiny_model, [FULL])[1])
+    assert failure.remedy == "end the processes that use the GPU"
 
 
 def test_a_full_gpu_that_the_run_does_not_need_is_a_warning(host, tiny_model) -> None:
-    gpus = [Gpu("A", 80 * GIB, GIB), Gpu("B", 80 * GIB, 79 * GIB)]
-    memory, findings = check_fit(make_config({"n_vllm_engines": 1}), tiny_model, Stack(gpus=gpus, cuda="12.9"))
+    memory, findings = fit(tiny_model, [FULL, Gpu("B", 80 * GIB, 79 * GIB)], {"n_vllm_engines": 1})
     (found,) = (finding for finding in findings if finding.check == "GPU memory")
     assert (memory.gpu.name, found.state) == ("B", "warning")
     assert "--use-gpus 1" in found.remedy
@@ -221,35 +228,34 @@ def test_a_full_gpu_that_the_run_does_not_need_is_a_warning(host, tiny_model) ->
 @pytest.mark.parametrize(
     ("settings", "gpus"),
     [
-        ({"n_vllm_engines": 3}, [Gpu("A", 80 * GIB, 79 * GIB)]),
+        ({"n_vllm_engines": 3}, [ROOMY]),
         ({}, [Gpu("A", 80 * GIB, 20 * GIB)]),
         ({"use_gpus": "none", "n_vllm_engines": 10_000}, []),
     ],
 )
 def test_failures_are_warnings_if_a_cluster_may_have_more(settings, gpus, host, tiny_model) -> None:
     for address, state in ((None, "fail"), ("auto", "warning")):
-        config = make_config(settings | {"ray_address": address} if address else settings)
-        _, findings = check_fit(config, tiny_model, Stack(gpus=gpus, cuda="12.9"))
+        _, findings = fit(tiny_model, gpus, settings | ({"ray_address": address} if address else {}))
         (found,) = (finding for finding in findings if finding.state == state)
         assert ("counted on this machine only" in found.found) == bool(address)
-        assert not address or all(finding.state != "fail" for finding in findings)
+        assert not (address and failures(findings))
 
 
 @pytest.mark.parametrize(
     ("settings", "gpus", "proposed"),
     [
-        ({}, [Gpu("A", 80 * GIB, 79 * GIB)], 4),
+        ({}, [ROOMY], 4),
         ({}, [Gpu("A", 24 * GIB, 23 * GIB)], 2),  # four do not fit
         ({}, [Gpu("A", 12 * GIB, 11 * GIB)], None),
-        ({}, [Gpu("A", 80 * GIB, 79 * GIB)] * 2, 2),  # four cores
-        ({}, [Gpu("A", 80 * GIB, 79 * GIB)] * 3, None),
-        ({"n_vllm_engines_per_gpu": 2}, [Gpu("A", 80 * GIB, 79 * GIB)], None),
-        ({"use_gpus": "none"}, [Gpu("A", 80 * GIB, 79 * GIB)], None),
+        ({}, [ROOMY] * 2, 2),  # four cores
+        ({}, [ROOMY] * 3, None),
+        ({"n_vllm_engines_per_gpu": 2}, [ROOMY], None),
+        ({"use_gpus": "none"}, [ROOMY], None),
         ({}, [], None),
     ],
 )
 def test_several_engines_per_gpu_are_suggested_for_a_small_model(settings, gpus, proposed, host, tiny_model) -> None:
-    _, findings = check_fit(make_config(settings), tiny_model, Stack(gpus=gpus, cuda="12.9"))
+    _, findings = fit(tiny_model, gpus, settings)
     (found,) = (finding.found for finding in findings if finding.check == "engines")
     assert re.findall(r"--n-vllm-engines-per-gpu (\d+)", found) == ([str(proposed)] if proposed else [])
 
@@ -277,18 +283,16 @@ def test_the_doctor_and_the_worker_agree_on_the_masters_place(
     left = needed + GPU_SPARE - missing  # left to each engine after vLLM's share
     gpu = Gpu("A", total, int(share * total) + sharing * left)
     settings = {"master_device": choice, "n_vllm_engines_per_gpu": sharing, "n_vllm_engines": sharing}
-    memory, findings = check_fit(make_config(settings), tiny_model, Stack(gpus=[gpu], cuda="12.9"))
-    failed = [finding for finding in findings if finding.state == "fail"]
-
+    memory, findings = fit(tiny_model, [gpu], settings)
     fake_gpu(monkeypatch, left, total)
     worker = ESWorkerExtension()
     worker.device = torch.device("cuda")
     try:
         in_host = worker._es_keep_in_host(needed, (1 - share) / sharing, choice, RankGroup())
     except UserError:
-        assert [finding.check for finding in failed] == ["GPU memory"]
+        assert [finding.check for finding in failures(findings)] == ["GPU memory"]
     else:
-        assert not failed
+        assert not failures(findings)
         assert {item.place for item in memory.items if item.what == "master"} == {"memory" if in_host else "GPU"}
 
 
@@ -307,9 +311,7 @@ def test_the_doctor_and_engines_that_share_a_gpu_agree_on_the_kv_cache(
     members = make_config(config).members_at_once(2)
     numbers = weights_size(tiny_model)[1] + (adapter_elements(tiny_model, rank, members) if rank else 0)
     total = 4 * (width * numbers + 7 * GIB // 2 - missing)  # 3 GiB for activations, half a GiB for the cache
-    memory, findings = check_fit(make_config(config), tiny_model, Stack(gpus=[Gpu("A", total, total)], cuda="12.9"))
-    failed = [finding.found for finding in findings if finding.state == "fail"]
-
+    memory, findings = fit(tiny_model, [Gpu("A", total, total)], config)
     fake_gpu(monkeypatch, total, total)
     engine = EngineSettings(
         str(tiny_model), dtype, "float32", "auto", "cuda", 1, None, 0.5, rank, members, engines_per_gpu=2
@@ -317,11 +319,11 @@ def test_the_doctor_and_engines_that_share_a_gpu_agree_on_the_kv_cache(
     if missing:
         with pytest.raises(UserError, match="too little for this model"):
             shared_gpu_kv_cache(engine, 0.5)
-        assert len(failed) == 1
-        assert "no memory for a KV cache" in failed[0]
+        (failure,) = failures(findings)
+        assert "no memory for a KV cache" in failure.found
     else:
         assert shared_gpu_kv_cache(engine, 0.5) == memory.kv_cache == GIB // 2
-        assert not failed
+        assert not failures(findings)
 
 
 @pytest.mark.parametrize(
@@ -346,19 +348,14 @@ def test_whether_the_kv_cache_can_be_counted_in_tokens(described, known, host, t
 
 def test_a_model_that_is_missing_damaged_or_unreachable(tiny_model, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("esplug.doctor.model.hub_revision", lambda *_: None)
-    folder, (found,) = check_model(
-        make_config({"model_name": str(tiny_model)}), Stack(architectures=["LlamaForCausalLM"])
-    )
-    assert (folder, found.state) == (tiny_model.resolve(), "ok")
-    _, findings = check_model(make_config({"model_name": str(tiny_model)}), Stack(architectures=["OtherForCausalLM"]))
-    assert [finding.state for finding in findings] == ["ok", "warning"]
+    config = make_config({"model_name": str(tiny_model)})
+    for supported, states in (("LlamaForCausalLM", ["ok"]), ("OtherForCausalLM", ["ok", "warning"])):
+        folder, findings = check_model(config, Stack(architectures=[supported]))
+        assert (folder, [finding.state for finding in findings]) == (tiny_model.resolve(), states)
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_text("torn")
-    for name, words in (
-        ("nobody/no-such", "the Hub cannot be reached"),
-        ("./no/such", "no such folder"),
-        (str(tmp_path), "damaged"),
-    ):
+    damaged = (str(tmp_path), "damaged")
+    for name, words in (("nobody/no-such", "the Hub cannot be reached"), ("./no/such", "no such folder"), damaged):
         folder, (found,) = check_model(make_config({"model_name": name}), Stack())
         assert (folder, found.state) == (None, "fail")
         assert words in found.found

@@ -15,8 +15,8 @@ import tomli_w
 from esplug.errors import RunError
 from esplug.evaluation.statistics import compare
 from esplug.loggers.metrics_file import Row
-from esplug.report.curves import LIMIT, curve
 from esplug.report.figures import of_one, of_run
+from esplug.report.plots import LIMIT, curve
 from esplug.report.run_data import read_run, read_runs
 from esplug.report.samples import groups
 from esplug.report.text import visible
@@ -384,7 +384,7 @@ def test_frequent_labels_are_drawn_one_by_one_as_counts_or_shares(tmp_path) -> N
     (run.path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     traces = {panel.name: panel.figure.data for panel in of_run(read_run(run.path))}["labels"]
     assert [trace.name for trace in traces] == [
-        *("correct", "wrong", "error:8", "error:7", "error:6", "error:5", "others"),
+        *("correct", "wrong", "error:8", "error:7", "error:6", "error:5", "others")
     ]
     assert traces[-1].y == (4.0,)
     (run.path / "metrics.jsonl").write_text(json.dumps(row | {"train/tokens_per_second": None}) + "\n")

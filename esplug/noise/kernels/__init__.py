@@ -13,9 +13,7 @@ if TYPE_CHECKING:
 def kernels_for(device: "Device", *, in_host: bool = False) -> Any:
     """Return the kernels for a device: a module, or an object with the same functions.
 
-    Args:
-        device: computes.
-        in_host: whether the weights are in host memory and a GPU computes with them.
+    ``in_host`` is for weights in host memory with which a GPU computes.
     """
     if in_host:
         from esplug.noise.kernels.streamed import Streamed

@@ -1,15 +1,12 @@
 """Fused noise kernels for the CPU, bit for bit equal to :mod:`esplug.noise.full_rank`.
 
 A kernel works on a contiguous slice of a tensor that begins at flat index ``start``. Given a matrix, it works on a
-block of rows and columns: its first element has flat index ``start``, and its rows begin ``pitch`` elements apart in
-the tensor. Kernels work in tiles that fit the first-level cache, release the GIL and start no threads of their own:
-callers spread slices over threads.
-
+block whose first element has flat index ``start`` and whose rows begin ``pitch`` elements apart in the tensor. Kernels
+work in tiles that fit the first-level cache, release the GIL and start no threads: callers spread slices over threads.
 Arithmetic is IEEE float32, and every product and sum is rounded (no fast-math, no fused multiply-add).
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from hashlib import blake2b
 from typing import Any, TypeAlias, TypeVar
 
 import numba
@@ -25,6 +22,8 @@ from esplug.noise import low_rank
 
 Array: TypeAlias = NDArray[Any]
 """Elements of a tensor: one-dimensional, as :func:`flat` returns them, or a block in two dimensions, in C order."""
+
+KeyPairs: TypeAlias = Sequence[tuple[int, int]]
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 """Types that master and perturbed weights may have."""
@@ -68,8 +67,7 @@ def perturb(master: Array, out: Array, start: int, key: int, scale: float, pitch
     """Write ``round(master + scale * eps)`` to ``out``, rounded to the type of ``out``, halves to even.
 
     Args:
-        master: n elements.
-        out: n elements, of any type.
+        master, out: n elements each.
         start: flat index of the first element in its tensor.
         key: from :func:`esplug.noise.full_rank.tensor_key`.
         scale: ``sign * sigma``, rounded to float32 here.
@@ -91,23 +89,15 @@ def update(
     The sum is accumulated in float32 in the order given, starting from zero.
 
     Args:
-        master: n elements.
-        start: flat index of the first element in its tensor.
+        master, start, pitch: as in :func:`perturb`.
         keys: each member's key of this tensor, from :func:`esplug.noise.full_rank.tensor_key`.
         coefficients: one per key, rounded to float32 here.
-        pitch: distance between the starts of a block's rows in the tensor, in elements.
     """
     _update(_rows(master), start, pitch, np.array(keys, dtype=_u64), np.array(coefficients, dtype=np.float32))
 
 
 def update_low_rank(
-    master: Array,
-    row: int,
-    column: int,
-    width: int,
-    keys: Sequence[tuple[int, int]] | Array,
-    coefficients: Sequence[float],
-    rank: int,
+    master: Array, row: int, column: int, width: int, keys: KeyPairs | Array, coefficients: Sequence[float], rank: int
 ) -> None:
     """Add ``sum_k coefficients[k] * eps_k`` of low rank to ``master``, a block of a matrix.
 
@@ -116,8 +106,7 @@ def update_low_rank(
 
     Args:
         master: m x n elements.
-        row: the block's first row in the matrix.
-        column: the block's first column in the matrix.
+        row, column: the block's first row and column in the matrix.
         width: columns of the matrix.
         keys: each member's keys, from :func:`esplug.noise.low_rank.factor_keys`.
         coefficients: one per member, rounded to float32 here.
@@ -137,9 +126,8 @@ def checksum(master: Array, start: int, name: str, pitch: int = 0) -> int:
     z ^= z >> 31``. A sum does not depend on order, so shards and threads simply add theirs, modulo 2**64.
     The checksum detects every change of a single element. It misses several changes, such as a swap, once in 2**64.
     """
-    name_hash = int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little")
     bits = master.view(np.uint32 if master.itemsize == 4 else np.uint16)
-    return int(_checksum(_rows(bits), _u64(start), _u64(pitch), _u64(name_hash)))
+    return int(_checksum(_rows(bits), _u64(start), _u64(pitch), _u64(noise.hash64(name.encode()))))
 
 
 def convert_all(pieces: Iterable[tuple[Array, Array]]) -> None:
@@ -161,7 +149,7 @@ def update_all(pieces: Iterable[tuple[Array, int, Sequence[int], int]], coeffici
 
 
 def update_low_rank_all(
-    pieces: Iterable[tuple[Array, int, int, int, Sequence[tuple[int, int]]]], coefficients: Sequence[float], rank: int
+    pieces: Iterable[tuple[Array, int, int, int, KeyPairs]], coefficients: Sequence[float], rank: int
 ) -> None:
     """Update pieces, each (master, row, column, width, keys); see :func:`update_low_rank`."""
     for master, row, column, width, keys in pieces:
@@ -300,11 +288,8 @@ def _perturb(master: Array, out: Array, start: int, pitch: int, key: Any, scale:
             first, count = start + row * pitch + low, min(_TILE, columns - low)
             skip = first & 3
             _byte_sums(sums, _u64(first) >> _2, (skip + count + 3) >> 2, key)
-            word, source, target = (
-                words[skip : skip + count],
-                master[row, low : low + count],
-                out[row, low : low + count],
-            )
+            word = words[skip : skip + count]
+            source, target = master[row, low : low + count], out[row, low : low + count]
             for j in range(count):
                 eps = np.float32(np.int32(word[j]) - _MEAN) * _SCALE
                 target[j] = _narrow(_widen(source[j]) + scale * eps, target)

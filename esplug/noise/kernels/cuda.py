@@ -6,21 +6,20 @@ Triton must not fuse them. Tests run the kernels on the CPU, with ``TRITON_INTER
 """
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from esplug.noise import full_rank as noise
 from esplug.noise import low_rank
 
 _QUADS = 256  # groups of four elements in a program
-_WARPS = 2
 _CENTRE = tl.constexpr(float(2**23 + noise.MEAN))
 _SCALE = tl.constexpr(noise.SCALE)
 _ROUNDS = tl.constexpr(noise.ROUNDS)
@@ -36,118 +35,83 @@ _MAX_FACTOR_BYTES = 2**28
 _LINE = 1, 4 * _QUADS, 3  # a row may begin inside a Philox block
 _SIDE = 64
 _SQUARE = _SIDE, _SIDE, 0  # for low rank
-_SQUARE_WARPS = 2
 _DEPTH = 16  # tensor cores sum at least this many products; a lower rank is padded with zeros
 
+P = TypeVar("P")
+KeyPairs: TypeAlias = Sequence[tuple[int, int]]
+#: A slice or block to update: its weights, the flat index of its first element, each member's key, and the pitch.
+UpdatePiece: TypeAlias = tuple[Tensor, int, Sequence[int], int]
 #: A block of a matrix: its weights, first row and column, the matrix's columns, and each member's keys.
-_MatrixBlock: TypeAlias = tuple[torch.Tensor, int, int, int, Sequence[tuple[int, int]]]
+MatrixBlock: TypeAlias = tuple[Tensor, int, int, int, KeyPairs]
 
 
-def array(tensor: torch.Tensor) -> torch.Tensor:
+def array(tensor: Tensor) -> Tensor:
     """Return a tensor as the kernels take it, in one or two dimensions; rows need not be contiguous."""
     return tensor.detach()
 
 
-def flat(tensor: torch.Tensor) -> torch.Tensor:
+def flat(tensor: Tensor) -> Tensor:
     """Return a view of a contiguous tensor in one dimension."""
     return array(tensor.view(-1))
 
 
-def perturb(master: torch.Tensor, out: torch.Tensor, start: int, key: int, scale: float, pitch: int = 0) -> None:
+def perturb(master: Tensor, out: Tensor, start: int, key: int, scale: float, pitch: int = 0) -> None:
     """Write ``round(master + scale * eps)`` to ``out``; see :func:`esplug.noise.kernels.cpu.perturb`."""
     perturb_all([(master, out, start, key, pitch)], scale)
 
 
-def update(
-    master: torch.Tensor, start: int, keys: Sequence[int], coefficients: Sequence[float], pitch: int = 0
-) -> None:
+def update(master: Tensor, start: int, keys: Sequence[int], coefficients: Sequence[float], pitch: int = 0) -> None:
     """Add ``sum_k coefficients[k] * eps_k`` to ``master``; see :func:`esplug.noise.kernels.cpu.update`."""
     update_all([(master, start, keys, pitch)], coefficients)
 
 
 def update_low_rank(
-    master: torch.Tensor,
-    row: int,
-    column: int,
-    width: int,
-    keys: Sequence[tuple[int, int]],
-    coefficients: Sequence[float],
-    rank: int,
+    master: Tensor, row: int, column: int, width: int, keys: KeyPairs, coefficients: Sequence[float], rank: int
 ) -> None:
     """Add ``sum_k coefficients[k] * eps_k`` of low rank; see :func:`esplug.noise.kernels.cpu.update_low_rank`."""
     update_low_rank_all([(master, row, column, width, keys)], coefficients, rank)
 
 
-def checksum(master: torch.Tensor, start: int, name: str, pitch: int = 0) -> int:
+def checksum(master: Tensor, start: int, name: str, pitch: int = 0) -> int:
     """Return the checksum of a slice or block of a tensor; see :func:`esplug.noise.kernels.cpu.checksum`."""
     return checksum_all([(master, start, name, pitch)])[0]
 
 
-def convert_all(pieces: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
+def convert_all(pieces: Iterable[tuple[Tensor, Tensor]]) -> None:
     """Write each piece to its target, rounded to the target's type, halves to even."""
     sources, targets = zip(*pieces, strict=True)
     torch._foreach_copy_(list(targets), list(sources))
 
 
-def perturb_all(pieces: Iterable[tuple[torch.Tensor, torch.Tensor, int, int, int]], scale: float) -> None:
+def perturb_all(pieces: Iterable[tuple[Tensor, Tensor, int, int, int]], scale: float) -> None:
     """Perturb pieces, each (master, out, start, key, pitch); see :func:`perturb`."""
-    by_types = defaultdict(list)
-    for piece in pieces:
-        by_types[piece[0].dtype, piece[1].dtype].append(piece)
-    for (master_type, out_type), alike in by_types.items():
+    for (master_type, out_type), alike in _grouped(pieces, lambda piece: (piece[0].dtype, piece[1].dtype)):
         table = _Table.of([(master, out, start, pitch) for master, out, start, _, pitch in alike])
-        keys = table.words([key for _, _, _, key, _ in alike])
-        with torch.cuda.device_of(keys):
-            _perturb[(table.programs,)](
-                *(table.owners, table.entries, keys, noise.float32(scale)),
-                MASTER=_TYPES[master_type],
-                OUT=_TYPES[out_type],
-                QUADS=_QUADS,
-                ALIGNED=table.aligned,
-                num_warps=_WARPS,
-                enable_fp_fusion=False,
-            )
+        types = {"MASTER": _TYPES[master_type], "OUT": _TYPES[out_type]}
+        keys = [key for _, _, _, key, _ in alike]
+        table.launch(_perturb, keys, noise.float32(scale), **types, QUADS=_QUADS, ALIGNED=table.aligned)
 
 
-def update_all(pieces: Iterable[tuple[torch.Tensor, int, Sequence[int], int]], coefficients: Sequence[float]) -> None:
+def update_all(pieces: Iterable[UpdatePiece], coefficients: Sequence[float]) -> None:
     """Update pieces, each (master, start, keys, pitch); see :func:`update`."""
-    by_type = defaultdict(list)
-    for piece in pieces:
-        by_type[piece[0].dtype].append(piece)
-    for master_type, alike in by_type.items():
+    for master_type, alike in _grouped(pieces, lambda piece: piece[0].dtype):
         table = _Table.of([(master, master, start, pitch) for master, start, _, pitch in alike])
-        keys = table.words([key for _, _, each, _ in alike for key in each])
-        with torch.cuda.device_of(keys):
-            _update[(table.programs,)](
-                *(table.owners, table.entries, keys),
-                torch.tensor(coefficients, dtype=torch.float32, device=keys.device),
-                len(coefficients),
-                MASTER=_TYPES[master_type],
-                QUADS=_QUADS,
-                ALIGNED=table.aligned,
-                num_warps=_WARPS,
-                enable_fp_fusion=False,
-            )
+        factors = torch.tensor(coefficients, dtype=torch.float32, device=table.owners.device)
+        how = {"MASTER": _TYPES[master_type], "QUADS": _QUADS, "ALIGNED": table.aligned}
+        table.launch(_update, [key for _, _, keys, _ in alike for key in keys], factors, len(coefficients), **how)
 
 
-def update_low_rank_all(
-    pieces: Iterable[tuple[torch.Tensor, int, int, int, Sequence[tuple[int, int]]]],
-    coefficients: Sequence[float],
-    rank: int,
-) -> None:
+def update_low_rank_all(pieces: Iterable[MatrixBlock], coefficients: Sequence[float], rank: int) -> None:
     """Update pieces, each (master, row, column, width, keys); see :func:`update_low_rank`.
 
     Factors are computed first, as float16 integers, for as many pieces at a time as their memory allows.
     """
     factors = torch.tensor(coefficients, dtype=torch.float32) * low_rank.scale(rank)
     per_side = 2 * len(coefficients) * rank
-    by_type = defaultdict(list)
-    for piece in pieces:
-        for block in _split(*piece, per_side=per_side):
-            by_type[block[0].dtype].append(block)
-    for master_type, alike in by_type.items():
+    blocks = (block for piece in pieces for block in _split(piece, per_side))
+    for master_type, alike in _grouped(blocks, lambda block: block[0].dtype):
         nbytes = 0
-        group: list[_MatrixBlock] = []
+        group: list[MatrixBlock] = []
         for block in alike:
             more = per_side * sum(block[0].shape)
             if group and nbytes + more > _MAX_FACTOR_BYTES:
@@ -158,88 +122,68 @@ def update_low_rank_all(
         _update_with_factors(group, master_type, factors, rank)
 
 
-def _split(
-    master: torch.Tensor, row: int, column: int, width: int, keys: Sequence[tuple[int, int]], *, per_side: int
-) -> Iterator[_MatrixBlock]:
+def _split(block: MatrixBlock, per_side: int) -> Iterator[MatrixBlock]:
     """Split a matrix into blocks whose factors, of ``per_side`` bytes per row and column, are not too large."""
+    master, row, column, width, keys = block
     rows, columns = master.shape
+    half_rows, half_columns = rows // 2, columns // 2
     if per_side * (rows + columns) <= _MAX_FACTOR_BYTES or max(rows, columns) <= _SIDE:
-        yield master, row, column, width, keys
+        yield block
     elif rows >= columns:
-        half = rows // 2
-        yield from _split(master[:half], row, column, width, keys, per_side=per_side)
-        yield from _split(master[half:], row + half, column, width, keys, per_side=per_side)
+        yield from _split((master[:half_rows], row, column, width, keys), per_side)
+        yield from _split((master[half_rows:], row + half_rows, column, width, keys), per_side)
     else:
-        half = columns // 2
-        yield from _split(master[:, :half], row, column, width, keys, per_side=per_side)
-        yield from _split(master[:, half:], row, column + half, width, keys, per_side=per_side)
+        yield from _split((master[:, :half_columns], row, column, width, keys), per_side)
+        yield from _split((master[:, half_columns:], row, column + half_columns, width, keys), per_side)
 
 
-def _update_with_factors(
-    pieces: Sequence[_MatrixBlock], master_type: torch.dtype, factors: torch.Tensor, rank: int
-) -> None:
-    device = pieces[0][0].device
-    made = _factors(pieces, len(factors), rank, device)
-    table = _Table.of(
-        [(master, master, row * width + column, width) for master, row, column, width, _ in pieces], _SQUARE
-    )
-    addresses = table.words([tensor.data_ptr() for pair in made for tensor in pair])
-    with torch.cuda.device_of(addresses):
-        _update_low_rank[(table.programs,)](
-            *(table.owners, table.entries, addresses, factors.to(device), len(factors), rank),
-            MASTER=_TYPES[master_type],
-            SIDE=_SIDE,
-            DEPTH=1 if rank == 1 else _DEPTH,
-            ALIGNED=table.aligned,
-            num_warps=_SQUARE_WARPS,
-            enable_fp_fusion=False,
-        )
+def _update_with_factors(pieces: Sequence[MatrixBlock], master_type: torch.dtype, factors: Tensor, rank: int) -> None:
+    made = _factors(pieces, len(factors), rank)
+    blocks = [(master, master, row * width + column, width) for master, row, column, width, _ in pieces]
+    table = _Table.of(blocks, _SQUARE)
+    addresses = [tensor.data_ptr() for pair in made for tensor in pair]
+    how = {"SIDE": _SIDE, "DEPTH": 1 if rank == 1 else _DEPTH, "ALIGNED": table.aligned}
+    factors = factors.to(table.owners.device)
+    table.launch(_update_low_rank, addresses, factors, len(factors), rank, MASTER=_TYPES[master_type], **how)
 
 
-def _factors(
-    pieces: Sequence[_MatrixBlock], members: int, rank: int, device: torch.device
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def _factors(pieces: Sequence[MatrixBlock], members: int, rank: int) -> list[tuple[Tensor, Tensor]]:
     """Return each block's factors: ``A``, float16[members, rank, columns], and ``B``, float16[members, rows, rank]."""
-    made = []
-    blocks, keys = [], []
+    made, blocks, keys = [], [], []
     for master, row, column, width, pairs in pieces:
         rows, columns = master.shape
-        a = torch.empty(members, rank, columns, dtype=torch.float16, device=device)
-        b = torch.empty(members, rows, rank, dtype=torch.float16, device=device)
+        a = torch.empty(members, rank, columns, dtype=torch.float16, device=master.device)
+        b = torch.empty(members, rows, rank, dtype=torch.float16, device=master.device)
         made.append((a, b))
         blocks += [(a[0], a[0], column, width), (b[0].view(1, -1), b[0].view(1, -1), row * rank, 0)]
-        keys += [[pair[which] for pair in pairs] for which in (0, 1)]
+        keys += [pair[which] for which in (0, 1) for pair in pairs]
     table = _Table.of(blocks)
-    words = table.words([key for each in keys for key in each])
-    with torch.cuda.device_of(words):
-        _fill[(table.programs * members,)](
-            *(table.owners, table.entries, words, members), QUADS=_QUADS, ALIGNED=table.aligned, num_warps=_WARPS
-        )
+    table.launch(_fill, keys, members, times=members, QUADS=_QUADS, ALIGNED=table.aligned)
     return made
 
 
-def checksum_all(pieces: Sequence[tuple[torch.Tensor, int, str, int]]) -> list[int]:
+def checksum_all(pieces: Sequence[tuple[Tensor, int, str, int]]) -> list[int]:
     """Return the checksum of each piece, (master, start, name, pitch); see :func:`checksum`."""
     sums = [0] * len(pieces)
-    by_size = defaultdict(list)
-    for number, piece in enumerate(pieces):
-        by_size[piece[0].itemsize].append(number)
-    for itemsize, numbers in by_size.items():
+    for itemsize, numbers in _grouped(range(len(pieces)), lambda number: pieces[number][0].itemsize):
         alike = [pieces[number] for number in numbers]
         table = _Table.of([(master, master, start, pitch) for master, start, _, pitch in alike])
-        hashes = table.words([_hash(name) for _, _, name, _ in alike])
-        parts = torch.zeros(table.programs, dtype=torch.int64, device=hashes.device)
-        with torch.cuda.device_of(hashes):
-            _checksum[(table.programs,)](
-                *(table.owners, table.entries, hashes, parts),
-                BITS=_BITS[itemsize],
-                BLOCK=4 * _QUADS,
-            )
-        totals = torch.zeros(len(alike), dtype=torch.int64, device=hashes.device)
+        parts = torch.zeros(table.programs, dtype=torch.int64, device=table.owners.device)
+        hashes = [noise.hash64(name.encode()) for _, _, name, _ in alike]
+        table.launch(_checksum, hashes, parts, BITS=_BITS[itemsize], BLOCK=4 * _QUADS, num_warps=4)
+        totals = torch.zeros(len(alike), dtype=torch.int64, device=parts.device)
         totals.index_add_(0, table.owners, parts)
         for number, total in zip(numbers, totals.tolist(), strict=True):
             sums[number] = total % 2**64
     return sums
+
+
+def _grouped(pieces: Iterable[P], key: Callable[[P], Any]) -> Iterable[tuple[Any, list[P]]]:
+    """Group pieces by a key, because a kernel processes weights of one type."""
+    groups = defaultdict(list)
+    for piece in pieces:
+        groups[key(piece)].append(piece)
+    return groups.items()
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,12 +194,11 @@ class _Table:
         owners: int32[programs], the piece of each.
         entries: int64[pieces, 10]: addresses of master and target, first element, pitch, columns, strides between the
             rows of both, programs per row, first program, and rows.
-        aligned: whether the four elements of every Philox block lie in one row, and are aligned for reading and
-            writing them together.
+        aligned: whether every Philox block's four elements lie in one row, aligned for reading them together.
     """
 
-    owners: torch.Tensor
-    entries: torch.Tensor
+    owners: Tensor
+    entries: Tensor
     aligned: bool
 
     @property
@@ -263,13 +206,12 @@ class _Table:
         return self.owners.numel()
 
     @classmethod
-    def of(
-        cls, pieces: Sequence[tuple[torch.Tensor, torch.Tensor, int, int]], tile: tuple[int, int, int] = _LINE
-    ) -> "_Table":
+    def of(cls, pieces: Sequence[tuple[Tensor, Tensor, int, int]], tile: tuple[int, int, int] = _LINE) -> "_Table":
         """Return the table, perhaps a cached one, for pieces (master, out, start, pitch) and programs of a ``tile``."""
         device = pieces[0][0].device
         height, width, unused = tile
-        known: Hashable = (device, tile, *(_identity(*piece) for piece in pieces))
+        layouts = ((m.data_ptr(), out.data_ptr(), m.shape, m.stride(), out.stride(), *rest) for m, out, *rest in pieces)
+        known: Hashable = (device, tile, *layouts)
         if known not in _tables:
             entries: list[list[int]] = []
             counts: list[int] = []
@@ -286,19 +228,20 @@ class _Table:
             _tables[known] = cls(owners.to(device), torch.tensor(entries, dtype=torch.int64).to(device), aligned)
         return _tables[known]
 
-    def words(self, words: Sequence[int]) -> torch.Tensor:
-        """Return unsigned 64-bit words on the table's device, as int64; the kernels ignore the sign."""
-        return torch.from_numpy(np.array(words, dtype=np.uint64).view(np.int64)).to(self.owners.device)
+    def launch(
+        self, kernel: Any, words: Sequence[int], *arguments: Any, times: int = 1, num_warps: int = 2, **constants: Any
+    ) -> None:
+        """Start a kernel, ``times`` each program. It gets the unsigned ``words`` as int64, and ignores the sign."""
+        on_device = torch.from_numpy(np.array(words, dtype=np.uint64).view(np.int64)).to(self.owners.device)
+        options = constants | {"num_warps": num_warps, "enable_fp_fusion": False}
+        with torch.cuda.device_of(on_device):
+            kernel[(self.programs * times,)](self.owners, self.entries, on_device, *arguments, **options)
 
 
 _tables: dict[Hashable, _Table] = {}
 
 
-def _identity(master: torch.Tensor, out: torch.Tensor, start: int, pitch: int) -> Hashable:
-    return master.data_ptr(), out.data_ptr(), master.shape, master.stride(), out.stride(), start, pitch
-
-
-def _aligned(master: torch.Tensor, out: torch.Tensor, start: int, pitch: int) -> bool:
+def _aligned(master: Tensor, out: Tensor, start: int, pitch: int) -> bool:
     in_fours = start % 4 == 0 and master.shape[-1] % 4 == 0 and (master.ndim == 1 or pitch % 4 == 0)
     return in_fours and all(
         tensor.data_ptr() % (4 * tensor.itemsize) == 0 and (tensor.ndim == 1 or tensor.stride(0) % 4 == 0)
@@ -306,11 +249,7 @@ def _aligned(master: torch.Tensor, out: torch.Tensor, start: int, pitch: int) ->
     )
 
 
-def _hash(name: str) -> int:
-    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little")
-
-
-def _rows(tensor: torch.Tensor) -> torch.Tensor:
+def _rows(tensor: Tensor) -> Tensor:
     """Return a slice as a block of one row."""
     return tensor if tensor.ndim == 2 else tensor.view(1, -1)
 
@@ -452,14 +391,9 @@ def _product(a, b, row, column, rows, columns, rank, DEPTH: tl.constexpr):
         product = tl.zeros((row.shape[0], column.shape[0]), tl.float32)
         for first in range(0, rank, DEPTH):
             q = first + tl.arange(0, DEPTH)
-            high = tl.load(
-                b + (row * rank)[:, None] + q[None, :], mask=(row < rows)[:, None] & (q < rank)[None, :], other=0.0
-            )
-            wide = tl.load(
-                a + q[:, None] * columns + column[None, :],
-                mask=(q < rank)[:, None] & (column < columns)[None, :],
-                other=0.0,
-            )
+            in_b, in_a = (row < rows)[:, None] & (q < rank)[None, :], (q < rank)[:, None] & (column < columns)[None, :]
+            high = tl.load(b + (row * rank)[:, None] + q[None, :], mask=in_b, other=0.0)
+            wide = tl.load(a + q[:, None] * columns + column[None, :], mask=in_a, other=0.0)
             product = tl.dot(high, wide, product)
         return product
 

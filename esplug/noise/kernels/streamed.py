@@ -14,11 +14,7 @@ from esplug.noise.kernels import cuda
 
 
 class Streamed:
-    """The functions of :mod:`esplug.noise.kernels.cuda`, for masters in host memory.
-
-    Args:
-        device: GPU that computes and holds the targets.
-    """
+    """The functions of :mod:`esplug.noise.kernels.cuda`, for masters in host memory and targets on ``device``."""
 
     array = staticmethod(cuda.array)
     flat = staticmethod(cuda.flat)
@@ -36,18 +32,11 @@ class Streamed:
         """See :func:`esplug.noise.kernels.cuda.perturb_all`."""
         self._for_each(pieces, lambda *piece: cuda.perturb_all([piece], scale))
 
-    def update_all(
-        self, pieces: Iterable[tuple[torch.Tensor, int, Sequence[int], int]], coefficients: Sequence[float]
-    ) -> None:
+    def update_all(self, pieces: Iterable[cuda.UpdatePiece], coefficients: Sequence[float]) -> None:
         """See :func:`esplug.noise.kernels.cuda.update_all`."""
         self._for_each(pieces, lambda *piece: cuda.update_all([piece], coefficients), back=True)
 
-    def update_low_rank_all(
-        self,
-        pieces: Iterable[tuple[torch.Tensor, int, int, int, Sequence[tuple[int, int]]]],
-        coefficients: Sequence[float],
-        rank: int,
-    ) -> None:
+    def update_low_rank_all(self, pieces: Iterable[cuda.MatrixBlock], coefficients: Sequence[float], rank: int) -> None:
         """See :func:`esplug.noise.kernels.cuda.update_low_rank_all`."""
         self._for_each(pieces, lambda *piece: cuda.update_low_rank_all([piece], coefficients, rank), back=True)
 
