@@ -42,8 +42,7 @@ def show(
 @app.command()
 def schema(
     task: Annotated[
-        str | None,
-        typer.Option(help="Describe this task's options too.", autocompletion=plugin_names("task")),
+        str | None, typer.Option(help="Describe this task's options too.", autocompletion=plugin_names("task"))
     ] = None,
     debug: Debug = False,
 ) -> None:

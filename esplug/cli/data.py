@@ -56,8 +56,7 @@ def list_datasets(out: Out = Path("datasets")) -> None:
 @app.command(name="build")
 def build_dataset(
     name: Annotated[
-        str,
-        typer.Argument(help="Data set, as `esplug data list` names it.", autocompletion=plugin_names("dataset")),
+        str, typer.Argument(help="Data set, as `esplug data list` names it.", autocompletion=plugin_names("dataset"))
     ],
     out: Out = Path("datasets"),
     source: Annotated[

@@ -9,9 +9,7 @@ import typer
 _COLUMNS = ("kind", "name", "distribution", "version", "status")
 
 
-def plugins(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
-) -> None:
+def plugins(as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False) -> None:
     """List installed tasks, data sets, reward shapings and loggers, without importing them."""
     print(render(as_json))
 

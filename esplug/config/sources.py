@@ -1,10 +1,21 @@
-"""Sources of settings (the task's defaults, a resumed run, a file, flags) and their merging."""
+"""Sources of settings (the task's defaults, a recipe, a resumed run, a file, flags) and their merging."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from esplug.config.recipes import RECIPES
+Recipe = Literal["paper", "fast"]
+
+#: Settings that work well together; any other source overrides them. ``paper``: the settings of ES-at-Scale (arXiv
+#: 2509.24372), which are the fields' own defaults. ``fast``: larger steps that decay over the run.
+#: ``benchmarks/README.md`` compares them.
+_RECIPES: Mapping[str, Mapping[str, Any]] = {
+    "paper": {"alpha_schedule": "constant"},
+    "fast": {"alpha_schedule": "cosine"},
+}
+
+#: Default of alpha, as a multiple of sigma.
+STEPS: Mapping[Recipe, float] = {"paper": 0.5, "fast": 2.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +46,7 @@ def merge(sources: Mapping[str, Mapping[str, Any]]) -> MergedSettings:
     origins: dict[str, str] = {}
     option_origins: dict[str, str] = {}
     for origin, source in sources.items():
-        recipe = RECIPES.get(str(source.get("recipe")), {})
+        recipe = _RECIPES.get(str(source.get("recipe")), {})
         given = {**recipe, **source}
         if recipe:
             merged.pop("alpha", None)  # its default is the recipe's multiple of sigma

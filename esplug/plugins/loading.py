@@ -19,12 +19,7 @@ from esplug.hookspecs import PROJECT, DatasetSpec, LoggerSpec, ShapingSpec, Task
 from esplug.plugins.discovery import Kind, PluginInfo, find, warn_once
 from esplug.utils.text import brief, cause, suggest
 
-_SPECS: Mapping[Kind, type] = {
-    "task": TaskSpec,
-    "dataset": DatasetSpec,
-    "shaping": ShapingSpec,
-    "logger": LoggerSpec,
-}
+_SPECS: Mapping[Kind, type] = {"task": TaskSpec, "dataset": DatasetSpec, "shaping": ShapingSpec, "logger": LoggerSpec}
 _REQUIRED: Mapping[Kind, tuple[str, ...]] = {
     "task": ("collate", "template", "reward"),
     "dataset": ("build",),

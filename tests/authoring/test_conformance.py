@@ -17,15 +17,7 @@ from esplug.cli.check import _print_check
 from esplug.errors import PluginError, UserError
 from esplug.hookspecs import hookspec
 from esplug.plugins import PluginInfo, loading
-from esplug.testing import (
-    Check,
-    check_logger,
-    check_shaping,
-    check_task,
-    logger_checks,
-    shaping_checks,
-    task_checks,
-)
+from esplug.testing import Check, check_logger, check_shaping, check_task, logger_checks, shaping_checks, task_checks
 from esplug.utils.console import get_console
 from tests.helpers.cli import errors_of, run_cli, slowness
 from tests.helpers.packages import write

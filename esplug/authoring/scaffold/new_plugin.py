@@ -16,11 +16,7 @@ from esplug.plugins import list_plugins
 from esplug.utils.text import brief
 
 NewKind = Literal["task", "shaping", "logger"]
-_PREFIXES: dict[NewKind, str] = {
-    "task": "esplug-tasks-",
-    "shaping": "esplug-shapings-",
-    "logger": "esplug-loggers-",
-}
+_PREFIXES: dict[NewKind, str] = {"task": "esplug-tasks-", "shaping": "esplug-shapings-", "logger": "esplug-loggers-"}
 _LONGEST_NAME = 40
 _SMALL_RUN = (
     "--model-name HuggingFaceTB/SmolLM2-135M-Instruct --max-model-len 512 --max-tokens 32 "
