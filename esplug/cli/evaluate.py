@@ -13,7 +13,7 @@ from esplug.errors import UserError
 
 #: Settings without effect on an evaluation. They have no flags here, but a file may hold them.
 _TRAINING_ONLY = frozenset(
-    name for name in RunConfig.model_fields if panel_of(name) == ES or name.startswith("train_")
+    name for name in RunConfig.model_fields if panel_of(name) == ES.title or name.startswith("train_")
 ) | {
     "batch_size",
     "members_per_batch",

@@ -1,6 +1,6 @@
 """Field declarations for ``RunConfig``: a default, a description for ``--help``, a help panel, and limits."""
 
-from enum import StrEnum
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import Field
@@ -10,16 +10,11 @@ Command = Literal["train", "eval"]
 _MAX_COUNT = 1_000_000_000  # more than anyone needs, and within the range of every library
 
 
-class Panel(StrEnum):
-    """Panels of the help, which are also the groups of the tables in ``docs/settings.md``."""
+@dataclass(frozen=True)
+class Panel:
+    """A panel of the help, which is also a group of the tables in ``docs/settings.md``."""
 
-    TASK = "Task"
-    MODEL = "Model"
-    ES = "Evolution Strategies"
-    GENERATION = "Generation"
-    EVALUATION = "Evaluation"
-    ENGINES = "Engines"
-    OUTPUT = "Output"
+    title: str
 
     def setting(
         self, default: Any, description: str, *, flag: str | None = None, eval_flag: str | None = None, **limits: Any
@@ -34,7 +29,7 @@ class Panel(StrEnum):
             eval_flag: the flag of `esplug eval`, if it differs.
             limits: of pydantic's ``Field``, such as ``ge=1``.
         """
-        extra: dict[str, Any] = {"panel": self.value, "flag": flag, "eval_flag": eval_flag}
+        extra: dict[str, Any] = {"panel": self.title, "flag": flag, "eval_flag": eval_flag}
         return Field(default, description=description, json_schema_extra=extra, **limits)
 
     def number(self, default: Any, description: str, **limits: Any) -> Any:
@@ -46,4 +41,5 @@ class Panel(StrEnum):
         return self.setting(default, description, le=_MAX_COUNT, **limits)
 
 
-TASK, MODEL, ES, GENERATION, EVALUATION, ENGINES, OUTPUT = Panel
+TASK, MODEL, ES = Panel("Task"), Panel("Model"), Panel("Evolution Strategies")
+GENERATION, EVALUATION, ENGINES, OUTPUT = Panel("Generation"), Panel("Evaluation"), Panel("Engines"), Panel("Output")

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from esplug.hookspecs import hookimpl
-from esplug.loggers.metrics_file import FILE_NAME
-from esplug.loggers.resumed import is_logged_again, read_row
+from esplug.loggers.metrics_file import FILE_NAME, read_row
+from esplug.loggers.resumed import is_logged_again
 from esplug.utils import atomic_write
 from esplug.utils.json_files import strict_json
 
@@ -39,7 +39,9 @@ class JsonlLogger:
         data = self._path.read_bytes()
         kept, replaced = list[bytes](), list[bytes]()
         for line in data.splitlines():
-            (replaced if _is_replaced(line, config, iteration) else kept).append(line)
+            row = read_row(line)
+            keep = row is not None and not is_logged_again(row["step"], row, config, iteration)
+            (kept if keep else replaced).append(line)
         if replaced:  # copy them first, so that a kill in between loses nothing
             aside = self._path.with_name("metrics.replaced.jsonl")
             before = aside.read_bytes().splitlines() if aside.exists() else []
@@ -53,12 +55,6 @@ class JsonlLogger:
         values = {name: value if isinstance(value, int) else float(value) for name, value in metrics.items()}  # NumPy's
         row = {"step": step, "time": time.time(), **strict_json(values)}
         atomic_write.append(self._path, json.dumps(row, allow_nan=False).encode() + b"\n")
-
-
-def _is_replaced(line: bytes, config: "RunConfig", iteration: int) -> bool:
-    """Return whether a run resumed at ``iteration`` writes this row again, or the row is unreadable."""
-    row = read_row(line)
-    return row is None or is_logged_again(row["step"], row, config, iteration)
 
 
 def _text(lines: Iterable[bytes]) -> bytes:

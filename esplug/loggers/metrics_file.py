@@ -37,6 +37,15 @@ def read_bytes(path: Path) -> bytes:
         return b""
 
 
+def read_row(line: bytes) -> dict[str, Any] | None:
+    """Parse a line; return ``None`` if it is not a row, for example because a kill cut it off."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+
+
 def rows_of(data: bytes, containing: bytes = b"") -> tuple[list[Row], int]:
     """Read the lines of a metrics file.
 
@@ -87,11 +96,8 @@ def _finite(value: Any) -> float | None:
 
 
 def _row(line: bytes) -> Row | None:
-    try:
-        content: Any = json.loads(line)
-    except (ValueError, RecursionError):
+    content = read_row(line)
+    if content is None or _finite(content["step"]) is None or content["step"] < 0:
         return None
-    step = content.get("step") if isinstance(content, dict) else None
-    if not isinstance(step, int) or _finite(step) is None or step < 0:
-        return None
-    return Row(step, numbers({name: value for name, value in content.items() if name not in ("step", "time")}))
+    values = {name: value for name, value in content.items() if name not in ("step", "time")}
+    return Row(content["step"], numbers(values))

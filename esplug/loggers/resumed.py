@@ -1,21 +1,13 @@
-"""Helpers for resumed runs: which metrics are logged again, and which rows are kept."""
+"""Helpers of resumed runs: which metrics are logged again, and which rows are kept."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from esplug.loggers.metrics_file import FILE_NAME
+from esplug.loggers.metrics_file import FILE_NAME, read_row
 
 if TYPE_CHECKING:
     from esplug.config import RunConfig
-
-
-def stored_identity(path: Path, fresh: str) -> str:
-    """Return the run's identity for a service from the file, or store ``fresh`` there if the file is missing."""
-    if not path.exists():
-        path.write_text(f"{fresh}\n")
-    return path.read_text().strip()
 
 
 def first_evaluation(config: "RunConfig", iteration: int) -> int:
@@ -32,15 +24,6 @@ def is_logged_again(step: int, names: Iterable[str], config: "RunConfig", iterat
     trained = any(name.startswith("train/") for name in names)
     evaluated = any(name.startswith("eval/") for name in names)
     return (trained and step >= iteration) or (evaluated and step >= first_evaluation(config, iteration))
-
-
-def read_row(line: bytes) -> dict[str, Any] | None:
-    """Parse a line of ``metrics.jsonl``; return ``None`` if it is not a row, for example because a kill cut it off."""
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
 def rows_before(run_dir: Path, config: "RunConfig", iteration: int) -> list[dict[str, Any]]:

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from esplug.hookspecs import hookimpl
-from esplug.loggers.extras import require
 from esplug.loggers.resumed import first_evaluation
-from esplug.loggers.sample_table import COLUMNS, sample_tables
+from esplug.loggers.services import COLUMNS, require, sample_tables
 
 if TYPE_CHECKING:
     from esplug.config import RunConfig
@@ -49,9 +48,9 @@ class TensorboardLogger:
     @hookimpl
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write a Markdown table for each split."""
-        for table in sample_tables(rows):
-            lines = [_line(COLUMNS), _line(["---"] * len(COLUMNS)), *(_line(map(escape, row)) for row in table.rows)]
-            self._writer.add_text(table.name, "\n".join(lines), step)
+        for name, table in sample_tables(rows).items():
+            lines = [_line(COLUMNS), _line(["---"] * len(COLUMNS)), *(_line(map(escape, row)) for row in table)]
+            self._writer.add_text(name, "\n".join(lines), step)
         self._writer.flush()
 
     @hookimpl

@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from esplug.hookspecs import hookimpl
-from esplug.loggers.extras import require
-from esplug.loggers.resumed import stored_identity
-from esplug.loggers.sample_table import COLUMNS, sample_tables
+from esplug.loggers.services import COLUMNS, require, sample_tables, stored_identity
 
 if TYPE_CHECKING:
     from esplug.config import RunConfig
@@ -52,7 +50,7 @@ class TrackioLogger:
         import trackio
 
         if step >= self._last:
-            tables = {table.name: trackio.Table(list(COLUMNS), table.rows) for table in sample_tables(rows)}
+            tables = {name: trackio.Table(list(COLUMNS), table) for name, table in sample_tables(rows).items()}
             self._run.log(tables, step=step)
 
     @hookimpl

@@ -21,9 +21,7 @@ from typing import TYPE_CHECKING, Any
 from esplug.errors import PluginError
 from esplug.hookspecs import hookimpl
 from esplug.loggers.background import TIMEOUT, warn
-from esplug.loggers.extras import require
-from esplug.loggers.resumed import stored_identity
-from esplug.loggers.sample_table import COLUMNS, sample_tables
+from esplug.loggers.services import COLUMNS, require, sample_tables, stored_identity
 from esplug.utils.text import cause
 
 if TYPE_CHECKING:
@@ -89,7 +87,7 @@ class WandbLogger:
         import wandb
 
         if step >= self._run.step:
-            tables = {table.name: wandb.Table(list(COLUMNS), table.rows) for table in sample_tables(rows)}
+            tables = {name: wandb.Table(list(COLUMNS), table) for name, table in sample_tables(rows).items()}
             self._run.log(tables, step=step)
 
     @hookimpl
