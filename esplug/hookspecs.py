@@ -85,6 +85,8 @@ class TaskSpec:
 
     A run calls ``options`` and ``defaults`` to resolve its settings. It then calls ``load_rows`` and ``collate`` once a
     data set, ``template`` for every question, and ``reward`` for every answer.
+
+    The argument ``options`` maps the name of each of the task's options to the user's value or the default.
     """
 
     @hookspec(firstresult=True)
@@ -97,7 +99,6 @@ class TaskSpec:
 
         Args:
             batch: B rows, each a mapping from column to value.
-            options: the task's options, with defaults filled in.
 
         Returns:
             Two lists of length B. esplug passes each question to ``template``, and each target to ``reward``. Targets
@@ -113,7 +114,6 @@ class TaskSpec:
 
         Args:
             question: from ``collate``.
-            options: the task's options, with defaults filled in.
 
         Returns:
             Text, which the model continues as it is; or a list of chat messages (``{"role": ..., "content": ...}``),
@@ -134,7 +134,6 @@ class TaskSpec:
         Args:
             model_output: the generated text, without the prompt. It is untrusted: parse it, and never ``eval`` it.
             target: from ``collate``.
-            options: the task's options, with defaults filled in.
 
         Returns:
             A number, ``(label, number)`` or a :class:`Reward`. Higher is better. The label may be a mapping: its
@@ -153,7 +152,6 @@ class TaskSpec:
         Args:
             split: ``"train"`` or ``"eval"``.
             path: one data set from ``--train-dataset`` or ``--eval-dataset``; ``None`` for the task's own data.
-            options: the task's options, with defaults filled in.
 
         Returns:
             For ``"train"``, the rows; for ``"eval"``, a mapping from split name to rows, or rows alone. If the hook
@@ -166,9 +164,6 @@ class TaskSpec:
         """Recommend settings for the task. Optional.
 
         Called in the driver before the settings are resolved. A setting that is invalid is an error.
-
-        Args:
-            options: the task's options, with defaults filled in.
 
         Returns:
             Values of :class:`esplug.config.RunConfig` fields, by name. The user's config file and flags

@@ -7,16 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from esplug.cli.completion import plugin_names
-from esplug.cli.options import ConfigFile, Debug, with_settings
+from esplug.cli.options import ConfigFile, Debug, command_group, with_settings
 
-app = typer.Typer(help="Show the settings of a run and their sources, or the JSON schema of the TOML file.")
-
-
-@app.callback(invoke_without_command=True)
-def _no_command(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
-        raise typer.Exit(2)
+app = command_group("Show the settings of a run and their sources, or the JSON schema of the TOML file.")
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Options for settings: one for every field of ``RunConfig``, made from the field."""
+"""Options that commands share, and one for every field of ``RunConfig``, made from the field."""
 
 import inspect
 from collections.abc import Callable
@@ -13,7 +13,21 @@ from esplug.config import Command, RunConfig, flag_of, panel_of
 Function: TypeAlias = Callable[..., None]
 ConfigFile = Annotated[str | None, typer.Option("--config", help="TOML file of settings; flags override it.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 _NUMBERS = {int: "INTEGER", float: "FLOAT"}
+
+
+def command_group(about: str) -> typer.Typer:
+    """Make a group of commands. Without a command, it prints its help and exits with status 2."""
+    group = typer.Typer(help=about)
+
+    @group.callback(invoke_without_command=True)
+    def no_command(context: typer.Context) -> None:
+        if context.invoked_subcommand is None:
+            typer.echo(context.get_help())
+            raise typer.Exit(2)
+
+    return group
 
 
 def with_settings(for_command: Command, leave_out: frozenset[str] = frozenset()) -> Callable[[Function], Function]:

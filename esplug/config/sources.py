@@ -1,6 +1,7 @@
 """Sources of settings (the task's defaults, a recipe, a resumed run, a file, flags) and their merging."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -58,8 +59,10 @@ def merge(sources: Mapping[str, Mapping[str, Any]]) -> MergedSettings:
             merged.pop("members_per_batch", None)
         for key, value in given.items():
             if key == "task_options":
-                option_origins |= dict.fromkeys(_option_names(value), origin)
-                value = _merged_options(merged[key], value) if key in merged else value
+                with suppress(ValueError):  # validation refuses options that cannot be read
+                    options = read_options(value)
+                    option_origins |= dict.fromkeys(options, origin)
+                    value = read_options(merged.get(key, {})) | options
             merged[key] = value
             origins[key] = origin if key in source else f"recipe {source['recipe']}"
     return MergedSettings(merged, {key: origins[key] for key in merged}, option_origins)
@@ -80,18 +83,3 @@ def read_options(value: Any) -> dict[str, Any]:
         if not equals or not key.strip():
             raise ValueError("write it as key=value")
     return {key.strip(): text for key, _, text in pairs}
-
-
-def _merged_options(earlier: Any, later: Any) -> Any:
-    """Merge task options one by one; options that cannot be read are left for validation to refuse."""
-    try:
-        return read_options(earlier) | read_options(later)
-    except ValueError:
-        return later
-
-
-def _option_names(options: Any) -> list[str]:
-    try:
-        return list(read_options(options))
-    except ValueError:
-        return []

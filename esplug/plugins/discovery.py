@@ -70,7 +70,11 @@ def find(kind: Kind, name: str) -> PluginInfo:
                 f"{kind} {name!r} comes from {owners}; keep one of them: pip uninstall {removable.distribution}"
             )
         case _:
-            raise PluginError(_not_installed(kind, name, [plugin.name for plugin in of_kind]))
+            installed = [plugin.name for plugin in of_kind]
+            fault = f"no {kind} {brief(repr(name))} is installed (installed: {', '.join(installed) or 'none'})"
+            may_exist = kind == "task" and re.fullmatch(r"[A-Za-z0-9][\w.-]{,99}", name, re.ASCII)
+            install = f"to install it: pip install esplug-tasks-{name}" if may_exist else ""
+            raise PluginError("; ".join(filter(None, [fault, suggest(name, installed), install])))
 
 
 @cache
@@ -115,10 +119,3 @@ def _metadata(distribution: Distribution, field: str) -> str:
         return brief(headers[field]) or _UNKNOWN if field in headers else _UNKNOWN
     except Exception:  # the parser raises errors of many types on a missing or damaged METADATA file
         return _UNKNOWN
-
-
-def _not_installed(kind: Kind, name: str, installed: list[str]) -> str:
-    fault = f"no {kind} {brief(repr(name))} is installed (installed: {', '.join(installed) or 'none'})"
-    may_exist = kind == "task" and re.fullmatch(r"[A-Za-z0-9][\w.-]{,99}", name, re.ASCII)
-    install = f"to install it: pip install esplug-tasks-{name}" if may_exist else ""
-    return "; ".join(filter(None, [fault, suggest(name, installed), install]))

@@ -1,16 +1,13 @@
-"""Plugin loading: imports one plugin by name, checks its hooks, and names the plugin in its errors.
-
-A slow or broken plugin costs nothing until a run asks for it. It then fails with an error that gives its name, its
-distribution and a remedy.
-"""
+"""Plugin loading: imports one plugin by name, checks its hooks, and names the plugin in its errors."""
 
 import importlib
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import reduce
 from importlib.metadata import EntryPoint
+from typing import Any
 
 import pluggy
 
@@ -120,7 +117,8 @@ def _check_hooks(implementation: object, plugin: PluginInfo, spec: type, manager
             continue
         hook = marks["specname"] or name
         if hook not in known:
-            raise PluginError(_unknown_hook(plugin, hook, known))
+            fault = f"{plugin} implements {hook!r}, which is no hook of a {plugin.kind}; {suggest(hook, known)}"
+            raise PluginError(f"{fault.rstrip()} The hooks are {', '.join(known)}")
         _check_arguments(plugin, hook, getattr(implementation, name), getattr(spec, hook))
         marked |= {name, hook}
         if not (marks["wrapper"] or marks["hookwrapper"]):
@@ -138,19 +136,15 @@ def _check_hooks(implementation: object, plugin: PluginInfo, spec: type, manager
         )
 
 
-def _unknown_hook(plugin: PluginInfo, hook: str, known: Sequence[str]) -> str:
-    fault = f"{plugin} implements {hook!r}, which is no hook of a {plugin.kind}; {suggest(hook, known)}"
-    return f"{fault.rstrip()} The hooks are {', '.join(known)}"
-
-
-def _check_arguments(plugin: PluginInfo, hook: str, implementation: object, spec: object) -> None:
+def _check_arguments(
+    plugin: PluginInfo, hook: str, implementation: Callable[..., Any], spec: Callable[..., Any]
+) -> None:
     """Reject arguments that pluggy would reject with a long message, or would silently never pass."""
-    allowed = [name for name in _parameters(spec) if name != "self"]
-    for name, parameter in _parameters(implementation).items():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            continue
+    allowed = [name for name in inspect.signature(spec).parameters if name != "self"]
+    for name, parameter in inspect.signature(implementation).parameters.items():
         has_default = parameter.default is not parameter.empty
-        if name not in allowed and not has_default:
+        is_variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if name not in allowed and not has_default and not is_variadic:
             passes = f"it may take {', '.join(allowed)}" if allowed else "it takes none"
             raise PluginError(f"{plugin}: hook {hook} takes the unknown argument {name!r}; {passes}")
         if name in allowed and (has_default or parameter.kind is parameter.KEYWORD_ONLY):
@@ -158,11 +152,6 @@ def _check_arguments(plugin: PluginInfo, hook: str, implementation: object, spec
             raise PluginError(
                 f"{plugin}: argument {name!r} of hook {hook} has {fault}, so pluggy would never pass it; remove that"
             )
-
-
-def _parameters(function: object) -> Mapping[str, inspect.Parameter]:
-    assert callable(function)
-    return inspect.signature(function).parameters
 
 
 def _defines(implementation: object, name: str) -> bool:

@@ -8,7 +8,7 @@ import pluggy
 
 from esplug.config import make_config
 from esplug.errors import PluginError, UserError
-from esplug.hookspecs import Prompt, Reward, Row
+from esplug.hookspecs import Prompt, Row
 from esplug.plugins.discovery import PluginInfo, find
 from esplug.plugins.loading import hook_errors, load
 from esplug.utils.text import cause, suggest
@@ -32,11 +32,7 @@ class Task:
 
     @classmethod
     def load(cls, name: str, options: Mapping[str, object] | None = None) -> "Task":
-        """Import an installed task and convert the user's options.
-
-        Args:
-            name: the entry point's name.
-            options: option name to value; text is converted to the type of the option's default.
+        """Import an installed task, and convert the user's options to the types of the defaults.
 
         Raises:
             PluginError: the task cannot be loaded, or an option is unknown or has the wrong type.
@@ -123,11 +119,9 @@ class Task:
             )
         return prompt
 
-    def reward(self, model_output: str, target: Any) -> float | tuple[str | Mapping[str, Any], float] | Reward:
+    def reward(self, model_output: str, target: Any) -> Any:
         """Grade one answer. The caller handles exceptions and validates the result."""
-        grade: float | tuple[str | Mapping[str, Any], float] | Reward
-        grade = self.relay.reward(model_output=model_output, target=target, options=self.options)
-        return grade
+        return self.relay.reward(model_output=model_output, target=target, options=self.options)
 
 
 def _missing_column(info: PluginInfo, options: Mapping[str, Any], error: KeyError, rows: Sequence[Row]) -> UserError:

@@ -50,16 +50,10 @@ def reward_checks(
     memory: float,
     gold: Gold | None,
 ) -> None:
-    """Grade every answer against each target, twice, in grading processes.
+    """Grade every answer against each of a few targets, twice, in grading processes.
 
-    Args:
-        checks: collects the results.
-        reward: reward function; picklable.
-        targets: a few targets.
-        timeout: time limit of one answer, in seconds.
-        memory: memory limit of one grading process, in GiB.
-        gold: makes a right answer from a target. Without it, the texts in a target are tried: bare, between answer
-            tags, and boxed.
+    ``timeout`` is in seconds, and ``memory`` in GiB. Without ``gold``, the texts in a target are tried: bare, between
+    answer tags, and boxed.
     """
     pool = RewardPool(reward, timeout=timeout, memory=memory)
     if checks.run("reward in its own process", partial(_started, pool)) is None:

@@ -22,12 +22,7 @@ from esplug.loggers.logger_set import LoggerSet, is_synchronous
 
 _SLOW = 1.0  # seconds that one call of a synchronous logger may take
 _CONFIG = {"task": "custom", "n_iterations": 4, "eval_freq": 2, "experiment_name": "check"}
-_METRICS = {
-    "train/reward/mean": 0.25,
-    "train/reward/std": 0.1,
-    "time/iteration": 58.0,
-    "eval/held_out/pass@1/mean": 0.5,
-}
+_METRICS = {"train/reward/mean": 0.25, "time/iteration": 58.0, "eval/held_out/pass@1/mean": 0.5}
 _ODD_METRICS = {
     "nan": math.nan,
     "infinite": -math.inf,
@@ -56,12 +51,7 @@ _ODD_SAMPLES: list[dict[str, Any]] = [
 
 
 def logger_checks(plugin: object, report: Report | None = None) -> list[Check]:
-    """Check a logger in temporary folders. A logger that sends data to a server does send it.
-
-    Args:
-        plugin: name of an installed logger; or a module, class or object with its hooks. An object is used for all
-            of the runs.
-        report: called before and after each check.
+    """Check a logger as :func:`esplug.testing.check_logger` does, and return failed checks too.
 
     Raises:
         PluginError: the logger is not installed.

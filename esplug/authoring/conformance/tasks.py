@@ -35,16 +35,10 @@ def task_checks(
     gold: Gold | None = None,
     report: Report | None = None,
 ) -> list[Check]:
-    """Check a task. Grading has the time limit that the task recommends or, by default, that of esplug.
+    """Check a task as :func:`esplug.testing.check_task` does, and return failed checks too.
 
-    Args:
-        plugin: name of an installed task; or a module, class or object with its hooks.
-        options: the task's options, as in ``--task-option``.
-        train_dataset: training data, as in ``--train-dataset``; ``None`` for the task's own.
-        eval_dataset: evaluation data, as in ``--eval-dataset``; ``None`` for the task's own.
-        gold: makes a right answer from a target. Without it, the texts in the target are tried, and their rewards
-            are reported.
-        report: called before and after each check.
+    Without ``gold``, the texts in a target are tried, and their rewards are reported. ``report`` is called before and
+    after each check. Grading has the time limit that the task recommends or, by default, that of esplug.
 
     Raises:
         UserError: the task is not installed, or an option or data set cannot be used.
