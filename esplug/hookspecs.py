@@ -46,38 +46,24 @@ Prompt: TypeAlias = str | list[Message]
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """The reward of one answer.
+    """The reward of one answer."""
 
-    Attributes:
-        value: number that ES maximises; finite, and at most 1e100 in magnitude.
-        label: kind of outcome, such as ``"correct"`` or ``"no_answer"``; esplug logs the share of each label.
-        correct: whether the answer is right, for pass@k; ``None`` if the task cannot tell.
-        metrics: additional numbers by name; esplug logs their mean over the answers.
-    """
-
-    value: float
-    label: str = ""
-    correct: bool | None = None
+    value: float  #: number that ES maximises; finite, and at most 1e100 in magnitude
+    label: str = ""  #: kind of outcome, such as ``"correct"`` or ``"no_answer"``; esplug logs the share of each label
+    correct: bool | None = None  #: whether the answer is right, for pass@k; ``None`` if the task cannot tell
+    #: additional numbers by name; esplug logs their mean over the answers
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class HubSource:
-    """One split of a data set on the Hugging Face Hub.
+    """One split of a data set on the Hugging Face Hub."""
 
-    Attributes:
-        repo: id of the data set, ``owner/name``.
-        split: name of the split.
-        config: name of the configuration, if the data set has several.
-        revision: commit to download; ``None`` for the newest.
-        licence: licence of the rows, used if the data set's card does not state one.
-    """
-
-    repo: str
-    split: str
-    config: str | None = None
-    revision: str | None = None
-    licence: str = "see the repository"
+    repo: str  #: id of the data set, ``owner/name``
+    split: str  #: name of the split
+    config: str | None = None  #: name of the configuration, if the data set has several
+    revision: str | None = None  #: commit to download; ``None`` for the newest
+    licence: str = "see the repository"  #: of the rows, used if the data set's card does not state one
 
 
 class TaskSpec:

@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from esplug.cli.completion import plugin_names
-from esplug.cli.options import Debug, command_group
+from esplug.cli.options import Debug, command_group, plugin_names
 from esplug.utils.text import aligned, brief
 
 if TYPE_CHECKING:

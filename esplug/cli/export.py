@@ -65,11 +65,7 @@ def export(
 
 
 def push(exported: "Exported", repo: str) -> str:
-    """Upload an exported model to the Hub, and return its address.
-
-    Raises:
-        UserError: there is no token, or the Hub cannot be reached or refuses.
-    """
+    """Upload an exported model to the Hub, and return its address."""
     import logging
 
     from huggingface_hub import HfApi

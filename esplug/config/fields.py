@@ -23,8 +23,7 @@ class Panel:
 
         Args:
             default: the value if no source gives one.
-            description: shown by ``--help``. A default that depends on other settings is appended as
-                ``"  [default: ...]"``.
+            description: shown by ``--help``; ends in ``"  [default: ...]"`` if that depends on other settings.
             flag: the flag, if it is not the field's name with dashes.
             eval_flag: the flag of `esplug eval`, if it differs.
             limits: of pydantic's ``Field``, such as ``ge=1``.

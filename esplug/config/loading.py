@@ -47,11 +47,7 @@ def make_config(
 
 @cache
 def complete() -> None:
-    """Build the pydantic model, which reads the metadata of every installed package.
-
-    Raises:
-        UserError: the metadata of a package are damaged.
-    """
+    """Build the pydantic model, which reads the metadata of every installed package."""
     try:
         RunConfig.model_rebuild()
     except Exception as error:

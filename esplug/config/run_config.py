@@ -188,18 +188,9 @@ class RunConfig(BaseModel):
     _jsonl = field_validator("logging")(validation.with_jsonl)
     _items = field_validator("logging", "eval_splits")(validation.each_one_line)
     _k = field_validator("pass_k")(validation.ascending)
-    _line = field_validator(
-        "task",
-        "model_name",
-        "checkpoint",
-        "train_dataset",
-        "eval_dataset",
-        "reward_shaping",
-        "ray_address",
-        "output_directory",
-        "experiment_name",
-        "wandb_project",
-    )(validation.one_line)
+    _inputs = field_validator("task", "model_name", "checkpoint", "train_dataset", "eval_dataset")(validation.one_line)
+    _names = field_validator("reward_shaping", "experiment_name", "wandb_project")(validation.one_line)
+    _places = field_validator("ray_address", "output_directory")(validation.one_line)
     _address = field_validator("ray_address")(validation.ray_address)
     _folder = field_validator("experiment_name")(validation.folder_name)
     _stop = field_validator("stop")(validation.no_empty_text)

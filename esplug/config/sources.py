@@ -21,27 +21,19 @@ STEPS: Mapping[Recipe, float] = {"paper": 0.5, "fast": 2.0}
 
 @dataclass(frozen=True, slots=True)
 class MergedSettings:
-    """The settings of all sources, merged.
+    """The settings of all sources, merged."""
 
-    Attributes:
-        settings: by field name; settings that no source names are missing.
-        origins: for each of these, the name of the source that decides it, such as ``file``.
-        option_origins: the same for each task option.
-    """
-
-    settings: dict[str, Any]
-    origins: dict[str, str]
-    option_origins: dict[str, str]
+    settings: dict[str, Any]  #: by field name; settings that no source names are missing
+    origins: dict[str, str]  #: for each of these, the name of the source that decides it, such as ``file``
+    option_origins: dict[str, str]  #: the same for each task option
 
 
 def merge(sources: Mapping[str, Mapping[str, Any]]) -> MergedSettings:
     """Merge settings; later sources override earlier ones, and task options are merged one by one.
 
     A source that names a recipe replaces alpha and its schedule from earlier sources. One that makes a schedule
-    constant, or perturbations full, drops the settings that apply only to the other choice.
-
-    Args:
-        sources: settings by field name, for each source by its name.
+    constant, or perturbations full, drops the settings that apply only to the other choice. ``sources`` maps the name
+    of each source to its settings.
     """
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
@@ -69,11 +61,7 @@ def merge(sources: Mapping[str, Mapping[str, Any]]) -> MergedSettings:
 
 
 def read_options(value: Any) -> dict[str, Any]:
-    """Read task options from a mapping or from a list of ``key=value``.
-
-    Raises:
-        ValueError: they are neither.
-    """
+    """Read task options from a mapping or from a list of ``key=value``. Raise ``ValueError`` if they are neither."""
     if isinstance(value, Mapping):
         return dict(value)
     if not isinstance(value, list | tuple):

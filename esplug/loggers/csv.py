@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from esplug.hookspecs import hookimpl
-from esplug.loggers.resumed import rows_before
+from esplug.loggers.metrics_file import rows_before
 from esplug.utils import atomic_write
 
 if TYPE_CHECKING:

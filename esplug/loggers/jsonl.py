@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from esplug.hookspecs import hookimpl
-from esplug.loggers.metrics_file import FILE_NAME, read_row
-from esplug.loggers.resumed import is_logged_again
+from esplug.loggers.metrics_file import FILE_NAME, is_logged_again, read_row
 from esplug.utils import atomic_write
 from esplug.utils.json_files import strict_json
 

@@ -34,11 +34,7 @@ class LoggerSet:
 
     @classmethod
     def of(cls, relays: Mapping[str, pluggy.HookRelay]) -> "LoggerSet":
-        """Make a set of loggers that are already loaded.
-
-        Args:
-            relays: hooks of each logger, by name.
-        """
+        """Make a set of loggers that are already loaded, from the hooks of each by its name."""
         loggers = cls(())
         loggers._set(relays)
         return loggers

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from esplug.hookspecs import hookimpl
-from esplug.loggers.resumed import first_evaluation
+from esplug.loggers.metrics_file import first_evaluation
 from esplug.loggers.services import COLUMNS, require, sample_tables
 
 if TYPE_CHECKING:

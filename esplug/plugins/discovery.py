@@ -20,23 +20,14 @@ _UNKNOWN = "unknown"
 
 @dataclass(frozen=True, slots=True)
 class PluginInfo:
-    """Package metadata of one plugin.
-
-    Attributes:
-        kind: ``task``, ``dataset``, ``shaping`` or ``logger``.
-        name: the entry point's name, which users type.
-        distribution: the package's name for ``pip``.
-        version: the distribution's version, or ``unknown``.
-        entry_point: the entry point's value, ``module`` or ``module:object``.
-        status: ``ok``, or ``duplicate: also in <distributions>``.
-    """
+    """Package metadata of one plugin."""
 
     kind: Kind
-    name: str
-    distribution: str
-    version: str
-    entry_point: str
-    status: str = "ok"
+    name: str  #: the entry point's name, which users type
+    distribution: str  #: the package's name for ``pip``
+    version: str  #: of the distribution, or ``unknown``
+    entry_point: str  #: ``module`` or ``module:object``
+    status: str = "ok"  #: or ``duplicate: also in <distributions>``
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name!r} ({self.distribution} {self.version})"

@@ -20,15 +20,12 @@ _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, 
 class Task:
     """A task and its options. Pickles as name and options, so ``task.reward`` can be sent to other processes.
 
-    Attributes:
-        info: package metadata of the task's plugin.
-        relay: the plugin's hooks.
-        options: every option that the task declares, with the user's values converted to the declared types.
+    Its methods call the hooks, raise as :func:`hook_errors` says, and raise ``PluginError`` on an invalid result.
     """
 
     info: PluginInfo
     relay: pluggy.HookRelay
-    options: Mapping[str, Any]
+    options: Mapping[str, Any]  #: all that the task declares, with the user's values converted to the declared types
 
     @classmethod
     def load(cls, name: str, options: Mapping[str, object] | None = None) -> "Task":
@@ -55,40 +52,25 @@ class Task:
         return self.info.name
 
     def defaults(self) -> dict[str, Any]:
-        """Return the task's recommended settings, ``{}`` if it has none.
-
-        Raises:
-            UserError: the task rejects the value of an option.
-            PluginError: the recommended settings are invalid.
-        """
+        """Return the task's recommended settings, ``{}`` if it has none."""
         with hook_errors(self.info, "defaults"):
             recommended = dict(self.relay.defaults(options=self.options) or {})
         try:
             make_config(recommended)
         except UserError as error:
-            raise PluginError(
-                f"{self.info}: its defaults are not valid settings [{error}]; fix or update the plugin"
-            ) from error
+            fault = f"{self.info}: its defaults are not valid settings [{error}]"
+            raise PluginError(f"{fault}; fix or update the plugin") from error
         return recommended
 
     def load_rows(self, split: str, path: str | None) -> Sequence[Row] | Mapping[str, Sequence[Row]] | None:
-        """Ask the task for rows; ``None`` means that esplug loads them.
-
-        Raises:
-            UserError: the task rejects the path or the value of an option.
-        """
+        """Ask the task for rows; ``None`` means that esplug loads them."""
         rows: Sequence[Row] | Mapping[str, Sequence[Row]] | None
         with hook_errors(self.info, "load_rows"):
             rows = self.relay.load_rows(split=split, path=path, options=self.options)
         return rows
 
     def collate(self, rows: Sequence[Row]) -> tuple[list[Any], list[Any]]:
-        """Turn B rows into B questions and B targets.
-
-        Raises:
-            UserError: the rows lack a column, or the task rejects a value.
-            PluginError: the hook fails, or does not return two lists of length B.
-        """
+        """Turn B rows into B questions and B targets. Raise ``UserError`` if the rows lack a column."""
         with hook_errors(self.info, "collate"):
             try:
                 pair = self.relay.collate(batch=rows, options=self.options)
@@ -105,11 +87,7 @@ class Task:
         raise PluginError(f"{self.info}: collate returned {fault}; it must return (questions, targets)")
 
     def template(self, question: Any) -> Prompt:
-        """Turn a question into text or chat messages.
-
-        Raises:
-            PluginError: the hook fails, or returns neither.
-        """
+        """Turn a question into text or chat messages."""
         with hook_errors(self.info, "template"):
             prompt: Prompt = self.relay.template(question=question, options=self.options)
         if not (isinstance(prompt, str) or _are_messages(prompt)):

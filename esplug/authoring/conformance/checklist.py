@@ -19,17 +19,11 @@ _LONGEST_DETAIL = 300
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Result of one check.
-
-    Attributes:
-        name: name of the check.
-        ok: whether the plugin passes.
-        detail: one line about what was found.
-    """
+    """Result of one check."""
 
     name: str
-    ok: bool
-    detail: str
+    ok: bool  #: whether the plugin passes
+    detail: str  #: one line about what was found
 
 
 #: Called twice for each check: with its name and ``None`` before it runs, and with its name and result afterwards.

@@ -39,13 +39,9 @@ _SAMPLE = {
     **{"reward": 1.0, "label": "right", "correct": True, "passed": True, "tokens": 2, "finished": True},
 }
 _ODD_SAMPLES: list[dict[str, Any]] = [
-    {**_SAMPLE, "target": None, "correct": None, "reward": -1e100, "output": ""},
+    {**_SAMPLE, "target": None, "correct": None, "reward": -1e100, "output": "", "label": ""},
     {**_SAMPLE, "target": {"numbers": [1, 2], "sum": 3.0}, "metrics": {"format": 0.5}},
-    {
-        **_SAMPLE,
-        "output": "</script><b>|`\\[red]\x00\x1b[31m\r\n\N{PILE OF POO}\N{RIGHT-TO-LEFT OVERRIDE}",
-        "label": "",
-    },
+    {**_SAMPLE, "output": "</script><b>|`\\[red]\x00\x1b[31m\r\n\N{PILE OF POO}\N{RIGHT-TO-LEFT OVERRIDE}"},
     {**_SAMPLE, "split": "a/b", "output": "word " * 50_000},
 ]
 

@@ -41,15 +41,10 @@ _FILES = {
 
 @dataclass(frozen=True, slots=True)
 class NewPlugin:
-    """Package of a new plugin. Create it with :meth:`named`.
-
-    Attributes:
-        kind: ``task``, ``shaping`` or ``logger``.
-        name: plugin name that users will type, such as ``answer-length``.
-    """
+    """Package of a new plugin. Create it with :meth:`named`."""
 
     kind: NewKind
-    name: str
+    name: str  #: which users will type, such as ``answer-length``
 
     @classmethod
     def named(cls, kind: NewKind, name: str) -> "NewPlugin":
@@ -100,13 +95,11 @@ class NewPlugin:
             "training": self.training,
             "entry_point": f"{self.module}:RunStatus" if self.kind == "logger" else self.module,
         }
-        templates = files("esplug.authoring.scaffold")
-        return {
-            path.format(**names): Template(
-                (templates / template.format(**names)).read_text(encoding="utf-8")
-            ).substitute(names)
-            for path, template in _FILES.items()
-        }
+        texts = {}
+        for path, template in _FILES.items():
+            source = files("esplug.authoring.scaffold") / template.format(**names)
+            texts[path.format(**names)] = Template(source.read_text(encoding="utf-8")).substitute(names)
+        return texts
 
     def write(self, folder: Path) -> None:
         """Write the package into a folder, which is created if it does not exist.
@@ -130,8 +123,8 @@ class NewPlugin:
             for each in reversed(made):
                 with suppress(OSError):
                     each.rmdir() if each.is_dir() else each.unlink()
-            reason = error.strerror or error
-            raise UserError(f"{shown} cannot be written ({reason}); give another --directory") from error
+            fault = f"{shown} cannot be written ({error.strerror or error})"
+            raise UserError(f"{fault}; give another --directory") from error
 
 
 def without_prefix(name: str) -> tuple[NewKind | None, str]:
