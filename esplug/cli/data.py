@@ -71,7 +71,7 @@ def build_dataset(
 def _print_built(built: "Built") -> None:
     from rich.table import Column, Table
 
-    from esplug.utils.console import get_console
+    from esplug.utils.console import get_console, say
 
     console = get_console()
     columns = (Column("folder", overflow="fold"), "split", "rows", "sha256")
@@ -81,7 +81,7 @@ def _print_built(built: "Built") -> None:
             saved.add_row(str(folder), split.name, f"{split.rows:,}", split.sha256[:12])
     console.print(saved)
     if not built.sources:
-        console.print("Made by the package itself; nothing was downloaded.")
+        say("Made by the package itself; nothing was downloaded.")
         return
     sources = Table(Column("source", overflow="fold"), "split", "revision", "rows", "sha256", "licence")
     for source in built.sources:

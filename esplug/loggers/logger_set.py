@@ -17,16 +17,10 @@ if TYPE_CHECKING:
 
 
 class LoggerSet:
-    """The loggers of a run. They can neither stop nor delay a run that has started.
+    """The loggers of a run, by their names. They can neither stop nor delay a run that has started.
 
     Each logger has its own thread, except those that declare ``synchronous = True``
     (:class:`esplug.hookspecs.LoggerSpec`).
-
-    Args:
-        names: names of loggers, as in ``--logging``; duplicates are ignored.
-
-    Raises:
-        PluginError: a logger cannot be loaded.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -47,11 +41,7 @@ class LoggerSet:
         self._started: list[_SynchronousLogger | BackgroundLogger] = []
 
     def start(self, config: "RunConfig", run_dir: Path, iteration: int = 0) -> None:
-        """Start every logger at ``iteration``. If one fails, close those already started.
-
-        Raises:
-            UserError: a logger failed to start within 5 seconds.
-        """
+        """Start every logger at ``iteration``. If one fails within 5 seconds, close the others and raise its error."""
         loggers: list[_SynchronousLogger | BackgroundLogger] = [*self._synchronous, *self._background]
         try:
             for logger in loggers:
@@ -68,10 +58,9 @@ class LoggerSet:
             self.finish("failed")
             if isinstance(error, UserError | KeyboardInterrupt):
                 raise
-            raise PluginError(
-                f"logger {logger.name!r} cannot start [{cause(error)}]; fix that or leave it out of --logging "
-                "(--debug shows the traceback)"
-            ) from error
+            fault = f"logger {logger.name!r} cannot start [{cause(error)}]"
+            remedy = "fix that or leave it out of --logging (--debug shows the traceback)"
+            raise PluginError(f"{fault}; {remedy}") from error
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record metrics. Synchronous loggers have recorded them on return."""

@@ -16,11 +16,7 @@ _MOST_ROWS = 100  # ``eval-output/`` has all samples
 
 
 def require(extra: str) -> None:
-    """Check, without importing it, that a package is installed; the logger and esplug's extra have the same name.
-
-    Raises:
-        PluginError: the package is missing.
-    """
+    """Check, without importing it, that a package is installed; the logger and esplug's extra have the same name."""
     if find_spec(extra) is None:
         raise PluginError(f'logger {extra!r} needs the package {extra}: pip install "esplug[{extra}]"')
 

@@ -45,21 +45,15 @@ def list_plugins() -> list[PluginInfo]:
 
 
 def find(kind: Kind, name: str) -> PluginInfo:
-    """Look up a plugin by name, without importing it.
-
-    Raises:
-        PluginError: no distribution, or more than one, provides the name.
-    """
+    """Look up a plugin, which only one distribution may provide, without importing it."""
     of_kind = [plugin for plugin in list_plugins() if plugin.kind == kind]
     match [plugin for plugin in of_kind if plugin.name == name]:
         case [plugin]:
             return plugin
         case [first, *others]:
             owners = " and ".join(f"{plugin.distribution} {plugin.version}" for plugin in [first, *others])
-            removable = others[0] if first.distribution == "esplug" else first  # never suggest removing esplug
-            raise PluginError(
-                f"{kind} {name!r} comes from {owners}; keep one of them: pip uninstall {removable.distribution}"
-            )
+            extra = others[0].distribution if first.distribution == "esplug" else first.distribution  # never esplug
+            raise PluginError(f"{kind} {name!r} comes from {owners}; keep one of them: pip uninstall {extra}")
         case _:
             installed = [plugin.name for plugin in of_kind]
             fault = f"no {kind} {brief(repr(name))} is installed (installed: {', '.join(installed) or 'none'})"

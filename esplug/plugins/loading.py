@@ -45,11 +45,7 @@ def load(kind: Kind, name: str) -> pluggy.HookRelay:
 
 
 def relay(implementation: object, plugin: PluginInfo) -> pluggy.HookRelay:
-    """Check a module or object against the specifications of its kind, and return its hooks.
-
-    Raises:
-        PluginError: a hook is unknown, missing or unmarked, or takes an argument that esplug does not pass.
-    """
+    """Check a module or object against the specifications of its kind, and return its hooks."""
     spec = _SPECS[plugin.kind]
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(spec)
@@ -76,12 +72,7 @@ def deprecations(hooks: pluggy.HookRelay) -> list[str]:
 
 @contextmanager
 def hook_errors(plugin: PluginInfo, hook: str) -> Iterator[None]:
-    """Name the plugin in the error that its hook raises. A ``ValueError`` is a message to the user.
-
-    Raises:
-        UserError: the hook raised one, or a ``ValueError``.
-        PluginError: the hook raised anything else.
-    """
+    """Turn a ``ValueError`` of a hook into a :class:`UserError`, and any other error into a :class:`PluginError`."""
     try:
         yield
     except UserError:
@@ -101,9 +92,9 @@ def _import(plugin: PluginInfo) -> object:
     try:
         implementation: object = reduce(getattr, filter(None, (entry_point.attr or "").split(".")), module)
     except AttributeError as error:
+        fault = f"{entry_point.module} has no {entry_point.attr!r}"
         raise PluginError(
-            f"{plugin} has the entry point {plugin.entry_point!r}, but {entry_point.module} "
-            f"has no {entry_point.attr!r}; {_reinstall(plugin)}"
+            f"{plugin} has the entry point {plugin.entry_point!r}, but {fault}; {_reinstall(plugin)}"
         ) from error
     return implementation() if inspect.isclass(implementation) else implementation
 
@@ -126,14 +117,11 @@ def _check_hooks(implementation: object, plugin: PluginInfo, spec: type, manager
 
     for hook in known:
         if hook not in marked and _defines(implementation, hook):
-            raise PluginError(
-                f"{plugin} defines {hook}() without marking it; put @hookimpl (from esplug import hookimpl) above it"
-            )
-    missing = [hook for hook in _REQUIRED[plugin.kind] if hook not in implemented]
-    if missing:
-        raise PluginError(
-            f"{plugin} lacks the required hook {' and '.join(missing)}; add it with @hookimpl{_or_update(plugin, ',')}"
-        )
+            remedy = "put @hookimpl (from esplug import hookimpl) above it"
+            raise PluginError(f"{plugin} defines {hook}() without marking it; {remedy}")
+    if missing := [hook for hook in _REQUIRED[plugin.kind] if hook not in implemented]:
+        remedy = f"add it with @hookimpl{_or_update(plugin, ',')}"
+        raise PluginError(f"{plugin} lacks the required hook {' and '.join(missing)}; {remedy}")
 
 
 def _check_arguments(
@@ -148,10 +136,8 @@ def _check_arguments(
             passes = f"it may take {', '.join(allowed)}" if allowed else "it takes none"
             raise PluginError(f"{plugin}: hook {hook} takes the unknown argument {name!r}; {passes}")
         if name in allowed and (has_default or parameter.kind is parameter.KEYWORD_ONLY):
-            fault = "a default" if has_default else "a * before it"
-            raise PluginError(
-                f"{plugin}: argument {name!r} of hook {hook} has {fault}, so pluggy would never pass it; remove that"
-            )
+            fault = f"has {'a default' if has_default else 'a * before it'}, so pluggy would never pass it; remove that"
+            raise PluginError(f"{plugin}: argument {name!r} of hook {hook} {fault}")
 
 
 def _defines(implementation: object, name: str) -> bool:

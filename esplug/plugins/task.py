@@ -29,11 +29,7 @@ class Task:
 
     @classmethod
     def load(cls, name: str, options: Mapping[str, object] | None = None) -> "Task":
-        """Import an installed task, and convert the user's options to the types of the defaults.
-
-        Raises:
-            PluginError: the task cannot be loaded, or an option is unknown or has the wrong type.
-        """
+        """Import an installed task, and convert the user's options to the types of the defaults."""
         return cls.wrap(find("task", name), load("task", name), options)
 
     @classmethod
@@ -91,10 +87,8 @@ class Task:
         with hook_errors(self.info, "template"):
             prompt: Prompt = self.relay.template(question=question, options=self.options)
         if not (isinstance(prompt, str) or _are_messages(prompt)):
-            raise PluginError(
-                f"{self.info}: template returned {type(prompt).__name__}; it must return text "
-                'or a list of {"role": ..., "content": ...}'
-            )
+            wanted = 'text or a list of {"role": ..., "content": ...}'
+            raise PluginError(f"{self.info}: template returned {type(prompt).__name__}; it must return {wanted}")
         return prompt
 
     def reward(self, model_output: str, target: Any) -> Any:
@@ -109,10 +103,8 @@ def _missing_column(info: PluginInfo, options: Mapping[str, Any], error: KeyErro
     remedy = f"; name another with --task-option {option}=COLUMN" if option else ""
     for number, row in enumerate(rows, start=1):
         if column not in row:
-            return UserError(
-                f"task {info.name!r} needs the column {column!r}, which row {number} of the batch lacks; "
-                f"columns found: {', '.join(map(str, row)) or 'none'}{remedy}"
-            )
+            fault = f"task {info.name!r} needs the column {column!r}, which row {number} of the batch lacks"
+            return UserError(f"{fault}; columns found: {', '.join(map(str, row)) or 'none'}{remedy}")
     return PluginError(f"{info}: collate failed [{cause(error)}]; --debug shows the traceback")
 
 
@@ -136,9 +128,8 @@ def _filled_in(info: PluginInfo, declared: Mapping[str, Any], given: Mapping[str
 def _converted(info: PluginInfo, name: str, value: object, default: object) -> object:
     expected = type(default)
     if expected not in (str, int, float, bool):
-        raise PluginError(
-            f"{info}: the default of option {name!r} is a {expected.__name__}; it must be a str, int, float or bool"
-        )
+        fault = f"the default of option {name!r} is a {expected.__name__}; it must be a str, int, float or bool"
+        raise PluginError(f"{info}: {fault}")
     try:
         if isinstance(value, str):
             return _BOOLEANS[value.strip().lower()] if expected is bool else expected(value)

@@ -89,10 +89,8 @@ def _described(owner: Mapping[str, Any]) -> str:
     try:
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(owner["since"]))
         pid, host = int(owner["pid"]), owner["host"]
-        return (
-            f"in use by process {pid} of {owner['user']} on {host} since {since}; wait until it has ended, or end it "
-            f"there with `kill {pid}`"
-        )
+        holds = f"in use by process {pid} of {owner['user']} on {host} since {since}"
+        return f"{holds}; wait until it has ended, or end it there with `kill {pid}`"
     except (ValueError, KeyError, TypeError):
         return "in use by another process; wait until it has ended"
 

@@ -7,12 +7,9 @@ from esplug.utils.console import get_console
 
 
 class LiveProgress:
-    """Two bars below the log lines; none if standard output is not a terminal.
+    """Two bars below the log lines; none if standard output is not a terminal, or ``enabled`` is false.
 
-    Args:
-        iterations: number of iterations in the run.
-        done: iterations that an earlier process has done.
-        enabled: ``False`` if the user wants no console output.
+    ``done`` of the run's iterations were made by an earlier process.
     """
 
     def __init__(self, iterations: int, done: int = 0, *, enabled: bool) -> None:

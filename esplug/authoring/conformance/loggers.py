@@ -11,7 +11,7 @@ from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pluggy
@@ -19,6 +19,8 @@ import pluggy
 from esplug.authoring.conformance.checklist import Check, Checklist, Fault, Report, loads, resolved
 from esplug.config import make_config
 from esplug.loggers.logger_set import LoggerSet, is_synchronous
+
+_Rows: TypeAlias = Sequence[Mapping[str, Any]]
 
 _SLOW = 1.0  # seconds that one call of a synchronous logger may take
 _CONFIG = {"task": "custom", "n_iterations": 4, "eval_freq": 2, "experiment_name": "check"}
@@ -47,11 +49,7 @@ _ODD_SAMPLES: list[dict[str, Any]] = [
 
 
 def logger_checks(plugin: object, report: Report | None = None) -> list[Check]:
-    """Check a logger as :func:`esplug.testing.check_logger` does, and return failed checks too.
-
-    Raises:
-        PluginError: the logger is not installed.
-    """
+    """Check a logger as :func:`esplug.testing.check_logger` does, and return failed checks too."""
     checks = Checklist(report)
     info, load = resolved("logger", plugin)
     if checks.run("loads", partial(loads, load)) is None:
@@ -75,14 +73,7 @@ def logger_checks(plugin: object, report: Report | None = None) -> list[Check]:
 
 
 def _run(
-    name: str,
-    load: Any,
-    run_dir: Path,
-    metrics: Sequence[Mapping[str, float]],
-    samples: Sequence[Mapping[str, Any]],
-    *,
-    iteration: int = 0,
-    status: str = "finished",
+    name: str, load: Any, run_dir: Path, metrics: _Rows, samples: _Rows, *, iteration: int = 0, status: str = "finished"
 ) -> tuple[bool, str]:
     """Simulate a run of a few calls. A warning of the run is a fault."""
     warnings = _Warnings()

@@ -39,9 +39,6 @@ def task_checks(
 
     Without ``gold``, the texts in a target are tried, and their rewards are reported. ``report`` is called before and
     after each check. Grading has the time limit that the task recommends or, by default, that of esplug.
-
-    Raises:
-        UserError: the task is not installed, or an option or data set cannot be used.
     """
     checks = Checklist(report)
     info, load = resolved("task", plugin)
@@ -65,7 +62,7 @@ def task_checks(
         return checks.results
     reward = task.reward if isinstance(plugin, str) else partial(_reward_uninstalled, plugin, dict(task.options))
     few = [batches[0][1][0], batches[-1][1][0], batches[-1][1][-1]]
-    reward_checks(checks, reward, few, timeout=config.reward_function_timeout, memory=config.reward_memory, gold=gold)
+    reward_checks(checks, reward, few, config, gold)
     return checks.results
 
 
