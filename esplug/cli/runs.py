@@ -28,10 +28,9 @@ def runs(
     try:
         paths = [directory] if is_run(directory) else find_runs(directory)
     except OSError as error:
-        raise UserError(
-            f"{directory}: cannot be listed ({error.strerror or error}); name the --output-directory of your runs, or "
-            "make one with `esplug train`"
-        ) from error
+        fault = f"{directory}: cannot be listed ({error.strerror or error})"
+        remedy = "name the --output-directory of your runs, or make one with `esplug train`"
+        raise UserError(f"{fault}; {remedy}") from error
     found = sorted(map(summarise, paths), key=lambda run: run.changed, reverse=True)
     if as_json:
         print(json.dumps([{**asdict(run), "path": str(run.path)} for run in found], indent=2))

@@ -93,10 +93,6 @@ def _valid_values(field: str, given: object) -> str:
     types = get_args(info.annotation) or (info.annotation,)
     if get_origin(info.annotation) is Literal:
         return f"must be one of {', '.join(types)}; {suggest(str(given), types)}".removesuffix("; ")
-    limits = [
-        f"{name} {getattr(part, key)}"
-        for part in info.metadata
-        for key, name in _LIMIT_NAMES.items()
-        if hasattr(part, key)
-    ]
+    named = [(name, getattr(part, key, None)) for part in info.metadata for key, name in _LIMIT_NAMES.items()]
+    limits = [f"{name} {limit}" for name, limit in named if limit is not None]
     return "must be " + ", ".join([next(_TYPE_NAMES[each] for each in types if each in _TYPE_NAMES), *limits])

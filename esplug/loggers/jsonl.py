@@ -11,15 +11,12 @@ import json
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from esplug.config import RunConfig
 from esplug.hookspecs import hookimpl
 from esplug.loggers.metrics_file import FILE_NAME, is_logged_again, read_row
 from esplug.utils import atomic_write
 from esplug.utils.json_files import strict_json
-
-if TYPE_CHECKING:
-    from esplug.config import RunConfig
 
 
 class JsonlLogger:
@@ -31,7 +28,7 @@ class JsonlLogger:
         self._path = Path(FILE_NAME)
 
     @hookimpl
-    def start(self, config: "RunConfig", run_dir: Path, iteration: int) -> None:
+    def start(self, config: RunConfig, run_dir: Path, iteration: int) -> None:
         """Open the file, and move aside the rows that will be written again. Fails now if it cannot be written."""
         self._path = run_dir / FILE_NAME
         self._path.open("ab").close()

@@ -6,10 +6,9 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from esplug.config import RunConfig
+from esplug.config import RunConfig
 
 FILE_NAME = "metrics.jsonl"
 _SECONDS = re.compile(rb'"time/(?:iteration|evaluate)": ([0-9.eE+-]+)')
@@ -78,7 +77,7 @@ def seconds_of(data: bytes) -> float:
     return total
 
 
-def first_evaluation(config: "RunConfig", iteration: int) -> int:
+def first_evaluation(config: RunConfig, iteration: int) -> int:
     """Return the earliest step at which a run resumed at ``iteration`` may evaluate again.
 
     A run that finished at ``iteration`` has evaluated there, even if a longer run does not evaluate at that step.
@@ -86,7 +85,7 @@ def first_evaluation(config: "RunConfig", iteration: int) -> int:
     return iteration + (not config.evaluates_at(iteration))
 
 
-def is_logged_again(step: int, names: Iterable[str], config: "RunConfig", iteration: int) -> bool:
+def is_logged_again(step: int, names: Iterable[str], config: RunConfig, iteration: int) -> bool:
     """Return whether a run resumed at ``iteration`` logs metrics of these names for this step again."""
     names = list(names)
     trained = any(name.startswith("train/") for name in names)
@@ -94,7 +93,7 @@ def is_logged_again(step: int, names: Iterable[str], config: "RunConfig", iterat
     return (trained and step >= iteration) or (evaluated and step >= first_evaluation(config, iteration))
 
 
-def rows_before(run_dir: Path, config: "RunConfig", iteration: int) -> list[dict[str, Any]]:
+def rows_before(run_dir: Path, config: RunConfig, iteration: int) -> list[dict[str, Any]]:
     """Return the rows of ``metrics.jsonl`` that a run resumed at ``iteration`` does not log again."""
     path = run_dir / FILE_NAME
     lines = path.read_bytes().splitlines() if path.exists() else []

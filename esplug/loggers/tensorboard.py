@@ -7,14 +7,12 @@ it is not rendered as Markdown or HTML. A resumed run tells TensorBoard to hide 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from esplug.config import RunConfig
 from esplug.hookspecs import hookimpl
 from esplug.loggers.metrics_file import first_evaluation
 from esplug.loggers.services import COLUMNS, require, sample_tables
-
-if TYPE_CHECKING:
-    from esplug.config import RunConfig
 
 _MARKUP = re.compile(r"[^\w\s]|_", re.ASCII)
 
@@ -27,7 +25,7 @@ class TensorboardLogger:
         self._writer: Any = None
 
     @hookimpl
-    def start(self, config: "RunConfig", run_dir: Path, iteration: int) -> None:
+    def start(self, config: RunConfig, run_dir: Path, iteration: int) -> None:
         """Open an event file, and write the settings if the run is new."""
         from torch.utils.tensorboard import SummaryWriter
 

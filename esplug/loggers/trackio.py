@@ -8,13 +8,11 @@ cannot replace a step.
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from esplug.config import RunConfig
 from esplug.hookspecs import hookimpl
 from esplug.loggers.services import COLUMNS, require, sample_tables, stored_identity
-
-if TYPE_CHECKING:
-    from esplug.config import RunConfig
 
 
 class TrackioLogger:
@@ -26,7 +24,7 @@ class TrackioLogger:
         self._last = -1  # last step of the run when it was opened
 
     @hookimpl
-    def start(self, config: "RunConfig", run_dir: Path) -> None:
+    def start(self, config: RunConfig, run_dir: Path) -> None:
         """Open a run named after its directory, with all settings."""
         import trackio
         from trackio.sqlite_storage import SQLiteStorage

@@ -83,7 +83,7 @@ def _run(
     seconds: list[float] = []  # of the calls that delay the run
     try:
         relay: pluggy.HookRelay = load()
-        loggers = LoggerSet.of({name: relay})
+        loggers = LoggerSet([], {name: relay})
         start = _seconds(loggers.start, make_config(_CONFIG), run_dir, iteration)
         seconds += [_seconds(loggers.log, step, row) for step, row in enumerate(metrics, start=iteration)]
         for _, rows in groupby(samples, itemgetter("split")):  # one call per split, as in a run
