@@ -37,9 +37,8 @@ def check(
     plugin = find(kind.value, name)
     if kind is Kind.task:
         options = make_config({"task_options": task_option or []}).task_options
-        make_checks = partial(
-            testing.task_checks, name, options, train_dataset=train_dataset, eval_dataset=eval_dataset
-        )
+        of_task = partial(testing.task_checks, name, options)
+        make_checks = partial(of_task, train_dataset=train_dataset, eval_dataset=eval_dataset)
     else:
         for_tasks = {"--task-option": task_option, "--train-dataset": train_dataset, "--eval-dataset": eval_dataset}
         for flag, value in for_tasks.items():

@@ -74,11 +74,6 @@ class NewPlugin:
         return _PREFIXES[self.kind] + self.name
 
     @property
-    def module(self) -> str:
-        """Name of the module to import."""
-        return self.distribution.replace("-", "_")
-
-    @property
     def training(self) -> str:
         """Command that trains a small model with the plugin, on a CPU."""
         return f"esplug train {_USES[self.kind].format(name=self.name)} {_SMALL_RUN}"
@@ -86,14 +81,15 @@ class NewPlugin:
     @property
     def files(self) -> dict[str, str]:
         """Text of every file, by its path in the package."""
+        module = self.distribution.replace("-", "_")
         names = {
             "kind": self.kind,
             "name": self.name,
             "distribution": self.distribution,
-            "module": self.module,
+            "module": module,
             "test": self.name.replace("-", "_"),
             "training": self.training,
-            "entry_point": f"{self.module}:RunStatus" if self.kind == "logger" else self.module,
+            "entry_point": f"{module}:RunStatus" if self.kind == "logger" else module,
         }
         texts = {}
         for path, template in _FILES.items():
