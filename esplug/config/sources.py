@@ -9,7 +9,7 @@ Recipe = Literal["paper", "fast"]
 
 #: Settings that work well together; any other source overrides them. ``paper``: the settings of ES-at-Scale (arXiv
 #: 2509.24372), which are the fields' own defaults. ``fast``: larger steps that decay over the run.
-#: ``benchmarks/README.md`` compares them.
+#: ``benchmarks/learning/README.md`` compares them.
 _RECIPES: Mapping[str, Mapping[str, Any]] = {
     "paper": {"alpha_schedule": "constant"},
     "fast": {"alpha_schedule": "cosine"},
