@@ -46,38 +46,24 @@ Prompt: TypeAlias = str | list[Message]
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """The reward of one answer.
+    """The reward of one answer."""
 
-    Attributes:
-        value: number that ES maximises; finite, and at most 1e100 in magnitude.
-        label: kind of outcome, such as ``"correct"`` or ``"no_answer"``; esplug logs the share of each label.
-        correct: whether the answer is right, for pass@k; ``None`` if the task cannot tell.
-        metrics: additional numbers by name; esplug logs their mean over the answers.
-    """
-
-    value: float
-    label: str = ""
-    correct: bool | None = None
+    value: float  #: number that ES maximises; finite, and at most 1e100 in magnitude
+    label: str = ""  #: kind of outcome, such as ``"correct"`` or ``"no_answer"``; esplug logs the share of each label
+    correct: bool | None = None  #: whether the answer is right, for pass@k; ``None`` if the task cannot tell
+    #: additional numbers by name; esplug logs their mean over the answers
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class HubSource:
-    """One split of a data set on the Hugging Face Hub.
+    """One split of a data set on the Hugging Face Hub."""
 
-    Attributes:
-        repo: id of the data set, ``owner/name``.
-        split: name of the split.
-        config: name of the configuration, if the data set has several.
-        revision: commit to download; ``None`` for the newest.
-        licence: licence of the rows, used if the data set's card does not state one.
-    """
-
-    repo: str
-    split: str
-    config: str | None = None
-    revision: str | None = None
-    licence: str = "see the repository"
+    repo: str  #: id of the data set, ``owner/name``
+    split: str  #: name of the split
+    config: str | None = None  #: name of the configuration, if the data set has several
+    revision: str | None = None  #: commit to download; ``None`` for the newest
+    licence: str = "see the repository"  #: of the rows, used if the data set's card does not state one
 
 
 class TaskSpec:
@@ -85,6 +71,8 @@ class TaskSpec:
 
     A run calls ``options`` and ``defaults`` to resolve its settings. It then calls ``load_rows`` and ``collate`` once a
     data set, ``template`` for every question, and ``reward`` for every answer.
+
+    The argument ``options`` maps the name of each of the task's options to the user's value or the default.
     """
 
     @hookspec(firstresult=True)
@@ -97,7 +85,6 @@ class TaskSpec:
 
         Args:
             batch: B rows, each a mapping from column to value.
-            options: the task's options, with defaults filled in.
 
         Returns:
             Two lists of length B. esplug passes each question to ``template``, and each target to ``reward``. Targets
@@ -113,7 +100,6 @@ class TaskSpec:
 
         Args:
             question: from ``collate``.
-            options: the task's options, with defaults filled in.
 
         Returns:
             Text, which the model continues as it is; or a list of chat messages (``{"role": ..., "content": ...}``),
@@ -134,7 +120,6 @@ class TaskSpec:
         Args:
             model_output: the generated text, without the prompt. It is untrusted: parse it, and never ``eval`` it.
             target: from ``collate``.
-            options: the task's options, with defaults filled in.
 
         Returns:
             A number, ``(label, number)`` or a :class:`Reward`. Higher is better. The label may be a mapping: its
@@ -153,7 +138,6 @@ class TaskSpec:
         Args:
             split: ``"train"`` or ``"eval"``.
             path: one data set from ``--train-dataset`` or ``--eval-dataset``; ``None`` for the task's own data.
-            options: the task's options, with defaults filled in.
 
         Returns:
             For ``"train"``, the rows; for ``"eval"``, a mapping from split name to rows, or rows alone. If the hook
@@ -166,9 +150,6 @@ class TaskSpec:
         """Recommend settings for the task. Optional.
 
         Called in the driver before the settings are resolved. A setting that is invalid is an error.
-
-        Args:
-            options: the task's options, with defaults filled in.
 
         Returns:
             Values of :class:`esplug.config.RunConfig` fields, by name. The user's config file and flags

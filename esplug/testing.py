@@ -58,6 +58,9 @@ def check_shaping(plugin: object) -> list[Check]:
 def check_logger(plugin: object) -> list[Check]:
     """Check a logger, by name, module, class or object, and return the checks.
 
+    The simulated runs write to temporary folders. A logger that sends data to a server does send it. An object is used
+    for all runs.
+
     Raises:
         AssertionError: a check fails; the message lists all failed checks.
         PluginError: the logger is not installed.

@@ -51,13 +51,8 @@ def _no_command(
 
 app.command()(train)
 app.command(name="eval")(evaluate)
-app.command()(plugins)
-app.command()(export)
-app.command()(init)
-app.command()(check)
-app.command()(doctor)
-app.command()(report)
-app.command()(runs)
+for command in (plugins, export, init, check, doctor, report, runs):
+    app.command()(command)
 app.add_typer(data_app, name="data")
 app.add_typer(config_app, name="config")
 

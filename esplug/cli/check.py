@@ -19,18 +19,10 @@ _NAME_WIDTH = 31  # columns for the name of a check
 
 def check(
     name: Annotated[str, typer.Argument(help="The plugin, as `esplug plugins` names it.")],
-    kind: Annotated[
-        Kind | None, typer.Option("--kind", help="Its kind, if plugins of several kinds share the name.")
-    ] = None,
-    task_option: Annotated[
-        list[str] | None, typer.Option("--task-option", metavar="KEY=VALUE", help="Task option. Repeatable.")
-    ] = None,
-    train_dataset: Annotated[
-        str | None, typer.Option("--train-dataset", help="Training rows, as for `esplug train`.")
-    ] = None,
-    eval_dataset: Annotated[
-        str | None, typer.Option("--eval-dataset", help="Evaluation rows, as for `esplug train`.")
-    ] = None,
+    kind: Annotated[Kind | None, typer.Option(help="Its kind, if plugins of several kinds share the name.")] = None,
+    task_option: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Task option. Repeatable.")] = None,
+    train_dataset: Annotated[str | None, typer.Option(help="Training rows, as for `esplug train`.")] = None,
+    eval_dataset: Annotated[str | None, typer.Option(help="Evaluation rows, as for `esplug train`.")] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks, including those of failed checks.")] = False,
 ) -> None:
     """Check that a task, reward shaping or logger works in a run. Exit status: 0 all checks pass, 1 some fail."""
@@ -45,15 +37,11 @@ def check(
     plugin = find(kind.value, name)
     if kind is Kind.task:
         options = make_config({"task_options": task_option or []}).task_options
-        make_checks = partial(
-            testing.task_checks, name, options, train_dataset=train_dataset, eval_dataset=eval_dataset
-        )
+        of_task = partial(testing.task_checks, name, options)
+        make_checks = partial(of_task, train_dataset=train_dataset, eval_dataset=eval_dataset)
     else:
-        for flag, value in (
-            ("--task-option", task_option),
-            ("--train-dataset", train_dataset),
-            ("--eval-dataset", eval_dataset),
-        ):
+        for_tasks = {"--task-option": task_option, "--train-dataset": train_dataset, "--eval-dataset": eval_dataset}
+        for flag, value in for_tasks.items():
             if value:
                 raise UserError(f"{flag} is for tasks, and {name!r} is a {kind}; leave it out")
         make_checks = partial(testing.shaping_checks if kind is Kind.shaping else testing.logger_checks, name)
@@ -79,11 +67,7 @@ def _print_check(name: str, done: "Check | None") -> None:
 
 
 def _resolve(kind: Kind | None, name: str) -> tuple[Kind, str]:
-    """Return a plugin's kind and name; the user may have given its distribution's name.
-
-    Raises:
-        UserError: the kind is unknown.
-    """
+    """Return a plugin's kind and name; the user may have given its distribution's name."""
     from esplug.authoring.scaffold.new_plugin import without_prefix
     from esplug.plugins import list_plugins
 
@@ -94,21 +78,15 @@ def _resolve(kind: Kind | None, name: str) -> tuple[Kind, str]:
 
 
 def _kind_of(name: str) -> Kind:
-    """Return the kind of the plugin with this name.
-
-    Raises:
-        UserError: there is no such plugin, or there are several.
-    """
+    """Return the kind of the only plugin with this name."""
     from esplug.plugins import list_plugins
 
-    kinds = sorted({plugin.kind for plugin in list_plugins() if plugin.name == name})
-    checkable = [Kind(each) for each in kinds if each in list(Kind)]
-    match checkable:
+    checkable = [plugin for plugin in list_plugins() if plugin.kind in list(Kind)]
+    match sorted({plugin.kind for plugin in checkable if plugin.name == name}):
         case [kind]:
-            return kind
+            return Kind(kind)
         case []:
-            known = {plugin.name for plugin in list_plugins() if plugin.kind in list(Kind)}
-            hint = suggest(name, known) or "`esplug plugins` lists them"
+            hint = suggest(name, {plugin.name for plugin in checkable}) or "`esplug plugins` lists them"
             raise UserError(f"no task, shaping or logger {brief(repr(name))} is installed; {hint}")
-        case _:
-            raise UserError(f"{name!r} is a {' and a '.join(checkable)}; say which: --kind {checkable[0]}")
+        case kinds:
+            raise UserError(f"{name!r} is a {' and a '.join(kinds)}; say which: --kind {kinds[0]}")

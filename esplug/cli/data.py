@@ -5,14 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from esplug.cli.completion import plugin_names
-from esplug.cli.tables import aligned
-from esplug.utils.text import brief
+from esplug.cli.options import Debug, command_group, plugin_names
+from esplug.utils.text import aligned, brief
 
 if TYPE_CHECKING:
     from esplug.data.build import Built
 
-app = typer.Typer(help="Build data sets for training and evaluation.")
+app = command_group("Build data sets for training and evaluation.")
 
 
 def _folder(name: str | Path) -> Path:
@@ -28,13 +27,6 @@ def _folder(name: str | Path) -> Path:
 
 
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", parser=_folder, help="Folder for data sets.")]
-
-
-@app.callback(invoke_without_command=True)
-def _no_command(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
-        raise typer.Exit(2)
 
 
 @app.command(name="list")
@@ -56,21 +48,19 @@ def list_datasets(out: Out = Path("datasets")) -> None:
 @app.command(name="build")
 def build_dataset(
     name: Annotated[
-        str,
-        typer.Argument(help="Data set, as `esplug data list` names it.", autocompletion=plugin_names("dataset")),
+        str, typer.Argument(help="Data set, as `esplug data list` names it.", autocompletion=plugin_names("dataset"))
     ],
     out: Out = Path("datasets"),
     source: Annotated[
         Path | None,
         typer.Option(
-            "--source",
             metavar="DIR",
             parser=_folder,
             help="Read Hub data sets from DIR/OWNER/NAME, as `hf download --repo-type dataset` writes them.",
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing data set.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    debug: Debug = False,
 ) -> None:
     """Build a data set and save it as DatasetDicts, with a record of its sources in provenance.json."""
     from esplug.data.build import build
@@ -81,28 +71,20 @@ def build_dataset(
 def _print_built(built: "Built") -> None:
     from rich.table import Column, Table
 
-    from esplug.utils.console import get_console
+    from esplug.utils.console import get_console, say
 
     console = get_console()
-    saved = Table(
-        Column("folder", overflow="fold"),
-        "split",
-        "rows",
-        "sha256",
-        title=f"Built by {built.plugin}",
-        title_justify="left",
-    )
+    columns = (Column("folder", overflow="fold"), "split", "rows", "sha256")
+    saved = Table(*columns, title=f"Built by {built.plugin}", title_justify="left")
     for folder, splits in built.splits.items():
         for split in splits:
             saved.add_row(str(folder), split.name, f"{split.rows:,}", split.sha256[:12])
     console.print(saved)
     if not built.sources:
-        console.print("Made by the package itself; nothing was downloaded.")
+        say("Made by the package itself; nothing was downloaded.")
         return
     sources = Table(Column("source", overflow="fold"), "split", "revision", "rows", "sha256", "licence")
     for source in built.sources:
-        shown = f"{source.repo}:{source.config}" if source.config else source.repo
-        sources.add_row(
-            shown, source.split, source.revision[:12], f"{source.rows:,}", source.sha256[:12], source.licence
-        )
+        name, digest = f"{source.repo}:{source.config}" if source.config else source.repo, source.sha256[:12]
+        sources.add_row(name, source.split, source.revision[:12], f"{source.rows:,}", digest, source.licence)
     console.print(sources)

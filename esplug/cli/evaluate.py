@@ -13,16 +13,12 @@ from esplug.errors import UserError
 
 #: Settings without effect on an evaluation. They have no flags here, but a file may hold them.
 _TRAINING_ONLY = frozenset(
-    name for name in RunConfig.model_fields if panel_of(name) == ES or name.startswith("train_")
-) | {
-    "batch_size",
-    "members_per_batch",
-    "eval_freq",
-    "save_best_models",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "profile",
-}
+    name
+    for name in RunConfig.model_fields
+    if panel_of(name) == ES.title
+    or name.startswith(("train_", "checkpoint_"))
+    or name in ("batch_size", "members_per_batch", "eval_freq", "save_best_models", "keep_checkpoints", "profile")
+)
 
 
 @with_settings("eval", leave_out=_TRAINING_ONLY)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from esplug.cli.options import Debug
 from esplug.errors import UserError
 from esplug.utils.text import one_line
 
@@ -18,10 +19,9 @@ if TYPE_CHECKING:
 
 def export(
     run_or_log: Annotated[Path, typer.Argument(metavar="RUN_OR_LOG", help="Directory of a run, or its seeds.log.")],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to create.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to create.")],
     iteration: Annotated[
-        int | None,
-        typer.Option("--iteration", metavar="K", help="Number of updates to apply; 0 for none.  \\[default: all]"),
+        int | None, typer.Option(metavar="K", help="Number of updates to apply; 0 for none.  \\[default: all]")
     ] = None,
     dtype: Annotated[
         str | None,
@@ -30,15 +30,14 @@ def export(
     base: Annotated[
         str | None,
         typer.Option(
-            "--base",
             metavar="MODEL",
             help="Model, seed log, run or .pth file that the run started from.  \\[default: as in the log]",
         ),
     ] = None,
     push_to_hub: Annotated[
-        str | None, typer.Option("--push-to-hub", metavar="REPO", help="Upload the folder to this Hub repository.")
+        str | None, typer.Option(metavar="REPO", help="Upload the folder to this Hub repository.")
     ] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    debug: Debug = False,
 ) -> None:
     """Write the model of any iteration as a Hugging Face folder, from the run's seed log and the base model."""
     from typing import cast
@@ -52,26 +51,21 @@ def export(
     columns = (TextColumn("{task.description:<18}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     console = get_console()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        checked_later = cast(Dtype | None, dtype)
         exported = export_model(
-            run_or_log,
-            out,
-            base=base,
-            iteration=iteration,
-            dtype=cast(Dtype | None, dtype),  # the function checks it
-            progress=_progress_on(bars),
+            run_or_log, out, base=base, iteration=iteration, dtype=checked_later, progress=_progress_on(bars)
         )
-    _print_exported(exported)
+    if exported.torn:
+        say("the log's last record is torn, as after a crash, and was left out")
+    say(f"model          {exported.folder}")
+    say(f"iteration      {exported.iteration}")
+    say(f"weights        {exported.nbytes / 1e9:.2f} GB, checksum {exported.checksum:016x}")
     if push_to_hub is not None:
-        url = push(exported, push_to_hub)
-        say(f"uploaded       {url}")
+        say(f"uploaded       {push(exported, push_to_hub)}")
 
 
 def push(exported: "Exported", repo: str) -> str:
-    """Upload an exported model to the Hub, and return its address.
-
-    Raises:
-        UserError: there is no token, or the Hub cannot be reached or refuses.
-    """
+    """Upload an exported model to the Hub, and return its address."""
     import logging
 
     from huggingface_hub import HfApi
@@ -100,13 +94,3 @@ def _progress_on(bars: "Bars") -> "Progress":
         bars.update(tasks[what], completed=done)
 
     return show
-
-
-def _print_exported(exported: "Exported") -> None:
-    from esplug.utils.console import say
-
-    if exported.torn:
-        say("the log's last record is torn, as after a crash, and was left out")
-    say(f"model          {exported.folder}")
-    say(f"iteration      {exported.iteration}")
-    say(f"weights        {exported.nbytes / 1e9:.2f} GB, checksum {exported.checksum:016x}")

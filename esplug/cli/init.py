@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from esplug.cli.options import Debug
 from esplug.errors import UserError
 from esplug.utils.text import brief
 
@@ -21,16 +22,14 @@ class Kind(StrEnum):
 
 def init(
     name: Annotated[str, typer.Argument(help="Name of the plugin, which users will type, such as answer-length.")],
-    kind: Annotated[Kind, typer.Option("--kind", help="Kind of the plugin.")],
+    kind: Annotated[Kind, typer.Option(help="Kind of the plugin.")],
     directory: Annotated[
         Path | None,
         typer.Option(
-            "--directory",
-            metavar="DIR",
-            help="Folder to create, or an empty folder.  \\[default: ./ and the package's name]",
+            metavar="DIR", help="Folder to create, or an empty folder.  \\[default: ./ and the package's name]"
         ),
     ] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    debug: Debug = False,
 ) -> None:
     """Write a new plugin package that works as it is: hooks, tests, README, and CI that publishes it."""
     from esplug.authoring.scaffold.new_plugin import NewPlugin

@@ -2,25 +2,22 @@
 
 import json
 from dataclasses import asdict
-from typing import Annotated
 
-import typer
+from esplug.cli.options import AsJson
 
 _COLUMNS = ("kind", "name", "distribution", "version", "status")
 
 
-def plugins(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
-) -> None:
+def plugins(as_json: AsJson = False) -> None:
     """List installed tasks, data sets, reward shapings and loggers, without importing them."""
     print(render(as_json))
 
 
 def render(as_json: bool = False) -> str:
     """Format the installed plugins as an aligned table or as JSON."""
-    from esplug.cli.tables import aligned
     from esplug.hookspecs import API_VERSION
     from esplug.plugins import list_plugins
+    from esplug.utils.text import aligned
 
     found = list_plugins()
     if as_json:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from esplug.cli.options import Debug
 from esplug.errors import UserError
 
 
@@ -17,7 +18,7 @@ def report(
         ),
     ] = None,
     png: Annotated[bool, typer.Option("--png", help="Also write the figures as PNG files beside the page.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    debug: Debug = False,
 ) -> None:
     """Write one self-contained HTML page: curves, times, samples before and after, settings."""
     from esplug.runs.summary import is_run

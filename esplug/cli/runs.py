@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from esplug.cli.tables import aligned
+from esplug.cli.options import AsJson
 from esplug.errors import UserError
-from esplug.utils.text import brief, printable
+from esplug.utils.text import aligned, brief, printable
 
 if TYPE_CHECKING:
     from esplug.runs.summary import RunSummary
@@ -19,10 +19,8 @@ _COLUMNS = ("run", "state", "iterations", "task", "model", "first", "best [95% i
 
 
 def runs(
-    directory: Annotated[Path, typer.Argument(metavar="DIRECTORY", help="Directory of the runs.")] = Path(
-        "experiments"
-    ),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    directory: Annotated[Path, typer.Argument(help="Directory of the runs.")] = Path("experiments"),
+    as_json: AsJson = False,
 ) -> None:
     """List the runs in an output directory: state, iterations, first and best evaluation, time."""
     from esplug.runs.summary import find_runs, is_run, summarise
@@ -30,10 +28,9 @@ def runs(
     try:
         paths = [directory] if is_run(directory) else find_runs(directory)
     except OSError as error:
-        raise UserError(
-            f"{directory}: cannot be listed ({error.strerror or error}); name the --output-directory of your runs, or "
-            "make one with `esplug train`"
-        ) from error
+        fault = f"{directory}: cannot be listed ({error.strerror or error})"
+        remedy = "name the --output-directory of your runs, or make one with `esplug train`"
+        raise UserError(f"{fault}; {remedy}") from error
     found = sorted(map(summarise, paths), key=lambda run: run.changed, reverse=True)
     if as_json:
         print(json.dumps([{**asdict(run), "path": str(run.path)} for run in found], indent=2))

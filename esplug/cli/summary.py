@@ -1,20 +1,18 @@
 """Summaries that a run, an evaluation or a comparison prints when it is done."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+from rich.markup import escape
+from rich.table import Table
 
 from esplug.evaluation.figures import Evaluation
 from esplug.evaluation.statistics import Estimate
 from esplug.runs.compare import ModelComparison, SplitComparison, average_changes, compare_evaluations
+from esplug.runs.result import RunResult
 from esplug.utils.console import get_console, say
 
-if TYPE_CHECKING:
-    from rich.table import Table
 
-    from esplug.runs.result import RunResult
-
-
-def print_summary(result: "RunResult") -> None:
+def print_summary(result: RunResult) -> None:
     """Print the splits before and after training, with intervals, and the paths of the results."""
     evaluations = result.evaluations
     if len(evaluations) > 1:
@@ -38,12 +36,12 @@ def print_evaluation(evaluation: Evaluation) -> None:
     if len(evaluation.splits) > 1:
         groups.append(("average", "", evaluation.average))
     for split, n, figures in groups:
-        head = (_plain(split), n)
+        head = (escape(split), n)
         for name, figure in figures.items():
             repeats = figure == figures["pass@1"] and name in ("reward", "labels/correct")
             if not repeats:
                 mean, interval = _with_interval(figure).split(" ", maxsplit=1)
-                shown = _plain(name.removeprefix("labels/").removeprefix("metrics/"))
+                shown = escape(name.removeprefix("labels/").removeprefix("metrics/"))
                 table.add_row(*head, shown, mean, interval)
                 head = ("", "")
     get_console().print(table)
@@ -53,7 +51,7 @@ def print_comparison(comparisons: Sequence[SplitComparison], names: tuple[str, s
     """Print the figures of two evaluations, their difference, and how many prompts went up and down."""
     table = _table("split", "n", "figure", "", "mean \\[95% interval]", "prompts")
     for each in comparisons:
-        split = _plain(each.split)
+        split = escape(each.split)
         rows = {name: (each.a[name], each.b[name], change) for name, change in each.changes.items()}
         for figure, change in each.changes.items():
             if figure == "pass@1" or rows[figure] != rows["pass@1"]:
@@ -83,28 +81,15 @@ def print_model_comparison(comparison: ModelComparison) -> None:
 
 def _print_notes(evaluation: Evaluation) -> None:
     rule = "the task says it is correct" if evaluation.splits[0].by_task else "its reward reaches --max-reward"
-    get_console().print(
-        f"n counts prompts. Intervals are Wilson's or, of changes, Newcombe's for proportions, else the bootstrap's. "
-        f"An answer passes where {rule}.",
-        markup=False,
-        style="dim",
-    )
+    kinds = "Intervals are Wilson's or, of changes, Newcombe's for proportions, else the bootstrap's."
+    get_console().print(f"n counts prompts. {kinds} An answer passes where {rule}.", markup=False, style="dim")
 
 
-def _table(*columns: str) -> "Table":
-    from rich.table import Table
-
+def _table(*columns: str) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0))
     for name in columns:  # on a narrow terminal names fold, but figures do not
         table.add_column(name, overflow="fold", no_wrap=name not in ("split", "figure"))
     return table
-
-
-def _plain(name: str) -> str:
-    """Escape brackets, which rich would read as markup."""
-    from rich.markup import escape
-
-    return escape(name)
 
 
 def _with_interval(estimate: Estimate, sign: str = "") -> str:

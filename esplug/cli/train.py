@@ -55,16 +55,7 @@ def train(
 
 
 def make_trainer(config: RunConfig, task: "Task", command: Command) -> "EvolutionStrategiesTrainer":
-    """Load the data of a run and make its trainer.
-
-    Args:
-        config: the run's settings.
-        task: the task that they name.
-        command: the command whose flags error messages name.
-
-    Raises:
-        UserError: the data, or a plugin, cannot be used.
-    """
+    """Load the data of a run and make its trainer. Error messages name the flags of the command."""
     from esplug.data.batches import load_batch_source, load_eval_splits
     from esplug.utils.console import say
 

@@ -10,8 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import ValidationError
 
 from esplug.config.fields import Command
-from esplug.config.flags import flag_of
-from esplug.config.run_config import RunConfig
+from esplug.config.run_config import RunConfig, flag_of
 from esplug.config.sources import merge
 from esplug.errors import UserError
 from esplug.utils.text import brief, cause, suggest
@@ -48,11 +47,7 @@ def make_config(
 
 @cache
 def complete() -> None:
-    """Build the pydantic model, which reads the metadata of every installed package.
-
-    Raises:
-        UserError: the metadata of a package are damaged.
-    """
+    """Build the pydantic model, which reads the metadata of every installed package."""
     try:
         RunConfig.model_rebuild()
     except Exception as error:
@@ -98,10 +93,6 @@ def _valid_values(field: str, given: object) -> str:
     types = get_args(info.annotation) or (info.annotation,)
     if get_origin(info.annotation) is Literal:
         return f"must be one of {', '.join(types)}; {suggest(str(given), types)}".removesuffix("; ")
-    limits = [
-        f"{name} {getattr(part, key)}"
-        for part in info.metadata
-        for key, name in _LIMIT_NAMES.items()
-        if hasattr(part, key)
-    ]
+    named = [(name, getattr(part, key, None)) for part in info.metadata for key, name in _LIMIT_NAMES.items()]
+    limits = [f"{name} {limit}" for name, limit in named if limit is not None]
     return "must be " + ", ".join([next(_TYPE_NAMES[each] for each in types if each in _TYPE_NAMES), *limits])

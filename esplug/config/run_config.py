@@ -11,9 +11,8 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from esplug.config import validation
-from esplug.config.fields import ENGINES, ES, EVALUATION, GENERATION, MODEL, OUTPUT, TASK, count, number, setting
-from esplug.config.recipes import STEPS, Recipe
-from esplug.config.sources import read_options
+from esplug.config.fields import ENGINES, ES, EVALUATION, GENERATION, MODEL, OUTPUT, TASK, Command
+from esplug.config.sources import STEPS, Recipe, read_options
 from esplug.es.schedules import Schedule, scheduled
 from esplug.noise.low_rank import MAX_RANK
 
@@ -26,189 +25,162 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), defer_build=True)
 
-    task: str = setting("countdown", "Task plugin (`esplug plugins` lists them).", TASK)
-    task_options: dict[str, Any] = setting({}, "Task option, as key=value. Repeatable.", TASK, flag="--task-option")
-    train_dataset: str | None = setting(
+    task: str = TASK.setting("countdown", "Task plugin (`esplug plugins` lists them).")
+    task_options: dict[str, Any] = TASK.setting({}, "Task option, as key=value. Repeatable.", flag="--task-option")
+    train_dataset: str | None = TASK.setting(
         None,
         "Training rows: DatasetDict folder, .json, .jsonl, .csv or .parquet file, or Hub id[:config][@revision].  "
         "[default: the task's own]",
-        TASK,
     )
-    eval_dataset: str | None = setting(
+    eval_dataset: str | None = TASK.setting(
         None,
         "Evaluation rows: DatasetDict folder, folder of DatasetDict folders, .json, .jsonl, .csv or .parquet file, or "
         "Hub id[:config][@revision]; separate several with commas.  [default: the task's own]",
-        TASK,
     )
-    reward_function_timeout: float = number(
-        10.0, "Time limit for grading one answer, in seconds.", TASK, gt=0, le=86400
-    )
-    reward_memory: float = number(4.0, "Memory limit of each grading process, in GiB.", TASK, ge=0.25, le=1_000_000)
+    reward_function_timeout: float = TASK.number(10.0, "Time limit for grading one answer, in seconds.", gt=0, le=86400)
+    reward_memory: float = TASK.number(4.0, "Memory limit of each grading process, in GiB.", ge=0.25, le=1_000_000)
 
-    model_name: str = setting("Qwen/Qwen2.5-1.5B-Instruct", "Base model: folder or Hugging Face id[@revision].", MODEL)
-    checkpoint: str | None = setting(
+    model_name: str = MODEL.setting("Qwen/Qwen2.5-1.5B-Instruct", "Base model: folder or Hugging Face id[@revision].")
+    checkpoint: str | None = MODEL.setting(
         None,
         "Start from the weights in this Hugging Face folder, run directory, seed log or ES-at-Scale .pth file.  "
         "[default: the base model's]",
-        MODEL,
     )
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = setting(
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = MODEL.setting(
         "auto",
         "Dtype that the engines compute in; 'auto' is vLLM's choice: the checkpoint's dtype, or 16 bits for float32.",
-        MODEL,
     )
-    master_dtype: Literal["float32", "model"] = setting(
-        "float32",
-        "Dtype of the master weights; 'model' halves their memory but rounds small updates away.",
-        MODEL,
+    master_dtype: Literal["float32", "model"] = MODEL.setting(
+        "float32", "Dtype of the master weights; 'model' halves their memory but rounds small updates away."
     )
-    max_model_len: int | None = count(
-        None, "Maximum length of prompt plus answer, in tokens.  [default: the model's own]", MODEL, ge=8
+    max_model_len: int | None = MODEL.count(
+        None, "Maximum length of prompt plus answer, in tokens.  [default: the model's own]", ge=8
     )
 
-    recipe: Recipe = setting(
+    recipe: Recipe = ES.setting(
         "paper",
         "Defaults of alpha and its schedule: 'paper' as in ES-at-Scale, or 'fast' with larger steps and cosine decay.",
-        ES,
     )
-    sigma: float = number(0.001, "Standard deviation of the perturbations.", ES, gt=0, le=10)
-    alpha: float | None = number(None, "Step size.  [default: sigma/2; 2 sigma with --recipe fast]", ES, gt=0, le=10)
-    population_size: int = setting(30, "Members per iteration (N).", ES, ge=2, le=1_000_000)
-    n_iterations: int = count(300, "Number of updates; 0 evaluates without training.", ES, ge=0)
-    antithetic: bool = setting(False, "Draw members in mirrored pairs, +eps and -eps.", ES)
-    sigma_schedule: Schedule = setting("constant", "How sigma changes over the run, to --sigma-end.", ES)
-    sigma_end: float | None = number(None, "Final sigma of --sigma-schedule.  [default: sigma/10]", ES, gt=0, le=10)
-    alpha_schedule: Schedule = setting("constant", "How alpha changes over the run, to --alpha-end.", ES)
-    alpha_end: float | None = number(None, "Final alpha of --alpha-schedule.  [default: alpha/10]", ES, gt=0, le=10)
-    momentum: float = number(
+    sigma: float = ES.number(0.001, "Standard deviation of the perturbations.", gt=0, le=10)
+    alpha: float | None = ES.number(None, "Step size.  [default: sigma/2; 2 sigma with --recipe fast]", gt=0, le=10)
+    population_size: int = ES.setting(30, "Members per iteration (N).", ge=2, le=1_000_000)
+    n_iterations: int = ES.count(300, "Number of updates; 0 evaluates without training.", ge=0)
+    antithetic: bool = ES.setting(False, "Draw members in mirrored pairs, +eps and -eps.")
+    sigma_schedule: Schedule = ES.setting("constant", "How sigma changes over the run, to --sigma-end.")
+    sigma_end: float | None = ES.number(None, "Final sigma of --sigma-schedule.  [default: sigma/10]", gt=0, le=10)
+    alpha_schedule: Schedule = ES.setting("constant", "How alpha changes over the run, to --alpha-end.")
+    alpha_end: float | None = ES.number(None, "Final alpha of --alpha-schedule.  [default: alpha/10]", gt=0, le=10)
+    momentum: float = ES.number(
         0.0,
         "Share of the last movement that each update repeats. It is replayed from seeds, so that one update costs "
         "about log(0.01)/log(momentum) updates.",
-        ES,
         ge=0,
         le=0.99,
     )
-    perturbation: Literal["full", "low-rank"] = setting(
+    perturbation: Literal["full", "low-rank"] = ES.setting(
         "full",
         "'full' perturbs every weight; 'low-rank' only those of linear layers, and one batch serves many members.",
-        ES,
     )
-    rank: int | None = setting(
+    rank: int | None = ES.setting(
         None,
         "Rank of the noise with --perturbation low-rank; memory is reserved for rank 1, 8, 16, 32 or 64.  [default: 1]",
-        ES,
         ge=1,
         le=MAX_RANK,
     )
-    reward_shaping: str = setting("z-scores", "Shaping plugin that turns rewards into utilities.", ES)
+    reward_shaping: str = ES.setting("z-scores", "Shaping plugin that turns rewards into utilities.")
 
-    batch_size: int = count(512, "Prompts per iteration, at most the size of the data set.", GENERATION, ge=1)
-    mini_batch_size: int = count(
-        512,
-        "Prompts that an engine answers at a time; in 16 bits, the size can change how answers are rounded.",
-        GENERATION,
-        ge=1,
+    batch_size: int = GENERATION.count(512, "Prompts per iteration, at most the size of the data set.", ge=1)
+    mini_batch_size: int = GENERATION.count(
+        512, "Prompts that an engine answers at a time; in 16 bits, the size can change how answers are rounded.", ge=1
     )
-    members_per_batch: int | None = setting(
+    members_per_batch: int | None = GENERATION.setting(
         None,
         "Members that an engine decodes together with --perturbation low-rank.  [default: its share of the population, "
         "at most 64]",
-        GENERATION,
         ge=1,
         le=1024,
     )
-    max_tokens: int = count(512, "Maximum length of an answer, in tokens.", GENERATION, ge=1)
-    train_temperature: float = number(0.0, "Sampling temperature in training; 0 is greedy.", GENERATION, ge=0, le=100)
-    train_top_p: float = number(1.0, "Nucleus sampling (top-p) in training.", GENERATION, gt=0, le=1)
-    stop: list[str] = setting([], "Text that ends an answer and is kept in it. Repeatable.", GENERATION)
-    seed: int = setting(42, "Seed of all randomness in the run.", GENERATION, ge=0, le=MAX_SEED)
+    max_tokens: int = GENERATION.count(512, "Maximum length of an answer, in tokens.", ge=1)
+    train_temperature: float = GENERATION.number(0.0, "Sampling temperature in training; 0 is greedy.", ge=0, le=100)
+    train_top_p: float = GENERATION.number(1.0, "Nucleus sampling (top-p) in training.", gt=0, le=1)
+    stop: list[str] = GENERATION.setting([], "Text that ends an answer and is kept in it. Repeatable.")
+    seed: int = GENERATION.setting(42, "Seed of all randomness in the run.", ge=0, le=MAX_SEED)
 
-    eval_splits: list[str] = setting(
-        [], "Splits to evaluate, separated by commas.  [default: all]", EVALUATION, eval_flag="--splits"
+    eval_splits: list[str] = EVALUATION.setting(
+        [], "Splits to evaluate, separated by commas.  [default: all]", eval_flag="--splits"
     )
-    eval_limit: int | None = count(
-        None,
-        "Evaluate only this many rows of each split, from its start.  [default: all]",
-        EVALUATION,
-        eval_flag="--limit",
-        ge=1,
+    eval_limit: int | None = EVALUATION.count(
+        None, "Evaluate only this many rows of each split, from its start.  [default: all]", eval_flag="--limit", ge=1
     )
-    eval_temperature: float = number(
-        0.0, "Sampling temperature in evaluations; 0 is greedy.", EVALUATION, eval_flag="--temperature", ge=0, le=100
+    eval_temperature: float = EVALUATION.number(
+        0.0, "Sampling temperature in evaluations; 0 is greedy.", eval_flag="--temperature", ge=0, le=100
     )
-    eval_top_p: float = number(
-        1.0, "Nucleus sampling (top-p) in evaluations.", EVALUATION, eval_flag="--top-p", gt=0, le=1
+    eval_top_p: float = EVALUATION.number(
+        1.0, "Nucleus sampling (top-p) in evaluations.", eval_flag="--top-p", gt=0, le=1
     )
-    eval_n_samples: int = setting(
-        1, "Answers to sample for each evaluation prompt.", EVALUATION, eval_flag="--n-samples", ge=1, le=10_000
+    eval_n_samples: int = EVALUATION.setting(
+        1, "Answers to sample for each evaluation prompt.", eval_flag="--n-samples", ge=1, le=10_000
     )
-    pass_k: list[int] = setting(
-        [1], "Values of k for pass@k (unbiased), separated by commas: 1,4,8.", EVALUATION, eval_flag="--pass-k"
+    pass_k: list[int] = EVALUATION.setting(
+        [1], "Values of k for pass@k (unbiased), separated by commas: 1,4,8.", eval_flag="--pass-k"
     )
-    max_reward: float = number(
-        1.0, "Reward from which an answer passes, if the task does not say which answers are correct.", EVALUATION
+    max_reward: float = EVALUATION.number(
+        1.0, "Reward from which an answer passes, if the task does not say which answers are correct."
     )
 
-    n_vllm_engines: int | None = count(None, "Number of vLLM engines.  [default: all that fit]", ENGINES, ge=1)
-    n_gpu_per_vllm_engine: int = count(
-        1, "GPUs (on a CPU: processes) that one engine spans with tensor parallelism.", ENGINES, ge=1
+    n_vllm_engines: int | None = ENGINES.count(None, "Number of vLLM engines.  [default: all that fit]", ge=1)
+    n_gpu_per_vllm_engine: int = ENGINES.count(
+        1, "GPUs (on a CPU: processes) that one engine spans with tensor parallelism.", ge=1
     )
-    n_vllm_engines_per_gpu: int = setting(
+    n_vllm_engines_per_gpu: int = ENGINES.setting(
         1,
         "Engines that share one GPU; several speed up small models, where vLLM's overhead leaves the GPU idle.",
-        ENGINES,
         ge=1,
         le=16,
     )
-    use_gpus: str | None = setting(
-        None, "GPUs to use: indices such as 0,1, or 'none' for the CPU.  [default: all]", ENGINES
+    use_gpus: str | None = ENGINES.setting(
+        None, "GPUs to use: indices such as 0,1, or 'none' for the CPU.  [default: all]"
     )
-    master_device: Literal["auto", "gpu", "host"] = setting(
+    master_device: Literal["auto", "gpu", "host"] = ENGINES.setting(
         "auto",
         "Where a GPU engine keeps its master weights: on the 'gpu', or in 'host' memory, from which they are streamed; "
         "'auto' is the GPU if they fit beside vLLM.",
-        ENGINES,
     )
-    gpu_memory_utilization: float | None = number(
+    gpu_memory_utilization: float | None = ENGINES.number(
         None,
         "Share of memory for the engines.  [default: 0.9 of each GPU, 0.7 if engines share it, less if that makes room "
         "for master weights; 0.5 of the free memory on a CPU]",
-        ENGINES,
         gt=0,
         le=1,
     )
-    ray_address: str | None = setting(
-        None, "Address of the Ray cluster to use, or 'auto'.  [default: a local cluster]", ENGINES
+    ray_address: str | None = ENGINES.setting(
+        None, "Address of the Ray cluster to use, or 'auto'.  [default: a local cluster]"
     )
-    engine_timeout: float = number(
+    engine_timeout: float = ENGINES.number(
         600.0,
         "Seconds without progress after which an engine is replaced; loading a model does not count.",
-        ENGINES,
         ge=1,
         le=86400,
     )
-    max_restarts: int = count(10, "Engines to replace before the run fails.", ENGINES, ge=0)
+    max_restarts: int = ENGINES.count(10, "Engines to replace before the run fails.", ge=0)
 
-    eval_freq: int = count(5, "Evaluate every so many iterations; 0 only before and after training.", OUTPUT, ge=0)
-    logging: list[str] = setting(
-        ["console", "jsonl"], "Logger plugins, separated by commas; jsonl is always added.", OUTPUT
+    eval_freq: int = OUTPUT.count(5, "Evaluate every so many iterations; 0 only before and after training.", ge=0)
+    logging: list[str] = OUTPUT.setting(
+        ["console", "jsonl"], "Logger plugins, separated by commas; jsonl is always added."
     )
-    output_directory: str = setting("./experiments/", "Folder for run directories.", OUTPUT)
-    experiment_name: str | None = setting(None, "Name of the run directory.  [default: made from the settings]", OUTPUT)
-    save_best_models: bool = setting(False, "Save the model at every new best evaluation mean.", OUTPUT)
-    checkpoint_every: int = count(
-        0,
-        "Save the weights every so many iterations, so that resuming need not replay the seed log; 0 never.",
-        OUTPUT,
-        ge=0,
+    output_directory: str = OUTPUT.setting("./experiments/", "Folder for run directories.")
+    experiment_name: str | None = OUTPUT.setting(None, "Name of the run directory.  [default: made from the settings]")
+    save_best_models: bool = OUTPUT.setting(False, "Save the model at every new best evaluation mean.")
+    checkpoint_every: int = OUTPUT.count(
+        0, "Save the weights every so many iterations, so that resuming need not replay the seed log; 0 never.", ge=0
     )
-    keep_checkpoints: int = count(
-        2, "Number of checkpoints to keep with --checkpoint-every.", OUTPUT, flag="--keep", ge=1
+    keep_checkpoints: int = OUTPUT.count(
+        2, "Number of checkpoints to keep with --checkpoint-every.", flag="--keep", ge=1
     )
-    profile: int | None = count(
-        None, "Write a trace of this iteration, counted from 0, for ui.perfetto.dev.", OUTPUT, ge=0
+    profile: int | None = OUTPUT.count(
+        None, "Write a trace of this iteration, counted from 0, for ui.perfetto.dev.", ge=0
     )
-    wandb_project: str = setting("es-finetuning", "Project for the loggers wandb and trackio.", OUTPUT)
+    wandb_project: str = OUTPUT.setting("es-finetuning", "Project for the loggers wandb and trackio.")
 
     _lists = field_validator("logging", "eval_splits", "pass_k", mode="before")(validation.split_list)
     _gpus = field_validator("use_gpus", mode="before")(validation.gpu_list)
@@ -216,18 +188,9 @@ class RunConfig(BaseModel):
     _jsonl = field_validator("logging")(validation.with_jsonl)
     _items = field_validator("logging", "eval_splits")(validation.each_one_line)
     _k = field_validator("pass_k")(validation.ascending)
-    _line = field_validator(
-        "task",
-        "model_name",
-        "checkpoint",
-        "train_dataset",
-        "eval_dataset",
-        "reward_shaping",
-        "ray_address",
-        "output_directory",
-        "experiment_name",
-        "wandb_project",
-    )(validation.one_line)
+    _inputs = field_validator("task", "model_name", "checkpoint", "train_dataset", "eval_dataset")(validation.one_line)
+    _names = field_validator("reward_shaping", "experiment_name", "wandb_project")(validation.one_line)
+    _places = field_validator("ray_address", "output_directory")(validation.one_line)
     _address = field_validator("ray_address")(validation.ray_address)
     _folder = field_validator("experiment_name")(validation.folder_name)
     _stop = field_validator("stop")(validation.no_empty_text)
@@ -332,3 +295,20 @@ class RunConfig(BaseModel):
         import tomli_w
 
         return tomli_w.dumps(self.model_dump(exclude_none=True))
+
+
+def flag_of(field: str, command: Command = "train") -> str:
+    """Return the command-line flag of a field: ``n_iterations`` -> ``--n-iterations``."""
+    own = (command == "eval" and _declared(field, "eval_flag")) or _declared(field, "flag")
+    return own or "--" + field.replace("_", "-")
+
+
+def panel_of(field: str) -> str:
+    """Return the group of settings that a field belongs to."""
+    return _declared(field, "panel")
+
+
+def _declared(field: str, key: str) -> str:
+    extra = RunConfig.model_fields[field].json_schema_extra
+    assert isinstance(extra, dict)
+    return str(extra[key] or "")

@@ -1,41 +1,45 @@
-"""Sources of settings (the task's defaults, a resumed run, a file, flags) and their merging."""
+"""Sources of settings (the task's defaults, a recipe, a resumed run, a file, flags) and their merging."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from esplug.config.recipes import RECIPES
+Recipe = Literal["paper", "fast"]
+
+#: Settings that work well together; any other source overrides them. ``paper``: the settings of ES-at-Scale (arXiv
+#: 2509.24372), which are the fields' own defaults. ``fast``: larger steps that decay over the run.
+#: ``benchmarks/learning/README.md`` compares them.
+_RECIPES: Mapping[str, Mapping[str, Any]] = {
+    "paper": {"alpha_schedule": "constant"},
+    "fast": {"alpha_schedule": "cosine"},
+}
+
+#: Default of alpha, as a multiple of sigma.
+STEPS: Mapping[Recipe, float] = {"paper": 0.5, "fast": 2.0}
 
 
 @dataclass(frozen=True, slots=True)
 class MergedSettings:
-    """The settings of all sources, merged.
+    """The settings of all sources, merged."""
 
-    Attributes:
-        settings: by field name; settings that no source names are missing.
-        origins: for each of these, the name of the source that decides it, such as ``file``.
-        option_origins: the same for each task option.
-    """
-
-    settings: dict[str, Any]
-    origins: dict[str, str]
-    option_origins: dict[str, str]
+    settings: dict[str, Any]  #: by field name; settings that no source names are missing
+    origins: dict[str, str]  #: for each of these, the name of the source that decides it, such as ``file``
+    option_origins: dict[str, str]  #: the same for each task option
 
 
 def merge(sources: Mapping[str, Mapping[str, Any]]) -> MergedSettings:
     """Merge settings; later sources override earlier ones, and task options are merged one by one.
 
     A source that names a recipe replaces alpha and its schedule from earlier sources. One that makes a schedule
-    constant, or perturbations full, drops the settings that apply only to the other choice.
-
-    Args:
-        sources: settings by field name, for each source by its name.
+    constant, or perturbations full, drops the settings that apply only to the other choice. ``sources`` maps the name
+    of each source to its settings.
     """
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
     option_origins: dict[str, str] = {}
     for origin, source in sources.items():
-        recipe = RECIPES.get(str(source.get("recipe")), {})
+        recipe = _RECIPES.get(str(source.get("recipe")), {})
         given = {**recipe, **source}
         if recipe:
             merged.pop("alpha", None)  # its default is the recipe's multiple of sigma
@@ -47,19 +51,17 @@ def merge(sources: Mapping[str, Mapping[str, Any]]) -> MergedSettings:
             merged.pop("members_per_batch", None)
         for key, value in given.items():
             if key == "task_options":
-                option_origins |= dict.fromkeys(_option_names(value), origin)
-                value = _merged_options(merged[key], value) if key in merged else value
+                with suppress(ValueError):  # validation refuses options that cannot be read
+                    options = read_options(value)
+                    option_origins |= dict.fromkeys(options, origin)
+                    value = read_options(merged.get(key, {})) | options
             merged[key] = value
             origins[key] = origin if key in source else f"recipe {source['recipe']}"
     return MergedSettings(merged, {key: origins[key] for key in merged}, option_origins)
 
 
 def read_options(value: Any) -> dict[str, Any]:
-    """Read task options from a mapping or from a list of ``key=value``.
-
-    Raises:
-        ValueError: they are neither.
-    """
+    """Read task options from a mapping or from a list of ``key=value``. Raise ``ValueError`` if they are neither."""
     if isinstance(value, Mapping):
         return dict(value)
     if not isinstance(value, list | tuple):
@@ -69,18 +71,3 @@ def read_options(value: Any) -> dict[str, Any]:
         if not equals or not key.strip():
             raise ValueError("write it as key=value")
     return {key.strip(): text for key, _, text in pairs}
-
-
-def _merged_options(earlier: Any, later: Any) -> Any:
-    """Merge task options one by one; options that cannot be read are left for validation to refuse."""
-    try:
-        return read_options(earlier) | read_options(later)
-    except ValueError:
-        return later
-
-
-def _option_names(options: Any) -> list[str]:
-    try:
-        return list(read_options(options))
-    except ValueError:
-        return []

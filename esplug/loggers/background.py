@@ -17,18 +17,12 @@ _QUEUE_SIZE = 256  # calls; a logger that hangs must not fill the memory with sa
 
 
 class BackgroundLogger:
-    """Calls one logger's hooks in order, one at a time, in a daemon thread.
-
-    Attributes:
-        name: name of the logger, for messages.
-        started: done when ``start`` has returned or raised; holds its exception.
-        finished: done when the logger makes no more calls.
-    """
+    """Calls one logger's hooks in order, one at a time, in a daemon thread."""
 
     def __init__(self, name: str, relay: pluggy.HookRelay) -> None:
         self.name = name
-        self.started: Future[None] = Future()
-        self.finished: Future[None] = Future()
+        self.started: Future[None] = Future()  #: done when ``start`` has returned or raised; holds its exception
+        self.finished: Future[None] = Future()  #: done when the logger makes no more calls
         self._relay = relay
         self._queue: SimpleQueue[tuple[str, dict[str, Any]]] = SimpleQueue()
         self._current = "start"  # hook
@@ -52,10 +46,8 @@ class BackgroundLogger:
             self._queue.put((hook, arguments))
         elif not (self._full or self.finished.done()):
             self._full = True
-            warn(
-                self.name,
-                f"is {_QUEUE_SIZE} calls behind (in {self._current}); further calls are lost until it catches up",
-            )
+            behind = f"is {_QUEUE_SIZE} calls behind (in {self._current})"
+            warn(self.name, f"{behind}; further calls are lost until it catches up")
 
     def close(self, status: str) -> None:
         """Queue ``finish``, even if the queue is full."""

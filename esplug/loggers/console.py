@@ -5,20 +5,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from esplug.hookspecs import hookimpl
-from esplug.loggers.sample_table import as_text
-from esplug.utils.console import get_console
+from esplug.loggers.services import as_text
+from esplug.utils.console import say
 from esplug.utils.text import brief, printable
 
 synchronous = True
 _SHOWN = 2  # prompts of each split; always the first ones
 _LONGEST = 100  # characters of each text
+_PHASES = {"generate": "engine_generate", "switch": "switch", "grade": "grade_wait", "update": "update"}
 
 
 @hookimpl
 def log(step: int, metrics: Mapping[str, float]) -> None:
     """Print the most important metrics, as far as they are present."""
     for line in [*_train(step, metrics), *_evaluation(step, metrics)]:
-        _print(line)
+        say(printable(line))
 
 
 @hookimpl
@@ -31,37 +32,21 @@ def samples(step: int, rows: Sequence[Mapping[str, Any]]) -> None:
     for row in shown.values():
         prompt, answer = (repr(brief(as_text(row[name]), _LONGEST)) for name in ("prompt", "output"))
         graded = f"reward {row['reward']:.4f} {brief(row['label'])}".rstrip()
-        _print(f"evaluation {step}  {row['split']}  {graded}  {prompt} -> {answer}")
-
-
-def _print(line: str) -> None:
-    """Print a line with control characters escaped: names of splits and labels are untrusted."""
-    get_console().print(printable(line), markup=False, soft_wrap=True)
+        say(printable(f"evaluation {step}  {row['split']}  {graded}  {prompt} -> {answer}"))
 
 
 def _train(step: int, metrics: Mapping[str, float]) -> Iterator[str]:
-    rewards = [
-        f"{name} {metrics[key]:.4f}"
-        for name in ("mean", "min", "max", "std")
-        if (key := f"train/reward/{name}") in metrics
-    ]
+    names = [name for name in ("mean", "min", "max", "std") if f"train/reward/{name}" in metrics]
+    rewards = [f"{name} {metrics[f'train/reward/{name}']:.4f}" for name in names]
     if rewards:
         parts = [f"iteration {step}", "reward " + " ".join(rewards)]
         if (speed := metrics.get("train/tokens_per_second")) is not None:
             parts.append(f"{speed:,.0f} tokens/s")
         if (seconds := metrics.get("time/iteration")) is not None:
             parts.append(f"{seconds:.1f} s")
-        phases = [
-            f"{name} {metrics[key]:.1f}"
-            for name, key in (
-                ("generate", "time/engine_generate"),
-                ("switch", "time/switch"),
-                ("grade", "time/grade_wait"),
-                ("update", "time/update"),
-            )
-            if key in metrics
-        ]
-        if phases:
+        if phases := [
+            f"{name} {metrics[f'time/{key}']:.1f}" for name, key in _PHASES.items() if f"time/{key}" in metrics
+        ]:
             parts.append(f"({', '.join(phases)})")
         yield "  ".join(parts)
 

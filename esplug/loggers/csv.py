@@ -10,14 +10,12 @@ import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from esplug.config import RunConfig
 from esplug.hookspecs import hookimpl
-from esplug.loggers.resumed import rows_before
+from esplug.loggers.metrics_file import rows_before
 from esplug.utils import atomic_write
-
-if TYPE_CHECKING:
-    from esplug.config import RunConfig
 
 
 class CsvLogger:
@@ -28,7 +26,7 @@ class CsvLogger:
         self._columns: list[str] = []
 
     @hookimpl
-    def start(self, config: "RunConfig", run_dir: Path, iteration: int) -> None:
+    def start(self, config: RunConfig, run_dir: Path, iteration: int) -> None:
         """Write the rows of the earlier process, if any. Fails now if the file cannot be written."""
         self._path = run_dir / "metrics.csv"
         rows = [{name: row[name] for name in row if name != "time"} for row in rows_before(run_dir, config, iteration)]

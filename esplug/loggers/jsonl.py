@@ -11,16 +11,12 @@ import json
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from esplug.config import RunConfig
 from esplug.hookspecs import hookimpl
-from esplug.loggers.metrics_file import FILE_NAME
-from esplug.loggers.resumed import is_logged_again, read_row
+from esplug.loggers.metrics_file import FILE_NAME, is_logged_again, read_row
 from esplug.utils import atomic_write
 from esplug.utils.json_files import strict_json
-
-if TYPE_CHECKING:
-    from esplug.config import RunConfig
 
 
 class JsonlLogger:
@@ -32,14 +28,16 @@ class JsonlLogger:
         self._path = Path(FILE_NAME)
 
     @hookimpl
-    def start(self, config: "RunConfig", run_dir: Path, iteration: int) -> None:
+    def start(self, config: RunConfig, run_dir: Path, iteration: int) -> None:
         """Open the file, and move aside the rows that will be written again. Fails now if it cannot be written."""
         self._path = run_dir / FILE_NAME
         self._path.open("ab").close()
         data = self._path.read_bytes()
         kept, replaced = list[bytes](), list[bytes]()
         for line in data.splitlines():
-            (replaced if _is_replaced(line, config, iteration) else kept).append(line)
+            row = read_row(line)
+            keep = row is not None and not is_logged_again(row["step"], row, config, iteration)
+            (kept if keep else replaced).append(line)
         if replaced:  # copy them first, so that a kill in between loses nothing
             aside = self._path.with_name("metrics.replaced.jsonl")
             before = aside.read_bytes().splitlines() if aside.exists() else []
@@ -53,12 +51,6 @@ class JsonlLogger:
         values = {name: value if isinstance(value, int) else float(value) for name, value in metrics.items()}  # NumPy's
         row = {"step": step, "time": time.time(), **strict_json(values)}
         atomic_write.append(self._path, json.dumps(row, allow_nan=False).encode() + b"\n")
-
-
-def _is_replaced(line: bytes, config: "RunConfig", iteration: int) -> bool:
-    """Return whether a run resumed at ``iteration`` writes this row again, or the row is unreadable."""
-    row = read_row(line)
-    return row is None or is_logged_again(row["step"], row, config, iteration)
 
 
 def _text(lines: Iterable[bytes]) -> bytes:

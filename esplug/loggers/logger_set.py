@@ -3,59 +3,36 @@
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pluggy
 
+from esplug.config import RunConfig
 from esplug.errors import PluginError, UserError
 from esplug.loggers.background import GRACE, TIMEOUT, BackgroundLogger, warn_failed
 from esplug.plugins import load
 from esplug.utils.text import cause
 
-if TYPE_CHECKING:
-    from esplug.config import RunConfig
-
 
 class LoggerSet:
-    """The loggers of a run. They can neither stop nor delay a run that has started.
+    """The loggers of a run, by name or already loaded. They can neither stop nor delay a run that has started.
 
-    Each logger has its own thread, except those that declare ``synchronous = True``
-    (:class:`esplug.hookspecs.LoggerSpec`).
-
-    Args:
-        names: names of loggers, as in ``--logging``; duplicates are ignored.
-
-    Raises:
-        PluginError: a logger cannot be loaded.
+    Each has its own thread, except those that declare ``synchronous = True`` (:class:`esplug.hookspecs.LoggerSpec`).
     """
 
-    def __init__(self, names: Iterable[str]) -> None:
-        self._set({name: load("logger", name) for name in dict.fromkeys(names)})
-
-    @classmethod
-    def of(cls, relays: Mapping[str, pluggy.HookRelay]) -> "LoggerSet":
-        """Make a set of loggers that are already loaded.
-
-        Args:
-            relays: hooks of each logger, by name.
-        """
-        loggers = cls(())
-        loggers._set(relays)
-        return loggers
-
-    def _set(self, relays: Mapping[str, pluggy.HookRelay]) -> None:
-        self._synchronous = [_SynchronousLogger(name, relay) for name, relay in relays.items() if is_synchronous(relay)]
-        self._background = [
-            BackgroundLogger(name, relay) for name, relay in relays.items() if not is_synchronous(relay)
-        ]
+    def __init__(self, names: Iterable[str], loaded: Mapping[str, pluggy.HookRelay] | None = None) -> None:
+        relays = {name: load("logger", name) for name in dict.fromkeys(names)} | dict(loaded or {})
+        self._synchronous: list[_SynchronousLogger] = []
+        self._background: list[BackgroundLogger] = []
         self._started: list[_SynchronousLogger | BackgroundLogger] = []
+        for name, relay in relays.items():
+            if is_synchronous(relay):
+                self._synchronous.append(_SynchronousLogger(name, relay))
+            else:
+                self._background.append(BackgroundLogger(name, relay))
 
-    def start(self, config: "RunConfig", run_dir: Path, iteration: int = 0) -> None:
-        """Start every logger at ``iteration``. If one fails, close those already started.
-
-        Raises:
-            UserError: a logger failed to start within 5 seconds.
-        """
+    def start(self, config: RunConfig, run_dir: Path, iteration: int = 0) -> None:
+        """Start every logger at ``iteration``. If one fails within 5 seconds, close the others and raise its error."""
         loggers: list[_SynchronousLogger | BackgroundLogger] = [*self._synchronous, *self._background]
         try:
             for logger in loggers:
@@ -72,10 +49,9 @@ class LoggerSet:
             self.finish("failed")
             if isinstance(error, UserError | KeyboardInterrupt):
                 raise
-            raise PluginError(
-                f"logger {logger.name!r} cannot start [{cause(error)}]; fix that or leave it out of --logging "
-                "(--debug shows the traceback)"
-            ) from error
+            fault = f"logger {logger.name!r} cannot start [{cause(error)}]"
+            remedy = "fix that or leave it out of --logging (--debug shows the traceback)"
+            raise PluginError(f"{fault}; {remedy}") from error
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record metrics. Synchronous loggers have recorded them on return."""

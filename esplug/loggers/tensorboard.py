@@ -7,15 +7,12 @@ it is not rendered as Markdown or HTML. A resumed run tells TensorBoard to hide 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from esplug.config import RunConfig
 from esplug.hookspecs import hookimpl
-from esplug.loggers.extras import require
-from esplug.loggers.resumed import first_evaluation
-from esplug.loggers.sample_table import COLUMNS, sample_tables
-
-if TYPE_CHECKING:
-    from esplug.config import RunConfig
+from esplug.loggers.metrics_file import first_evaluation
+from esplug.loggers.services import COLUMNS, require, sample_tables
 
 _MARKUP = re.compile(r"[^\w\s]|_", re.ASCII)
 
@@ -28,7 +25,7 @@ class TensorboardLogger:
         self._writer: Any = None
 
     @hookimpl
-    def start(self, config: "RunConfig", run_dir: Path, iteration: int) -> None:
+    def start(self, config: RunConfig, run_dir: Path, iteration: int) -> None:
         """Open an event file, and write the settings if the run is new."""
         from torch.utils.tensorboard import SummaryWriter
 
@@ -49,9 +46,9 @@ class TensorboardLogger:
     @hookimpl
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write a Markdown table for each split."""
-        for table in sample_tables(rows):
-            lines = [_line(COLUMNS), _line(["---"] * len(COLUMNS)), *(_line(map(escape, row)) for row in table.rows)]
-            self._writer.add_text(table.name, "\n".join(lines), step)
+        for name, table in sample_tables(rows).items():
+            lines = [_line(COLUMNS), _line(["---"] * len(COLUMNS)), *(_line(map(escape, row)) for row in table)]
+            self._writer.add_text(name, "\n".join(lines), step)
         self._writer.flush()
 
     @hookimpl

@@ -8,15 +8,11 @@ cannot replace a step.
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from esplug.config import RunConfig
 from esplug.hookspecs import hookimpl
-from esplug.loggers.extras import require
-from esplug.loggers.resumed import stored_identity
-from esplug.loggers.sample_table import COLUMNS, sample_tables
-
-if TYPE_CHECKING:
-    from esplug.config import RunConfig
+from esplug.loggers.services import COLUMNS, require, sample_tables, stored_identity
 
 
 class TrackioLogger:
@@ -28,7 +24,7 @@ class TrackioLogger:
         self._last = -1  # last step of the run when it was opened
 
     @hookimpl
-    def start(self, config: "RunConfig", run_dir: Path) -> None:
+    def start(self, config: RunConfig, run_dir: Path) -> None:
         """Open a run named after its directory, with all settings."""
         import trackio
         from trackio.sqlite_storage import SQLiteStorage
@@ -52,7 +48,7 @@ class TrackioLogger:
         import trackio
 
         if step >= self._last:
-            tables = {table.name: trackio.Table(list(COLUMNS), table.rows) for table in sample_tables(rows)}
+            tables = {name: trackio.Table(list(COLUMNS), table) for name, table in sample_tables(rows).items()}
             self._run.log(tables, step=step)
 
     @hookimpl

@@ -16,18 +16,14 @@ from collections.abc import Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from esplug.config import RunConfig
 from esplug.errors import PluginError
 from esplug.hookspecs import hookimpl
 from esplug.loggers.background import TIMEOUT, warn
-from esplug.loggers.extras import require
-from esplug.loggers.resumed import stored_identity
-from esplug.loggers.sample_table import COLUMNS, sample_tables
+from esplug.loggers.services import COLUMNS, require, sample_tables, stored_identity
 from esplug.utils.text import cause
-
-if TYPE_CHECKING:
-    from esplug.config import RunConfig
 
 _PROBE_TIMEOUT = 2.0  # seconds in which the server must answer a first request
 _PRIVATE = {"console": "off", "disable_git": True, "save_code": False}
@@ -42,7 +38,7 @@ class WandbLogger:
         self._run: Any = None
 
     @hookimpl
-    def start(self, config: "RunConfig", run_dir: Path) -> None:
+    def start(self, config: RunConfig, run_dir: Path) -> None:
         """Open a run named after the experiment, with all settings."""
         import wandb
 
@@ -89,7 +85,7 @@ class WandbLogger:
         import wandb
 
         if step >= self._run.step:
-            tables = {table.name: wandb.Table(list(COLUMNS), table.rows) for table in sample_tables(rows)}
+            tables = {name: wandb.Table(list(COLUMNS), table) for name, table in sample_tables(rows).items()}
             self._run.log(tables, step=step)
 
     @hookimpl

@@ -20,23 +20,14 @@ _UNKNOWN = "unknown"
 
 @dataclass(frozen=True, slots=True)
 class PluginInfo:
-    """Package metadata of one plugin.
-
-    Attributes:
-        kind: ``task``, ``dataset``, ``shaping`` or ``logger``.
-        name: the entry point's name, which users type.
-        distribution: the package's name for ``pip``.
-        version: the distribution's version, or ``unknown``.
-        entry_point: the entry point's value, ``module`` or ``module:object``.
-        status: ``ok``, or ``duplicate: also in <distributions>``.
-    """
+    """Package metadata of one plugin."""
 
     kind: Kind
-    name: str
-    distribution: str
-    version: str
-    entry_point: str
-    status: str = "ok"
+    name: str  #: the entry point's name, which users type
+    distribution: str  #: the package's name for ``pip``
+    version: str  #: of the distribution, or ``unknown``
+    entry_point: str  #: ``module`` or ``module:object``
+    status: str = "ok"  #: or ``duplicate: also in <distributions>``
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name!r} ({self.distribution} {self.version})"
@@ -54,23 +45,21 @@ def list_plugins() -> list[PluginInfo]:
 
 
 def find(kind: Kind, name: str) -> PluginInfo:
-    """Look up a plugin by name, without importing it.
-
-    Raises:
-        PluginError: no distribution, or more than one, provides the name.
-    """
+    """Look up a plugin, which only one distribution may provide, without importing it."""
     of_kind = [plugin for plugin in list_plugins() if plugin.kind == kind]
     match [plugin for plugin in of_kind if plugin.name == name]:
         case [plugin]:
             return plugin
         case [first, *others]:
             owners = " and ".join(f"{plugin.distribution} {plugin.version}" for plugin in [first, *others])
-            removable = others[0] if first.distribution == "esplug" else first  # never suggest removing esplug
-            raise PluginError(
-                f"{kind} {name!r} comes from {owners}; keep one of them: pip uninstall {removable.distribution}"
-            )
+            extra = others[0].distribution if first.distribution == "esplug" else first.distribution  # never esplug
+            raise PluginError(f"{kind} {name!r} comes from {owners}; keep one of them: pip uninstall {extra}")
         case _:
-            raise PluginError(_not_installed(kind, name, [plugin.name for plugin in of_kind]))
+            installed = [plugin.name for plugin in of_kind]
+            fault = f"no {kind} {brief(repr(name))} is installed (installed: {', '.join(installed) or 'none'})"
+            may_exist = kind == "task" and re.fullmatch(r"[A-Za-z0-9][\w.-]{,99}", name, re.ASCII)
+            install = f"to install it: pip install esplug-tasks-{name}" if may_exist else ""
+            raise PluginError("; ".join(filter(None, [fault, suggest(name, installed), install])))
 
 
 @cache
@@ -115,10 +104,3 @@ def _metadata(distribution: Distribution, field: str) -> str:
         return brief(headers[field]) or _UNKNOWN if field in headers else _UNKNOWN
     except Exception:  # the parser raises errors of many types on a missing or damaged METADATA file
         return _UNKNOWN
-
-
-def _not_installed(kind: Kind, name: str, installed: list[str]) -> str:
-    fault = f"no {kind} {brief(repr(name))} is installed (installed: {', '.join(installed) or 'none'})"
-    may_exist = kind == "task" and re.fullmatch(r"[A-Za-z0-9][\w.-]{,99}", name, re.ASCII)
-    install = f"to install it: pip install esplug-tasks-{name}" if may_exist else ""
-    return "; ".join(filter(None, [fault, suggest(name, installed), install]))

@@ -1,16 +1,13 @@
-"""Plugin loading: imports one plugin by name, checks its hooks, and names the plugin in its errors.
-
-A slow or broken plugin costs nothing until a run asks for it. It then fails with an error that gives its name, its
-distribution and a remedy.
-"""
+"""Plugin loading: imports one plugin by name, checks its hooks, and names the plugin in its errors."""
 
 import importlib
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import reduce
 from importlib.metadata import EntryPoint
+from typing import Any
 
 import pluggy
 
@@ -19,12 +16,7 @@ from esplug.hookspecs import PROJECT, DatasetSpec, LoggerSpec, ShapingSpec, Task
 from esplug.plugins.discovery import Kind, PluginInfo, find, warn_once
 from esplug.utils.text import brief, cause, suggest
 
-_SPECS: Mapping[Kind, type] = {
-    "task": TaskSpec,
-    "dataset": DatasetSpec,
-    "shaping": ShapingSpec,
-    "logger": LoggerSpec,
-}
+_SPECS: Mapping[Kind, type] = {"task": TaskSpec, "dataset": DatasetSpec, "shaping": ShapingSpec, "logger": LoggerSpec}
 _REQUIRED: Mapping[Kind, tuple[str, ...]] = {
     "task": ("collate", "template", "reward"),
     "dataset": ("build",),
@@ -53,11 +45,7 @@ def load(kind: Kind, name: str) -> pluggy.HookRelay:
 
 
 def relay(implementation: object, plugin: PluginInfo) -> pluggy.HookRelay:
-    """Check a module or object against the specifications of its kind, and return its hooks.
-
-    Raises:
-        PluginError: a hook is unknown, missing or unmarked, or takes an argument that esplug does not pass.
-    """
+    """Check a module or object against the specifications of its kind, and return its hooks."""
     spec = _SPECS[plugin.kind]
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(spec)
@@ -84,12 +72,7 @@ def deprecations(hooks: pluggy.HookRelay) -> list[str]:
 
 @contextmanager
 def hook_errors(plugin: PluginInfo, hook: str) -> Iterator[None]:
-    """Name the plugin in the error that its hook raises. A ``ValueError`` is a message to the user.
-
-    Raises:
-        UserError: the hook raised one, or a ``ValueError``.
-        PluginError: the hook raised anything else.
-    """
+    """Turn a ``ValueError`` of a hook into a :class:`UserError`, and any other error into a :class:`PluginError`."""
     try:
         yield
     except UserError:
@@ -109,9 +92,9 @@ def _import(plugin: PluginInfo) -> object:
     try:
         implementation: object = reduce(getattr, filter(None, (entry_point.attr or "").split(".")), module)
     except AttributeError as error:
+        fault = f"{entry_point.module} has no {entry_point.attr!r}"
         raise PluginError(
-            f"{plugin} has the entry point {plugin.entry_point!r}, but {entry_point.module} "
-            f"has no {entry_point.attr!r}; {_reinstall(plugin)}"
+            f"{plugin} has the entry point {plugin.entry_point!r}, but {fault}; {_reinstall(plugin)}"
         ) from error
     return implementation() if inspect.isclass(implementation) else implementation
 
@@ -125,7 +108,8 @@ def _check_hooks(implementation: object, plugin: PluginInfo, spec: type, manager
             continue
         hook = marks["specname"] or name
         if hook not in known:
-            raise PluginError(_unknown_hook(plugin, hook, known))
+            fault = f"{plugin} implements {hook!r}, which is no hook of a {plugin.kind}; {suggest(hook, known)}"
+            raise PluginError(f"{fault.rstrip()} The hooks are {', '.join(known)}")
         _check_arguments(plugin, hook, getattr(implementation, name), getattr(spec, hook))
         marked |= {name, hook}
         if not (marks["wrapper"] or marks["hookwrapper"]):
@@ -133,41 +117,27 @@ def _check_hooks(implementation: object, plugin: PluginInfo, spec: type, manager
 
     for hook in known:
         if hook not in marked and _defines(implementation, hook):
-            raise PluginError(
-                f"{plugin} defines {hook}() without marking it; put @hookimpl (from esplug import hookimpl) above it"
-            )
-    missing = [hook for hook in _REQUIRED[plugin.kind] if hook not in implemented]
-    if missing:
-        raise PluginError(
-            f"{plugin} lacks the required hook {' and '.join(missing)}; add it with @hookimpl{_or_update(plugin, ',')}"
-        )
+            remedy = "put @hookimpl (from esplug import hookimpl) above it"
+            raise PluginError(f"{plugin} defines {hook}() without marking it; {remedy}")
+    if missing := [hook for hook in _REQUIRED[plugin.kind] if hook not in implemented]:
+        remedy = f"add it with @hookimpl{_or_update(plugin, ',')}"
+        raise PluginError(f"{plugin} lacks the required hook {' and '.join(missing)}; {remedy}")
 
 
-def _unknown_hook(plugin: PluginInfo, hook: str, known: Sequence[str]) -> str:
-    fault = f"{plugin} implements {hook!r}, which is no hook of a {plugin.kind}; {suggest(hook, known)}"
-    return f"{fault.rstrip()} The hooks are {', '.join(known)}"
-
-
-def _check_arguments(plugin: PluginInfo, hook: str, implementation: object, spec: object) -> None:
+def _check_arguments(
+    plugin: PluginInfo, hook: str, implementation: Callable[..., Any], spec: Callable[..., Any]
+) -> None:
     """Reject arguments that pluggy would reject with a long message, or would silently never pass."""
-    allowed = [name for name in _parameters(spec) if name != "self"]
-    for name, parameter in _parameters(implementation).items():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            continue
+    allowed = [name for name in inspect.signature(spec).parameters if name != "self"]
+    for name, parameter in inspect.signature(implementation).parameters.items():
         has_default = parameter.default is not parameter.empty
-        if name not in allowed and not has_default:
+        is_variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if name not in allowed and not has_default and not is_variadic:
             passes = f"it may take {', '.join(allowed)}" if allowed else "it takes none"
             raise PluginError(f"{plugin}: hook {hook} takes the unknown argument {name!r}; {passes}")
         if name in allowed and (has_default or parameter.kind is parameter.KEYWORD_ONLY):
-            fault = "a default" if has_default else "a * before it"
-            raise PluginError(
-                f"{plugin}: argument {name!r} of hook {hook} has {fault}, so pluggy would never pass it; remove that"
-            )
-
-
-def _parameters(function: object) -> Mapping[str, inspect.Parameter]:
-    assert callable(function)
-    return inspect.signature(function).parameters
+            fault = f"has {'a default' if has_default else 'a * before it'}, so pluggy would never pass it; remove that"
+            raise PluginError(f"{plugin}: argument {name!r} of hook {hook} {fault}")
 
 
 def _defines(implementation: object, name: str) -> bool:

@@ -8,7 +8,7 @@ import pluggy
 
 from esplug.config import make_config
 from esplug.errors import PluginError, UserError
-from esplug.hookspecs import Prompt, Reward, Row
+from esplug.hookspecs import Prompt, Row
 from esplug.plugins.discovery import PluginInfo, find
 from esplug.plugins.loading import hook_errors, load
 from esplug.utils.text import cause, suggest
@@ -20,27 +20,16 @@ _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, 
 class Task:
     """A task and its options. Pickles as name and options, so ``task.reward`` can be sent to other processes.
 
-    Attributes:
-        info: package metadata of the task's plugin.
-        relay: the plugin's hooks.
-        options: every option that the task declares, with the user's values converted to the declared types.
+    Its methods call the hooks, raise as :func:`hook_errors` says, and raise ``PluginError`` on an invalid result.
     """
 
     info: PluginInfo
     relay: pluggy.HookRelay
-    options: Mapping[str, Any]
+    options: Mapping[str, Any]  #: all that the task declares, with the user's values converted to the declared types
 
     @classmethod
     def load(cls, name: str, options: Mapping[str, object] | None = None) -> "Task":
-        """Import an installed task and convert the user's options.
-
-        Args:
-            name: the entry point's name.
-            options: option name to value; text is converted to the type of the option's default.
-
-        Raises:
-            PluginError: the task cannot be loaded, or an option is unknown or has the wrong type.
-        """
+        """Import an installed task, and convert the user's options to the types of the defaults."""
         return cls.wrap(find("task", name), load("task", name), options)
 
     @classmethod
@@ -59,40 +48,25 @@ class Task:
         return self.info.name
 
     def defaults(self) -> dict[str, Any]:
-        """Return the task's recommended settings, ``{}`` if it has none.
-
-        Raises:
-            UserError: the task rejects the value of an option.
-            PluginError: the recommended settings are invalid.
-        """
+        """Return the task's recommended settings, ``{}`` if it has none."""
         with hook_errors(self.info, "defaults"):
             recommended = dict(self.relay.defaults(options=self.options) or {})
         try:
             make_config(recommended)
         except UserError as error:
-            raise PluginError(
-                f"{self.info}: its defaults are not valid settings [{error}]; fix or update the plugin"
-            ) from error
+            fault = f"{self.info}: its defaults are not valid settings [{error}]"
+            raise PluginError(f"{fault}; fix or update the plugin") from error
         return recommended
 
     def load_rows(self, split: str, path: str | None) -> Sequence[Row] | Mapping[str, Sequence[Row]] | None:
-        """Ask the task for rows; ``None`` means that esplug loads them.
-
-        Raises:
-            UserError: the task rejects the path or the value of an option.
-        """
+        """Ask the task for rows; ``None`` means that esplug loads them."""
         rows: Sequence[Row] | Mapping[str, Sequence[Row]] | None
         with hook_errors(self.info, "load_rows"):
             rows = self.relay.load_rows(split=split, path=path, options=self.options)
         return rows
 
     def collate(self, rows: Sequence[Row]) -> tuple[list[Any], list[Any]]:
-        """Turn B rows into B questions and B targets.
-
-        Raises:
-            UserError: the rows lack a column, or the task rejects a value.
-            PluginError: the hook fails, or does not return two lists of length B.
-        """
+        """Turn B rows into B questions and B targets. Raise ``UserError`` if the rows lack a column."""
         with hook_errors(self.info, "collate"):
             try:
                 pair = self.relay.collate(batch=rows, options=self.options)
@@ -109,25 +83,17 @@ class Task:
         raise PluginError(f"{self.info}: collate returned {fault}; it must return (questions, targets)")
 
     def template(self, question: Any) -> Prompt:
-        """Turn a question into text or chat messages.
-
-        Raises:
-            PluginError: the hook fails, or returns neither.
-        """
+        """Turn a question into text or chat messages."""
         with hook_errors(self.info, "template"):
             prompt: Prompt = self.relay.template(question=question, options=self.options)
         if not (isinstance(prompt, str) or _are_messages(prompt)):
-            raise PluginError(
-                f"{self.info}: template returned {type(prompt).__name__}; it must return text "
-                'or a list of {"role": ..., "content": ...}'
-            )
+            wanted = 'text or a list of {"role": ..., "content": ...}'
+            raise PluginError(f"{self.info}: template returned {type(prompt).__name__}; it must return {wanted}")
         return prompt
 
-    def reward(self, model_output: str, target: Any) -> float | tuple[str | Mapping[str, Any], float] | Reward:
+    def reward(self, model_output: str, target: Any) -> Any:
         """Grade one answer. The caller handles exceptions and validates the result."""
-        grade: float | tuple[str | Mapping[str, Any], float] | Reward
-        grade = self.relay.reward(model_output=model_output, target=target, options=self.options)
-        return grade
+        return self.relay.reward(model_output=model_output, target=target, options=self.options)
 
 
 def _missing_column(info: PluginInfo, options: Mapping[str, Any], error: KeyError, rows: Sequence[Row]) -> UserError:
@@ -137,10 +103,8 @@ def _missing_column(info: PluginInfo, options: Mapping[str, Any], error: KeyErro
     remedy = f"; name another with --task-option {option}=COLUMN" if option else ""
     for number, row in enumerate(rows, start=1):
         if column not in row:
-            return UserError(
-                f"task {info.name!r} needs the column {column!r}, which row {number} of the batch lacks; "
-                f"columns found: {', '.join(map(str, row)) or 'none'}{remedy}"
-            )
+            fault = f"task {info.name!r} needs the column {column!r}, which row {number} of the batch lacks"
+            return UserError(f"{fault}; columns found: {', '.join(map(str, row)) or 'none'}{remedy}")
     return PluginError(f"{info}: collate failed [{cause(error)}]; --debug shows the traceback")
 
 
@@ -164,9 +128,8 @@ def _filled_in(info: PluginInfo, declared: Mapping[str, Any], given: Mapping[str
 def _converted(info: PluginInfo, name: str, value: object, default: object) -> object:
     expected = type(default)
     if expected not in (str, int, float, bool):
-        raise PluginError(
-            f"{info}: the default of option {name!r} is a {expected.__name__}; it must be a str, int, float or bool"
-        )
+        fault = f"the default of option {name!r} is a {expected.__name__}; it must be a str, int, float or bool"
+        raise PluginError(f"{info}: {fault}")
     try:
         if isinstance(value, str):
             return _BOOLEANS[value.strip().lower()] if expected is bool else expected(value)

@@ -8,11 +8,7 @@ from pathlib import Path
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write a file atomically: after a crash at any time, either the old file exists or the new one.
-
-    Raises:
-        OSError: the file, which the error names, could not be written; the old file stays.
-    """
+    """Write a file atomically: after a crash or an ``OSError``, either the old file exists or the new one."""
     part = path.with_name(path.name + ".part")
     with named(path):
         try:
@@ -28,11 +24,7 @@ def write(path: Path, data: bytes) -> None:
 
 
 def append(path: Path, data: bytes) -> None:
-    """Append to a file, and wait until the data are on disk.
-
-    Raises:
-        OSError: the data could not be written completely to the file, which the error names; none of them stay.
-    """
+    """Append to a file, and wait until the data are on disk. After an ``OSError``, none of them are in the file."""
     with named(path), path.open("ab", buffering=0) as file:
         end = file.tell()
         try:

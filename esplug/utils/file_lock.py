@@ -24,13 +24,12 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises:
         UserError: another process, which the message names, holds the lock.
-        OSError: the lock file cannot be written.
     """
     path = folder / FILE_NAME
     with path.open("ab", buffering=0) as file:
-        if not _try_lock(file.fileno(), fcntl.LOCK_EX):
+        if not _try_lock(file.fileno()):
             time.sleep(_WAIT)
-            if not _try_lock(file.fileno(), fcntl.LOCK_EX):
+            if not _try_lock(file.fileno()):
                 raise UserError(f"{folder}: {_described(_owner(path))}")
         owner = {"pid": os.getpid(), "host": socket.gethostname(), "user": _user(), "since": time.time()}
         with atomic_write.named(path):
@@ -44,18 +43,19 @@ def holder(folder: Path) -> str | None:
     if not _owner(folder / FILE_NAME):
         time.sleep(_WAIT)
     owner = _owner(folder / FILE_NAME)
-    return _described(owner) if owner and _seems_held(folder) else None
+    return _described(owner) if owner and is_held(folder) is not False else None
 
 
 def is_abandoned(folder: Path) -> bool:
     """Whether a process of this machine held a folder and has ended."""
-    return _owner(folder / FILE_NAME).get("host") == socket.gethostname() and not _seems_held(folder)
+    return _owner(folder / FILE_NAME).get("host") == socket.gethostname() and is_held(folder) is False
 
 
 def is_held(folder: Path) -> bool | None:
     """Whether a process holds a folder now; ``None`` if unknown. Never waits."""
     try:
-        _probe(folder)
+        with (folder / FILE_NAME).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
     except BlockingIOError:
@@ -65,30 +65,15 @@ def is_held(folder: Path) -> bool | None:
     return False
 
 
-def _try_lock(descriptor: int, kind: int) -> bool:
+def _try_lock(descriptor: int) -> bool:
     """Try to lock a file. On a file system without locks this always succeeds."""
     try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:
         pass
     return True
-
-
-def _seems_held(folder: Path) -> bool:
-    """Whether a folder with a lock file is held, or its state is unknown."""
-    try:
-        _probe(folder)
-    except OSError:
-        return True
-    return False
-
-
-def _probe(folder: Path) -> None:
-    """Take a shared lock for a moment; raises ``BlockingIOError`` if a process holds the folder."""
-    with (folder / FILE_NAME).open("rb") as file:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
 def _owner(path: Path) -> Mapping[str, Any]:
@@ -104,10 +89,8 @@ def _described(owner: Mapping[str, Any]) -> str:
     try:
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(owner["since"]))
         pid, host = int(owner["pid"]), owner["host"]
-        return (
-            f"in use by process {pid} of {owner['user']} on {host} since {since}; wait until it has ended, or end it "
-            f"there with `kill {pid}`"
-        )
+        holds = f"in use by process {pid} of {owner['user']} on {host} since {since}"
+        return f"{holds}; wait until it has ended, or end it there with `kill {pid}`"
     except (ValueError, KeyError, TypeError):
         return "in use by another process; wait until it has ended"
 

@@ -6,11 +6,7 @@ from pathlib import Path, PurePosixPath
 
 
 def free_memory(root: Path = Path("/")) -> int:
-    """Return the bytes of free memory, within the limits of the container or job if there are any.
-
-    Args:
-        root: where ``proc`` and ``sys`` are.
-    """
+    """Return the bytes of free memory; ``proc`` and ``sys`` are in ``root``."""
     import psutil
 
     return min([int(psutil.virtual_memory().available), *_free_in_groups(root)])

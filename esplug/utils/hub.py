@@ -9,15 +9,9 @@ TIMEOUT = 5.0  # seconds to wait for the Hub
 
 
 def hub_revision(name: str, revision: str | None, kind: Literal["dataset", "model"] = "dataset") -> str | None:
-    """Ask the Hub once which commit a revision is; ``None`` if the Hub cannot be reached.
+    """Ask the Hub once for the commit of a branch or tag, or the newest; ``None`` if the Hub cannot be reached.
 
-    Args:
-        name: ``owner/name``.
-        revision: branch, tag or commit; ``None`` for the newest.
-        kind: kind of repository.
-
-    Raises:
-        LookupError: the Hub has no such repository or revision, or refuses access.
+    Raise ``LookupError`` if the Hub has no such repository or revision, or refuses access.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError

@@ -10,11 +10,7 @@ from esplug.utils import atomic_write
 
 
 def write_json(path: Path, record: Mapping[str, Any], indent: int | None = None) -> None:
-    """Write a file, and create its folder if needed.
-
-    Raises:
-        OSError: the file could not be written.
-    """
+    """Write a file, and create its folder if needed."""
     path.parent.mkdir(exist_ok=True)
     text = json.dumps(strict_json(record), ensure_ascii=False, allow_nan=False, default=str, indent=indent)
     atomic_write.write(path, f"{text}\n".encode(errors="backslashreplace"))

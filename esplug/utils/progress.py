@@ -1,19 +1,15 @@
 """Progress bars on a terminal: members of the iteration, and iterations of the run."""
 
-from contextlib import AbstractContextManager, ExitStack
-from types import TracebackType
+from contextlib import ExitStack
 from typing import Any, Self
 
 from esplug.utils.console import get_console
 
 
-class LiveProgress(AbstractContextManager["LiveProgress"]):
-    """Two bars below the log lines; none if standard output is not a terminal.
+class LiveProgress:
+    """Two bars below the log lines; none if standard output is not a terminal, or ``enabled`` is false.
 
-    Args:
-        iterations: number of iterations in the run.
-        done: iterations that an earlier process has done.
-        enabled: ``False`` if the user wants no console output.
+    ``done`` of the run's iterations were made by an earlier process.
     """
 
     def __init__(self, iterations: int, done: int = 0, *, enabled: bool) -> None:
@@ -24,32 +20,18 @@ class LiveProgress(AbstractContextManager["LiveProgress"]):
 
     def __enter__(self) -> Self:
         if self._enabled:
-            from rich.progress import (
-                BarColumn,
-                MofNCompleteColumn,
-                Progress,
-                TextColumn,
-                TimeElapsedColumn,
-                TimeRemainingColumn,
-            )
+            from rich import progress
 
-            columns = (
-                TextColumn("{task.description:<22}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-            )
-            self._bars = self._stack.enter_context(Progress(*columns, console=get_console(), transient=True))
-            self._run = self._bars.add_task(
-                "iterations", total=self._iterations, completed=self._done, visible=self._iterations > 0
-            )
+            times = (progress.TimeElapsedColumn(), progress.TimeRemainingColumn())
+            columns = ("{task.description:<22}", progress.BarColumn(), progress.MofNCompleteColumn(), *times)
+            bars = progress.Progress(*columns, console=get_console(), transient=True)
+            self._bars = self._stack.enter_context(bars)
+            total = self._iterations
+            self._run = self._bars.add_task("iterations", total=total, completed=self._done, visible=total > 0)
             self._step = self._bars.add_task("", total=1, visible=False)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
         self._bars = None
 

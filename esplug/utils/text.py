@@ -1,8 +1,8 @@
-"""Text for messages: exceptions in one line, untrusted text made printable, suggestions for misspelt names."""
+"""Text for messages: exceptions in one line, untrusted text made printable, suggestions, tables."""
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 #: Characters that are invisible or that a terminal obeys: control characters except tab and newline, surrogates, marks
 #: that change the direction of writing, and other format characters.
@@ -34,6 +34,12 @@ def one_line(error: BaseException) -> str:
     """Return the first line of an exception's text, at most 300 characters, or the name of its type."""
     lines = str(error).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Align the columns of a table, one line a row. A narrow terminal wraps the lines but never cuts them."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def printable(text: str) -> str:

@@ -153,12 +153,9 @@ def test_new_packages_pass_their_own_tests_and_the_check(new_packages) -> None:
 @pytest.mark.install
 def test_new_packages_train_together(new_packages, tiny_model, tmp_path) -> None:
     _, site = new_packages
-    flags = (
-        "--task answer-length --task-option longest=4 --reward-shaping steep --logging jsonl,status --n-iterations 1"
-    )
-    flags += (
-        " --population-size 2 --batch-size 4 --max-tokens 8 --eval-limit 2 --n-vllm-engines 1 --experiment-name run"
-    )
+    flags = "--task answer-length --task-option longest=4 --reward-shaping steep --logging jsonl,status"
+    flags += " --n-iterations 1 --population-size 2 --batch-size 4 --max-tokens 8 --eval-limit 2"
+    flags += " --n-vllm-engines 1 --experiment-name run"
     where = ["--model-name", str(tiny_model), "--output-directory", str(tmp_path)]
     done = run_with(site, "esplug", "train", *flags.split(), *where)
     assert done.returncode == 0, done.stderr

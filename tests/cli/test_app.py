@@ -50,13 +50,8 @@ def test_every_flag_is_in_the_help_and_the_table_of_settings(field, monkeypatch,
 
 
 BAD_FLAGS = [
-    (["--sigma", "0"], "--sigma"),
     (["--sigma", "nan"], "--sigma"),
-    (["--sigma", "big"], "--sigma"),
-    (["--alpha", "-1"], "--alpha"),
-    (["--population-size", "1"], "--population-size"),
     (["--population-size", "7", "--antithetic"], "--population-size"),
-    (["--n-iterations", "-1"], "--n-iterations"),
     (["--n-iterations", "1.5"], "--n-iterations"),
     (["--eval-freq", "-2"], "--eval-freq"),
     (["--eval-limit", "0"], "--eval-limit"),
@@ -64,20 +59,14 @@ BAD_FLAGS = [
     (["--pass-k", "4"], "--eval-n-samples"),
     (["--batch-size", "0"], "--batch-size"),
     (["--mini-batch-size", "0"], "--mini-batch-size"),
-    (["--max-tokens", "0"], "--max-tokens"),
     (["--max-model-len", "1"], "--max-model-len"),
     (["--train-temperature", "-1"], "--train-temperature"),
-    (["--train-top-p", "0"], "--train-top-p"),
     (["--stop", ""], "--stop"),
-    (["--dtype", "int4"], "--dtype"),
     (["--master-dtype", "int4"], "--master-dtype"),
-    (["--seed", "-1"], "--seed"),
     (["--n-vllm-engines", "0"], "--n-vllm-engines"),
     (["--n-gpu-per-vllm-engine", "0"], "--n-gpu-per-vllm-engine"),
-    (["--use-gpus", "first"], "--use-gpus"),
     (["--gpu-memory-utilization", "2"], "--gpu-memory-utilization"),
     (["--reward-function-timeout", "0"], "--reward-function-timeout"),
-    (["--experiment-name", "../up"], "--experiment-name"),
     (["--output-directory", " "], "--output-directory"),
     (["--model-name", ""], "--model-name"),
     (["--task", "chess"], "esplug-tasks-chess"),
@@ -110,23 +99,12 @@ def test_a_bad_flag_gets_one_line_and_writes_nothing(arguments, word, monkeypatc
     assert not out_dir.exists()
 
 
-NOT_FOR_EVAL = [
-    *(
-        "train_dataset",
-        "train_temperature",
-        "train_top_p",
-        "batch_size",
-        "members_per_batch",
-        "eval_freq",
-        "save_best_models",
-        "checkpoint_every",
-        "keep_checkpoints",
-        "profile",
-    ),
-    *("sigma", "alpha", "population_size", "n_iterations", "antithetic", "reward_shaping", "momentum", "recipe"),
-    *("perturbation", "rank"),
+NOT_FOR_EVAL = {
+    *("train_dataset", "train_temperature", "train_top_p", "batch_size", "members_per_batch", "eval_freq", "profile"),
+    *("save_best_models", "checkpoint_every", "keep_checkpoints", "perturbation", "rank", "momentum", "recipe"),
+    *("sigma", "alpha", "population_size", "n_iterations", "antithetic", "reward_shaping"),
     *("sigma_schedule", "sigma_end", "alpha_schedule", "alpha_end"),
-]
+}
 
 
 def test_eval_has_its_own_short_flags_and_none_of_training(monkeypatch, capfd) -> None:
@@ -145,17 +123,12 @@ EVAL_MISTAKES = [  # arguments, and what the line says
     (["--splits", "countdown_eval,test"], ["--splits test", "no such split"]),
     (["--pass-k", "4"], ["--pass-k 4", "--n-samples is 1"]),
     (["--pass-k", "1,8", "--n-samples", "4", "--temperature", "1"], ["--pass-k 8", "--n-samples is 4"]),
-    (["--pass-k", "0"], ["--pass-k", "at least 1"]),
     (["--pass-k", "1,two"], ["--pass-k 'two'", "integer"]),
-    (["--pass-k", "1.5"], ["--pass-k '1.5'", "integer"]),
     (["--n-samples", "4"], ["--n-samples 4", "greedy", "--temperature"]),
-    (["--n-samples", "4", "--temperature", "0"], ["--n-samples 4", "greedy", "--temperature"]),
     (["--n-samples", "0"], ["--n-samples 0", "1"]),
     (["--temperature", "-1"], ["--temperature -1", "0"]),
-    (["--temperature", "nan"], ["--temperature", "finite"]),
     (["--temperature", "warm"], ["--temperature"]),
     (["--top-p", "0"], ["--top-p 0", "greater than 0"]),
-    (["--top-p", "1.1"], ["--top-p 1.1"]),
     (["--limit", "0"], ["--limit 0", "1"]),
     (["--max-reward", "inf"], ["--max-reward", "finite"]),
     (["--eval-dataset", "{tmp}/lacking.jsonl"], ["lacking.jsonl", "'lacking'", "column 'target'", "context, numbers"]),
@@ -169,7 +142,6 @@ EVAL_MISTAKES = [  # arguments, and what the line says
     (["--compare", "{tiny}", "{tiny}", "--splits", "test"], ["--splits test"]),
     (["--compare", "{tiny}", "{tiny}", "--eval-dataset", "{tmp}/lacking.jsonl"], ["column 'target'"]),
     (["--compare", "{tiny}", "{tiny}", "--logging", "consol"], ["console"]),
-    (["--compare", "{tiny}", "{tiny}", "--n-samples", "2"], ["--n-samples 2", "greedy"]),
     (["--compare", "{tiny}", "{tiny}", "--max-tokens", "5000"], ["--max-tokens 5000"]),
     (["--sigma", "1"], ["--sigma"]),
     (["--n-iterations", "1"], ["--n-iterations"]),
@@ -203,18 +175,6 @@ def test_a_mistake_in_eval_gets_one_line_and_writes_nothing(
     assert all(word in errors_of(err)[0] for word in words), err
     assert "Traceback" not in err
     assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_the_same_mistakes_in_training_name_the_flags_of_training(monkeypatch, capfd) -> None:
-    for arguments, words in (
-        (["--eval-n-samples", "4"], ["--eval-n-samples 4", "--eval-temperature"]),
-        (["--pass-k", "4"], ["--pass-k 4", "--eval-n-samples is 1"]),
-        (["--eval-top-p", "2"], ["--eval-top-p 2"]),
-    ):
-        code, _, err = run_cli(monkeypatch, capfd, "train", *arguments)
-        (line,) = errors_of(err)
-        assert code == 2
-        assert all(word in line for word in words), line
 
 
 @pytest.fixture
@@ -314,16 +274,8 @@ def test_a_bad_data_set_gets_one_line(name, content, words, monkeypatch, capfd, 
 
 def test_a_model_hub_out_of_reach_is_one_line(tmp_path) -> None:
     out = tmp_path / "out"
-    command = [
-        sys.executable,
-        "-m",
-        "esplug",
-        "train",
-        "--model-name",
-        "nobody/no-such",
-        "--output-directory",
-        str(out),
-    ]
+    arguments = ["train", "--model-name", "nobody/no-such", "--output-directory", str(out)]
+    command = [sys.executable, "-m", "esplug", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert "nobody/no-such" in done.stderr

@@ -42,7 +42,7 @@ def test_console_prints_a_line_per_split(capsys: pytest.CaptureFixture[str]) -> 
         "evaluation 5  average  pass@1 0.3125",
     ]
     assert console(capsys, 5, easy | average) == [easy_line]
-    assert console(capsys, 5, {"eval/\x1b[2J/reward/mean": 0.5}) == ["evaluation 5  \\x1b[2J  reward 0.5000"]
+    assert console(capsys, 5, {"eval/\x1b[2J/reward/mean": 0.5}) == ["evaluation 5  ␛[2J  reward 0.5000"]
 
 
 def test_console_prints_a_few_escaped_answers(capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,7 +58,7 @@ def test_console_prints_a_few_escaped_answers(capsys: pytest.CaptureFixture[str]
     loggers.start(CONFIG, Path())
     loggers.samples(5, rows)
     first, second, third = capsys.readouterr().out.splitlines()
-    assert third == r"evaluation 5  \x1b]0;  reward 0.5000 \x1b[8m\x9b  '\x1b' -> ''"
+    assert third == r"evaluation 5  ␛]0;  reward 0.5000 ␛[8m\x9b  '\x1b' -> ''"
     assert first.startswith("evaluation 5  easy  reward 0.5000 format  '[b]0' -> '0 \\x1b[2Jxxx")
     assert """easy  reward 0.5000  '[{"role": "user", "content": "hi"}]' -> '0 """ in second
     assert len(first) < 250

@@ -196,11 +196,7 @@ def test_ctrl_c_during_an_import_is_raised(install: Install) -> None:
 
 @pytest.mark.parametrize("attribute", [":Missing", ":Broken", ":Nested.missing"])
 def test_an_entry_point_to_a_missing_object(install: Install, attribute: str) -> None:
-    install(
-        "adder",
-        "class Nested: pass\nclass Broken:\n    def __init__(self, needed): pass",
-        attribute=attribute,
-    )
+    install("adder", "class Nested: pass\nclass Broken:\n    def __init__(self, needed): pass", attribute=attribute)
     message = error_of("task", "adder")
     assert "(adder 1.2)" in message
     assert ("needed" if attribute == ":Broken" else f"has no {attribute[1:]!r}") in message
@@ -324,11 +320,7 @@ def test_task_pickles_as_name_and_options(adder: str) -> None:
 @pytest.mark.parametrize(
     ("option", "value", "expected"),
     [
-        (
-            "shot",
-            "1",
-            "task 'adder' has no option 'shot'; did you mean 'shots'? (shots, level, scale, strict)",
-        ),
+        ("shot", "1", "task 'adder' has no option 'shot'; did you mean 'shots'? (shots, level, scale, strict)"),
         ("zzz", "1", "has no option 'zzz'; choose from (shots, level, scale, strict)"),
         ("shots", "many", "option 'shots' must be int, not 'many'"),
         ("shots", True, "option 'shots' must be int, not True"),

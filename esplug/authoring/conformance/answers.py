@@ -1,6 +1,6 @@
 """Reward checks: grade answers that a model may give, such as empty, huge or malformed ones, as a run would."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -8,6 +8,7 @@ from itertools import chain
 from typing import Any, TypeAlias
 
 from esplug.authoring.conformance.checklist import Checklist, Fault
+from esplug.config import RunConfig
 from esplug.hookspecs import Reward
 from esplug.rewards import Graded, RewardPool
 
@@ -42,26 +43,13 @@ class _Answer:
 
 
 def reward_checks(
-    checks: Checklist,
-    reward: Callable[[str, Any], Any],
-    targets: list[Any],
-    *,
-    timeout: float,
-    memory: float,
-    gold: Gold | None,
+    checks: Checklist, reward: Callable[[str, Any], Any], targets: list[Any], config: RunConfig, gold: Gold | None
 ) -> None:
-    """Grade every answer against each target, twice, in grading processes.
+    """Grade every answer against each of a few targets, twice, in grading processes.
 
-    Args:
-        checks: collects the results.
-        reward: reward function; picklable.
-        targets: a few targets.
-        timeout: time limit of one answer, in seconds.
-        memory: memory limit of one grading process, in GiB.
-        gold: makes a right answer from a target. Without it, the texts in a target are tried: bare, between answer
-            tags, and boxed.
+    Without ``gold``, the texts in a target are tried: bare, between answer tags, and boxed.
     """
-    pool = RewardPool(reward, timeout=timeout, memory=memory)
+    pool = RewardPool(reward, timeout=config.reward_function_timeout, memory=config.reward_memory)
     if checks.run("reward in its own process", partial(_started, pool)) is None:
         return
     answers = {
@@ -100,8 +88,7 @@ def _all_graded(grades: list[Graded]) -> tuple[bool, str]:
         if grade.failed:
             trace = grade.traceback or ""
             *_, why = ["", *trace.splitlines()]
-            fault = f"{grade.reward.label} [{why}]; a run would count it as reward 0.0"
-            raise Fault(fault) from RuntimeError(trace)
+            raise Fault(f"{grade.reward.label} [{why}]; a run would count it as reward 0.0") from RuntimeError(trace)
     return True, f"{_span([grade.reward for grade in grades])}; {max(grade.seconds for grade in grades):.2g} s at most"
 
 
@@ -143,15 +130,9 @@ def _span(rewards: Iterable[Reward]) -> str:
 def _gold_texts(target: Any, gold: Gold | None) -> list[str]:
     if gold is not None:
         return [gold(target)]
-    texts = [text for text in _texts_in(target) if text.strip()][:_MOST_TEXTS]
-    return [form.format(text) for text in texts for form in _FORMS]
-
-
-def _texts_in(target: Any) -> Iterator[str]:
-    """Yield the texts and numbers of a target that may be the answer: the target itself, or its items."""
-    values = (
-        target.values() if isinstance(target, Mapping) else target if isinstance(target, list | tuple) else [target]
-    )
-    for value in values:
-        if isinstance(value, str | int | float) and not isinstance(value, bool):
-            yield str(value)
+    values = target if isinstance(target, list | tuple) else [target]
+    if isinstance(target, Mapping):
+        values = list(target.values())
+    texts = [str(value) for value in values if isinstance(value, str | int | float) and not isinstance(value, bool)]
+    tried = [text for text in texts if text.strip()][:_MOST_TEXTS]
+    return [form.format(text) for text in tried for form in _FORMS]

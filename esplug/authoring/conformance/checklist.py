@@ -19,17 +19,11 @@ _LONGEST_DETAIL = 300
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Result of one check.
-
-    Attributes:
-        name: name of the check.
-        ok: whether the plugin passes.
-        detail: one line about what was found.
-    """
+    """Result of one check."""
 
     name: str
-    ok: bool
-    detail: str
+    ok: bool  #: whether the plugin passes
+    detail: str  #: one line about what was found
 
 
 #: Called twice for each check: with its name and ``None`` before it runs, and with its name and result afterwards.
@@ -41,14 +35,7 @@ class Fault(Exception):  # noqa: N818 - it never leaves the kit
 
 
 class Checklist:
-    """Runs checks one after the other.
-
-    Args:
-        report: called before and after each check, so that the user sees which check hangs.
-
-    Attributes:
-        results: the checks so far.
-    """
+    """Runs checks one after the other, and reports each before and after it runs, so that one that hangs is seen."""
 
     def __init__(self, report: Report | None = None) -> None:
         self.results: list[Check] = []
@@ -60,10 +47,7 @@ class Checklist:
         Args:
             name: name of the check.
             probe: performs the check: returns a value and a detail, or raises an exception to fail.
-            users: whether the probe reads the user's own data, so that a :class:`UserError` is the user's mistake.
-
-        Raises:
-            UserError: ``users`` is true, and the user made a mistake.
+            users: whether the probe reads the user's own data, so that a :class:`UserError` is raised, not a failure.
         """
         self._report(name, None)
         try:
@@ -86,15 +70,7 @@ class Checklist:
 
 
 def resolved(kind: Kind, plugin: object) -> tuple[PluginInfo, Callable[[], pluggy.HookRelay]]:
-    """Return a plugin's metadata and a function that loads it.
-
-    Args:
-        kind: kind of the plugin.
-        plugin: name of an installed plugin; or a module, class or object with its hooks.
-
-    Raises:
-        PluginError: no installed plugin, or more than one, has this name.
-    """
+    """Return the metadata and the loader of an installed plugin, by name, or of a module, class or object."""
     if isinstance(plugin, str):
         return find(kind, plugin), lambda: load(kind, plugin)
     name = getattr(plugin, "__name__", type(plugin).__name__)
@@ -110,11 +86,7 @@ def loads(load: Callable[[], pluggy.HookRelay]) -> tuple[pluggy.HookRelay, str]:
 
 
 def all_passed(kind: Kind, plugin: object, checks: list[Check]) -> list[Check]:
-    """Return the checks if all of them passed.
-
-    Raises:
-        AssertionError: a check failed; the message lists all failed checks.
-    """
+    """Return the checks if all of them passed; otherwise raise ``AssertionError``, which lists the failed ones."""
     failed = [f"- {check.name}: {check.detail}" for check in checks if not check.ok]
     if failed:
         raise AssertionError("\n".join([f"{len(failed)} of {len(checks)} checks of {kind} {plugin!r} fail:", *failed]))

@@ -11,7 +11,7 @@ from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pluggy
@@ -20,14 +20,11 @@ from esplug.authoring.conformance.checklist import Check, Checklist, Fault, Repo
 from esplug.config import make_config
 from esplug.loggers.logger_set import LoggerSet, is_synchronous
 
+_Rows: TypeAlias = Sequence[Mapping[str, Any]]
+
 _SLOW = 1.0  # seconds that one call of a synchronous logger may take
 _CONFIG = {"task": "custom", "n_iterations": 4, "eval_freq": 2, "experiment_name": "check"}
-_METRICS = {
-    "train/reward/mean": 0.25,
-    "train/reward/std": 0.1,
-    "time/iteration": 58.0,
-    "eval/held_out/pass@1/mean": 0.5,
-}
+_METRICS = {"train/reward/mean": 0.25, "time/iteration": 58.0, "eval/held_out/pass@1/mean": 0.5}
 _ODD_METRICS = {
     "nan": math.nan,
     "infinite": -math.inf,
@@ -44,28 +41,15 @@ _SAMPLE = {
     **{"reward": 1.0, "label": "right", "correct": True, "passed": True, "tokens": 2, "finished": True},
 }
 _ODD_SAMPLES: list[dict[str, Any]] = [
-    {**_SAMPLE, "target": None, "correct": None, "reward": -1e100, "output": ""},
+    {**_SAMPLE, "target": None, "correct": None, "reward": -1e100, "output": "", "label": ""},
     {**_SAMPLE, "target": {"numbers": [1, 2], "sum": 3.0}, "metrics": {"format": 0.5}},
-    {
-        **_SAMPLE,
-        "output": "</script><b>|`\\[red]\x00\x1b[31m\r\n\N{PILE OF POO}\N{RIGHT-TO-LEFT OVERRIDE}",
-        "label": "",
-    },
+    {**_SAMPLE, "output": "</script><b>|`\\[red]\x00\x1b[31m\r\n\N{PILE OF POO}\N{RIGHT-TO-LEFT OVERRIDE}"},
     {**_SAMPLE, "split": "a/b", "output": "word " * 50_000},
 ]
 
 
 def logger_checks(plugin: object, report: Report | None = None) -> list[Check]:
-    """Check a logger in temporary folders. A logger that sends data to a server does send it.
-
-    Args:
-        plugin: name of an installed logger; or a module, class or object with its hooks. An object is used for all
-            of the runs.
-        report: called before and after each check.
-
-    Raises:
-        PluginError: the logger is not installed.
-    """
+    """Check a logger as :func:`esplug.testing.check_logger` does, and return failed checks too."""
     checks = Checklist(report)
     info, load = resolved("logger", plugin)
     if checks.run("loads", partial(loads, load)) is None:
@@ -89,14 +73,7 @@ def logger_checks(plugin: object, report: Report | None = None) -> list[Check]:
 
 
 def _run(
-    name: str,
-    load: Any,
-    run_dir: Path,
-    metrics: Sequence[Mapping[str, float]],
-    samples: Sequence[Mapping[str, Any]],
-    *,
-    iteration: int = 0,
-    status: str = "finished",
+    name: str, load: Any, run_dir: Path, metrics: _Rows, samples: _Rows, *, iteration: int = 0, status: str = "finished"
 ) -> tuple[bool, str]:
     """Simulate a run of a few calls. A warning of the run is a fault."""
     warnings = _Warnings()
@@ -106,7 +83,7 @@ def _run(
     seconds: list[float] = []  # of the calls that delay the run
     try:
         relay: pluggy.HookRelay = load()
-        loggers = LoggerSet.of({name: relay})
+        loggers = LoggerSet([], {name: relay})
         start = _seconds(loggers.start, make_config(_CONFIG), run_dir, iteration)
         seconds += [_seconds(loggers.log, step, row) for step, row in enumerate(metrics, start=iteration)]
         for _, rows in groupby(samples, itemgetter("split")):  # one call per split, as in a run

@@ -14,15 +14,7 @@ _SHAPES = ((2, 1), (2, 3), (3, 1), (16, 8), (30, 200))  # members, prompts
 
 
 def shaping_checks(plugin: object, report: Report | None = None) -> list[Check]:
-    """Check a shaping.
-
-    Args:
-        plugin: name of an installed shaping; or a module, class or object with its hook.
-        report: called before and after each check.
-
-    Raises:
-        PluginError: the shaping is not installed.
-    """
+    """Check a shaping as :func:`esplug.testing.check_shaping` does, and return failed checks too."""
     checks = Checklist(report)
     _, load = resolved("shaping", plugin)
     if (hooks := checks.run("loads", partial(loads, load))) is None:

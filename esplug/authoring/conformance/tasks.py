@@ -23,7 +23,7 @@ from esplug.plugins import PluginInfo
 from esplug.plugins.task import Task
 from esplug.utils.text import cause
 
-_ANOTHER_PROCESS = "from esplug.authoring.conformance.tasks import print_contents; print_contents()"
+_PRINT_CONTENTS = "from esplug.authoring.conformance.tasks import print_contents; print_contents()"
 
 
 def task_checks(
@@ -35,19 +35,10 @@ def task_checks(
     gold: Gold | None = None,
     report: Report | None = None,
 ) -> list[Check]:
-    """Check a task. Grading has the time limit that the task recommends or, by default, that of esplug.
+    """Check a task as :func:`esplug.testing.check_task` does, and return failed checks too.
 
-    Args:
-        plugin: name of an installed task; or a module, class or object with its hooks.
-        options: the task's options, as in ``--task-option``.
-        train_dataset: training data, as in ``--train-dataset``; ``None`` for the task's own.
-        eval_dataset: evaluation data, as in ``--eval-dataset``; ``None`` for the task's own.
-        gold: makes a right answer from a target. Without it, the texts in the target are tried, and their rewards
-            are reported.
-        report: called before and after each check.
-
-    Raises:
-        UserError: the task is not installed, or an option or data set cannot be used.
+    Without ``gold``, the texts in a target are tried, and their rewards are reported. ``report`` is called before and
+    after each check. Grading has the time limit that the task recommends or, by default, that of esplug.
     """
     checks = Checklist(report)
     info, load = resolved("task", plugin)
@@ -71,7 +62,7 @@ def task_checks(
         return checks.results
     reward = task.reward if isinstance(plugin, str) else partial(_reward_uninstalled, plugin, dict(task.options))
     few = [batches[0][1][0], batches[-1][1][0], batches[-1][1][-1]]
-    reward_checks(checks, reward, few, timeout=config.reward_function_timeout, memory=config.reward_memory, gold=gold)
+    reward_checks(checks, reward, few, config, gold)
     return checks.results
 
 
@@ -109,12 +100,11 @@ def _rows(task: Task, split: Split, path: str | None, installed: bool) -> tuple[
     first = _contents(task, batches)
     again = _contents_elsewhere(task, split, path) if installed else _contents(task, _load(task, split, path))
     # The check of the prompts reports a template that returns a different prompt every time.
+    where = "in another process" if installed else "again"
     if first != again and first == _contents(task, batches):
-        where = "in another process" if installed else "again"
         raise Fault(f"they differ when they are loaded {where}, so a run could be neither resumed nor repeated")
     counts = ", ".join(f"{len(batch[0])} in {name}" for name, batch in batches.items())
-    how = "loaded in another process" if installed else "loaded again"
-    return list(batches.values()), f"{counts}; one question and one target each; the same when {how}"
+    return list(batches.values()), f"{counts}; one question and one target each; the same when loaded {where}"
 
 
 def _load(task: Task, split: Split, path: str | None) -> dict[str, Batch]:
@@ -140,18 +130,13 @@ def _contents_elsewhere(task: Task, split: Split, path: str | None) -> dict[str,
     """Return the fingerprints from another process with another hash seed, in which sets have another order."""
     seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
     paths = os.pathsep.join(map(os.path.abspath, sys.path))
-    done = subprocess.run(
-        [sys.executable, "-c", _ANOTHER_PROCESS],
-        input=json.dumps([task.name, dict(task.options), split, path]),
-        env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-    )
+    command, request = [sys.executable, "-c", _PRINT_CONTENTS], json.dumps([task.name, dict(task.options), split, path])
+    environment = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": paths}
+    done = subprocess.run(command, input=request, env=environment, capture_output=True, text=True)
     if done.returncode != 0:
         *_, why = ["", *done.stderr.strip().splitlines()]
         raise Fault(f"another process cannot load them: {why or f'it ended with status {done.returncode}'}")
-    contents: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
-    return contents
+    return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def print_contents() -> None:

@@ -16,11 +16,7 @@ from esplug.plugins import list_plugins
 from esplug.utils.text import brief
 
 NewKind = Literal["task", "shaping", "logger"]
-_PREFIXES: dict[NewKind, str] = {
-    "task": "esplug-tasks-",
-    "shaping": "esplug-shapings-",
-    "logger": "esplug-loggers-",
-}
+_PREFIXES: dict[NewKind, str] = {"task": "esplug-tasks-", "shaping": "esplug-shapings-", "logger": "esplug-loggers-"}
 _LONGEST_NAME = 40
 _SMALL_RUN = (
     "--model-name HuggingFaceTB/SmolLM2-135M-Instruct --max-model-len 512 --max-tokens 32 "
@@ -45,15 +41,10 @@ _FILES = {
 
 @dataclass(frozen=True, slots=True)
 class NewPlugin:
-    """Package of a new plugin. Create it with :meth:`named`.
-
-    Attributes:
-        kind: ``task``, ``shaping`` or ``logger``.
-        name: plugin name that users will type, such as ``answer-length``.
-    """
+    """Package of a new plugin. Create it with :meth:`named`."""
 
     kind: NewKind
-    name: str
+    name: str  #: which users will type, such as ``answer-length``
 
     @classmethod
     def named(cls, kind: NewKind, name: str) -> "NewPlugin":
@@ -83,11 +74,6 @@ class NewPlugin:
         return _PREFIXES[self.kind] + self.name
 
     @property
-    def module(self) -> str:
-        """Name of the module to import."""
-        return self.distribution.replace("-", "_")
-
-    @property
     def training(self) -> str:
         """Command that trains a small model with the plugin, on a CPU."""
         return f"esplug train {_USES[self.kind].format(name=self.name)} {_SMALL_RUN}"
@@ -95,22 +81,21 @@ class NewPlugin:
     @property
     def files(self) -> dict[str, str]:
         """Text of every file, by its path in the package."""
+        module = self.distribution.replace("-", "_")
         names = {
             "kind": self.kind,
             "name": self.name,
             "distribution": self.distribution,
-            "module": self.module,
+            "module": module,
             "test": self.name.replace("-", "_"),
             "training": self.training,
-            "entry_point": f"{self.module}:RunStatus" if self.kind == "logger" else self.module,
+            "entry_point": f"{module}:RunStatus" if self.kind == "logger" else module,
         }
-        templates = files("esplug.authoring.scaffold")
-        return {
-            path.format(**names): Template(
-                (templates / template.format(**names)).read_text(encoding="utf-8")
-            ).substitute(names)
-            for path, template in _FILES.items()
-        }
+        texts = {}
+        for path, template in _FILES.items():
+            source = files("esplug.authoring.scaffold") / template.format(**names)
+            texts[path.format(**names)] = Template(source.read_text(encoding="utf-8")).substitute(names)
+        return texts
 
     def write(self, folder: Path) -> None:
         """Write the package into a folder, which is created if it does not exist.
@@ -134,8 +119,8 @@ class NewPlugin:
             for each in reversed(made):
                 with suppress(OSError):
                     each.rmdir() if each.is_dir() else each.unlink()
-            reason = error.strerror or error
-            raise UserError(f"{shown} cannot be written ({reason}); give another --directory") from error
+            fault = f"{shown} cannot be written ({error.strerror or error})"
+            raise UserError(f"{fault}; give another --directory") from error
 
 
 def without_prefix(name: str) -> tuple[NewKind | None, str]:
