@@ -39,8 +39,7 @@ from esplug.runs.directory import RunDirectory, environment
 from esplug.runs.engines import create_seed_log, engine_settings, population_jobs, shares_prefixes, start_engines
 from esplug.runs.metrics import Iteration, PopulationResult
 from esplug.runs.recorder import Recorder
-from esplug.runs.result import RunResult
-from esplug.runs.results_json import results
+from esplug.runs.result import RunResult, results
 from esplug.runs.resume import check_environment, note_changes, past_evaluations, reopen
 from esplug.utils.console import say
 from esplug.utils.progress import LiveProgress
@@ -181,13 +180,14 @@ class EvolutionStrategiesTrainer:
         self.progress.begin(f"iteration {iteration + 1}", len(members))
         result = self.evaluate_population_on_batch(members, questions, targets)
         self._anomalies.check_grades(result.grades)
+
         utilities = self._utilities(result.rewards)
         coefficients = update.coefficients(config.alpha_at(iteration), utilities, members)
         evaluated = time.perf_counter()
         step = self._update(iteration, coefficients)
         updated = time.perf_counter()
-        iteration_done = Iteration(members, result, utilities, began, updated - started, updated - evaluated)
-        self.recorder.iteration(step, iteration_done)
+        record = Iteration(members, result, utilities, began, updated - started, updated - evaluated)
+        self.recorder.iteration(step, record)
 
     def evaluate_population_on_batch(
         self, members: Sequence[Member], questions: Sequence[Any], targets: Sequence[Any]
@@ -332,29 +332,29 @@ class EvolutionStrategiesTrainer:
 
     def _check_prompts(self, encoder: PromptEncoder) -> dict[str, Any] | None:
         """Check all prompts known before the run. Returns the row count and fingerprint of training data in memory."""
-        builder = self._prompt_builder = PromptBuilder(encoder, self.template_function)
+        self._prompt_builder = builder = PromptBuilder(encoder, self.template_function)
         splits = {name: builder.split(name, loader) for name, loader in self.eval_dataloader_dict.items()}
         self._evaluator = Evaluator(self.config, splits, self._plan.device, encoder.turn_ends)
         known = [split.prompts for split in splits.values()]
-        rows = self.train_dataloader
-        train_data = builder.fingerprint(rows) if isinstance(rows, Batches) else None
-        if rows is not None and self._iterations.stop:
-            prompts, self._batches = builder.batches(rows, self._iterations.start)
+        train, iterations = self.train_dataloader, self._iterations
+        train_data = builder.fingerprint(train) if isinstance(train, Batches) else None
+        if train is not None and iterations.stop:
+            prompts, self._batches = builder.batches(train, iterations.start)
             known.append(prompts)
         self._prefix_caching = shares_prefixes(self.config, self._model, self._plan, known)
         return train_data
 
     def _open_directory(self, stack: ExitStack, surroundings: dict[str, Any], allow_change: bool) -> None:
         """Create the run directory, or compare a resumed run's environment with the present one; start the loggers."""
-        config, first = self.config, self._iterations.start
+        first = self._iterations.start
         if self._resume:
             check_environment(self.run_dir, surroundings, allow_change=allow_change)
-            say(f"resuming at iteration {first} of {config.n_iterations}")
+            say(f"resuming at iteration {first} of {self.config.n_iterations}")
         else:
-            self.run_dir = RunDirectory.create(config, surroundings, stack)
+            self.run_dir = RunDirectory.create(self.config, surroundings, stack)
         stack.push(self._finish)
         self.run_dir.write_status("running")
-        self.loggers.start(config, self.run_dir.path, first)
+        self.loggers.start(self.config, self.run_dir.path, first)
 
     def launch_engines(self) -> EnginePool:
         """Make the engine pool, which the trainer then starts."""

@@ -48,14 +48,9 @@ def engine_settings(config: RunConfig, plan: Plan, model: Path, *, prefix_cachin
 def start_engines(
     engines: EnginePool, config: RunConfig, run_dir: RunDirectory, model: Path, log: SeedLog | None
 ) -> tuple[History, CaughtUp]:
-    """Start engines, which replay the updates of a resumed run. Renames checkpoints that they found damaged.
+    """Start engines, which replay the updates in the seed log (``None`` for a new run), and check their weights.
 
-    Args:
-        engines: pool to start.
-        config: settings of the run.
-        run_dir: directory of the run.
-        model: folder of the model to start from.
-        log: seed log; ``None`` for a new run.
+    Renames checkpoints that engines found damaged.
 
     Raises:
         UserError: the model holds NaN or infinity, or is not the one that the run started from.
