@@ -62,13 +62,11 @@ class EvolutionStrategiesTrainer:
         global_seed: seed of all random numbers.
         settings: any other field of :class:`esplug.config.RunConfig`, such as ``antithetic``.
 
-    Attributes:
-        pool: class of the engine pool.
-
     Raises:
         UserError: a setting is out of range or unknown.
     """
 
+    #: Class of the engine pool.
     pool: type[EnginePool] = EnginePool
 
     def __init__(
@@ -247,12 +245,10 @@ class EvolutionStrategiesTrainer:
 
     def _utilities(self, rewards: update.FloatArray) -> update.FloatArray:
         """Shape the rewards float64[N, B] to utilities float64[N]."""
-        utilities = np.asarray(self._shape(rewards=rewards), dtype=np.float64)
-        if utilities.shape != (len(rewards),) or not np.isfinite(utilities).all():
-            raise RunError(
-                f"reward shaping {self.config.reward_shaping!r} must return {len(rewards)} finite utilities, "
-                f"not {utilities.tolist()}"
-            )
+        size, utilities = len(rewards), np.asarray(self._shape(rewards=rewards), dtype=np.float64)
+        if utilities.shape != (size,) or not np.isfinite(utilities).all():
+            name = self.config.reward_shaping
+            raise RunError(f"reward shaping {name!r} must return {size} finite utilities, not {utilities.tolist()}")
         return utilities
 
     def _update(self, iteration: int, coefficients: list[float]) -> Step:

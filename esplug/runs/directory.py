@@ -47,11 +47,7 @@ class RunDirectory:
 
     @classmethod
     def check(cls, config: RunConfig) -> None:
-        """Check early that a run directory can be created.
-
-        Raises:
-            UserError: the directory named by ``--experiment-name`` exists, or the output directory is not writable.
-        """
+        """Check early that :meth:`create` can create a run directory. Raises ``UserError`` if not."""
         base = Path(config.output_directory).expanduser().absolute()
         if config.experiment_name and os.path.lexists(base / config.run_name):
             raise _name_exists(config, base / config.run_name)
@@ -63,15 +59,12 @@ class RunDirectory:
     def create(
         cls, config: RunConfig, surroundings: Mapping[str, Any] | None = None, stack: ExitStack | None = None
     ) -> Self:
-        """Create the directory of a new run, with ``config.toml`` and ``environment.json``.
+        """Create the directory of a new run, with ``config.toml`` and ``environment.json``. Raises like :func:`claim`.
 
         Args:
             config: settings of the run.
             surroundings: content of ``environment.json``; by default :func:`environment`.
             stack: holds the lock that keeps other processes out of the directory.
-
-        Raises:
-            UserError: see :func:`claim`.
         """
         directory = cls(path := claim(config))
         try:

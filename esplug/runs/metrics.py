@@ -8,8 +8,7 @@ from typing import Any
 
 from esplug.checkpoints.seed_log_records import Step
 from esplug.engines.messages import Generation
-from esplug.es.diagnostics import mirrored_correlation
-from esplug.es.members import Member
+from esplug.es.members import Member, mirrored_correlation
 from esplug.es.update import FloatArray
 from esplug.rewards import Graded
 

@@ -84,11 +84,7 @@ class Recorder:
             self._save(name, self._engines.save)
 
     def final_model(self, name: str) -> Path:
-        """Save the trained model.
-
-        Raises:
-            RunError: the model, or the seed log's last iterations, cannot be written.
-        """
+        """Save the trained model. Raises ``RunError`` if it, or the seed log's last iterations, cannot be written."""
         try:
             if self._unwritten:
                 self._write_steps()

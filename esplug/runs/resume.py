@@ -31,11 +31,7 @@ _NOTED = re.compile(r"\w+-from-iteration(\d+)\.(?:toml|json)")
 
 
 def stored_config(run: Path) -> RunConfig:
-    """Read the settings of a run.
-
-    Raises:
-        UserError: the directory is not a training run, or its settings are damaged.
-    """
+    """Read the settings of a run. Raises ``UserError`` if it is not a training run or its settings are damaged."""
     path = RunDirectory(run).config
     if not path.is_file():
         raise UserError(f"--resume {run}: no run there (no {path.name}); name the directory of a training run")
@@ -53,7 +49,7 @@ def stored_config(run: Path) -> RunConfig:
 
 
 def inherited(run: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that a resumed run inherits, unless the user now asked for others, by field name.
+    """Return the settings that a resumed run inherits. The user asked for other ones, by field name.
 
     Raises:
         UserError: there is no run, or the user asked for a setting that cannot change.
@@ -114,11 +110,7 @@ def reopen(
 
 
 def check_environment(directory: RunDirectory, now: Mapping[str, Any], *, allow_change: bool) -> None:
-    """Compare machine, software, engines and data with those of the earlier process.
-
-    Raises:
-        UserError: the training data has changed.
-    """
+    """Compare machine, software, engines and data with before. Raises ``UserError`` if the training data changed."""
     before, path = _last_environment(directory)
     was, data = before.get("train_data"), now.get("train_data")
     if was and data and was != data and not allow_change:
@@ -132,11 +124,7 @@ def check_environment(directory: RunDirectory, now: Mapping[str, Any], *, allow_
 
 
 def note_changes(directory: RunDirectory, config: RunConfig, environment: dict[str, Any], log: SeedLog) -> None:
-    """Write changed settings and a changed environment to the run directory, for the next resumption.
-
-    Raises:
-        OSError: a file cannot be written.
-    """
+    """Write changed settings and a changed environment for the next resumption. Raises ``OSError`` if it cannot."""
     iteration = len(log.steps)
     for kind in ("config", "environment"):  # notes of iterations that a damaged log has lost
         for number, path in _noted(directory, kind):

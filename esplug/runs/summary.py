@@ -66,10 +66,9 @@ class RunSummary:
 def is_run(path: Path) -> bool:
     """Whether a directory is that of a run; false if it cannot be read."""
     run = RunDirectory(path)
-    try:
+    with suppress(OSError):
         return any(file.is_file() for file in (run.config, run.seed_log, path / FILE_NAME))
-    except OSError:
-        return False
+    return False
 
 
 def find_runs(folder: Path) -> list[Path]:
