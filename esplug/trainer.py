@@ -17,13 +17,13 @@ from esplug.checkpoints.seed_log import SeedLog
 from esplug.checkpoints.seed_log_records import Step, movement
 from esplug.checkpoints.starting_model import starting_model
 from esplug.config import RunConfig, make_config
-from esplug.data.batches import Batch
+from esplug.data.batches import Batch, Batches
 from esplug.data.prompt_encoder import PromptEncoder
 from esplug.data.prompts import PromptBuilder
 from esplug.doctor.installation import require_installation
 from esplug.engines import EnginePool, Job
 from esplug.engines.cluster import Cluster
-from esplug.engines.messages import EngineSettings, Generation
+from esplug.engines.messages import Generation
 from esplug.errors import RunError, UserError
 from esplug.es import update
 from esplug.es.members import Member, population
@@ -36,22 +36,20 @@ from esplug.planning.placement import plan_engines
 from esplug.rewards import PendingRewards, RewardPool
 from esplug.rewards.anomalies import UNDEFINED, AnomalyReporter
 from esplug.runs.directory import RunDirectory, environment
+from esplug.runs.engines import create_seed_log, engine_settings, population_jobs, shares_prefixes, start_engines
 from esplug.runs.metrics import Iteration, PopulationResult
-from esplug.runs.population_jobs import population_jobs
-from esplug.runs.prompts import check_prompts, shares_prefixes
 from esplug.runs.recorder import Recorder
-from esplug.runs.result import RunResult
-from esplug.runs.results_json import results
+from esplug.runs.result import RunResult, results
 from esplug.runs.resume import check_environment, note_changes, past_evaluations, reopen
-from esplug.runs.starting_weights import check_starting_weights, create_seed_log, starting_history
-from esplug.utils.console import get_console
+from esplug.utils.console import say
 from esplug.utils.progress import LiveProgress
 
 
 class EvolutionStrategiesTrainer:
     """Fine-tunes a model with Evolution Strategies. Construct it, then call :meth:`fit`.
 
-    Arguments not listed are the fields of :class:`esplug.config.RunConfig` of the same name.
+    Subclasses can override :meth:`launch_engines`, :meth:`evaluate_population_on_batch`, :meth:`eval_step` and
+    :meth:`_postprocess_outputs`. Arguments not listed are the fields of :class:`esplug.config.RunConfig` of that name.
 
     Args:
         reward_function: ``(model_output, target)`` to a float, ``(label, float)`` or :class:`esplug.hookspecs.Reward`.
@@ -64,13 +62,11 @@ class EvolutionStrategiesTrainer:
         global_seed: seed of all random numbers.
         settings: any other field of :class:`esplug.config.RunConfig`, such as ``antithetic``.
 
-    Attributes:
-        pool: class of the engine pool.
-
     Raises:
         UserError: a setting is out of range or unknown.
     """
 
+    #: Class of the engine pool.
     pool: type[EnginePool] = EnginePool
 
     def __init__(
@@ -144,8 +140,6 @@ class EvolutionStrategiesTrainer:
         self._anomalies = AnomalyReporter()
         self._running = False
 
-    # --- the loop ---------------------------------------------------------------------------------------
-
     def fit(self, resume: str | Path | None = None, *, allow_change: bool = False) -> RunResult:
         """Evaluate, make ``num_iterations`` updates, save the model and evaluate it.
 
@@ -182,18 +176,16 @@ class EvolutionStrategiesTrainer:
         questions, targets = next(self._batches)
         members = population(config.seed, iteration, config.population_size, antithetic=config.antithetic)
         self.progress.begin(f"iteration {iteration + 1}", len(members))
-
         result = self.evaluate_population_on_batch(members, questions, targets)
         self._anomalies.check_grades(result.grades)
+
         utilities = self._utilities(result.rewards)
         coefficients = update.coefficients(config.alpha_at(iteration), utilities, members)
-
         evaluated = time.perf_counter()
         step = self._update(iteration, coefficients)
         updated = time.perf_counter()
-
-        iteration_done = Iteration(members, result, utilities, began, updated - started, updated - evaluated)
-        self.recorder.iteration(step, iteration_done)
+        record = Iteration(members, result, utilities, began, updated - started, updated - evaluated)
+        self.recorder.iteration(step, record)
 
     def evaluate_population_on_batch(
         self, members: Sequence[Member], questions: Sequence[Any], targets: Sequence[Any]
@@ -203,28 +195,21 @@ class EvolutionStrategiesTrainer:
         All members use the same sampling seeds, so that their rewards differ by their weights only.
         """
         started = time.perf_counter()
-        generations: dict[int, Generation] = {}
-        pending: dict[int, PendingRewards] = {}
+        answered: dict[int, tuple[Generation, PendingRewards]] = {}
         for i, generation in self.engines.run(self._jobs(members, questions)):
-            generations[i] = generation
-            pending[i] = self._grade(generation, targets)
+            answered[i] = generation, self._grade(generation, targets)
             self.progress.advance()
-        self._anomalies.check_outputs(answer.text for each in generations.values() for answer in each.completions)
+        generations = [answered[i][0] for i in range(len(members))]
+        self._anomalies.check_outputs(answer.text for each in generations for answer in each.completions)
         generated = time.perf_counter()
-        graded = [pending[i].result() for i in range(len(members))]
-        return PopulationResult(
-            rewards=np.array([[grade.reward.value for grade in row] for row in graded]),
-            graded=graded,
-            generations=[generations[i] for i in range(len(members))],
-            generate_seconds=generated - started,
-            grade_seconds=time.perf_counter() - generated,
-        )
+        graded = [answered[i][1].result() for i in range(len(members))]
+        rewards = np.array([[grade.reward.value for grade in row] for row in graded])
+        return PopulationResult(rewards, graded, generations, generated - started, time.perf_counter() - generated)
 
     def eval_step(self, iteration: int) -> Evaluation | None:
-        """Evaluate the current weights on every split, using all engines.
+        """Evaluate the current weights on every split and write the results. Returns ``None`` without evaluation data.
 
-        Returns:
-            The evaluation, or ``None`` without evaluation data.
+        With ``save_best_models``, save the model if the evaluation is the best so far.
         """
         if not self._evaluator.splits:
             return None
@@ -233,43 +218,13 @@ class EvolutionStrategiesTrainer:
         self._anomalies.check_grades(grades)
         self._anomalies.check_outputs(sample.output for split in splits for sample in split.samples)
         evaluation = Evaluation(iteration, splits, time.perf_counter() - started)
-        self._record(evaluation)
+        best = max((earlier.mean for earlier in self.evaluations), default=np.inf)
+        self.evaluations.append(evaluation)
+        if self.config.save_best_models and evaluation.mean > best:
+            self.recorder.best_model(f"{self.config.run_name}-mean{evaluation.mean:.4f}")
+        record = results(self.config, self._model, self.checksum, self._plan, self._evaluator.splits, evaluation)
+        self.recorder.evaluation(evaluation, record)
         return evaluation
-
-    # --- methods to override ----------------------------------------------------------------------------
-
-    def launch_engines(self) -> EnginePool:
-        """Make the engine pool, which the trainer then starts."""
-        config, plan = self.config, self._plan
-        settings = EngineSettings(
-            model=str(self._model),
-            dtype=config.dtype,
-            master_dtype=config.master_dtype,
-            master_device=config.master_device,
-            device=plan.device,
-            tensor_parallel_size=config.n_gpu_per_vllm_engine,
-            max_model_len=config.max_model_len,
-            memory_share=config.gpu_memory_utilization,
-            low_rank=config.low_rank,
-            members_at_once=config.members_at_once(plan.n_engines),
-            engines_per_gpu=plan.engines_per_gpu,
-            prefix_caching=self._prefix_caching,
-        )
-        return self.pool(
-            plan,
-            settings,
-            self._engine_bytes,
-            cpu_kv_cache_most(self._model, config),
-            self.run_dir.path,
-            timeout=config.engine_timeout,
-            max_restarts=config.max_restarts,
-        )
-
-    def _postprocess_outputs(self, outputs: list[str], targets: Sequence[Any]) -> PendingRewards:
-        """Send answers to the graders. Called as soon as an engine has generated them."""
-        return self._reward_pool.submit(outputs, targets)
-
-    # --- steps of an iteration --------------------------------------------------------------------------
 
     def _jobs(self, members: Sequence[Member], questions: Sequence[Any]) -> Iterator[Job[int]]:
         """Make the members' jobs: the same prompts with the same sampling seeds."""
@@ -284,14 +239,16 @@ class EvolutionStrategiesTrainer:
             return PendingRewards.failed(len(targets), UNDEFINED, why)
         return self._postprocess_outputs([completion.text for completion in generation.completions], targets)
 
+    def _postprocess_outputs(self, outputs: list[str], targets: Sequence[Any]) -> PendingRewards:
+        """Send answers to the graders. Called as soon as an engine has generated them."""
+        return self._reward_pool.submit(outputs, targets)
+
     def _utilities(self, rewards: update.FloatArray) -> update.FloatArray:
         """Shape the rewards float64[N, B] to utilities float64[N]."""
-        utilities = np.asarray(self._shape(rewards=rewards), dtype=np.float64)
-        if utilities.shape != (len(rewards),) or not np.isfinite(utilities).all():
-            raise RunError(
-                f"reward shaping {self.config.reward_shaping!r} must return {len(rewards)} finite utilities, "
-                f"not {utilities.tolist()}"
-            )
+        size, utilities = len(rewards), np.asarray(self._shape(rewards=rewards), dtype=np.float64)
+        if utilities.shape != (size,) or not np.isfinite(utilities).all():
+            name = self.config.reward_shaping
+            raise RunError(f"reward shaping {name!r} must return {size} finite utilities, not {utilities.tolist()}")
         return utilities
 
     def _update(self, iteration: int, coefficients: list[float]) -> Step:
@@ -303,61 +260,53 @@ class EvolutionStrategiesTrainer:
         seeds, scales = movement([*self.history.steps, step], config.seed)
         if not any(coefficients):
             effect = "only momentum moves the weights" if seeds else "no update"
-            get_console().print(f"iteration {iteration}: every utility is zero (all rewards equal?), so {effect}")
+            say(f"iteration {iteration}: every utility is zero (all rewards equal?), so {effect}")
         if seeds:
             self.checksum = self.engines.update(seeds, scales)
             step = replace(step, checksum=self.checksum)
         self.history.append(step)
         return step
 
-    def _record(self, evaluation: Evaluation) -> None:
-        """Write and log an evaluation, and save the model if it is the best so far."""
-        best = max((earlier.mean for earlier in self.evaluations), default=np.inf)
-        self.evaluations.append(evaluation)
-        if self.config.save_best_models and evaluation.mean > best:
-            self.recorder.best_model(f"{self.config.run_name}-mean{evaluation.mean:.4f}")
-        splits = self._evaluator.splits
-        record = results(self.config, self._model, self.checksum, self._plan, splits, evaluation)
-        self.recorder.evaluation(evaluation, record)
-
     # --- start and end of a run -------------------------------------------------------------------------
 
     def _open(self, stack: ExitStack, resume: Path | None, allow_change: bool) -> None:
         """Set up the run: cheap checks first, engines last."""
         require_installation()
-        self._resume, requested = resume, self.config
-        self._open_seed_log(stack, allow_change)
-        self._shape = plugins.load("shaping", self.config.reward_shaping).shape
-        self.loggers = LoggerSet(self.config.logging)
-        self._find_model(stack)
+        requested, self._resume, log = self.config, resume, None
+        if resume:
+            self.run_dir, log, self.config = reopen(resume, requested, allow_change=allow_change, stack=stack)
+        else:
+            RunDirectory.check(requested)
+        config, first = self.config, len(log.steps) if log else 0
+        self._iterations = range(first, config.n_iterations)
+        self._shape = plugins.load("shaping", config.reward_shaping).shape
+        self.loggers = LoggerSet(config.logging)
+        self._find_model(stack, log)
         encoder = self._start_graders_and_ray(stack)
         train_data = self._check_prompts(encoder)
         self._reward_pool.ready()
         surroundings = environment() | {"engines": asdict(self._plan), "train_data": train_data}
         self._open_directory(stack, surroundings, allow_change)
-        self._start_engines(stack)
-        self._start_records(stack)
-        if resume and self._seed_log:  # only now is it known that the new settings work
-            note_changes(self.run_dir, requested, surroundings, self._seed_log)
+        say(f"{self._plan.describe()}; loading {self._model.name}")
+        self.engines = self.launch_engines()
+        stack.callback(self.engines.close)
+        self.history, found = start_engines(self.engines, config, self.run_dir, self._model, log)
+        self.checksum = found.checksum
+        if log is None and config.n_iterations:
+            log = stack.enter_context(create_seed_log(config, self.run_dir, self._model, found.base))
+        self.recorder = Recorder(config, self.run_dir, self.loggers, log, self.engines, self._model)
+        self.evaluations = past_evaluations(self.run_dir, self._evaluator.splits, config, first)
+        progress = LiveProgress(config.n_iterations, first, enabled="console" in config.logging)
+        self.progress = stack.enter_context(progress)
+        if resume and log:  # only now is it known that the new settings work
+            note_changes(self.run_dir, requested, surroundings, log)
         self._running = True
 
-    def _open_seed_log(self, stack: ExitStack, allow_change: bool) -> None:
-        """Open the directory and seed log of a resumed run; check the output directory of a new one."""
-        self._seed_log: SeedLog | None = None
-        if self._resume:
-            self.run_dir, self._seed_log, self.config = reopen(
-                self._resume, self.config, allow_change=allow_change, stack=stack
-            )
-        else:
-            RunDirectory.check(self.config)
-        self._iterations = range(len(self._seed_log.steps) if self._seed_log else 0, self.config.n_iterations)
-
-    def _find_model(self, stack: ExitStack) -> None:
+    def _find_model(self, stack: ExitStack, log: SeedLog | None) -> None:
         """Find or convert the model to start from, and check that it fits the settings."""
-        config = self.config
-        revision = self._seed_log.header.base.revision if self._seed_log else None
-        runs = self._resume.absolute().parent if self._resume else Path(config.output_directory).expanduser().absolute()
+        config, revision = self.config, log.header.base.revision if log else None
         # A converted model goes to the folder of runs, as engines on other machines see it.
+        runs = self._resume.absolute().parent if self._resume else Path(config.output_directory).expanduser().absolute()
         self._model = starting_model(config.model_name, config.checkpoint, revision, runs, stack)
         self._engine_bytes = sum(item.nbytes for item in cpu_items(self._model, config))
         longest_prompt(self._model, config.max_model_len, config.max_tokens)
@@ -368,9 +317,8 @@ class EvolutionStrategiesTrainer:
         helper = ThreadPoolExecutor(1)
         loading = helper.submit(PromptEncoder.load, self._model, config.max_model_len, config.max_tokens)
         helper.shutdown(wait=False)
-        self._reward_pool = RewardPool(
-            self.reward_function, timeout=config.reward_function_timeout, memory=config.reward_memory
-        )
+        timeout, memory = config.reward_function_timeout, config.reward_memory
+        self._reward_pool = RewardPool(self.reward_function, timeout=timeout, memory=memory)
         stack.callback(self._reward_pool.close)
         self._reward_pool.begin()
         cluster = Cluster(config.ray_address, config.use_gpus)
@@ -379,46 +327,44 @@ class EvolutionStrategiesTrainer:
         return loading.result()
 
     def _check_prompts(self, encoder: PromptEncoder) -> dict[str, Any] | None:
-        """Check the prompts that are known before the run. Returns the training data's fingerprint, if there is one."""
-        self._prompt_builder = PromptBuilder(encoder, self.template_function)
-        data = check_prompts(self._prompt_builder, self.train_dataloader, self.eval_dataloader_dict, self._iterations)
-        self._batches = data.batches
-        self._evaluator = Evaluator(self.config, data.splits, self._plan.device, encoder.turn_ends)
-        self._prefix_caching = shares_prefixes(self.config, self._model, self._plan, data.known)
-        return data.train_data
+        """Check all prompts known before the run. Returns the row count and fingerprint of training data in memory."""
+        self._prompt_builder = builder = PromptBuilder(encoder, self.template_function)
+        splits = {name: builder.split(name, loader) for name, loader in self.eval_dataloader_dict.items()}
+        self._evaluator = Evaluator(self.config, splits, self._plan.device, encoder.turn_ends)
+        known = [split.prompts for split in splits.values()]
+        train, iterations = self.train_dataloader, self._iterations
+        train_data = builder.fingerprint(train) if isinstance(train, Batches) else None
+        if train is not None and iterations.stop:
+            prompts, self._batches = builder.batches(train, iterations.start)
+            known.append(prompts)
+        self._prefix_caching = shares_prefixes(self.config, self._model, self._plan, known)
+        return train_data
 
     def _open_directory(self, stack: ExitStack, surroundings: dict[str, Any], allow_change: bool) -> None:
         """Create the run directory, or compare a resumed run's environment with the present one; start the loggers."""
-        config, first = self.config, self._iterations.start
+        first = self._iterations.start
         if self._resume:
             check_environment(self.run_dir, surroundings, allow_change=allow_change)
-            get_console().print(f"resuming at iteration {first} of {config.n_iterations}", markup=False)
+            say(f"resuming at iteration {first} of {self.config.n_iterations}")
         else:
-            self.run_dir = RunDirectory.create(config, surroundings, stack)
+            self.run_dir = RunDirectory.create(self.config, surroundings, stack)
         stack.push(self._finish)
         self.run_dir.write_status("running")
-        self.loggers.start(config, self.run_dir.path, first)
+        self.loggers.start(self.config, self.run_dir.path, first)
 
-    def _start_engines(self, stack: ExitStack) -> None:
-        """Start the engines with the run's current weights, and create the seed log of a new run."""
-        config, log = self.config, self._seed_log
-        get_console().print(f"{self._plan.describe()}; loading {self._model.name}", markup=False)
-        self.engines = self.launch_engines()
-        stack.callback(self.engines.close)
-        self.history = starting_history(config, self.run_dir, log)
-        found = self.engines.start(self.history)
-        check_starting_weights(found, self.history, self._model, log)
-        self.history.base, self.checksum = found.base, found.checksum
-        if log is None and config.n_iterations:
-            self._seed_log = stack.enter_context(create_seed_log(config, self.run_dir, self._model, found.base))
-
-    def _start_records(self, stack: ExitStack) -> None:
-        """Start the recorder and the progress display, and read the evaluations of a resumed run."""
-        config, first = self.config, self._iterations.start
-        self.recorder = Recorder(config, self.run_dir, self.loggers, self._seed_log, self.engines, self._model)
-        self.evaluations = past_evaluations(self.run_dir, self._evaluator.splits, config, first)
-        shown = "console" in config.logging
-        self.progress = stack.enter_context(LiveProgress(config.n_iterations, first, enabled=shown))
+    def launch_engines(self) -> EnginePool:
+        """Make the engine pool, which the trainer then starts."""
+        config, plan = self.config, self._plan
+        settings = engine_settings(config, plan, self._model, prefix_caching=self._prefix_caching)
+        return self.pool(
+            plan,
+            settings,
+            self._engine_bytes,
+            cpu_kv_cache_most(self._model, config),
+            self.run_dir.path,
+            timeout=config.engine_timeout,
+            max_restarts=config.max_restarts,
+        )
 
     def _finish(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         """Close the loggers, write the status, and remove the directory of a new run that could not start."""
@@ -429,4 +375,4 @@ class EvolutionStrategiesTrainer:
             shutil.rmtree(self.run_dir.path, ignore_errors=True)
         elif error is not None:
             hint = f"; to resume: {self.config.how_to_resume(self.run_dir.path)}" if self.config.n_iterations else ""
-            get_console().print(f"{status}; see {self.run_dir.path}{hint}", markup=False, soft_wrap=True)
+            say(f"{status}; see {self.run_dir.path}{hint}")

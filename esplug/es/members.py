@@ -1,6 +1,9 @@
-"""Members of a population: their seeds and signs."""
+"""Members of a population: their seeds and signs, and the correlation of mirrored ones."""
 
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from esplug.noise.full_rank import member_seed
 
@@ -19,3 +22,19 @@ def population(run_seed: int, iteration: int, size: int, *, antithetic: bool) ->
     if not antithetic:
         return [Member(i, member_seed(run_seed, iteration, i), +1) for i in range(size)]
     return [Member(i, member_seed(run_seed, iteration, i // 2), +1 - 2 * (i % 2)) for i in range(size)]
+
+
+def mirrored_correlation(rewards: NDArray[np.float64]) -> float:
+    """Return the correlation of mirrored members' mean rewards, a diagnostic for sigma.
+
+    Near -1, the reward is linear within sigma, so the pairs' differences are all signal. Near +1, curvature dominates
+    and sigma is too large. NaN with fewer than three pairs, or if either side does not vary.
+
+    Args:
+        rewards: float64[N, B], members 2k and 2k+1 mirrored.
+    """
+    means = rewards.mean(axis=1)
+    plus, minus = means[0::2], means[1::2]
+    if len(plus) < 3 or np.ptp(plus) == 0 or np.ptp(minus) == 0:
+        return float("nan")
+    return float(np.corrcoef(plus, minus)[0, 1])

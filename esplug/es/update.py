@@ -31,8 +31,6 @@ def momentum_weights(momentum: float) -> list[float]:
     its tail. No velocity is stored, because updates can be computed again from their seeds.
     """
     weights = [1.0]
-    while (
-        weight := weights[-1] * momentum
-    ) >= MIN_MOMENTUM_WEIGHT:  # unlike powers, products are equal on all machines
-        weights.append(weight)
+    while weights[-1] * momentum >= MIN_MOMENTUM_WEIGHT:  # unlike powers, products are equal on all machines
+        weights.append(weights[-1] * momentum)
     return weights

@@ -1,7 +1,7 @@
 """Evaluator: spreads every split's prompts over the engines and grades answers as they arrive."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from itertools import chain
 from typing import Any
@@ -34,26 +34,13 @@ def sampling_seed(run_seed: int, prompt: str, index: int, sample: int) -> int:
 
 
 class Evaluator:
-    """Evaluates the engines' weights on fixed splits.
-
-    Args:
-        config: sampling settings, number of answers, and the k of pass@k.
-        splits: splits to evaluate, by name.
-        device: device of the engines, ``cpu`` or ``cuda``.
-        stop_token_ids: tokens that end an answer.
-    """
+    """Evaluates the weights of engines on a device, ``cpu`` or ``cuda``, with fixed splits."""
 
     def __init__(
-        self,
-        config: RunConfig,
-        splits: Mapping[str, EvaluationSplit],
-        device: str,
-        stop_token_ids: tuple[int, ...] = (),
+        self, config: RunConfig, splits: Mapping[str, EvaluationSplit], device: str, stop_tokens: tuple[int, ...] = ()
     ) -> None:
-        self.config, self.splits = config, splits
-        self._sampling = Sampling(
-            config.max_tokens, config.eval_temperature, config.eval_top_p, tuple(config.stop), stop_token_ids
-        )
+        self.config, self.splits, stop = config, splits, tuple(config.stop)
+        self._sampling = Sampling(config.max_tokens, config.eval_temperature, config.eval_top_p, stop, stop_tokens)
         self._chunks = [chunk for name in splits for chunk in self._chunked(name, CHUNK[device])]
 
     def evaluate(
@@ -65,24 +52,20 @@ class Evaluator:
     ) -> tuple[list[SplitEvaluation], list[Graded]]:
         """Generate and grade all answers. Returns the splits in order, and all grades."""
         progress.begin(title, len(self._chunks))
-        pending: dict[int, tuple[list[Completion], PendingRewards]] = {}
+        answered: dict[int, tuple[list[Completion], PendingRewards]] = {}
         for number, generation in engines.run(map(self._job, range(len(self._chunks)))):
             targets = [self.splits[request.split].targets[request.index] for request in self._chunks[number]]
-            pending[number] = generation.completions, grade(generation, targets)
+            answered[number] = generation.completions, grade(generation, targets)
             progress.advance()
-        requests = list(chain.from_iterable(self._chunks))
-        completions = [answer for number in sorted(pending) for answer in pending[number][0]]
-        grades = [grade for number in sorted(pending) for grade in pending[number][1].result()]
-        by_task = any(grade.reward.correct is not None for grade in grades)
-        samples = [
-            self._sample(request, completion, grade, by_task)
-            for request, completion, grade in zip(requests, completions, grades, strict=True)
-        ]
-        evaluated = [
-            SplitEvaluation(name, [s for s in samples if s.split == name], tuple(self.config.pass_k), by_task)
-            for name in self.splits
-        ]
-        return evaluated, grades
+        in_order = [answered[number] for number in range(len(self._chunks))]
+        completions = [completion for each, _ in in_order for completion in each]
+        grades = [graded for _, pending in in_order for graded in pending.result()]
+        by_task = any(graded.reward.correct is not None for graded in grades)
+        rows = zip(chain.from_iterable(self._chunks), completions, grades, strict=True)
+        samples = [self._sample(*row, by_task) for row in rows]
+        pass_k = tuple(self.config.pass_k)
+        of_split = {name: [sample for sample in samples if sample.split == name] for name in self.splits}
+        return [SplitEvaluation(name, of_split[name], pass_k, by_task) for name in of_split], grades
 
     def _chunked(self, split: str, size: int) -> Iterator[list[Request]]:
         """Cut a split's requests into chunks. Chunks never span splits, so that splits do not affect each other."""
@@ -107,9 +90,7 @@ class Evaluator:
         split, reward = self.splits[request.split], grade.reward
         passed = bool(reward.correct) if by_task else not grade.failed and reward.value >= self.config.max_reward
         return Sample(
-            split=request.split,
-            index=request.index,
-            sample=request.sample,
+            **asdict(request),
             prompt=split.texts[request.index],
             target=split.targets[request.index],
             output=completion.text,

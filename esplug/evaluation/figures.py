@@ -47,7 +47,6 @@ class SplitEvaluation:
     """All samples of a split at one iteration.
 
     Attributes:
-        split: name of the split.
         samples: samples in the order of rows, the same number for every row.
         pass_k: values of k for which pass@k is reported.
         by_task: whether the task, rather than the reward, decides which answers pass.
@@ -97,20 +96,12 @@ class SplitEvaluation:
 
     def record(self, iteration: int) -> dict[str, Any]:
         """Return the record for ``eval-output/``: figures and all samples."""
-        return {
-            "split": self.split,
-            "iteration": iteration,
-            "metrics": self.metrics(),
-            "samples": [sample.row() for sample in self.samples],
-        }
+        samples = [sample.row() for sample in self.samples]
+        return {"split": self.split, "iteration": iteration, "metrics": self.metrics(), "samples": samples}
 
     @classmethod
     def of_record(cls, record: Mapping[str, Any], pass_k: tuple[int, ...]) -> "SplitEvaluation":
-        """Make the evaluation from its record.
-
-        Raises:
-            KeyError, TypeError: the record is invalid.
-        """
+        """Make the evaluation from its record. Raises ``KeyError`` or ``TypeError`` if the record is invalid."""
         samples = [Sample(**row) for row in record["samples"]]
         by_task = any(sample.correct is not None for sample in samples)
         return cls(record["split"], samples, pass_k, by_task)
@@ -154,9 +145,6 @@ def _logged(root: str, figures: Mapping[str, Estimate]) -> dict[str, float]:
         if name.startswith("labels/"):
             out[f"{root}/{name}"] = figure.mean
         else:
-            out |= {
-                f"{root}/{name}/mean": figure.mean,
-                f"{root}/{name}/ci95_low": figure.low,
-                f"{root}/{name}/ci95_high": figure.high,
-            }
+            for key, value in (("mean", figure.mean), ("ci95_low", figure.low), ("ci95_high", figure.high)):
+                out[f"{root}/{name}/{key}"] = value
     return out

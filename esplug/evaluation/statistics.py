@@ -3,12 +3,9 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from esplug.es.update import FloatArray
+from numpy.typing import NDArray
 
 #: Two-sided 95% quantile of the normal distribution.
 Z95 = 1.959963984540054
@@ -51,9 +48,9 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
     """Return the unbiased estimate of pass@k, ``1 - C(n - c, k) / C(n, k)`` (Chen et al. 2021, arXiv 2107.03374).
 
     Args:
-        n: number of sampled answers.
-        correct: number of correct answers among them.
-        k: number of allowed attempts, at most n.
+        n: sampled answers.
+        correct: correct answers among them.
+        k: allowed attempts, at most n.
     """
     return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
 
@@ -131,7 +128,7 @@ def _containing(mean: float, low: float, high: float, n: int) -> Estimate:
     return Estimate(mean, min(low, mean), max(high, mean), n)
 
 
-def _resampled_means(values: Sequence[float]) -> "FloatArray":
+def _resampled_means(values: Sequence[float]) -> NDArray[np.float64]:
     """Return the means of :data:`RESAMPLES` resamples with replacement."""
     data, rng = np.asarray(values, dtype=np.float64), np.random.default_rng(0)
     if np.ptp(data) == 0:

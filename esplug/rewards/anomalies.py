@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from esplug.errors import RunError
 from esplug.rewards.grades import Graded
-from esplug.utils.console import get_console
+from esplug.utils.console import say
 
 #: Label of completions whose logits held NaN or infinity.
 UNDEFINED = "error:NaN"
@@ -25,10 +25,8 @@ class AnomalyReporter:
         """
         failed = [grade for grade in grades if grade.failed]
         for grade in failed:
-            self._report(
-                f"a reward failed [{grade.reward.label}] and counts 0.0",
-                f"\n{grade.traceback}" if grade.traceback else "",
-            )
+            detail = f"\n{grade.traceback}" if grade.traceback else ""
+            self._report(f"a reward failed [{grade.reward.label}] and counts 0.0", detail)
         if len(failed) == len(grades):
             labels = Counter(grade.reward.label for grade in failed).most_common()
             remedy = "fix the reward function"
@@ -48,4 +46,4 @@ class AnomalyReporter:
     def _report(self, message: str, detail: str = "") -> None:
         if message not in self._reported:
             self._reported.add(message)
-            get_console().print(f"{message}{detail}", markup=False, soft_wrap=True)
+            say(message + detail)

@@ -1,10 +1,9 @@
 """Grader process: ``python -m esplug.rewards.grader SOCKET DRIVER MEMORY``, started by :mod:`.grader_process`.
 
-It reads pickles from the socket with file descriptor ``SOCKET`` and answers each with one line of JSON. The first is
-``(PYTHONPATH, pickled reward function)``; each further one is a completion, ``(output, target)``, until the driver
-(process id ``DRIVER``) hangs up. Objects made by user code never travel back: a reply is numbers and text,
-``[value, label, correct, metrics, traceback]``, and its traceback is null unless grading failed. A process can allocate
-at most ``MEMORY`` bytes; an empty ``MEMORY`` means no limit.
+It reads pickles from file descriptor ``SOCKET``. The first is ``(PYTHONPATH, pickled reward function)``; each further
+one is a completion, ``(output, target)``, until the driver (process id ``DRIVER``) hangs up. It answers each with one
+line of JSON, never with objects of user code: ``[value, label, correct, metrics, traceback]``, with a traceback only
+if grading failed. A process can allocate at most ``MEMORY`` bytes; an empty ``MEMORY`` means no limit.
 
 There are two processes: a worker that runs user code, and its parent, a supervisor that runs none. The supervisor
 adopts the worker's orphans, so that all of them can be found and killed even after worker or driver died.
@@ -49,8 +48,7 @@ def as_reward(result: Any) -> Reward:
 
     Args:
         result: a number (including ``bool``, NumPy scalars and 0-d tensors), ``(label, number)`` or a :class:`Reward`.
-            A label is text or a mapping: its ``"label"`` is the label, its other numbers are metrics, and the rest is
-            ignored.
+            A label is text, or a mapping: ``"label"`` is the label, other numbers are metrics, the rest is ignored.
 
     Raises:
         TypeError: the result is none of these.
@@ -92,11 +90,6 @@ def _clean(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
-def _shortened(trace: str) -> str:
-    half = TRACEBACK_LENGTH // 2
-    return trace if len(trace) <= TRACEBACK_LENGTH else f"{trace[:half]}\n[...]\n{trace[-half:]}"
-
-
 def _reply(grade: Callable[..., Reward], *arguments: Any, after: Callable[[], None]) -> bytes:
     """Run user code, catch whatever it raises, and return the outcome as a line of JSON."""
     try:
@@ -111,7 +104,8 @@ def _reply(grade: Callable[..., Reward], *arguments: Any, after: Callable[[], No
         # PyTorch raises an error that is not a MemoryError.
         out_of_memory = isinstance(error, MemoryError) or os.strerror(errno.ENOMEM) in trace
         reward = Reward(0.0, OUT_OF_MEMORY if out_of_memory else f"error:{type(error).__name__}"[:LABEL_LENGTH])
-        trace = _shortened(trace)
+        if len(trace) > TRACEBACK_LENGTH:
+            trace = f"{trace[: TRACEBACK_LENGTH // 2]}\n[...]\n{trace[-TRACEBACK_LENGTH // 2 :]}"
     return _reply_line(reward, trace)
 
 
@@ -202,10 +196,10 @@ def _prctl(option: int, value: int) -> None:
 
 def _supervise(worker: int, link: socket.socket) -> None:
     """Reap orphans of user code, report how the worker ended, and wait for the driver to hang up."""
-    status = None
-    while status is None:
+    pid = None
+    while pid != worker:
         pid, ended = os.waitpid(-1, 0)
-        status = os.waitstatus_to_exitcode(ended) if pid == worker else None
+    status = os.waitstatus_to_exitcode(ended)
     how = f"ended with exit status {status}"
     if status < 0:
         how = f"was killed by signal {-status} ({signal.strsignal(-status)})"

@@ -30,12 +30,7 @@ class GraderProcess:
     """
 
     def __init__(self, environment: dict[str, str], memory: float | None) -> None:
-        """Start the process.
-
-        Args:
-            environment: of the process.
-            memory: GiB that it may use together with its descendants; ``None`` for no limit.
-        """
+        """Start the process, which may use ``memory`` GiB together with its descendants; ``None`` for no limit."""
         self._memory_limit = math.inf if memory is None else memory * GIB
         limit = "" if memory is None else str(math.ceil(self._memory_limit))
         self._socket, theirs = socket.socketpair()
@@ -71,10 +66,9 @@ class GraderProcess:
         return len(descendants(self._process.pid)) > MAX_DESCENDANTS
 
     def ask(self, request: bytes, timeout: float) -> Graded:
-        """Send a request and wait for the reply. Kill the process if none arrives within ``timeout`` seconds.
+        """Send a request and wait for the reply, but at most ``timeout`` seconds.
 
-        This enforces a reward's time-out and memory limit. It never raises for a misbehaving process: the result says
-        what went wrong.
+        This enforces a reward's time-out and memory limit: it kills a process that misbehaves, and returns the failure.
         """
         try:
             self._socket.settimeout(SEND_TIMEOUT)
@@ -97,15 +91,8 @@ class GraderProcess:
         return Graded(Reward(value, label, correct, metrics), trace is not None, trace)
 
     def _receive(self, timeout: float) -> bytes:
-        """Read one line.
-
-        Raises:
-            TimeoutError: the line is not complete after ``timeout`` seconds.
-            _MemoryLimitExceeded: the process and its descendants use too much memory.
-            EOFError: the connection closed, or more than one line arrived.
-        """
-        deadline = time.monotonic() + timeout
-        line = b""
+        """Read one line. Raises ``EOFError`` if the connection closed or more than one line arrived."""
+        deadline, line = time.monotonic() + timeout, b""
         while not line.endswith(b"\n"):
             left = deadline - time.monotonic()
             self._socket.settimeout(max(min(left, MEMORY_CHECK_INTERVAL), 1e-3))

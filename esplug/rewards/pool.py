@@ -1,15 +1,13 @@
 """Pool of grader processes that score completions while the engines generate.
 
-A reward function is arbitrary code that reads a model's output: it may raise, hang in C, crash or fork. Each grader is
-therefore a process of its own (:mod:`esplug.rewards.grader`), started fresh rather than forked, that never imports the
-driver's ``__main__``. One driver thread per grader hands it one completion at a time. If a grader exceeds the time or
-memory limit, the thread kills it with all its descendants and starts another. This protects the run from accidents; it
-is no sandbox against malicious code.
+A reward function may raise, hang in C, crash or fork. Each grader is therefore a process of its own
+(:mod:`esplug.rewards.grader`), started fresh rather than forked, that never imports the driver's ``__main__``. One
+driver thread per grader hands it one completion at a time. If a grader exceeds the time or memory limit, the thread
+kills it with all its descendants and starts another. This is no sandbox against malicious code.
 
-Memory is limited twice. ``RLIMIT_DATA``, which does not count reserved address space, makes a single process's
-allocation fail at once. Each child process has that limit to itself, so while a reply is pending the driver also adds
-up the memory of grader and descendants five times a second. If the machine still runs out of memory, the kernel kills
-a grader first.
+Memory is limited twice. ``RLIMIT_DATA``, which does not count reserved address space, makes a process's allocation fail
+at once. Each child process has that limit to itself, so while a reply is pending the driver also adds up the memory of
+grader and descendants five times a second. If the machine still runs out of memory, the kernel kills a grader first.
 """
 
 import atexit
@@ -42,18 +40,13 @@ COUNT_EVERY = 100  # completions between two counts of a grader's descendants
 MAX_FAILED_STARTS = 3
 
 #: One thread per grader, as there are as many graders as cores. No accelerator, as the engines own it.
-_ENVIRONMENT = {
-    "CUDA_VISIBLE_DEVICES": "",
-    "MKL_NUM_THREADS": "1",
-    "NUMEXPR_NUM_THREADS": "1",
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-}
+_THREADS = ("MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": ""} | dict.fromkeys(_THREADS, "1")
 
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """One completion to grade: its pickled request, and where its grade goes."""
+    """One completion to grade: where its grade goes, and its pickled request."""
 
     pending: PendingRewards
     index: int
@@ -61,12 +54,18 @@ class _Task:
 
 
 class RewardPool:
-    """Processes that grade completions with one reward function.
+    """Processes that grade completions with one reward function. :meth:`start` or ``with`` starts them.
 
     Each process calls ``reward_function(output, target)`` in its main thread, with ``fast=False`` if it has a parameter
     of that name; see :func:`esplug.rewards.grader.as_reward` for the allowed results. The function is sent with
     cloudpickle, so lambdas, partials and functions of the user's own script work. The process has the driver's
     ``sys.path`` and environment, but no GPU and no standard input, and its standard output is discarded.
+
+    Args:
+        reward_function: grades one completion.
+        timeout: seconds that grading one completion may take, without starting the process.
+        memory: GiB that one grader may use, including its imports and descendants; ``None`` for no limit.
+        processes: number of graders; by default one for each core that this process may use, at most 16.
     """
 
     def __init__(
@@ -77,22 +76,13 @@ class RewardPool:
         memory: float | None = None,
         processes: int | None = None,
     ) -> None:
-        """Make a pool; :meth:`start` or ``with`` starts it.
-
-        Args:
-            reward_function: grades one completion.
-            timeout: seconds that grading one completion may take, without starting the process.
-            memory: GiB that one grader may use, including its imports and descendants; ``None`` for no limit.
-            processes: number of graders; by default one for each core that this process may use, at most 16.
-        """
         if not 0 < timeout < math.inf:
             raise UserError(f"the reward function's timeout must be a positive number of seconds, not {timeout}")
         if memory is not None and not 0 < memory < math.inf:
             raise UserError(f"the memory of a reward process must be a positive number of GiB, not {memory}")
         if processes is not None and processes < 1:
             raise UserError(f"the number of reward processes must be at least 1, not {processes}")
-        self.timeout = timeout
-        self.memory = memory
+        self.timeout, self.memory = timeout, memory
         self.processes = processes or min(len(usable_cores()), MAX_PROCESSES)
         self._reward_function = reward_function
         self._name = getattr(reward_function, "__qualname__", None) or repr(reward_function)
@@ -173,10 +163,8 @@ class RewardPool:
             RuntimeError: the pool is not open.
         """
         pending = PendingRewards(len(outputs))
-        tasks = [
-            _Task(pending, index, pickle.dumps((output, _pickled(target, index))))
-            for index, (output, target) in enumerate(zip(outputs, targets, strict=True))
-        ]
+        rows = enumerate(zip(outputs, targets, strict=True))
+        tasks = [_Task(pending, i, pickle.dumps((output, _pickled(target, i)))) for i, (output, target) in rows]
         with self._lock:
             if not self._threads or self._closed.is_set():
                 raise RuntimeError("the reward pool is closed" if self._threads else "start the reward pool first")
@@ -277,8 +265,7 @@ def _pickled(target: object, index: int) -> bytes:
         if b"__main__" not in pickled:
             return pickled
     try:
-        by_value: bytes = cloudpickle.dumps(target)
-        return by_value
+        return bytes(cloudpickle.dumps(target))
     except Exception as error:
         raise UserError(
             f"target {index} ({type(target).__name__}) cannot be pickled ({error}); "

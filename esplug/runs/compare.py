@@ -19,14 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ModelComparison:
-    """Two models, evaluated with the same settings.
-
-    Attributes:
-        folder: folder of both runs and of ``comparison.json``.
-        models: model folders or ids, as given by the user.
-        runs: result of each model's evaluation.
-        splits: comparison of each split.
-    """
+    """Two models, evaluated with the same settings. ``folder`` holds both runs and ``comparison.json``."""
 
     folder: Path
     models: tuple[str, str]
@@ -36,14 +29,7 @@ class ModelComparison:
 
 @dataclass(frozen=True, slots=True)
 class SplitComparison:
-    """A split's figures under two models.
-
-    Attributes:
-        split: name of the split.
-        a: figures of the first model.
-        b: figures of the second model.
-        changes: changes from the first to the second model, for the figures ``pass@<k>`` and ``reward``.
-    """
+    """A split's figures under two models, and the changes of ``pass@<k>`` and ``reward`` from ``a`` to ``b``."""
 
     split: str
     a: dict[str, Estimate]
@@ -76,11 +62,6 @@ def compare_models(
     config: RunConfig, models: tuple[str, str], evaluate: Callable[[RunConfig], "RunResult"]
 ) -> ModelComparison:
     """Evaluate two models one after the other and write ``comparison.json`` beside their runs ``A`` and ``B``.
-
-    Args:
-        config: settings of both evaluations, except for the model.
-        models: model folders or ids.
-        evaluate: runs an evaluation.
 
     Raises:
         UserError: ``--experiment-name`` exists, or an evaluation found an error. Empty folders are removed.

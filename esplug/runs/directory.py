@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Self
@@ -27,19 +26,28 @@ _PACKAGES = (
 )
 
 
-@dataclass(frozen=True, slots=True)
 class RunDirectory:
-    """``experiments/<name>/`` and its files."""
+    """``experiments/<name>/`` and its files.
 
-    path: Path
+    Attributes:
+        config: settings of the run.
+        checkpoints: folder of model folders.
+        evaluations: folder with one file per split and evaluation.
+        iterations: folder with one file per training iteration.
+        logs: folder of the engines' output.
+        seed_log: updates of the run. :mod:`esplug.checkpoints.export` makes the model of any iteration from them.
+        status: status of the run.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config, self.seed_log, self.status = path / "config.toml", path / "seeds.log", path / "status.json"
+        self.checkpoints, self.logs = path / "checkpoints", path / "logs"
+        self.evaluations, self.iterations = path / "eval-output", path / "train-output"
 
     @classmethod
     def check(cls, config: RunConfig) -> None:
-        """Check early that a run directory can be created.
-
-        Raises:
-            UserError: the directory named by ``--experiment-name`` exists, or the output directory is not writable.
-        """
+        """Check early that :meth:`create` can create a run directory. Raises ``UserError`` if not."""
         base = Path(config.output_directory).expanduser().absolute()
         if config.experiment_name and os.path.lexists(base / config.run_name):
             raise _name_exists(config, base / config.run_name)
@@ -51,18 +59,14 @@ class RunDirectory:
     def create(
         cls, config: RunConfig, surroundings: Mapping[str, Any] | None = None, stack: ExitStack | None = None
     ) -> Self:
-        """Create the directory of a new run.
+        """Create the directory of a new run, with ``config.toml`` and ``environment.json``. Raises like :func:`claim`.
 
         Args:
-            config: written to ``config.toml``.
-            surroundings: written to ``environment.json``; by default :func:`environment`.
+            config: settings of the run.
+            surroundings: content of ``environment.json``; by default :func:`environment`.
             stack: holds the lock that keeps other processes out of the directory.
-
-        Raises:
-            UserError: the directory named by ``--experiment-name`` exists, or the output directory is not writable.
         """
-        path = claim(config)
-        directory = cls(path)
+        directory = cls(path := claim(config))
         try:
             if stack:
                 stack.enter_context(locked(path))
@@ -72,41 +76,6 @@ class RunDirectory:
             shutil.rmtree(path, ignore_errors=True)
             raise UserError(f"--output-directory {path}: cannot be written ({error.strerror or error})") from error
         return directory
-
-    @property
-    def config(self) -> Path:
-        """Settings of the run."""
-        return self.path / "config.toml"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of model folders."""
-        return self.path / "checkpoints"
-
-    @property
-    def evaluations(self) -> Path:
-        """Folder with one file per split and evaluation."""
-        return self.path / "eval-output"
-
-    @property
-    def iterations(self) -> Path:
-        """Folder with one file per training iteration."""
-        return self.path / "train-output"
-
-    @property
-    def logs(self) -> Path:
-        """Folder of the engines' output."""
-        return self.path / "logs"
-
-    @property
-    def seed_log(self) -> Path:
-        """Updates of the run. :mod:`esplug.checkpoints.export` makes the model of any iteration from them."""
-        return self.path / "seeds.log"
-
-    @property
-    def status(self) -> Path:
-        """Status of the run."""
-        return self.path / "status.json"
 
     def evaluation(self, split: str, iteration: int) -> Path:
         """Return the file of one split's samples and figures."""
@@ -128,11 +97,9 @@ class RunDirectory:
         write_json(self.iterations / f"iteration{iteration}.json", record)
 
     def write_status(self, status: str, error: BaseException | None = None) -> None:
-        """Write the status of the run; do nothing if it cannot be written.
+        """Write ``running``, ``finished``, ``interrupted`` or ``failed``, and why; do nothing if that is not possible.
 
-        Args:
-            status: ``running``, ``finished``, ``interrupted`` or ``failed``.
-            error: why it failed. Of errors other than esplug's, only the type is written: their text may hold secrets.
+        Of errors other than esplug's, only the type is written: their text may hold secrets.
         """
         record: dict[str, Any] = {"status": status, "time": time.time()}
         if error is not None and not isinstance(error, KeyboardInterrupt):
@@ -147,11 +114,9 @@ class RunDirectory:
 
 
 def claim(config: RunConfig, name: str | None = None) -> Path:
-    """Create a new directory atomically. Without ``--experiment-name``, append a number if the name exists.
+    """Create a new directory atomically. Its name is ``--experiment-name``, else ``name``, else made from the settings.
 
-    Args:
-        config: has the output directory and ``--experiment-name``.
-        name: name to use without ``--experiment-name``; by default one made from the settings.
+    If a name other than ``--experiment-name`` exists, append a number.
 
     Raises:
         UserError: the directory named by ``--experiment-name`` exists, or the output directory is not writable.

@@ -8,8 +8,7 @@ from typing import Any
 
 from esplug.checkpoints.seed_log_records import Step
 from esplug.engines.messages import Generation
-from esplug.es.diagnostics import mirrored_correlation
-from esplug.es.members import Member
+from esplug.es.members import Member, mirrored_correlation
 from esplug.es.update import FloatArray
 from esplug.rewards import Graded
 
@@ -47,8 +46,7 @@ class Iteration:
         result: their rewards.
         utilities: float64[N]; the shaped rewards.
         began: start, in Unix seconds.
-        seconds: from the start to the end of the update.
-        update_seconds: of these, the update's.
+        seconds: from the start to the end of the update, which took ``update_seconds`` of them.
     """
 
     members: Sequence[Member]
@@ -102,6 +100,7 @@ def train_metrics(result: PopulationResult, n_engines: int, *, antithetic: bool)
 def iteration_record(step: Step, iteration: Iteration, metrics: Mapping[str, float]) -> dict[str, Any]:
     """Return the record for ``train-output/``. Its seeds and coefficients suffice to replay the iteration."""
     result = iteration.result
+    columns = iteration.members, iteration.utilities, step.coefficients, result.rewards, result.generations
     return {
         "iteration": step.iteration,
         "checksum": f"{step.checksum:016x}",
@@ -118,14 +117,7 @@ def iteration_record(step: Step, iteration: Iteration, metrics: Mapping[str, flo
                 "tokens": [completion.tokens for completion in generation.completions],
                 "rewards": rewards.tolist(),
             }
-            for member, utility, coefficient, rewards, generation in zip(
-                iteration.members,
-                iteration.utilities,
-                step.coefficients,
-                result.rewards,
-                result.generations,
-                strict=True,
-            )
+            for member, utility, coefficient, rewards, generation in zip(*columns, strict=True)
         ],
         "metrics": metrics,
     }

@@ -20,7 +20,7 @@ from esplug.loggers.logger_set import LoggerSet
 from esplug.runs.directory import RunDirectory
 from esplug.runs.metrics import Iteration, iteration_record, train_metrics
 from esplug.runs.trace import trace
-from esplug.utils.console import get_console
+from esplug.utils.console import say
 from esplug.utils.json_files import write_json
 
 
@@ -28,15 +28,8 @@ class Recorder:
     """Writes iterations, evaluations and models of one run.
 
     An iteration is done once it is in the seed log, so the seed log is written last. A resumed run repeats, and writes
-    again, all iterations that are not in it.
-
-    Args:
-        config: settings of the run.
-        run_dir: directory to write to.
-        loggers: started loggers.
-        seed_log: open seed log; ``None`` if the run does not train.
-        engines: engines that hold the weights.
-        base: folder of the model that the run started from.
+    again, all iterations that are not in it. The seed log is ``None`` if the run does not train; ``base`` is the folder
+    of the model that the run started from.
     """
 
     def __init__(
@@ -91,11 +84,7 @@ class Recorder:
             self._save(name, self._engines.save)
 
     def final_model(self, name: str) -> Path:
-        """Save the trained model.
-
-        Raises:
-            RunError: the model, or the seed log's last iterations, cannot be written.
-        """
+        """Save the trained model. Raises ``RunError`` if it, or the seed log's last iterations, cannot be written."""
         try:
             if self._unwritten:
                 self._write_steps()
@@ -114,7 +103,7 @@ class Recorder:
         phases = iteration.phases | {"record": record_seconds}
         with self._disk_may_fail(path):
             write_json(path, trace(iteration.members, iteration.result, iteration.began, phases))
-            get_console().print(f"trace of iteration {number}: {path}", markup=False, soft_wrap=True)
+            say(f"trace of iteration {number}: {path}")
 
     def _write_steps(self) -> None:
         """Add updates to the seed log, in order, until the disk is full."""
@@ -133,7 +122,7 @@ class Recorder:
             if str(where) not in self._warned:
                 self._warned.add(str(where))
                 failure = f"{error.filename or where}: cannot be written ({error.strerror or error})"
-                get_console().print(f"{failure}; {_remedy(error)}. The run continues", markup=False, soft_wrap=True)
+                say(f"{failure}; {_remedy(error)}. The run continues")
 
 
 def _remedy(error: OSError) -> str:

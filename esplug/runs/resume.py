@@ -10,19 +10,19 @@ from typing import Any
 from esplug.checkpoints.folders import set_aside
 from esplug.checkpoints.seed_log import SeedLog
 from esplug.checkpoints.seed_log_format import FILE_NAME as SEED_LOG
-from esplug.checkpoints.seed_log_records import Header
 from esplug.config import RunConfig, flag_of, make_config, panel_of, read_toml
 from esplug.data.splits import EvaluationSplit
 from esplug.errors import UserError
 from esplug.evaluation.figures import Evaluation, SplitEvaluation
 from esplug.runs.directory import RunDirectory
+from esplug.runs.summary import read_json
 from esplug.utils import atomic_write
-from esplug.utils.console import get_console
+from esplug.utils.console import say
 from esplug.utils.file_lock import locked
 from esplug.utils.json_files import write_json
 
-#: Settings that do not affect the weights and may change, besides those of the panels below. The seed log identifies
-#: the base model by its checksum, so its folder may have moved.
+#: Settings that may change, besides those of the panels below, as they do not affect the weights. The seed log
+#: identifies the base model by its checksum, so its folder may have moved.
 _FREE = {"n_iterations", "model_name", "checkpoint", "eval_dataset"}
 _FREE_PANELS = {"Evaluation", "Engines", "Output"}
 #: Settings on which the seed log itself depends.
@@ -31,11 +31,7 @@ _NOTED = re.compile(r"\w+-from-iteration(\d+)\.(?:toml|json)")
 
 
 def stored_config(run: Path) -> RunConfig:
-    """Read the settings of a run.
-
-    Raises:
-        UserError: the directory is not a training run, or its settings are damaged.
-    """
+    """Read the settings of a run. Raises ``UserError`` if it is not a training run or its settings are damaged."""
     path = RunDirectory(run).config
     if not path.is_file():
         raise UserError(f"--resume {run}: no run there (no {path.name}); name the directory of a training run")
@@ -53,17 +49,13 @@ def stored_config(run: Path) -> RunConfig:
 
 
 def inherited(run: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that a resumed run inherits unless the user changes them.
-
-    Args:
-        run: directory of the run.
-        asked: settings that the user gave now, by field name.
+    """Return the settings that a resumed run inherits. The user asked for other ones, by field name.
 
     Raises:
         UserError: there is no run, or the user asked for a setting that cannot change.
     """
     before = stored_config(run).model_dump(exclude_none=True)
-    wanted = before | dict(asked)
+    wanted = {**before, **asked}
     if wanted["recipe"] != before["recipe"]:
         raise UserError("--recipe: a resumed run keeps its settings; give those to change, such as --alpha, instead")
     for field in ("output_directory", "experiment_name"):
@@ -80,13 +72,9 @@ def reopen(
 
     Args:
         run: directory of the run.
-        config: settings to resume with.
-        allow_change: allow settings other than those with which the run started or was last resumed.
-        stack: closes the seed log and releases the lock.
-
-    Returns:
-        The directory; the seed log, or ``None`` if the run did not reach its first iteration; and the settings, with
-        the earlier number of engines unless they set one.
+        config: settings to resume with. Without a number of engines, they get the earlier one.
+        allow_change: allow other settings than those with which the run started or was last resumed.
+        stack: closes the seed log, which is ``None`` if the run did not reach its first iteration, and the lock.
 
     Raises:
         UserError: another process uses the run, it is finished, its seed log is missing, or a setting has changed that
@@ -104,9 +92,13 @@ def reopen(
         )
     done = len(log.steps) if log else 0
     if log and log.damage:
-        _print(f"{directory.seed_log}: {log.damage}; resuming from there. The damaged file was copied to {log.copy}")
-    fixed = _settings_of_log(log.header) if log else {}
-    _check_changes(run, _last_config(directory, log).model_dump() | fixed, config, allow_change)
+        say(f"{directory.seed_log}: {log.damage}; resuming from there. The damaged file was copied to {log.copy}")
+    before = _last_config(directory, log).model_dump()
+    if log:  # the settings on which the seed log depends
+        head = log.header
+        before |= {"seed": head.run_seed, "master_dtype": head.master_dtype, "rank": head.low_rank}
+        before["perturbation"] = "low-rank" if head.low_rank else "full"
+    _check_changes(run, before, config, allow_change)
     if done > config.n_iterations or (done == config.n_iterations and _finished(directory, config)):
         raise UserError(
             f"--resume {run}: {done} iterations are done; ask for more with --n-iterations, such as {2 * done}"
@@ -118,29 +110,21 @@ def reopen(
 
 
 def check_environment(directory: RunDirectory, now: Mapping[str, Any], *, allow_change: bool) -> None:
-    """Compare machine, software, engines and data with those of the earlier process.
-
-    Raises:
-        UserError: the training data has changed.
-    """
+    """Compare machine, software, engines and data with before. Raises ``UserError`` if the training data changed."""
     before, path = _last_environment(directory)
-    data = "train_data"
-    if before.get(data) and now.get(data) and before[data] != now[data] and not allow_change:
+    was, data = before.get("train_data"), now.get("train_data")
+    if was and data and was != data and not allow_change:
         raise UserError(
-            f"--resume {directory.path}: the training data has changed (rows and fingerprint were "
-            f"{before[data]}, are {now[data]}); restore it, or resume anyway with --allow-change"
+            f"--resume {directory.path}: the training data has changed (rows and fingerprint were {was}, are {data}); "
+            "restore it, or resume anyway with --allow-change"
         )
     changed = [key for key in ("engines", "packages", "processor") if before.get(key) != now.get(key)]
     if changed:
-        _print(f"{' and '.join(changed)} differ from before ({path}), so results may be rounded differently")
+        say(f"{' and '.join(changed)} differ from before ({path}), so results may be rounded differently")
 
 
 def note_changes(directory: RunDirectory, config: RunConfig, environment: dict[str, Any], log: SeedLog) -> None:
-    """Write changed settings and a changed environment to the run directory, for the next resumption.
-
-    Raises:
-        OSError: a file cannot be written.
-    """
+    """Write changed settings and a changed environment for the next resumption. Raises ``OSError`` if it cannot."""
     iteration = len(log.steps)
     for kind in ("config", "environment"):  # notes of iterations that a damaged log has lost
         for number, path in _noted(directory, kind):
@@ -156,7 +140,7 @@ def note_changes(directory: RunDirectory, config: RunConfig, environment: dict[s
 
 
 def _noted(directory: RunDirectory, kind: str) -> list[tuple[int, Path]]:
-    """Return the iterations at which settings or environment changed, with the files that note it, newest first."""
+    """Return the iterations at which settings or environment changed, and the files that note it, newest first."""
     found = ((_NOTED.fullmatch(path.name), path) for path in directory.path.glob(f"{kind}-from-iteration*"))
     return sorted(((int(name[1]), path) for name, path in found if name), reverse=True)
 
@@ -164,19 +148,11 @@ def _noted(directory: RunDirectory, kind: str) -> list[tuple[int, Path]]:
 def _last_environment(directory: RunDirectory) -> tuple[dict[str, Any], Path]:
     """Return the run's last known environment and its file; ``{}`` if the file is damaged."""
     path = next((path for _, path in _noted(directory, "environment")), directory.path / "environment.json")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        content = {}
-    return content if isinstance(content, dict) else {}, path
+    return read_json(path), path
 
 
 def _last_config(directory: RunDirectory, log: SeedLog | None) -> RunConfig:
-    """Return the settings that the run last used, even if ``config.toml`` was edited.
-
-    Raises:
-        UserError: the settings are damaged.
-    """
+    """Return the settings that the run last used, even if ``config.toml`` was edited."""
     noted = next((path for _, path in _noted(directory, "config")), None)
     try:
         settings = read_toml(str(noted)) if noted else log.header.settings if log else {}
@@ -207,17 +183,6 @@ def past_evaluations(
     return found
 
 
-def _settings_of_log(header: Header) -> dict[str, Any]:
-    """Return the settings on which the seed log depends."""
-    kind = "low-rank" if header.low_rank else "full"
-    return {
-        "seed": header.run_seed,
-        "master_dtype": header.master_dtype,
-        "perturbation": kind,
-        "rank": header.low_rank,
-    }
-
-
 def _check_changes(run: Path, before: Mapping[str, Any], now: RunConfig, allow_change: bool) -> None:
     """Raise a ``UserError`` if a setting that affects the weights has changed."""
     scheduled = {now.sigma_schedule, now.alpha_schedule} != {"constant"}
@@ -240,12 +205,5 @@ def _finished(directory: RunDirectory, config: RunConfig) -> bool:
     """Whether the run has its final model and, if it evaluates, its last evaluation."""
     if not (directory.checkpoints / config.final_name).is_dir():
         return False
-    try:
-        results = json.loads((directory.path / "results.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return not directory.evaluations.is_dir()
-    return bool(results.get("iteration") == config.n_iterations)
-
-
-def _print(text: str) -> None:
-    get_console().print(text, markup=False, soft_wrap=True)
+    results = read_json(directory.path / "results.json")
+    return results.get("iteration") == config.n_iterations if results else not directory.evaluations.is_dir()

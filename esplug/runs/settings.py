@@ -22,14 +22,7 @@ class Resolved:
 def resolve(flags: Mapping[str, Any], config_file: str | None, command: Command, resume: Path | None) -> Resolved:
     """Resolve the settings and load the task. Flags win over the file, then the resumed run, then the task's defaults.
 
-    Args:
-        flags: values of flags, by field name.
-        config_file: path of a TOML file.
-        command: command whose flags error messages name.
-        resume: directory of the run to resume.
-
-    Raises:
-        UserError: a setting, the file, the run or the task is invalid.
+    Raises ``UserError``, which names the flags of ``command``, if a setting, the file, the run or the task is invalid.
     """
     file = read_toml(config_file) if config_file else {}
     before: Mapping[str, Any] = {}

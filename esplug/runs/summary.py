@@ -40,13 +40,10 @@ class RunSummary:
     """State and scores of a run.
 
     Attributes:
-        path: directory of the run.
-        name: name of the directory.
         state: ``evaluated`` if the run finished and had no iterations; ``damaged`` if its settings cannot be read.
         reason: why the run failed or is damaged, if known.
         iterations: number of updates in the seed log.
         planned: number of updates that the settings ask for.
-        first, last, best: scores of evaluations.
         seconds: time spent in iterations and evaluations.
         changed: time of the last write, in Unix seconds.
     """
@@ -69,27 +66,20 @@ class RunSummary:
 def is_run(path: Path) -> bool:
     """Whether a directory is that of a run; false if it cannot be read."""
     run = RunDirectory(path)
-    try:
+    with suppress(OSError):
         return any(file.is_file() for file in (run.config, run.seed_log, path / FILE_NAME))
-    except OSError:
-        return False
+    return False
 
 
 def find_runs(folder: Path) -> list[Path]:
     """Return the runs in a folder, including those of ``esplug eval --compare`` one level deeper.
 
-    Skips hidden folders, such as a dry run's.
-
-    Raises:
-        OSError: the folder cannot be read.
+    Skips hidden folders, such as a dry run's. Raises ``OSError`` if the folder cannot be read.
     """
-    found = []
+    found: list[Path] = []
     for child in _folders(folder):
-        if is_run(child):
-            found.append(child)
-            continue
         with suppress(OSError):  # not readable for this user
-            found += filter(is_run, _folders(child))
+            found += [child] if is_run(child) else filter(is_run, _folders(child))
     return found
 
 
@@ -188,17 +178,14 @@ def _state(run: RunDirectory, planned: int | None, results: Mapping[str, Any], s
 def _iterations(seed_log: Path) -> int:
     from esplug.checkpoints.seed_log_format import count_records  # imports NumPy
 
-    try:
+    with suppress(OSError):
         return count_records(seed_log)
-    except OSError:
-        return 0
+    return 0
 
 
 def _changed(run: RunDirectory) -> float:
     times = [0.0]
     for file in (run.config, run.seed_log, run.status, run.path / FILE_NAME, run.path / "results.json"):
-        try:
+        with suppress(OSError):
             times.append(file.stat().st_mtime)
-        except OSError:
-            continue
     return max(times)

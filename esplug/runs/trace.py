@@ -17,14 +17,7 @@ _PROCESSES = ("driver", "engines", "graders")
 def trace(
     members: Sequence[Member], result: PopulationResult, began: float, phases: Mapping[str, float]
 ) -> dict[str, Any]:
-    """Return the trace of an iteration.
-
-    Args:
-        members: members of the population.
-        result: their generations and grades.
-        began: start of the iteration, in Unix seconds of the driver.
-        phases: consecutive phases of the driver and their seconds.
-    """
+    """Return the trace of an iteration that began at ``began`` (Unix seconds) and had these driver phases (seconds)."""
     events = [*_driver(began, phases), *_engines(members, result), *_graders(result)]
     start = min(event["ts"] for event in events)
     for event in events:

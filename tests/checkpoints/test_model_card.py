@@ -14,7 +14,7 @@ from esplug.data.splits import EvaluationSplit
 from esplug.evaluation.figures import Evaluation, Sample, SplitEvaluation
 from esplug.planning.placement import Plan
 from esplug.runs.directory import RunDirectory
-from esplug.runs.results_json import results
+from esplug.runs.result import results
 from esplug.weights.master import MasterWeights
 from tests.checkpoints.logs import COEFFICIENTS, make_log
 

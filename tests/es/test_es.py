@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esplug.config import make_config
-from esplug.es.diagnostics import mirrored_correlation
-from esplug.es.members import Member, population
+from esplug.es.members import Member, mirrored_correlation, population
 from esplug.es.schedules import scheduled
 from esplug.es.update import coefficients, momentum_weights
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from esplug.config import make_config
 from esplug.planning.placement import Plan
 from esplug.planning.shared_prefix import MIN_PREFIX_TOKENS, common_prefix, sharing_saves_time
-from esplug.runs.prompts import shares_prefixes
+from esplug.runs.engines import shares_prefixes
 
 PROMPTS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8), min_size=1, max_size=4)
 

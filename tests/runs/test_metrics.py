@@ -63,11 +63,10 @@ def test_a_tasks_own_metrics_are_averaged_over_the_answers_that_have_them() -> N
     assert metrics["train/metrics/steps/mean"] == 4.0
 
 
-@pytest.mark.parametrize("n_engines", [1, 2, 3])
-def test_engine_times_are_averages_over_the_engines(n_engines) -> None:
-    metrics = train_metrics(result([[RIGHT], [WRONG], [WRONG]]), n_engines, antithetic=False)
-    assert metrics["time/switch"] == pytest.approx((1 + 2 + 3) / n_engines)
-    assert metrics["time/engine_generate"] == pytest.approx((10 + 20 + 30) / n_engines)
+def test_engine_times_are_averages_over_the_engines() -> None:
+    metrics = train_metrics(result([[RIGHT], [WRONG], [WRONG]]), 2, antithetic=False)
+    assert metrics["time/switch"] == pytest.approx((1 + 2 + 3) / 2)
+    assert metrics["time/engine_generate"] == pytest.approx((10 + 20 + 30) / 2)
     assert (metrics["time/generate"], metrics["time/grade_wait"]) == (5.0, 0.5)
 
 

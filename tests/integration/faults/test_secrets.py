@@ -53,7 +53,7 @@ WRITE = """
     from esplug.loggers.logger_set import LoggerSet
     from esplug.checkpoints.model_card import model_card
     from esplug.planning.placement import Plan
-    from esplug.runs.results_json import results
+    from esplug.runs.result import results
     from esplug.runs.directory import RunDirectory, environment
     from esplug.checkpoints.seed_log import SeedLog
     from esplug.checkpoints.seed_log_records import Base, Header, Step

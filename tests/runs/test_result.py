@@ -9,7 +9,7 @@ from esplug.config import make_config
 from esplug.data.splits import EvaluationSplit
 from esplug.evaluation.figures import Evaluation
 from esplug.planning.placement import Plan
-from esplug.runs.results_json import results
+from esplug.runs.result import results
 from tests.helpers.evaluations import split
 
 ASKED = {"s": EvaluationSplit(["one", "two"], [[1], [2]], ["1", "2"]), "t": EvaluationSplit(["three"], [[3]], ["3"])}
