@@ -1,7 +1,7 @@
 """Command-line flag and help panel of each setting."""
 
-from esplug.config.run_config import RunConfig
 from esplug.config.fields import Command
+from esplug.config.run_config import RunConfig
 
 
 def flag_of(field: str, command: Command = "train") -> str:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 Recipe = Literal["paper", "fast"]
 
 #: ``paper``: the settings of ES-at-Scale (arXiv 2509.24372), which are the fields' own defaults. ``fast``: larger
-#: steps that decay over the run. ``benchmarks/README.md`` compares them.
+#: steps that decay over the run. ``benchmarks/learning/README.md`` compares them.
 RECIPES: Mapping[str, Mapping[str, Any]] = {
     "paper": {"alpha_schedule": "constant"},
     "fast": {"alpha_schedule": "cosine"},

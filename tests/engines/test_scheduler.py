@@ -102,9 +102,8 @@ def test_helping_never_makes_it_much_later(pieces, engines, switch) -> None:
     assert helped <= max(free) + 1e-9 + 1.0
 
 
-def test_64_engines_are_busy_with_256_members_whose_answers_are_those_of_a_real_run(monkeypatch) -> None:
-    monkeypatch.syspath_prepend("benchmarks")
-    from scaling import RECORD, Answers, barrier, ours
+def test_64_engines_are_busy_with_256_members_whose_answers_are_those_of_a_real_run() -> None:
+    from benchmarks.scaling.__main__ import RECORD, Answers, barrier, ours
 
     answers, draw = Answers.read(RECORD), random.Random(0)
     members = [answers.draw(draw, 512) for _ in range(256)]

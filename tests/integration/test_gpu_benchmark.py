@@ -1,4 +1,4 @@
-"""`benchmarks/gpu.py` from its door, as far as it goes without a GPU."""
+"""`benchmarks/gpu` from its door, as far as it goes without a GPU."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.vllm
 
 def test_it_checks_everything_and_prints_its_tables(tmp_path) -> None:
     arguments = f"--cases 10 --tensors 2 --members 2 --only checks memory kernels adapters --results {tmp_path}"
-    command = [sys.executable, "benchmarks/gpu.py", *arguments.split()]
+    command = [sys.executable, "-m", "benchmarks.gpu", *arguments.split()]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     before_tables = done.stdout.partition("memory, ")[0].splitlines()

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esplug.config.run_config import make_config
+from esplug.config import make_config
 from esplug.errors import UserError
 from esplug.loggers.jsonl import JsonlLogger
 from esplug.loggers.logger_set import LoggerSet

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from esplug import hookimpl
-from esplug.config.run_config import make_config
+from esplug.config import make_config
 from esplug.errors import PluginError, UserError
 from esplug.loggers.logger_set import LoggerSet
 from esplug.plugins import PluginInfo

@@ -14,7 +14,7 @@ from esplug.weights import master as weights
 from esplug.weights.master import MasterWeights
 from esplug.weights.partition import TensorBlock
 
-CASES = 60  # benchmarks/gpu.py runs more
+CASES = 60  # benchmarks/gpu runs more
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 

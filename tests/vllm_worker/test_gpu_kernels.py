@@ -5,6 +5,8 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.helpers.adapters import exact_sums
+
 RANKS = (1, 8, 16, 64)  # that esplug asks vLLM for
 
 
@@ -15,17 +17,6 @@ def adapters(interpreted):
 
 def drawn(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def expected(y, x, slots, a, b) -> torch.Tensor:
-    total, first = y.double(), 0
-    for down, up in zip(a, b, strict=True):
-        for row, slot in enumerate(slots[: len(x)].tolist()):
-            if slot >= 0:
-                share = up[slot, 0].double() @ (down[slot, 0].double() @ x[row].double())
-                total[row, first : first + up.shape[2]] += share
-        first += up.shape[2]
-    return total
 
 
 @settings(max_examples=40, deadline=None)
@@ -43,7 +34,7 @@ def test_every_row_gets_its_own_adapter_s_share(adapters, slots, rank, inputs, o
     y = drawn(2, rows, sum(outputs) + 1, dtype=dtype)[:, : sum(outputs)]
     a = [drawn(3 + i, 3, 1, rank, inputs, dtype=dtype) for i in range(len(outputs))]
     b = [drawn(6 + i, 3, 1, n, rank, dtype=dtype) for i, n in enumerate(outputs)]
-    exact, before = expected(y, x, table, a, b), y.clone()
+    exact, before = exact_sums(y, x, table, a, b), y.clone()
     apart = [y[i : i + 1].clone() for i in range(rows)]
     adapters.add(y, x, table, a, b)
     with pytest.MonkeyPatch.context() as patch:  # alone and divided differently, a row gets the same bits

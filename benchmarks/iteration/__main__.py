@@ -1,0 +1,6 @@
+"""Entry point of ``python -m benchmarks.iteration``."""
+
+from benchmarks.iteration.run import main
+
+if __name__ == "__main__":
+    main()

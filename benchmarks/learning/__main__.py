@@ -1,0 +1,158 @@
+r"""Learning benchmark: compares the reference's settings, esplug's, and esplug's options at equal numbers of answers.
+
+    python -m benchmarks.learning                 # make the missing runs, then print the tables
+    python -m benchmarks.learning --print         # print the tables of the finished runs
+    python -m benchmarks.learning --study sums    # only the tiny model
+    python -m benchmarks.learning --gpus 0 1      # several runs on each of these GPUs
+
+Each run trains one arm with one seed, on one CPU core or on a GPU. Its held-out rewards become one line of
+``results/STUDY.jsonl`` beside this file, so an interrupted study continues where it stopped. Study ``countdown`` trains
+SmolLM2-135M-Instruct on one-shot Countdown. Study ``sums`` trains a tiny model (``tiny_sums.py``) on differences. All
+arms of a study see the same prompts in the same order and decode greedily. ``benchmarks/shared/reference.py`` holds the
+arithmetic of the reference arms.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+
+from benchmarks.learning.report import append, compare, report, results_of
+from benchmarks.learning.studies import STUDIES, SUMS
+
+SEEDS = (1, 2, 3)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--study", choices=STUDIES, action="append", help="repeat for more  [default: all]")
+    parser.add_argument("--arm", action="append", help="run only this arm; repeat for more")
+    parser.add_argument("--gpus", nargs="+", default=[], help="indices of GPUs  [default: CPU]", metavar="GPU")
+    parser.add_argument("--per-gpu", type=int, default=6, help="concurrent runs per GPU  [default: 6]")
+    parser.add_argument("--hours", type=float, default=3.0, help="start no new run after this time  [default: 3]")
+    parser.add_argument("--print", action="store_true", help="print the tables without running anything")
+    parser.add_argument("--compare", nargs=3, metavar=("STUDY", "ARM", "ARM"), help="print how far one arm is ahead")
+    parser.add_argument(
+        "--run",
+        nargs=4,
+        metavar=("STUDY", "ARM", "SEED", "GPU"),
+        help="train one arm with one seed; GPU is an index or none",
+    )
+    arguments = parser.parse_args()
+    if arguments.run:
+        name, arm, seed, gpu = arguments.run
+        return run(name, arm, int(seed), gpu)
+    if arguments.compare:
+        return compare(*arguments.compare)
+    for name in arguments.study or STUDIES:
+        if not arguments.print:
+            places = places_for(arguments.gpus, arguments.per_gpu)
+            make_missing(name, arguments.arm, places, time.monotonic() + 3600 * arguments.hours)
+        report(name)
+
+
+def places_for(gpus: Sequence[str], per_gpu: int) -> list[tuple[str, str]]:
+    """Return a place for each concurrent run: its CPU cores in ``taskset`` syntax, and a GPU or ``none``."""
+    cores = sorted(os.sched_getaffinity(0))
+    wanted = [gpu for _ in range(per_gpu) for gpu in gpus] or ["none"] * len(cores)
+    each = max(1, len(cores) // len(wanted))
+    return [(",".join(map(str, cores[k * each : (k + 1) * each] or cores)), gpu) for k, gpu in enumerate(wanted)]
+
+
+def make_missing(name: str, only: Sequence[str] | None, free: list[tuple[str, str]], deadline: float) -> None:
+    """Make a study's missing runs, one at a time in each free place."""
+    from benchmarks.learning import tiny_sums
+
+    if unknown := set(only or ()) - set(STUDIES[name].arms):
+        sys.exit(f"{name} has no arm {min(unknown)!r}: {', '.join(STUDIES[name].arms)}")
+    if name == "sums" and not SUMS.exists():
+        print(f"training {SUMS}", flush=True)
+        tiny_sums.make(SUMS)
+    finished = {(each["arm"], each["seed"]) for each in results_of(name)}
+    todo = [
+        (arm, seed)
+        for seed in SEEDS
+        for arm in STUDIES[name].arms
+        if (arm, seed) not in finished and (not only or arm in only)
+    ]
+    running: dict[subprocess.Popen[bytes], tuple[str, str]] = {}
+    while todo or running:
+        while todo and free and time.monotonic() < deadline:
+            (arm, seed), (cores, gpu) = todo.pop(0), free.pop(0)
+            run = [sys.executable, "-m", "benchmarks.learning", "--run", name, arm, str(seed), gpu]
+            command = ["taskset", "-c", cores, *run]
+            print(f"{time.strftime('%H:%M')} {name}: {arm}, seed {seed}", flush=True)
+            running[subprocess.Popen(command, stdout=subprocess.DEVNULL)] = cores, gpu
+        for process in [each for each in running if each.poll() is not None]:
+            free.append(running.pop(process))
+            if process.returncode:
+                for other in running:
+                    other.terminate()
+                sys.exit(f"a run failed: {' '.join(map(str, process.args))}")
+        if not running and time.monotonic() >= deadline:
+            return
+        time.sleep(1)
+
+
+def run(name: str, arm: str, seed: int, gpu: str) -> None:
+    """Train one arm with one seed, and append its held-out rewards to the results."""
+    from benchmarks.learning import tiny_sums
+    from benchmarks.shared import reference
+    from esplug.config import make_config
+    from esplug.data.batches import Batches, load_batch_source, load_eval_splits
+    from esplug.plugins.task import Task
+    from esplug.runs.directory import environment
+    from esplug.trainer import EvolutionStrategiesTrainer
+
+    study = STUDIES[name]
+    settings = dict(study.arms[arm])
+    pool = settings.pop("pool", "BenchmarkPool")
+    with tempfile.TemporaryDirectory() as folder:
+        own = {"seed": seed, "use_gpus": gpu, "n_vllm_engines": 1, "output_directory": folder, "logging": "jsonl"}
+        if gpu != "none":  # several runs share the GPU
+            own["gpu_memory_utilization"] = 0.05
+            os.environ["ESPLUG_BENCHMARK_LLM"] = json.dumps({"kv_cache_memory_bytes": 2**31})
+        if name == "countdown":
+            task = Task.load("countdown", study.task_options)
+            config = make_config({"task": "countdown"}, study.common, settings, own, defaults=task.defaults())
+            rows = load_batch_source(task, None, config.batch_size, config.seed)
+            splits = load_eval_splits(task, None, config.eval_limit)
+            functions = (task.reward, task.template)
+        else:
+            config = make_config({"task": "custom"}, study.common, settings, own)
+            rows = Batches(*tiny_sums.split(1024, 0), config.batch_size, config.seed)
+            splits = {"held out": [tiny_sums.split(500, 1)]}
+            functions = (tiny_sums.reward, None)
+        arm_trainer = type("Arm", (EvolutionStrategiesTrainer,), {"pool": getattr(reference, pool)})
+        trainer = arm_trainer.from_config(config, *functions, rows, splits)
+        started = time.perf_counter()
+        outcome = trainer.fit()
+        metrics = [json.loads(line) for line in (outcome.run_dir / "metrics.jsonl").read_text().splitlines()]
+    answers = config.population_size * rows.batch_size
+    result = {
+        "study": name,
+        "arm": arm,
+        "seed": seed,
+        "pool": pool,
+        "settings": config.model_dump(exclude={"output_directory", "model_name"}, exclude_none=True),
+        "answers": [evaluation.iteration * answers for evaluation in outcome.evaluations],
+        "rewards": [[_short(row[0].reward) for row in each.splits[0].rows] for each in outcome.evaluations],
+        "train": [_short(row["train/reward/mean"]) for row in metrics if "train/reward/mean" in row],
+        "base": f"{trainer.history.base:016x}",
+        "checksum": f"{outcome.checksum:016x}",
+        "seconds": round(time.perf_counter() - started),
+        "environment": environment(),
+    }
+    append(name, result)
+
+
+def _short(value: float) -> float:
+    return int(value) if value == int(value) else round(value, 4)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""Arms that the learning benchmark compares, and the settings that they share."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+SMALL = ROOT / "models" / "SmolLM2-135M-Instruct"
+SUMS = ROOT / "models" / "tiny-sums"
+
+
+@dataclass(frozen=True)
+class Study:
+    """Runs to compare.
+
+    Attributes:
+        common: settings of every arm.
+        arms: what each arm changes.
+        mark: held-out reward; the table shows how many answers each arm takes to reach it.
+        shown: numbers of answers at which the table shows the held-out reward.
+        task_options: options of the task.
+    """
+
+    common: Mapping[str, Any]
+    arms: Mapping[str, Mapping[str, Any]]
+    mark: float
+    shown: Sequence[int]
+    task_options: Mapping[str, Any] = field(default_factory=dict)
+
+
+#: ``pool`` names a class of ``benchmarks.shared.reference``, which sets the arithmetic; other keys are run settings.
+REFERENCE = {"pool": "ReferenceMathsPool", "master_dtype": "model"}
+MIRRORED = {"antithetic": True}
+STUDIES = {
+    "countdown": Study(
+        common={
+            "model_name": str(SMALL),
+            "sigma": 0.001,
+            "population_size": 16,
+            "batch_size": 48,
+            "max_tokens": 40,
+            "max_model_len": 1024,
+            "n_iterations": 24,
+            "eval_freq": 2,
+            "eval_limit": 500,
+        },
+        task_options={"level": "easy", "shots": 1},
+        mark=0.4,
+        shown=(0, 3072, 6144, 9216, 12288, 18432, 27648),
+        arms={
+            "reference": REFERENCE | {"n_iterations": 36},
+            "paper": {"n_iterations": 36},
+            "alpha x 3": {"alpha": 0.0015},
+            "reference, alpha x 3": REFERENCE | {"alpha": 0.0015},
+            "mirrored, alpha x 3": MIRRORED | {"alpha": 0.0015},
+            "alpha x 6": {"alpha": 0.003},
+            "48 members, alpha x 3": {"alpha": 0.0015, "population_size": 48, "batch_size": 16},
+            "Gaussian noise, alpha x 3": {"pool": "GaussianPool", "alpha": 0.0015},
+            "alpha x 6, cosine": {"alpha": 0.003, "alpha_schedule": "cosine"},
+            "fast": {"alpha": 0.002, "alpha_schedule": "cosine"},
+            "equal noise in equal shapes, alpha x 3": {"pool": "TiedPool", "alpha": 0.0015},
+            "momentum 0.5, alpha x 3": {"alpha": 0.00075, "momentum": 0.5},
+            "per prompt, alpha x 10": {"reward_shaping": "z-scores-per-prompt", "alpha": 0.005},
+        },
+    ),
+    "sums": Study(
+        common={
+            "model_name": str(SUMS),
+            "sigma": 0.002,
+            "population_size": 16,
+            "batch_size": 64,
+            "max_tokens": 4,
+            "stop": ["."],
+            "n_iterations": 40,
+            "eval_freq": 5,
+        },
+        mark=0.6,
+        shown=(0, 5120, 10240, 20480, 30720, 40960),
+        arms={
+            "reference": REFERENCE,
+            "reference, alpha x 2": REFERENCE | {"alpha": 0.002},
+            "paper": {},
+            "Gaussian noise": {"pool": "GaussianPool"},
+            "alpha x 2": {"alpha": 0.002},
+            "alpha x 3": {"alpha": 0.003},
+            "alpha x 4": {"alpha": 0.004},
+            "alpha x 4, cosine": {"alpha": 0.004, "alpha_schedule": "cosine"},
+            "alpha x 6": {"alpha": 0.006},
+            "alpha x 6, cosine": {"alpha": 0.006, "alpha_schedule": "cosine"},
+            "reference, alpha x 4": REFERENCE | {"alpha": 0.004},
+            "equal noise in equal shapes": {"pool": "TiedPool"},
+            "equal noise in equal shapes, alpha x 2": {"pool": "TiedPool", "alpha": 0.002},
+            "equal noise in equal shapes, alpha x 4, cosine": {
+                "pool": "TiedPool",
+                "alpha": 0.004,
+                "alpha_schedule": "cosine",
+            },
+            "32 members, alpha x 2": {"alpha": 0.002, "population_size": 32, "batch_size": 32},
+            "64 members, alpha x 3": {"alpha": 0.003, "population_size": 64, "batch_size": 16},
+            "mirrored": MIRRORED,
+            "per prompt": {"reward_shaping": "z-scores-per-prompt"},
+            "per prompt, alpha x 10": {"reward_shaping": "z-scores-per-prompt", "alpha": 0.01},
+            "ranks": {"reward_shaping": "centered-ranks"},
+            "ranks, alpha x 7": {"reward_shaping": "centered-ranks", "alpha": 0.007},
+            "sigma linear": {"sigma_schedule": "linear"},
+            "sigma cosine": {"sigma_schedule": "cosine"},
+            "alpha x 2, linear": {"alpha": 0.002, "alpha_schedule": "linear"},
+            "alpha x 2, cosine": {"alpha": 0.002, "alpha_schedule": "cosine"},
+            "momentum 0.5": {"alpha": 0.0005, "momentum": 0.5},
+            "momentum 0.8": {"alpha": 0.0002, "momentum": 0.8},
+            "momentum 0.5, alpha x 2": {"alpha": 0.001, "momentum": 0.5},
+            "mirrored, alpha x 2": MIRRORED | {"alpha": 0.002},
+            "mirrored, alpha x 3, cosine": MIRRORED | {"alpha": 0.003, "alpha_schedule": "cosine"},
+        },
+    ),
+}
