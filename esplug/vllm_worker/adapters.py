@@ -15,7 +15,6 @@ from esplug.noise.kernels import kernels_for
 from esplug.noise.low_rank import factor_keys, is_perturbed
 from esplug.vllm_worker.direct_load import ParameterMap
 
-#: Private names of vLLM, checked on 0.26.0 and 0.32.0.
 VLLM_INTERNALS = {
     "vllm.lora.model_manager:LoRAModelManager": "__init__.lora_manager device lora_index_to_id lora_slots modules "
     "activate_adapter(lora_id) add_adapter(adapter) create_dummy_lora(lora_id, rank, embedding_modules) "

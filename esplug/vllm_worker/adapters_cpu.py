@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-#: Private names of vLLM, checked on 0.26.0 and 0.32.0.
 VLLM_INTERNALS = {
     "vllm.lora.punica_wrapper.punica_cpu:PunicaWrapperCPU": "__init__(max_num_batched_tokens, max_batches, device)",
     "vllm.lora.punica_wrapper.punica_base:PunicaWrapperBase": "token_lora_indices "

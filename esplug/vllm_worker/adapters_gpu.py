@@ -12,7 +12,6 @@ from vllm.utils.torch_utils import direct_register_custom_op
 
 from esplug.vllm_worker import adapter_kernel
 
-#: Private names of vLLM, checked on 0.26.0 and 0.32.0.
 VLLM_INTERNALS = {
     "vllm.lora.punica_wrapper.punica_cpu:PunicaWrapperCPU": "__init__(max_num_batched_tokens, max_batches, device)",
     "vllm.lora.punica_wrapper.punica_base:PunicaWrapperBase": "_token_lora_indices _update_base_metadata "

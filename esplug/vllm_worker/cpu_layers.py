@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-#: Private names of vLLM, checked on 0.26.0 and 0.32.0. The kernels are looked up when they are used.
+# The kernels of torch.ops._C are looked up when they are used.
 VLLM_INTERNALS = {
     "vllm.model_executor.layers.activation:SiluAndMul": "forward_native(x)",
     "vllm.model_executor.layers.layernorm:RMSNorm": "forward_native(x, residual) has_weight "

@@ -15,7 +15,6 @@ from esplug.noise.kernels import kernels_for
 from esplug.weights.master import MasterWeights
 from esplug.weights.partition import TensorBlock
 
-#: Private names of vLLM, checked on 0.26.0 and 0.32.0.
 VLLM_INTERNALS = {
     "vllm.model_executor.models.llama:LlamaForCausalLM": "packed_modules_mapping",
     "vllm.model_executor.layers.attention:Attention": "process_weights_after_loading",

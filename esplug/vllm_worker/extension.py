@@ -25,7 +25,6 @@ from esplug.weights.master import MasterWeights
 from esplug.weights.partition import TensorBlock
 from esplug.weights.rank_group import RankGroup
 
-#: Private names of vLLM, checked on 0.26.0 and 0.32.0.
 VLLM_INTERNALS = {
     "vllm.v1.worker.worker_base:WorkerBase": "rank device model_runner",
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner": "get_model() model_config kv_caches "

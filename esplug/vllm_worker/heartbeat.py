@@ -6,7 +6,6 @@ import struct
 import time
 from typing import Any
 
-#: Private names of vLLM, checked on 0.26.0 and 0.32.0.
 VLLM_INTERNALS = {"vllm.v1.engine.llm_engine:LLMEngine": "step()", "vllm.entrypoints.llm:LLM": "llm_engine"}
 
 _TIME = struct.Struct("d")  # written atomically

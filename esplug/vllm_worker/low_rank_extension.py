@@ -7,7 +7,6 @@ from esplug.errors import UserError
 from esplug.vllm_worker.adapters import Adapters
 from esplug.vllm_worker.extension import ESWorkerExtension, MasterSetup
 
-#: Private names of vLLM, checked on 0.26.0 and 0.32.0.
 VLLM_INTERNALS = {"vllm.platforms.interface:Platform": "get_punica_wrapper()"}
 
 _WRAPPER = (

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from esplug.vllm_worker.detokenizer import Stops
 
-#: Private names of vLLM, checked on 0.26.0 and 0.32.0.
 VLLM_INTERNALS = {
     "vllm.v1.engine.llm_engine:LLMEngine": "engine_core",
     "vllm.v1.engine.core_client:InprocClient": "engine_core",

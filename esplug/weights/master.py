@@ -55,7 +55,7 @@ class MasterWeights:
 
     Attributes:
         names: checkpoint names, in the order of :meth:`perturbed`.
-        shapes, dtypes: of the tensors in the checkpoint; a float32 master has other types.
+        shapes, dtypes: of the tensors in the checkpoint; a float32 master may have other types.
         nbytes: size of the master in bytes.
 
     Raises:

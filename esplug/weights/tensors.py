@@ -69,7 +69,7 @@ class MasterTensors:
         return torch.empty(tuple(shape), dtype=dtype, device=self._device)
 
     def save(self, folder: Path, stream: Iterator[tuple[str, torch.Tensor]], dtype: torch.dtype | None) -> None:
-        """Write a stream of all tensors, written in ``dtype``, in shards: rank 0 gathers them from all ranks."""
+        """Write a stream of all tensors, of type ``dtype``, in shards. Rank 0 gathers them from all ranks."""
         sizes = {name: math.prod(self.shapes[name]) * self.written_dtype(name, dtype).itemsize for name in self.shapes}
         shards = plan_shards(sizes)
         failed: Exception | None = None
