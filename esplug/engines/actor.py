@@ -16,7 +16,6 @@ from esplug.utils.free_memory import free_memory
 from esplug.utils.text import one_line
 from esplug.vllm_worker.detokenizer import Detokenizer, Stops
 from esplug.vllm_worker.heartbeat import Heartbeat, beat_every_step
-from esplug.vllm_worker.master_setup import MasterSetup
 from esplug.vllm_worker.scheduler_patch import SchedulerPatch, scheduler_of
 
 if TYPE_CHECKING:
@@ -96,6 +95,8 @@ class Engine:
         set_environment(settings.device, cores)  # vLLM reads it when it is imported
         from vllm import LLM
 
+        from esplug.vllm_worker.extension import MasterSetup
+
         gpu_share = (1 - memory_share(settings)) / settings.engines_per_gpu
         extension = LOW_RANK_EXTENSION if settings.low_rank else self.worker_extension
         options = llm_options(settings, kv_cache_bytes) | {"worker_extension_cls": extension}
@@ -121,8 +122,6 @@ class Engine:
             raise RuntimeError(f"tensor-parallel ranks of one engine differ after loading: {found}")
         return found[0]
 
-    # --- answering --------------------------------------------------------------------------------------
-
     @_with_heartbeat
     def generate(
         self,
@@ -131,17 +130,13 @@ class Engine:
         seeds: Sequence[int],
         sampling: Sampling,
     ) -> list[Generation]:
-        """Answer ``prompts`` (token ids), each with its own seed, with each of ``weights``.
+        """Answer ``prompts`` (token ids), each with its own seed, with each of ``weights``: one, or low-rank members.
 
         The answers depend only on these arguments and the master weights, not on earlier calls.
-
-        Args:
-            weights: one, or several low-rank members.
         """
         from vllm import TokensPrompt
 
-        began, started, count = time.time(), time.perf_counter(), len(weights)
-        switch_seconds = 0.0
+        began, started, count, switch_seconds = time.time(), time.perf_counter(), len(weights), 0.0
         if tuple(weights) != self._weights:
             self._weights = ()
             self._write(weights)
@@ -162,9 +157,9 @@ class Engine:
         for output in outputs:
             self._heartbeat.beat()
             (answer,) = output.outputs
-            text = (
-                answer.text if vllm_detokenizes else self._detokenizer.text(output.prompt_token_ids, answer.token_ids)
-            )
+            text = answer.text
+            if not vllm_detokenizes:
+                text = self._detokenizer.text(output.prompt_token_ids, answer.token_ids)
             text = stops.cut(text) if stops else text
             completions.append(Completion(text, len(answer.token_ids), answer.finish_reason == "stop"))
         undefined = self._take_undefined(adapters)
@@ -221,8 +216,6 @@ class Engine:
             prefixes = [TokensPrompt(prompt_token_ids=prefix)] * len(adapters)
             self._llm.generate(prefixes, once, lora_request=list(adapters), use_tqdm=False)
 
-    # --- master weights ---------------------------------------------------------------------------------
-
     @_with_heartbeat
     def update(self, seeds: list[int], coefficients: list[float]) -> int:
         """Add ``sum_k coefficients[k] * eps(seeds[k])`` to the master weights. Returns their new checksum.
@@ -258,11 +251,7 @@ class Engine:
 
 
 def _create_llm(kind: Callable[..., Any], settings: EngineSettings, options: dict[str, Any]) -> Any:
-    """Create vLLM's engine.
-
-    Raises:
-        UserError: vLLM has no adapters for this model.
-    """
+    """Create vLLM's engine. Raises ``UserError`` if vLLM has no adapters for this model."""
     try:
         return kind(**options)
     except ValueError as error:

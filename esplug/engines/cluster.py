@@ -146,11 +146,7 @@ def _check_port(address: str) -> None:
 
 
 def visible_devices(use_gpus: str, visible: str | None) -> str:
-    """Choose GPUs by their position among those that this process may use.
-
-    Args:
-        use_gpus: positions, such as ``0,1``.
-        visible: ``CUDA_VISIBLE_DEVICES`` as the machine's scheduler may have set it.
+    """Choose GPUs by positions, such as ``0,1``, among the ``visible`` ones (``CUDA_VISIBLE_DEVICES``).
 
     Raises:
         UserError: there are fewer.

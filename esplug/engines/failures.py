@@ -1,12 +1,10 @@
 """Failure reports: what happened to an engine, the end of its log, and which weights differ."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from esplug.engines.liveness import EngineSlot
 from esplug.errors import RunError, UserError
-from esplug.utils.json_files import write_json
 
 _LOG_TAIL = 15  # lines
 
@@ -16,11 +14,6 @@ def raised(error: Exception) -> bool:
     import ray
 
     return isinstance(error, ray.exceptions.RayTaskError)
-
-
-def log_path(folder: Path, slot: EngineSlot) -> Path:
-    """Return the path of an engine's log in a run's directory."""
-    return folder / "logs" / f"engine-{slot.index}.log"
 
 
 def describe(slot: EngineSlot, error: Exception) -> str:
@@ -36,37 +29,23 @@ def describe(slot: EngineSlot, error: Exception) -> str:
     return "ran out of memory and was killed" if isinstance(error, ray.exceptions.OutOfMemoryError) else "died"
 
 
-def run_error(folder: Path, slot: EngineSlot, error: Exception, more: str = "") -> Exception:
+def run_error(slot: EngineSlot, error: Exception, more: str = "") -> Exception:
     """Make the error that ends the run: the engine's own if that is the user's to fix, else one with the log's end."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, UserError):
         return cause
-    return RunError(f"engine {slot.index} {describe(slot, error)}{more}{_log_tail(log_path(folder, slot))}")
-
-
-def _log_tail(path: Path) -> str:
+    message = f"engine {slot.index} {describe(slot, error)}{more}"
     try:
-        tail = path.read_text(errors="replace").splitlines()[-_LOG_TAIL:]
+        tail = slot.log.read_text(errors="replace").splitlines()[-_LOG_TAIL:]
     except OSError:
-        return ""
-    return f"\nlast lines of {path}:\n" + "\n".join(f"  {line}" for line in tail)
+        return RunError(message)
+    return RunError("\n  ".join([f"{message}\nlast lines of {slot.log}:", *tail]))
 
 
-def write_mismatch(
-    path: Path, iteration: int, when: str, logs: Sequence[Path], tensors: Sequence[dict[str, int]]
-) -> None:
-    """Write which tensors differ between engines to ``path``, as JSON.
-
-    Args:
-        path: of the file.
-        iteration: after which weights differ.
-        when: what the engines did last.
-        logs: path of each engine's log.
-        tensors: checksum of each tensor, for each engine.
-    """
+def mismatch(slots: Sequence[EngineSlot], tensors: Sequence[dict[str, int]]) -> dict[str, Any]:
+    """Return each engine's log and checksums of the tensors that differ, from the checksums of all its tensors."""
     differing = [name for name in tensors[0] if len({each[name] for each in tensors}) > 1]
-    engines: dict[str, Any] = {
-        str(index): {"log": str(log), "tensors": {name: f"{own[name]:016x}" for name in differing}}
-        for index, (log, own) in enumerate(zip(logs, tensors, strict=True))
+    return {
+        str(slot.index): {"log": str(slot.log), "tensors": {name: f"{own[name]:016x}" for name in differing}}
+        for slot, own in zip(slots, tensors, strict=True)
     }
-    write_json(path, {"iteration": iteration, "after": when, "engines": engines}, indent=2)

@@ -65,11 +65,7 @@ class AnswerCollector(Generic[Key]):
         self._parts: dict[Key, dict[int, list[Generation]]] = {}  # by a job's first key, then by mini-batch
 
     def add(self, piece: Piece[Job[Key]], engine: int, generations: list[Generation]) -> list[tuple[Key, Generation]]:
-        """Add what ``engine`` answered, for each of the weights.
-
-        Returns:
-            the job's keys and answers if this was its last mini-batch, otherwise nothing.
-        """
+        """Add what ``engine`` answered. Return the job's keys and answers if this was its last mini-batch."""
         job = piece.job
         parts = self._parts.setdefault(job.keys[0], {})
         parts[piece.number] = [

@@ -14,7 +14,7 @@ from esplug.engines.messages import EngineSettings
 from esplug.engines.vllm_options import memory_share
 from esplug.errors import RunError
 from esplug.planning.placement import Plan, cpu_kv_cache_bytes
-from esplug.utils.console import get_console
+from esplug.utils.console import say
 
 _PORT_IN_USE = "ddress already in use"  # another process took a port between vLLM's finding and binding it
 
@@ -26,7 +26,7 @@ class ManagedEngines:
 
     Attributes:
         engine: class of the engines.
-        restarts: engines replaced so far.
+        restarts: number of engines replaced so far.
     """
 
     engine: type = Engine
@@ -42,8 +42,7 @@ class ManagedEngines:
         timeout: float = 600.0,
         max_restarts: int = 10,
     ) -> None:
-        self.plan = plan
-        self.restarts = 0
+        self.plan, self.restarts = plan, 0
         self._settings, self._engine_bytes, self._kv_cache_most = settings, engine_bytes, kv_cache_most
         self._folder, self._max_restarts = folder, max_restarts
         self._slots: list[EngineSlot] = []
@@ -51,14 +50,8 @@ class ManagedEngines:
         self._placement: Any = None
         self._history = History(0)
 
-    # --- placing ----------------------------------------------------------------------------------------
-
     def _place(self) -> None:
-        """Reserve resources for all engines and spawn their actors.
-
-        Raises:
-            RunError: the cluster does not have them free.
-        """
+        """Reserve resources for all engines and spawn their actors. Raises ``RunError`` if they are not free."""
         import ray
         from ray.util.placement_group import placement_group
 
@@ -72,7 +65,7 @@ class ManagedEngines:
                 f"Ray found no room for {self.plan.describe()} within 60 s; is another run using it?"
             ) from error
         for index in range(self.plan.n_engines):
-            self._slots.append(EngineSlot(index, None))
+            self._slots.append(EngineSlot(index, self._folder / "logs" / f"engine-{index}.log"))
             self._spawn(self._slots[-1])
         self._share_machines()
 
@@ -85,7 +78,7 @@ class ManagedEngines:
         place = PlacementGroupSchedulingStrategy(self._placement, slot.index)
         actor = ray.remote(concurrency_groups={"pulse": 1})(self.engine)
         slot.actor = actor.options(num_gpus=gpus, num_cpus=1 if gpus else cores, scheduling_strategy=place).remote(
-            str(failures.log_path(self._folder, slot).absolute())
+            str(slot.log.absolute())
         )
         slot.reset()
 
@@ -108,12 +101,9 @@ class ManagedEngines:
         while True:
             try:
                 location: tuple[str, int] = self._get(slot.actor.location.remote())
+                return location
             except ray.exceptions.RayError as error:
                 self._respawn(slot, error)
-            else:
-                return location
-
-    # --- starting ---------------------------------------------------------------------------------------
 
     def _start_engine(self, slot: EngineSlot) -> Any:
         """Have a slot's new actor load the model and catch up. Returns a reference to its :class:`CaughtUp`."""
@@ -128,19 +118,13 @@ class ManagedEngines:
             caught_up: CaughtUp = self._get(ref)
         except ray.exceptions.RayError as error:
             if failures.raised(error) and _PORT_IN_USE not in str(error):
-                raise self._run_error(slot, error) from error
+                raise failures.run_error(slot, error) from error
             return self._replace_and_wait(slot, error)
         slot.ready = True
         return caught_up
 
-    # --- replacing --------------------------------------------------------------------------------------
-
     def _replace(self, slot: EngineSlot, error: Exception) -> Any:
-        """Replace an engine that failed. Returns a reference that is ready when the new engine has caught up.
-
-        Raises:
-            RunError: --max-restarts engines have been replaced already.
-        """
+        """Replace an engine that failed. Returns a reference that is ready when the new engine has caught up."""
         self._respawn(slot, error)
         return self._start_engine(slot)
 
@@ -154,12 +138,10 @@ class ManagedEngines:
 
         if self.restarts >= self._max_restarts:
             more = f", and {self.restarts} were replaced already (--max-restarts)"
-            raise self._run_error(slot, error, more) from error
+            raise failures.run_error(slot, error, more) from error
         self.restarts += 1
-        _say(
-            f"engine {slot.index} {failures.describe(slot, error)}; replacing it "
-            f"({self.restarts} of at most {self._max_restarts})"
-        )
+        count = f"{self.restarts} of at most {self._max_restarts}"
+        say(f"engine {slot.index} {failures.describe(slot, error)}; replacing it ({count})")
         with suppress(Exception):  # the actor may be dead already
             ray.kill(slot.actor)
         self._spawn(slot)
@@ -174,28 +156,22 @@ class ManagedEngines:
                 caught_up: CaughtUp = self._get(starting)
             except ray.exceptions.RayError as again:
                 error = again
-            else:
-                self._check_replacement(slot, caught_up)
-                return caught_up
+                continue
+            self._check_replacement(slot, caught_up)
+            return caught_up
 
     def _check_replacement(self, slot: EngineSlot, caught_up: CaughtUp) -> None:
-        """Check that a new engine has the weights of the others.
-
-        Raises:
-            RunError: its checksum differs.
-        """
+        """Check that a new engine has the weights of the others. Raises ``RunError`` if its checksum differs."""
         slot.ready = True
         for folder, reason in caught_up.damaged:
-            _say(f"skipped a checkpoint: {folder}: {reason}")
+            say(f"skipped a checkpoint: {folder}: {reason}")
         expected = self._history.checksum
         if expected is not None and caught_up.checksum != expected:
             raise RunError(
                 f"engine {slot.index} was replaced, and {caught_up.replayed} updates of the seed log gave it weights "
                 f"with checksum {caught_up.checksum:016x} instead of {expected:016x}; going on would give wrong results"
             )
-        _say(f"engine {slot.index} is there again, {caught_up.replayed} updates replayed")
-
-    # --- calling ----------------------------------------------------------------------------------------
+        say(f"engine {slot.index} is there again, {caught_up.replayed} updates replayed")
 
     def _call(self, slots: Sequence[EngineSlot], method: str, *arguments: Any) -> list[Any]:
         """Call a method of several engines at once. An engine that fails is replaced and called again.
@@ -216,7 +192,7 @@ class ManagedEngines:
                     if method == "save" and isinstance(cause, OSError):  # the disk failed, not the engine
                         raise cause from error
                     if raised_before and failures.raised(error):
-                        raise self._run_error(slot, error) from error
+                        raise failures.run_error(slot, error) from error
                     raised_before |= failures.raised(error)
                     self._replace_and_wait(slot, error)
                     ref = getattr(slot.actor, method).remote(*arguments)
@@ -229,10 +205,3 @@ class ManagedEngines:
         import ray
 
         return ray.get(self._monitor.wait([ref]))
-
-    def _run_error(self, slot: EngineSlot, error: Exception, more: str = "") -> Exception:
-        return failures.run_error(self._folder, slot, error, more)
-
-
-def _say(message: str) -> None:
-    get_console().print(message, markup=False, soft_wrap=True)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 #: Least time for an engine to start, in seconds, whatever the timeout.
@@ -11,31 +12,19 @@ START_TIMEOUT = 300.0
 
 @dataclass(slots=True, eq=False)
 class EngineSlot:
-    """An engine's place in the pool. A new actor takes it when the engine is replaced.
+    """An engine's place in the pool. A new actor takes it when the engine is replaced."""
 
-    Attributes:
-        index: of the slot in the pool.
-        actor: the engine now in the slot.
-        cores: index of the engine's share of its machine's cores, and the number of equal shares.
-        kv_cache: bytes of the KV cache; ``None`` lets vLLM choose.
-        heard: when the engine last made progress, on the monotonic clock.
-        asked: when its pulse was last asked for, likewise.
-        ready: whether it has started.
-        pulse: reference to its answer to the last question, if that is outstanding.
-        gone: whether it no longer answers; the caller who waits for its work gets the error.
-        silent_for: seconds without progress for which it was killed.
-    """
-
-    index: int
-    actor: Any
-    cores: tuple[int, int] = (0, 1)
-    kv_cache: int | None = None
-    heard: float = 0.0
-    asked: float = 0.0
-    ready: bool = False
-    pulse: Any = None
-    gone: bool = False
-    silent_for: float | None = None
+    index: int  # of the slot in the pool
+    log: Path  # of the engines in the slot
+    actor: Any = None  # the engine now in the slot
+    cores: tuple[int, int] = (0, 1)  # index of its share of its machine's cores, and the number of equal shares
+    kv_cache: int | None = None  # bytes of the KV cache; None lets vLLM choose
+    heard: float = 0.0  # when it last made progress, on the monotonic clock
+    asked: float = 0.0  # when its pulse was last asked for, likewise
+    ready: bool = False  # whether it has started
+    pulse: Any = None  # reference to its answer to the last question, if that is outstanding
+    gone: bool = False  # whether it no longer answers; the caller who waits for its work gets the error
+    silent_for: float | None = None  # seconds without progress for which it was killed
 
     def reset(self) -> None:
         """Forget the slot's last actor, once a new one has been put in."""
@@ -44,12 +33,7 @@ class EngineSlot:
 
 
 class LivenessMonitor:
-    """Asks all engines for their pulse while the caller waits for their work, and kills those that are silent.
-
-    Args:
-        slots: of the engines.
-        timeout: seconds without progress after which an engine is killed.
-    """
+    """Asks engines for their pulse while the caller waits for work; kills those silent for ``timeout`` seconds."""
 
     def __init__(self, slots: Sequence[EngineSlot], timeout: float) -> None:
         self._slots, self._timeout = slots, timeout

@@ -14,6 +14,7 @@ from esplug.engines.liveness import EngineSlot
 from esplug.engines.messages import Generation
 from esplug.engines.scheduler import Piece, WorkScheduler
 from esplug.errors import RunError
+from esplug.utils.json_files import write_json
 
 
 class EnginePool(ManagedEngines):
@@ -30,9 +31,6 @@ class EnginePool(ManagedEngines):
         folder: the run's directory; the engines' logs go there.
         timeout: seconds without progress after which an engine is replaced.
         max_restarts: engines to replace before giving up.
-
-    Attributes:
-        engine: class of the engines.
     """
 
     def __len__(self) -> int:
@@ -94,7 +92,7 @@ class EnginePool(ManagedEngines):
                 if piece is not None:
                     name = (piece.job.keys[0], piece.number)
                     if failures.raised(error) and name in raised:
-                        raise self._run_error(slot, error) from error
+                        raise failures.run_error(slot, error) from error
                     raised |= {name} if failures.raised(error) else set()
                     scheduler.requeue(slot.index, piece)
                 running[self._replace(slot, error)] = (slot, None)
@@ -152,8 +150,8 @@ class EnginePool(ManagedEngines):
         each = ", ".join(f"engine {i}: {value:016x}" for i, value in enumerate(checksums))
         iteration, path = len(self._history.steps), self._folder / "checksum-mismatch.json"
         with suppress(Exception):  # a report that cannot be written must not hide the mismatch
-            logs = [failures.log_path(self._folder, slot) for slot in self._slots]
-            failures.write_mismatch(path, iteration, when, logs, self._call(self._slots, "tensor_checksums"))
+            engines = failures.mismatch(self._slots, self._call(self._slots, "tensor_checksums"))
+            write_json(path, {"iteration": iteration, "after": when, "engines": engines}, indent=2)
         raise RunError(
             f"the engines' weights differ after {when} of iteration {iteration} ({each}); going on would give "
             f"wrong results. {path} says which tensors differ"

@@ -9,16 +9,11 @@ Job = TypeVar("Job")
 
 @dataclass(slots=True, eq=False)
 class _StartedJob(Generic[Job]):
-    """A job that at least one engine has started.
-
-    Attributes:
-        left: pieces that no engine has taken; the next one is last.
-        engines: those that hold the job's weights and will ask for more of it.
-    """
+    """A job that at least one engine has started."""
 
     job: Job
-    left: list[int]
-    engines: set[int] = field(default_factory=set)
+    left: list[int]  # pieces that no engine has taken; the next one is last
+    engines: set[int] = field(default_factory=set)  # those that hold the job's weights and will ask for more of it
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,10 +16,8 @@ from esplug.utils.cores import usable_cores
 def rank_cores(share: tuple[int, int], most: int | None, ranks: int) -> list[list[int]]:
     """Divide an engine's share of this machine's usable CPU cores among its tensor-parallel ranks.
 
-    Args:
-        share: index of the engine's share, and the number of equal shares.
-        most: cores to use at most.
-        ranks: number of ranks; with fewer cores than ranks, ranks share cores.
+    ``share`` is the index of the engine's share and the number of equal shares; ``most`` limits its cores. With fewer
+    cores than ranks, ranks share cores.
     """
     index, shares = share
     usable = usable_cores()

@@ -6,32 +6,27 @@ then on. Requests name their member's slot, so that one batch can answer with ma
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from esplug.errors import UserError
+from esplug.noise.kernels import kernels_for
 from esplug.noise.low_rank import factor_keys, is_perturbed
+from esplug.vllm_worker.direct_load import ParameterMap
 
-#: Private names of vLLM, checked on 0.26.0 and 0.32.0.
-VLLM_INTERNALS = (
-    "vllm.lora.model_manager:LoRAModelManager.__init__.lora_manager",
-    "vllm.lora.model_manager:LoRAModelManager.device",
-    "vllm.lora.model_manager:LoRAModelManager.lora_index_to_id",
-    "vllm.lora.model_manager:LoRAModelManager.lora_slots",
-    "vllm.lora.model_manager:LoRAModelManager.modules",
-    "vllm.lora.model_manager:LoRAModelManager.activate_adapter(lora_id)",
-    "vllm.lora.model_manager:LoRAModelManager.add_adapter(adapter)",
-    "vllm.lora.model_manager:LoRAModelManager.create_dummy_lora(lora_id, rank, embedding_modules)",
-    "vllm.lora.model_manager:LoRAModelManager.remove_all_adapters()",
-    "vllm.lora.lora_model:LoRAModel.clone(lora_model_id)",
-    "vllm.lora.layers.base_linear:BaseLinearLayerWithLoRA.base_layer",
-    "vllm.lora.layers.base_linear:BaseLinearLayerWithLoRA.lora_a_stacked",
-    "vllm.lora.layers.base_linear:BaseLinearLayerWithLoRA.lora_b_stacked",
-)
+VLLM_INTERNALS = {
+    "vllm.lora.model_manager:LoRAModelManager": "__init__.lora_manager device lora_index_to_id lora_slots modules "
+    "activate_adapter(lora_id) add_adapter(adapter) create_dummy_lora(lora_id, rank, embedding_modules) "
+    "remove_all_adapters()",
+    "vllm.lora.lora_model:LoRAModel": "clone(lora_model_id)",
+    "vllm.lora.layers.base_linear:BaseLinearLayerWithLoRA": "base_layer lora_a_stacked lora_b_stacked",
+}
 
-if TYPE_CHECKING:
-    import torch
-
-    from esplug.vllm_worker.direct_load import ParameterMap
+#: Zeros to which noise is added, the output, and the offset of its first element and its row pitch in the noise.
+_Target = tuple[Any, Any, int, int]
+#: The same with the key of the noise before the pitch, as the kernels take it.
+_Piece = tuple[Any, Any, int, int, int]
 
 
 class Adapters:
@@ -39,19 +34,14 @@ class Adapters:
 
     Args:
         model: vLLM's model, created with :func:`esplug.planning.adapter_sizes.adapter_options`.
-        places: where the checkpoint's tensors are in it.
-        shapes: shapes of the checkpoint's tensors.
+        places: where the checkpoint's tensors, of these ``shapes``, are in it.
         rank: rank of the members' perturbations.
 
     Raises:
         UserError: vLLM has no adapter for one of the linear layers.
     """
 
-    def __init__(self, model: Any, places: "ParameterMap", shapes: dict[str, tuple[int, ...]], rank: int) -> None:
-        import torch
-
-        from esplug.noise.kernels import kernels_for
-
+    def __init__(self, model: Any, places: ParameterMap, shapes: dict[str, tuple[int, ...]], rank: int) -> None:
         manager = model.lora_manager
         self._rank, self._names = rank, []
         layers = _layers(manager, places, shapes)
@@ -89,25 +79,17 @@ class Adapters:
         for scale, pieces in b.items():
             self._kernels.perturb_all(pieces, scale)
         if self._zeros.is_cuda:  # the model may use another stream
-            import torch
-
             torch.cuda.synchronize(self._zeros.device)
 
-    def _target(self, out: "torch.Tensor", start: int, pitch: int) -> "_Target":
+    def _target(self, out: torch.Tensor, start: int, pitch: int) -> _Target:
         if out.is_contiguous() and out.shape[1] == pitch:  # without gaps between rows
             out = out.view(1, -1)
         zeros = self._zeros[: out.numel()].view(out.shape)
         return self._kernels.array(zeros), self._kernels.array(out), start, pitch
 
 
-#: Zeros to which noise is added, the output, and the offset of its first element and its row pitch in the noise.
-_Target = tuple[Any, Any, int, int]
-#: The same with the key of the noise before the pitch, as the kernels take it.
-_Piece = tuple[Any, Any, int, int, int]
-
-
 def _layers(
-    manager: Any, places: "ParameterMap", shapes: dict[str, tuple[int, ...]]
+    manager: Any, places: ParameterMap, shapes: dict[str, tuple[int, ...]]
 ) -> list[tuple[Any, tuple[str, ...]]]:
     """Return vLLM's layers with adapters, each with the checkpoint's tensors that make up its weight."""
     layers, missing = [], {name for name in shapes if is_perturbed(name, shapes[name])}

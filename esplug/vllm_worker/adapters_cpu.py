@@ -8,18 +8,14 @@ from typing import Any
 import torch
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-#: Private names of vLLM, checked on 0.26.0 and 0.32.0.
-VLLM_INTERNALS = (
-    "vllm.lora.punica_wrapper.punica_cpu:PunicaWrapperCPU.__init__(max_num_batched_tokens, max_batches, device)",
-    "vllm.lora.punica_wrapper.punica_base:PunicaWrapperBase._update_base_metadata"
-    "(mapping, lora_index_to_id, max_loras, vocab_size)",
-    "vllm.lora.punica_wrapper.punica_base:PunicaWrapperBase.token_lora_indices",
-    "vllm.lora.punica_wrapper.punica_base:PunicaWrapperBase.update_metadata"
-    "(mapping, lora_index_to_id, max_loras, vocab_size)",
-    "vllm.lora.punica_wrapper.punica_base:PunicaWrapperBase.add_lora_linear"
-    "(y, x, lora_a_stacked, lora_b_stacked, scale, output_slices)",
-    "vllm.lora.layers.utils:LoRAMapping.index_mapping",
-)
+VLLM_INTERNALS = {
+    "vllm.lora.punica_wrapper.punica_cpu:PunicaWrapperCPU": "__init__(max_num_batched_tokens, max_batches, device)",
+    "vllm.lora.punica_wrapper.punica_base:PunicaWrapperBase": "token_lora_indices "
+    "_update_base_metadata(mapping, lora_index_to_id, max_loras, vocab_size) "
+    "update_metadata(mapping, lora_index_to_id, max_loras, vocab_size) "
+    "add_lora_linear(y, x, lora_a_stacked, lora_b_stacked, scale, output_slices)",
+    "vllm.lora.layers.utils:LoRAMapping": "index_mapping",
+}
 
 
 class MaskedAdapters(PunicaWrapperCPU):  # type: ignore[misc]
@@ -56,15 +52,9 @@ class MaskedAdapters(PunicaWrapperCPU):  # type: ignore[misc]
         output_slices: tuple[int, ...],
         **_: Any,
     ) -> None:
-        """Add to each row of ``y`` its adapter's product with that row of ``x``, one slice at a time.
+        """Add to each row of ``y`` its adapter's product with that row of ``x``, one slice of ``y`` at a time.
 
-        Args:
-            y: [rows, sum of output_slices].
-            x: [rows, inputs].
-            lora_a_stacked: for each slice [slots, 1, rank, inputs].
-            lora_b_stacked: for each slice [slots, 1, outputs, rank].
-            scale: always 1.
-            output_slices: outputs of each slice.
+        Shapes are those of :func:`esplug.vllm_worker.adapter_kernel.add`; ``scale`` is always 1.
         """
         if self._no_adapters:
             return

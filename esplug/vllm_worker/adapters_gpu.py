@@ -12,15 +12,12 @@ from vllm.utils.torch_utils import direct_register_custom_op
 
 from esplug.vllm_worker import adapter_kernel
 
-#: Private names of vLLM, checked on 0.26.0 and 0.32.0.
-VLLM_INTERNALS = (
-    "vllm.lora.punica_wrapper.punica_cpu:PunicaWrapperCPU.__init__(max_num_batched_tokens, max_batches, device)",
-    "vllm.lora.punica_wrapper.punica_base:PunicaWrapperBase._token_lora_indices",
-    "vllm.lora.punica_wrapper.punica_base:PunicaWrapperBase._update_base_metadata",
-    "vllm.lora.punica_wrapper.punica_base:PunicaWrapperBase.update_metadata",
-    "vllm.lora.punica_wrapper.punica_base:PunicaWrapperBase.add_lora_linear(y, x, lora_a_stacked, lora_b_stacked)",
-    "vllm.utils.torch_utils:direct_register_custom_op(op_name, op_func, mutates_args, fake_impl)",
-)
+VLLM_INTERNALS = {
+    "vllm.lora.punica_wrapper.punica_cpu:PunicaWrapperCPU": "__init__(max_num_batched_tokens, max_batches, device)",
+    "vllm.lora.punica_wrapper.punica_base:PunicaWrapperBase": "_token_lora_indices _update_base_metadata "
+    "update_metadata add_lora_linear(y, x, lora_a_stacked, lora_b_stacked)",
+    "vllm.utils.torch_utils": "direct_register_custom_op(op_name, op_func, mutates_args, fake_impl)",
+}
 
 
 class RowAdapters(PunicaWrapperCPU):  # type: ignore[misc]

@@ -8,16 +8,13 @@ from typing import Any
 
 import torch
 
-#: Private names of vLLM, checked on 0.26.0 and 0.32.0. The kernels are looked up when they are used.
-VLLM_INTERNALS = (
-    "vllm.model_executor.layers.activation:SiluAndMul.forward_native(x)",
-    "vllm.model_executor.layers.layernorm:RMSNorm.forward_native(x, residual)",
-    "vllm.model_executor.layers.layernorm:RMSNorm.has_weight",
-    "vllm.model_executor.layers.layernorm:RMSNorm.variance_epsilon",
-    "vllm.model_executor.layers.layernorm:RMSNorm.variance_size_override",
-    "vllm._custom_ops:rms_norm(out, input, weight, epsilon)",
-    "vllm._custom_ops:fused_add_rms_norm(input, residual, weight, epsilon)",
-)
+# The kernels of torch.ops._C are looked up when they are used.
+VLLM_INTERNALS = {
+    "vllm.model_executor.layers.activation:SiluAndMul": "forward_native(x)",
+    "vllm.model_executor.layers.layernorm:RMSNorm": "forward_native(x, residual) has_weight "
+    "variance_epsilon variance_size_override",
+    "vllm._custom_ops": "rms_norm(out, input, weight, epsilon) fused_add_rms_norm(input, residual, weight, epsilon)",
+}
 
 _WIDTH = 64  # rows must be a multiple of this, as some kernels have no code for a remainder
 

@@ -9,11 +9,7 @@ _TOKENS_PER_LETTER = 8  # of an answer, searched for each letter of a stop text
 
 
 class Detokenizer:
-    """Detokenizes answers to the same texts as vLLM.
-
-    Args:
-        tokenizer: vLLM's tokenizer.
-    """
+    """Detokenizes answers to the same texts as vLLM, with vLLM's tokenizer."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._backend: Any = getattr(tokenizer, "backend_tokenizer", None)
@@ -60,17 +56,11 @@ class Detokenizer:
 
 @dataclass(frozen=True)
 class Stops:
-    """Stop texts: an answer ends at the first one that is complete.
-
-    Attributes:
-        detokenizer: detokenizes answers.
-        texts: the stop texts; printable ASCII, without a space at the end.
-        tokens: token ids that can complete one.
-    """
+    """Stop texts: an answer ends at the first one that is complete."""
 
     detokenizer: Detokenizer
-    texts: tuple[str, ...]
-    tokens: frozenset[int]
+    texts: tuple[str, ...]  # printable ASCII, without a space at the end
+    tokens: frozenset[int]  # ids of the tokens that can complete one
 
     def complete(self, prompt: Sequence[int], answer: Sequence[int]) -> bool:
         """Return whether the last token of an answer completes a stop text.

@@ -7,38 +7,29 @@ On a CPU that takes as long as making the noise, and it needs all weights on eve
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from esplug.noise.kernels import kernels_for
+from esplug.weights.master import MasterWeights
 from esplug.weights.partition import TensorBlock
 
-if TYPE_CHECKING:
-    from esplug.weights.master import MasterWeights
-
-#: Private names of vLLM, checked on 0.26.0 and 0.32.0.
-VLLM_INTERNALS = (
-    "vllm.model_executor.models.llama:LlamaForCausalLM.packed_modules_mapping",
-    "vllm.model_executor.layers.attention:Attention.process_weights_after_loading",
-    "vllm.model_executor.layers.linear:MergedColumnParallelLinear.output_sizes",
-    "vllm.model_executor.layers.linear:LinearBase.quant_method",
-    "vllm.model_executor.layers.linear:LinearBase.tp_size",
-    "vllm.model_executor.layers.linear:QKVParallelLinear.head_size",
-    "vllm.model_executor.layers.linear:QKVParallelLinear.num_heads",
-    "vllm.model_executor.layers.linear:QKVParallelLinear.num_kv_head_replicas",
-    "vllm.model_executor.layers.linear:QKVParallelLinear.num_kv_heads",
-    "vllm.model_executor.layers.linear:QKVParallelLinear.v_head_size",
-    "vllm.model_executor.layers.linear:RowParallelLinear",
-    "vllm.model_executor.layers.linear:UnquantizedLinearMethod.process_weights_after_loading(layer)",
-    "vllm.model_executor.layers.utils:dispatch_cpu_unquantized_gemm.cpu_linear",
-    "vllm.model_executor.layers.vocab_parallel_embedding:ParallelLMHead",
-    "vllm.model_executor.layers.vocab_parallel_embedding:UnquantizedEmbeddingMethod"
-    ".process_weights_after_loading(layer)",
-    "vllm.model_executor.layers.vocab_parallel_embedding:VocabParallelEmbedding.quant_method",
-    "vllm.model_executor.layers.vocab_parallel_embedding:VocabParallelEmbedding.shard_indices",
-    "vllm.model_executor.layers.vocab_parallel_embedding:VocabParallelEmbeddingShardIndices.org_vocab_end_index",
-    "vllm.model_executor.layers.vocab_parallel_embedding:VocabParallelEmbeddingShardIndices.org_vocab_start_index",
-)
+VLLM_INTERNALS = {
+    "vllm.model_executor.models.llama:LlamaForCausalLM": "packed_modules_mapping",
+    "vllm.model_executor.layers.attention:Attention": "process_weights_after_loading",
+    "vllm.model_executor.layers.linear:MergedColumnParallelLinear": "output_sizes",
+    "vllm.model_executor.layers.linear:LinearBase": "quant_method tp_size",
+    "vllm.model_executor.layers.linear:QKVParallelLinear": "head_size num_heads num_kv_heads "
+    "num_kv_head_replicas v_head_size",
+    "vllm.model_executor.layers.linear": "RowParallelLinear",
+    "vllm.model_executor.layers.linear:UnquantizedLinearMethod": "process_weights_after_loading(layer)",
+    "vllm.model_executor.layers.utils": "dispatch_cpu_unquantized_gemm.cpu_linear",
+    "vllm.model_executor.layers.vocab_parallel_embedding": "ParallelLMHead "
+    "UnquantizedEmbeddingMethod.process_weights_after_loading(layer) VocabParallelEmbedding.quant_method "
+    "VocabParallelEmbedding.shard_indices VocabParallelEmbeddingShardIndices.org_vocab_end_index "
+    "VocabParallelEmbeddingShardIndices.org_vocab_start_index",
+}
 
 _PROBES = 4  # inputs with which packed weights, which cannot be read back, are compared
 _REDUNDANT = ("lm_head.weight", "rotary_emb.inv_freq")  # checkpoints may have these though they are tied or computed
@@ -51,31 +42,21 @@ class UnmappedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ParameterMap:
-    """Where a checkpoint's tensors belong in the model of one tensor-parallel rank.
+    """Where a checkpoint's tensors belong in the model of one tensor-parallel rank."""
 
-    Attributes:
-        parts: for each parameter's name, the checkpoint's tensors that it consists of, one after the other.
-        blocks: the rank's block of each of these tensors.
-    """
-
-    parts: dict[str, tuple[str, ...]]
-    blocks: dict[str, TensorBlock]
+    parts: dict[str, tuple[str, ...]]  # by parameter: the checkpoint's tensors that it consists of, end to end
+    blocks: dict[str, TensorBlock]  # the rank's block of each of these tensors
 
     @classmethod
     def find(cls, model: torch.nn.Module, shapes: Mapping[str, Shape], rank: int) -> "ParameterMap":
-        """Map the checkpoint's tensors by vLLM's layers and the model's ``packed_modules_mapping``.
-
-        Args:
-            model: vLLM's model.
-            shapes: shapes of the checkpoint's tensors.
-            rank: tensor-parallel rank of this process.
+        """Map tensors of these shapes by vLLM's layers and its model's ``packed_modules_mapping``, for one rank.
 
         Raises:
             UnmappedError: the source of a parameter is unknown.
         """
-        fused: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
         from vllm.model_executor.layers.attention import Attention
 
+        fused: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
         places = cls({}, {})
         seen: set[int] = set()
         for path, module in model.named_modules():
@@ -107,18 +88,15 @@ class DirectLoader:
     """Writes weights into vLLM's model. The constructor checks that it writes exactly what vLLM has loaded.
 
     Args:
-        model: vLLM's model, just loaded.
+        model: vLLM's model, just loaded, of type ``dtype``.
         master: the same weights; with tensor parallelism, this rank's blocks of them.
         places: where the weights are in the model.
-        dtype: the model's type.
 
     Raises:
         UnmappedError: a shape differs, or the model would compute something else. Use ``reload_weights`` then.
     """
 
-    def __init__(
-        self, model: torch.nn.Module, master: "MasterWeights", places: ParameterMap, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, model: torch.nn.Module, master: MasterWeights, places: ParameterMap, dtype: torch.dtype) -> None:
         self._dtype = dtype
         self._packed: list[tuple[str, Any]] = []
         self._in_place: dict[str, Callable[[], torch.Tensor]] = {}
@@ -139,7 +117,7 @@ class DirectLoader:
                 raise UnmappedError(f"{name} would not be as vLLM has loaded it")
 
     @torch.no_grad()
-    def write(self, master: "MasterWeights", member_seed: int | None, scale: float) -> None:
+    def write(self, master: MasterWeights, member_seed: int | None, scale: float) -> None:
         """Write ``master + scale * eps(member_seed)`` into the model; the master itself without a seed."""
         into = {target: parameter() for target, parameter in self._in_place.items()}
         for name, tensor in master.perturbed(member_seed, scale, self._dtype, self._layout, into):
@@ -147,7 +125,7 @@ class DirectLoader:
         if master.device.type == "cuda":  # the model may use another stream
             torch.cuda.synchronize(master.device)
 
-    def _add(self, model: torch.nn.Module, master: "MasterWeights", target: str) -> None:
+    def _add(self, model: torch.nn.Module, master: MasterWeights, target: str) -> None:
         """Choose how to write a parameter: packed, in place, or by a copy."""
         from vllm.model_executor.layers.linear import UnquantizedLinearMethod
         from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
@@ -190,8 +168,6 @@ class DirectLoader:
 
 def _checksum(tensor: torch.Tensor) -> object:
     """Return a checksum of a tensor, without allocating memory of its size; its values if there is no kernel for it."""
-    from esplug.noise.kernels import kernels_for
-
     if tensor.is_floating_point() and tensor.itemsize <= 4 and tensor.is_contiguous():
         kernels = kernels_for(tensor.device)
         return kernels.checksum(kernels.flat(tensor), 0, "")
@@ -199,16 +175,12 @@ def _checksum(tensor: torch.Tensor) -> object:
 
 
 def _blocks(target: str, module: Any, kind: str, shapes: Sequence[Shape], rank: int) -> list[TensorBlock]:
-    """Return a rank's blocks of the tensors that make up a parameter of one of vLLM's layers.
-
-    Raises:
-        UnmappedError: esplug does not know how the layer is divided among ranks.
-    """
+    """Return a rank's blocks of the tensors that make up a parameter of one of vLLM's layers."""
     from vllm.model_executor.layers import linear
     from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
     size = getattr(module, "tp_size", 1)
-    rows: list[tuple[int, int]]
+    rows: list[tuple[int, int]] = []
     counted = [True] * len(shapes)
     if size == 1 or (isinstance(module, linear.RowParallelLinear) and kind == "bias"):
         return [TensorBlock.whole(shape, counted=rank == 0) for shape in shapes]
@@ -224,13 +196,10 @@ def _blocks(target: str, module: Any, kind: str, shapes: Sequence[Shape], rank: 
         shards = [rank, rank // shared, rank // shared]
         counted = [True, rank % shared == 0, rank % shared == 0]
         rows = [(shard * height, (shard + 1) * height) for shard, height in zip(shards, heights, strict=True)]
-    elif isinstance(module, linear.ColumnParallelLinear):
-        if len(shapes) != len(getattr(module, "output_sizes", shapes)):
-            rows = []
-        else:
-            rows = [(rank * (shape[0] // size), (rank + 1) * (shape[0] // size)) for shape in shapes]
-    else:
-        rows = []
+    elif isinstance(module, linear.ColumnParallelLinear) and len(shapes) == len(
+        getattr(module, "output_sizes", shapes)
+    ):
+        rows = [(rank * (shape[0] // size), (rank + 1) * (shape[0] // size)) for shape in shapes]
     if len(rows) != len(shapes):
         raise UnmappedError(f"{target} is divided among ranks in a way that esplug does not know")
     whole = [TensorBlock.whole(shape) for shape in shapes]
@@ -262,9 +231,6 @@ def _output_embeddings(model: torch.nn.Module, parameter: torch.nn.Parameter) ->
     """Return the layers that compute with a packed copy of these embeddings, tied or not."""
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 
-    layers = [
-        module
-        for module in model.modules()
-        if isinstance(module, VocabParallelEmbedding) and module.weight is parameter and hasattr(module, "cpu_linear")
-    ]
+    embeddings = [module for module in model.modules() if isinstance(module, VocabParallelEmbedding)]
+    layers = [each for each in embeddings if each.weight is parameter and hasattr(each, "cpu_linear")]
     return [layer for layer in layers if isinstance(layer, ParallelLMHead)] or layers

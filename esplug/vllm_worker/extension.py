@@ -5,43 +5,53 @@
 
 import ctypes
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal, TypeVar
 
 import torch
 
+from esplug.checkpoints.history import CatchUp, CaughtUp
+from esplug.checkpoints.safetensors_shards import read_shapes
+from esplug.errors import UserError
 from esplug.planning.memory import master_bytes
 from esplug.planning.placement import gpu_master_room
+from esplug.vllm_worker.direct_load import DirectLoader, ParameterMap, UnmappedError
 from esplug.vllm_worker.heartbeat import Heartbeat
-from esplug.vllm_worker.reload import reload
 from esplug.vllm_worker.undefined_logits import watch_logits
+from esplug.weights.master import MasterWeights
+from esplug.weights.partition import TensorBlock
+from esplug.weights.rank_group import RankGroup
 
-if TYPE_CHECKING:
-    from esplug.checkpoints.history import CatchUp, CaughtUp
-    from esplug.vllm_worker.direct_load import DirectLoader, ParameterMap
-    from esplug.vllm_worker.master_setup import MasterSetup
-    from esplug.weights.master import MasterWeights
-    from esplug.weights.partition import TensorBlock
-    from esplug.weights.rank_group import RankGroup
-
-#: Private names of vLLM, checked on 0.26.0 and 0.32.0.
-VLLM_INTERNALS = (
-    "vllm.v1.worker.worker_base:WorkerBase.rank",
-    "vllm.v1.worker.worker_base:WorkerBase.device",
-    "vllm.v1.worker.worker_base:WorkerBase.model_runner",
-    "vllm.v1.worker.gpu_model_runner:GPUModelRunner.get_model()",
-    "vllm.v1.worker.gpu_model_runner:GPUModelRunner.model_config",
-    "vllm.v1.worker.gpu_model_runner:GPUModelRunner.kv_caches",
-    "vllm.lora.model_manager:LoRAModelManager.lora_slots",
-    "vllm.distributed.parallel_state:get_tp_group()",
-    "vllm.distributed.parallel_state:GroupCoordinator.cpu_group",
-    "vllm.distributed.parallel_state:GroupCoordinator.rank_in_group",
-    "vllm.distributed.parallel_state:GroupCoordinator.world_size",
-)
+VLLM_INTERNALS = {
+    "vllm.v1.worker.worker_base:WorkerBase": "rank device model_runner",
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner": "get_model() model_config kv_caches "
+    "reload_weights(weights_iterator)",
+    "vllm.lora.model_manager:LoRAModelManager": "lora_slots",
+    "vllm.distributed.parallel_state": "get_tp_group()",
+    "vllm.distributed.parallel_state:GroupCoordinator": "cpu_group rank_in_group world_size",
+    "vllm.model_executor.layers.vocab_parallel_embedding": "VocabParallelEmbedding",
+    "vllm.model_executor.layers.utils": "dispatch_cpu_unquantized_gemm(layer, remove_weight) "
+    "dispatch_cpu_unquantized_gemm.cpu_linear",
+}
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's mallopt
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True, slots=True)
+class MasterSetup:
+    """What each vLLM worker of an engine needs to load the master weights."""
+
+    model: str  # folder of the base model's checkpoint
+    dtype: Literal["float32", "model"]  # the setting master_dtype
+    device: Literal["auto", "gpu", "host"]  # the setting master_device
+    gpu_share: float  # share of a GPU's memory that the master weights may use
+    low_rank: int | None  # rank of the members' perturbations; None if they are full
+    rank_cores: list[list[int]]  # CPU cores on which each tensor-parallel rank makes noise
+    heartbeat: str  # place of the engine's Heartbeat
 
 
 class ESWorkerExtension:
@@ -54,17 +64,14 @@ class ESWorkerExtension:
     rank: int
     device: torch.device
     model_runner: Any
-    _es_places: "ParameterMap | None"  # None if vLLM reloads
-    _es_fast_path: "DirectLoader | None"
+    _es_places: ParameterMap | None  # None if vLLM reloads
+    _es_fast_path: DirectLoader | None
     _es_in_host: bool  # whether the master weights are in the host's memory though the model is on a GPU
-    _es_master: "MasterWeights"
+    _es_master: MasterWeights
     _es_undefined: torch.Tensor
 
-    def es_catch_up(self, setup: "MasterSetup", catch_up: "CatchUp") -> "CaughtUp":
+    def es_catch_up(self, setup: MasterSetup, catch_up: CatchUp) -> CaughtUp:
         """Load the base model's master weights, and replay the run's updates from these or from saved ones."""
-        # numba, which the kernels need, must not be imported before vLLM's CPU engine has started.
-        from esplug.weights.rank_group import RankGroup
-
         if not hasattr(self, "_es_places"):
             self._es_prepare_model(self.model_runner.get_model())
             self._es_choose_loader(setup)
@@ -86,24 +93,21 @@ class ESWorkerExtension:
 
             use_c_kernels(model)
 
-    def _es_choose_loader(self, setup: "MasterSetup") -> None:
+    def _es_choose_loader(self, setup: MasterSetup) -> None:
         """Load the master weights, and choose the direct loader if it works on all ranks."""
-        from esplug.weights.rank_group import RankGroup
-
-        ranks = _rank_group()
-        places, loader = self._es_find_places(Path(setup.model), ranks), None
+        model, ranks, loader = self.model_runner.get_model(), _rank_group(), None
+        shapes, dtype = read_shapes(Path(setup.model)), self.model_runner.model_config.dtype
+        places = _on_all_ranks(ranks, ParameterMap.find, model, shapes, ranks.rank)
         if places is not None:
             self._es_load_master(setup, places.blocks, ranks)
-            loader = self._es_find_direct_loader(places, ranks)
+            loader = _on_all_ranks(ranks, DirectLoader, model, self._es_master, places, dtype)
         if loader is None:
             places = None
             self._es_load_master(setup, {}, RankGroup())
         self._es_places, self._es_fast_path = places, loader
 
-    def _es_load_master(self, setup: "MasterSetup", blocks: "Mapping[str, TensorBlock]", ranks: "RankGroup") -> None:
+    def _es_load_master(self, setup: MasterSetup, blocks: Mapping[str, TensorBlock], ranks: RankGroup) -> None:
         """Load the base model's weights: this rank's ``blocks``, or all if there are none."""
-        from esplug.weights.master import MasterWeights
-
         vars(self).pop("_es_master", None)  # there may be no memory for two
         if not hasattr(self, "_es_places"):  # the first time
             needed = master_bytes(Path(setup.model), setup.dtype, blocks)
@@ -122,20 +126,14 @@ class ESWorkerExtension:
             blocks=blocks,
         )
 
-    def _es_keep_in_host(self, needed: int, share: float, choice: str, ranks: "RankGroup") -> bool:
-        """Choose where to keep the master weights: on the GPU if they fit into its share on all ranks.
+    def _es_keep_in_host(self, needed: int, share: float, choice: str, ranks: RankGroup) -> bool:
+        """Return whether to keep the master weights, ``needed`` bytes on this rank, in the host's memory.
 
-        Args:
-            needed: their bytes on this rank.
-            share: of the GPU's memory that they may use.
-            choice: the setting ``master_device``.
-            ranks: tensor-parallel ranks, which choose together.
+        With ``choice`` (``master_device``) ``auto``, they go to the GPU if they fit into its ``share`` on all ranks.
 
         Raises:
             UserError: ``choice`` is ``gpu``, and they do not fit.
         """
-        from esplug.errors import UserError
-
         if self.device.type != "cuda" or choice == "host":
             return self.device.type == "cuda"
         torch.cuda.empty_cache()
@@ -150,30 +148,6 @@ class ESWorkerExtension:
             )
         return True
 
-    def _es_find_places(self, folder: Path, ranks: "RankGroup") -> "ParameterMap | None":
-        """Map the checkpoint's tensors to the model's parameters. Returns ``None`` if any rank cannot."""
-        from esplug.checkpoints.safetensors_shards import read_shapes
-        from esplug.vllm_worker.direct_load import ParameterMap, UnmappedError
-
-        places, reason = None, ""
-        try:
-            places = ParameterMap.find(self.model_runner.get_model(), read_shapes(folder), ranks.rank)
-        except UnmappedError as error:
-            reason = str(error)
-        return places if _all_ranks_can(ranks, reason) else None
-
-    def _es_find_direct_loader(self, places: "ParameterMap", ranks: "RankGroup") -> "DirectLoader | None":
-        """Make a direct loader. Returns ``None`` if on any rank it does not write exactly what vLLM has loaded."""
-        from esplug.vllm_worker.direct_load import DirectLoader, UnmappedError
-
-        model, dtype = self.model_runner.get_model(), self.model_runner.model_config.dtype
-        loader, reason = None, ""
-        try:
-            loader = DirectLoader(model, self._es_master, places, dtype)
-        except UnmappedError as error:
-            reason = str(error)
-        return loader if _all_ranks_can(ranks, reason) else None
-
     def es_set_weights(self, member_seed: int | None, scale: float) -> None:
         """Write ``master + scale * eps(member_seed)`` into the model; the master itself without a seed."""
         if self._es_fast_path is not None:
@@ -183,7 +157,10 @@ class ESWorkerExtension:
             self._es_reload(self._es_master.perturbed(member_seed, scale, dtype))
 
     def _es_reload(self, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
-        reload(self.model_runner, tensors)
+        """Have vLLM load tensors by name. This works for every model, but takes longer than the direct loader."""
+        self.model_runner.reload_weights(weights_iterator=tensors)
+        if self.device.type == "cpu":
+            _repack_output_embeddings(self.model_runner.get_model())
 
     def es_update(self, seeds: list[int], coefficients: list[float]) -> int:
         """Add ``sum_k coefficients[k] * eps(seeds[k])`` to the master. Returns the new checksum."""
@@ -220,21 +197,33 @@ class ESWorkerExtension:
                 tensor.zero_()
 
 
-def _rank_group() -> "RankGroup":
+def _rank_group() -> RankGroup:
     """Return the tensor-parallel ranks of this engine."""
     from vllm.distributed.parallel_state import get_tp_group
-
-    from esplug.weights.rank_group import RankGroup
 
     group = get_tp_group()
     return RankGroup(group.cpu_group, group.rank_in_group) if group.world_size > 1 else RankGroup()
 
 
-def _all_ranks_can(ranks: "RankGroup", reason: str) -> bool:
-    """Return whether no rank has a reason against direct loading. Logs this rank's reason."""
-    if reason:
-        logging.getLogger(__name__).warning("esplug writes weights through vLLM's reload_weights: %s", reason)
-    return ranks.sums([bool(reason)]) == [0]
+def _on_all_ranks(ranks: RankGroup, make: Callable[..., Made], *arguments: Any) -> Made | None:
+    """Make a part of the direct loader. Returns ``None`` if any rank cannot; logs why this one cannot."""
+    made = None
+    try:
+        made = make(*arguments)
+    except UnmappedError as error:
+        logging.getLogger(__name__).warning("esplug writes weights through vLLM's reload_weights: %s", error)
+    return made if ranks.sums([made is None]) == [0] else None
+
+
+@torch.no_grad()
+def _repack_output_embeddings(model: torch.nn.Module) -> None:
+    """Repack tied output embeddings. On a CPU, vLLM's reload leaves their packed copy stale."""
+    from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+    from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+
+    for layer in model.modules():
+        if isinstance(layer, VocabParallelEmbedding) and hasattr(layer, "cpu_linear"):
+            dispatch_cpu_unquantized_gemm(layer, remove_weight=False)
 
 
 def _keep_freed_memory() -> None:

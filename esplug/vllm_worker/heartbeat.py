@@ -6,20 +6,15 @@ import struct
 import time
 from typing import Any
 
-#: Private names of vLLM, checked on 0.26.0 and 0.32.0.
-VLLM_INTERNALS = ("vllm.v1.engine.llm_engine:LLMEngine.step()", "vllm.entrypoints.llm:LLM.llm_engine")
+VLLM_INTERNALS = {"vllm.v1.engine.llm_engine:LLMEngine": "step()", "vllm.entrypoints.llm:LLM": "llm_engine"}
 
 _TIME = struct.Struct("d")  # written atomically
 
 
 class Heartbeat:
-    """A time in memory that the processes of one engine share.
+    """A time in memory that the processes of one engine share. The first one creates it, at rest.
 
-    Args:
-        place: of another process's heartbeat to share; ``None`` creates a new one, at rest.
-
-    Attributes:
-        place: path under which other processes of this user and machine can open it while its creator lives.
+    Other processes of the same user and machine can open it by its ``place``, a path, while its creator lives.
     """
 
     def __init__(self, place: str | None = None) -> None:

@@ -1,19 +1,13 @@
 """Worker extension for low-rank members. vLLM imports it before it creates its model."""
 
-from typing import TYPE_CHECKING
-
 from vllm.platforms import current_platform
 
+from esplug.checkpoints.history import CatchUp, CaughtUp
 from esplug.errors import UserError
 from esplug.vllm_worker.adapters import Adapters
-from esplug.vllm_worker.extension import ESWorkerExtension
+from esplug.vllm_worker.extension import ESWorkerExtension, MasterSetup
 
-if TYPE_CHECKING:
-    from esplug.checkpoints.history import CatchUp, CaughtUp
-    from esplug.vllm_worker.master_setup import MasterSetup
-
-#: Private names of vLLM, checked on 0.26.0 and 0.32.0.
-VLLM_INTERNALS = ("vllm.platforms.interface:Platform.get_punica_wrapper()",)
+VLLM_INTERNALS = {"vllm.platforms.interface:Platform": "get_punica_wrapper()"}
 
 _WRAPPER = (
     "esplug.vllm_worker.adapters_cpu.MaskedAdapters"
@@ -29,12 +23,8 @@ class LowRankWorkerExtension(ESWorkerExtension):
     _es_adapters: Adapters
     _es_model_is_master: bool  # whether the model holds the master weights as they are now
 
-    def es_catch_up(self, setup: "MasterSetup", catch_up: "CatchUp") -> "CaughtUp":
-        """See :meth:`ESWorkerExtension.es_catch_up`.
-
-        Raises:
-            UserError: the model does not support direct loading.
-        """
+    def es_catch_up(self, setup: MasterSetup, catch_up: CatchUp) -> CaughtUp:
+        """See :meth:`ESWorkerExtension.es_catch_up`. Raises ``UserError`` if the model allows no direct loading."""
         caught_up = super().es_catch_up(setup, catch_up)
         self._es_model_is_master = False
         if not hasattr(self, "_es_adapters"):

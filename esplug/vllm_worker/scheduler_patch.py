@@ -9,28 +9,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from esplug.vllm_worker.detokenizer import Stops
 
-#: Private names of vLLM, checked on 0.26.0 and 0.32.0.
-VLLM_INTERNALS = (
-    "vllm.v1.engine.llm_engine:LLMEngine.engine_core",
-    "vllm.v1.engine.core_client:InprocClient.engine_core",
-    "vllm.v1.engine.core:EngineCore.scheduler",
-    "vllm.v1.core.sched.scheduler:Scheduler._update_request_with_output(request, new_token_ids)",
-    "vllm.v1.core.sched.scheduler:Scheduler.kv_cache_manager",
-    "vllm.v1.core.kv_cache_manager:KVCacheManager.allocate_slots(request, num_new_tokens, num_lookahead_tokens)",
-    "vllm.v1.core.kv_cache_manager:KVCacheManager.coordinator",
-    "vllm.v1.core.kv_cache_manager:KVCacheManager.empty_kv_cache_blocks",
-    "vllm.v1.core.kv_cache_manager:KVCacheManager.enable_caching",
-    "vllm.v1.core.kv_cache_coordinator:KVCacheCoordinator.single_type_managers",
-    "vllm.v1.core.single_type_kv_cache_manager:FullAttentionManager.req_to_blocks",
-    "vllm.v1.core.single_type_kv_cache_manager:FullAttentionManager.block_size",
-    "vllm.v1.request:Request.num_computed_tokens",
-    "vllm.v1.request:Request.output_token_ids",
-    "vllm.v1.request:Request.prompt_token_ids",
-    "vllm.v1.request:Request.request_id",
-    "vllm.v1.request:Request.sampling_params",
-    "vllm.v1.request:Request.status",
-    "vllm.v1.request:RequestStatus.FINISHED_STOPPED",
-)
+VLLM_INTERNALS = {
+    "vllm.v1.engine.llm_engine:LLMEngine": "engine_core",
+    "vllm.v1.engine.core_client:InprocClient": "engine_core",
+    "vllm.v1.engine.core:EngineCore": "scheduler",
+    "vllm.v1.core.sched.scheduler:Scheduler": "_update_request_with_output(request, new_token_ids) kv_cache_manager",
+    "vllm.v1.core.kv_cache_manager:KVCacheManager": "coordinator empty_kv_cache_blocks enable_caching "
+    "allocate_slots(request, num_new_tokens, num_lookahead_tokens)",
+    "vllm.v1.core.kv_cache_coordinator:KVCacheCoordinator": "single_type_managers",
+    "vllm.v1.core.single_type_kv_cache_manager:FullAttentionManager": "req_to_blocks block_size",
+    "vllm.v1.request:Request": "num_computed_tokens output_token_ids prompt_token_ids request_id sampling_params "
+    "status",
+    "vllm.v1.request:RequestStatus": "FINISHED_STOPPED",
+}
 
 
 def scheduler_of(llm: Any) -> Any:
@@ -40,9 +31,6 @@ def scheduler_of(llm: Any) -> Any:
 
 class SchedulerPatch:
     """Skips bookkeeping of a scheduler whose results nobody reads.
-
-    Args:
-        scheduler: of vLLM's engine in this process.
 
     Attributes:
         whole_answers: whether answers without ``detokenize`` leave the scheduler once, when they are complete.

@@ -4,13 +4,12 @@ from typing import Any
 
 import torch
 
-#: Private names of vLLM, checked on 0.26.0 and 0.32.0. ``compute_logits`` is a method of every model.
-VLLM_INTERNALS = (
-    "vllm.model_executor.models.llama:LlamaForCausalLM.compute_logits()",
-    "vllm.lora.model_manager:LoRAModelManager.__init__.lora_manager",
-    "vllm.lora.model_manager:LoRAModelManager.punica_wrapper_mapping",
-    "vllm.lora.punica_wrapper.punica_base:PunicaWrapperBase.sampler_indices",
-)
+# compute_logits is a method of every model.
+VLLM_INTERNALS = {
+    "vllm.model_executor.models.llama:LlamaForCausalLM": "compute_logits()",
+    "vllm.lora.model_manager:LoRAModelManager": "__init__.lora_manager punica_wrapper_mapping",
+    "vllm.lora.punica_wrapper.punica_base:PunicaWrapperBase": "sampler_indices",
+}
 
 
 def watch_logits(model: torch.nn.Module, counts: torch.Tensor) -> None:

@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from esplug.checkpoints.history import CatchUp, CaughtUp
+from esplug.checkpoints.history import CatchUp, CaughtUp, Saved
 from esplug.checkpoints.safetensors_shards import read_tensors
+from esplug.checkpoints.seed_log_records import movement
 from esplug.errors import UserError
 from esplug.noise.full_rank import tensor_key, tensor_keys
 from esplug.noise.kernels import kernels_for
 from esplug.noise.low_rank import factor_keys, is_perturbed
-from esplug.weights.catch_up import catch_up
 from esplug.weights.partition import Chunk, FusedLayout, Piece, TensorBlock, split_into_chunks
 from esplug.weights.rank_group import RankGroup
-from esplug.weights.saving import save_tensors
 from esplug.weights.stream import TensorStream
 from esplug.weights.tensors import FLOATS, MasterDtype, MasterTensors
 from esplug.weights.work_pool import WorkPool
@@ -45,8 +44,7 @@ class MasterWeights:
         tensors: checkpoint names and tensors, which are copied.
         master_dtype: type of the master: float32, or each tensor's own type (half the memory).
         threads: number of threads that compute.
-        cores: CPU cores these threads may run on, where the system has such a setting. They would otherwise
-            inherit the caller's, and vLLM pins the caller to a single core.
+        cores: CPU cores to pin these threads to, rather than to the caller's, which may be a single one in vLLM.
         beat: called with every piece of work, from any thread.
         blocks: the part to keep of some tensors; the others are kept whole.
         device: keeps the weights and computes with them: the CPU or a GPU, with the same results.
@@ -54,6 +52,11 @@ class MasterWeights:
         ranks: the processes that keep the other blocks. They call :meth:`checksum`, :meth:`tensor_checksums`,
             :meth:`undefined`, :meth:`catch_up` and :meth:`save` together with this one.
         low_rank: rank of the noise that :meth:`update` adds; ``None`` for full rank.
+
+    Attributes:
+        names: checkpoint names, in the order of :meth:`perturbed`.
+        shapes, dtypes: of the tensors in the checkpoint; a float32 master may have other types.
+        nbytes: size of the master in bytes.
 
     Raises:
         UserError: a tensor's floating-point type is not float32, bfloat16 or float16.
@@ -81,6 +84,8 @@ class MasterWeights:
         self._tensors = MasterTensors(
             tensors, master_dtype, blocks or {}, self.device, in_host, self.ranks, self._kernels, beat
         )
+        self.names, self.shapes, self.dtypes = list(self._tensors.kept), self._tensors.shapes, self._tensors.dtypes
+        self.nbytes = sum(tensor.nbytes for tensor in self._tensors.kept.values())
         self._chunk_elements = _CHUNK_ELEMENTS["host" if in_host else self.device.type]
         self._unfused = self.fused({name: (name,) for name in self._tensors.views})
 
@@ -88,37 +93,14 @@ class MasterWeights:
     def load(cls, folder: Path, master_dtype: MasterDtype = "float32", **options: Any) -> "MasterWeights":
         """Read the safetensors of a Hugging Face model folder, sharded or not. ``options`` are those of the class.
 
-        If the folder has an index file, that alone says which file holds which tensor.
-
         Raises:
-            UserError: there are no safetensors, one is missing or damaged, a tensor is in two files without an
-                index to choose, or its type cannot be perturbed.
+            UserError: there are no safetensors, one is damaged, or a tensor's type cannot be perturbed.
         """
         return cls(read_tensors(folder), master_dtype, **options)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         """Return the master tensor itself, or its block, not a copy."""
         return self._tensors.kept[name]
-
-    @property
-    def names(self) -> list[str]:
-        """Checkpoint names, in the order of :meth:`perturbed`."""
-        return list(self._tensors.kept)
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Checkpoint shape of each tensor."""
-        return dict(self._tensors.shapes)
-
-    @property
-    def dtypes(self) -> dict[str, torch.dtype]:
-        """Checkpoint type of each tensor; a float32 master may have another."""
-        return dict(self._tensors.dtypes)
-
-    @property
-    def nbytes(self) -> int:
-        """Size of the master in bytes."""
-        return sum(tensor.nbytes for tensor in self._tensors.kept.values())
 
     def fused(self, groups: Mapping[str, Sequence[str]]) -> FusedLayout:
         """Lay out each group's tensors end to end along their first dimension, for :meth:`perturbed`.
@@ -139,20 +121,19 @@ class MasterWeights:
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """Iterate over a member's weights, ``round(master + scale * eps(member_seed))``, as (name, tensor).
 
-        Every tensor is a new one, and the consumer may keep it. While the consumer uses it, the next are being
-        computed: at most 256 MB and one tensor more, or 2**28 weights on a GPU.
+        The consumer may keep the tensors. While it uses one, the next are being computed: at most 256 MB and one tensor
+        more, or 2**28 weights on a GPU.
 
         Args:
             member_seed: gives the noise, or None for the master itself, rounded.
             scale: ``sign * sigma``, rounded to float32. Zero gives the master itself.
-            dtype: type of the floating-point tensors, or None for the checkpoint's own.
-            layout: from :meth:`fused`: yield only its groups, in its order. Nothing is computed while the consumer
+            dtype: float32, bfloat16 or float16 for the floating-point tensors, or None for the checkpoint's own types.
+            layout: from :meth:`fused`: yield only its groups, in its order, and compute nothing while the consumer
                 has a tensor, since it is expected to need the same cores.
             into: contiguous tensors of that type, on the same device, to overwrite instead of allocating new ones.
 
         Raises:
-            ValueError: the seed does not fit in 64 bits, ``scale`` is not finite in float32, or ``dtype`` is
-                not float32, bfloat16 or float16.
+            ValueError: ``dtype`` is another, the seed exceeds 64 bits, or ``scale`` is not finite in float32.
         """
         if dtype not in (None, *FLOATS):
             raise ValueError(f"weights cannot be written in {dtype}; choose float32, bfloat16 or float16")
@@ -168,22 +149,17 @@ class MasterWeights:
                 pieces = [(each.elements, out, each.first, keys[each.name], each.pitch) for each, out in writes]
                 self._kernels.perturb_all(pieces, rounded)
 
-        how: dict[str, Any] = {"pool": self._pool, "flat": self._kernels.flat, "write": write}
-        fused = layout is not None
-        return iter(TensorStream(self._tensors, layout or self._unfused, dtype, into or {}, fused=fused, **how))
+        output = layout or self._unfused, dtype, into or {}, layout is not None
+        return iter(TensorStream(self._tensors, *output, self._pool, self._kernels.flat, write))
 
     def update(self, seeds: Sequence[int], coefficients: Sequence[float]) -> None:
         """Add ``sum_k coefficients[k] * eps(seeds[k])`` to the master, accumulated in the order given.
 
-        Noise of low rank, from :mod:`esplug.noise.low_rank`, is added to the weights of linear layers only.
-
-        Args:
-            seeds: member seeds.
-            coefficients: one per seed, rounded to float32.
+        Coefficients are rounded to float32. Noise of low rank changes only the weights of linear layers.
 
         Raises:
-            ValueError: the lengths differ, a seed does not fit in 64 bits, or a coefficient is not finite in
-                float32. The master has not changed then.
+            ValueError: the lengths differ, a seed exceeds 64 bits, or a coefficient is not finite in float32. The
+                master is unchanged then.
         """
         if len(seeds) != len(coefficients):
             raise ValueError(f"{len(seeds)} seeds but {len(coefficients)} coefficients")
@@ -259,40 +235,69 @@ class MasterWeights:
         self._tensors.overwrite(folder)
 
     def catch_up(self, base: Path, target: CatchUp) -> CaughtUp:
-        """Bring the base model's weights, just loaded from ``base``, to the run's current ones."""
-        return catch_up(self, base, target)
+        """Bring the base model's weights, just loaded from ``base``, to the run's current ones.
+
+        Starts from the first saved weights with the right checksum, or from the base model if there are none, and
+        repeats the updates that came after.
+        """
+        base_checksum, undefined = self.checksum(), tuple(self.undefined())
+        checksum, done, damaged = base_checksum, 0, []
+        for saved in target.saved:
+            reason = self._restore(saved)
+            if not reason:
+                checksum, done = saved.checksum, saved.iteration
+                break
+            damaged.append((saved.folder, reason))
+        if damaged and not done:
+            self.overwrite(base)
+        replayed = 0
+        for steps in range(done + 1, len(target.steps) + 1):
+            seeds, coefficients = movement(target.steps[:steps], target.run_seed)
+            self.update(seeds, coefficients)
+            replayed += bool(seeds)
+        if replayed:
+            checksum = self.checksum()
+        return CaughtUp(base_checksum, checksum, replayed, tuple(damaged), undefined)
+
+    def _restore(self, saved: Saved) -> str:
+        """Overwrite the master with saved weights. Return why that failed, on this rank or another, or nothing."""
+        reason = ""
+        try:
+            self.overwrite(Path(saved.folder))
+        except UserError as error:
+            reason = str(error)
+        if self.ranks.sums([bool(reason)]) != [0]:
+            return reason or "another process could not read it"
+        checksum = self.checksum()
+        if checksum != saved.checksum:
+            return f"its weights have checksum {checksum:016x} instead of {saved.checksum:016x}"
+        return ""
 
     def save(self, folder: Path, dtype: torch.dtype | None = None, *, exact: bool = False) -> None:
         """Write the master as safetensors that transformers and vLLM read, in shards of at most about 2 GB.
 
-        Takes additional memory of one shard's size.
+        Takes additional memory of one shard's size. Creates ``folder``.
 
         Args:
-            folder: created if it does not exist.
-            dtype: type of the floating-point tensors, or None for the checkpoint's own.
+            dtype: as in :meth:`perturbed`.
             exact: write the tensors in the master's own type instead, without rounding.
 
         Raises:
             OSError: the files could not be written.
             UserError: the folder holds safetensors already; readers would mix them with the new ones.
-            ValueError: ``dtype`` is not float32, bfloat16 or float16.
         """
         if any(folder.glob("*.safetensors*")):
             raise UserError(f"{folder}: there are *.safetensors here already; choose an empty folder")
         if exact:
             dtype = torch.float32 if self._master_dtype == "float32" else None
-        save_tensors(folder, self._tensors, self.perturbed(None, 0.0, dtype), dtype, self.ranks)
+        self._tensors.save(folder, self.perturbed(None, 0.0, dtype), dtype)
 
     def _pieces(self, chunk: Chunk) -> list[Piece]:
         return [self._tensors.views[part.name].piece(part) for part in chunk]
 
 
 def _float32s(what: str, values: Sequence[float]) -> list[float]:
-    """Round to float32.
-
-    Raises:
-        ValueError: a rounded value is not finite.
-    """
+    """Round to float32. Raises ``ValueError`` if a rounded value is not finite."""
     with np.errstate(over="ignore"):
         rounded = np.array(values, dtype=np.float64).astype(np.float32).tolist()
     for value, result in zip(values, rounded, strict=True):

@@ -35,7 +35,7 @@ class TensorBlock:
     def of(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Return the block's shape within a tensor of this shape."""
         height, width = self.rows[1] - self.rows[0], self.columns[1] - self.columns[0]
-        if width == math.prod(shape[1:]):
+        if self.is_contiguous(shape):
             return (height, *shape[1:]) if shape else ()
         return height, width
 
@@ -57,19 +57,12 @@ class TensorBlock:
 
 
 class Piece(NamedTuple):
-    """Elements of one tensor, as the kernels take them.
-
-    Attributes:
-        name: of the tensor.
-        elements: a matrix.
-        first: flat index of the first element in the tensor.
-        pitch: distance between the starts of two rows in the tensor, in elements.
-    """
+    """Elements of one tensor, as the kernels take them."""
 
     name: str
-    elements: "Array"
-    first: int
-    pitch: int
+    elements: "Array"  # a matrix
+    first: int  # flat index of the first element in the tensor
+    pitch: int  # distance between the starts of two rows in the tensor, in elements
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,23 +74,15 @@ class TensorSlice:
     stop: int
 
 
-Chunk: TypeAlias = list[TensorSlice]
-"""Slices that one thread, or one GPU kernel, processes together."""
+Chunk: TypeAlias = list[TensorSlice]  # slices that one thread, or one GPU kernel, processes together
 
 
 @dataclass(frozen=True, slots=True)
 class BlockView:
-    """A tensor's block, as the kernels take it.
+    """A tensor's block, as the kernels take it; ``first`` and ``pitch`` as in :class:`Piece`."""
 
-    Attributes:
-        matrix: the block's elements, in a single row where they are contiguous in the tensor.
-        shape: of the block.
-        first: flat index of its first element in the tensor.
-        pitch: distance between the starts of two rows in the tensor, in elements.
-    """
-
-    matrix: "Array"
-    shape: tuple[int, ...]
+    matrix: "Array"  # the block's elements, in a single row if they are contiguous in the tensor
+    shape: tuple[int, ...]  # of the block
     first: int
     pitch: int
 
@@ -111,36 +96,23 @@ class BlockView:
         """Return the elements of a slice."""
         if len(self.matrix) == 1:
             return Piece(part.name, self.matrix[:, part.start : part.stop], self.first + part.start, self.pitch)
-        first = self.first + part.start * self.pitch
-        return Piece(part.name, self.matrix[part.start : part.stop], first, self.pitch)
+        rows = self.matrix[part.start : part.stop]
+        return Piece(part.name, rows, self.first + part.start * self.pitch, self.pitch)
 
 
 @dataclass(frozen=True, slots=True)
 class FusedLayout:
-    """Groups of tensors that are written end to end, each as one fused tensor.
+    """Groups of tensors that are written end to end, each as one fused tensor."""
 
-    Attributes:
-        groups: names of each group's tensors, in the order in which they are written.
-        shapes: of the fused tensors.
-        places: each tensor's group, and the flat index in the fused tensor at which it begins.
-        chunks: of all groups, in that order.
-        last_chunk: number of the chunk that completes a group; an empty group has none.
-    """
-
-    groups: dict[str, tuple[str, ...]]
-    shapes: dict[str, tuple[int, ...]]
-    places: dict[str, tuple[str, int]]
-    chunks: list[Chunk]
-    last_chunk: dict[str, int]
+    groups: dict[str, tuple[str, ...]]  # names of each group's tensors, in the order in which they are written
+    shapes: dict[str, tuple[int, ...]]  # of the fused tensors
+    places: dict[str, tuple[str, int]]  # each tensor's group, and the flat index in the fused tensor where it begins
+    chunks: list[Chunk]  # of all groups, in that order
+    last_chunk: dict[str, int]  # number of the chunk that completes a group; an empty group has none
 
     @classmethod
     def of(cls, groups: Mapping[str, Sequence[str]], views: Mapping[str, BlockView], elements: int) -> "FusedLayout":
-        """Lay out each group's tensors along their first dimension, in chunks of about ``elements``.
-
-        Raises:
-            KeyError: there is no such tensor.
-            ValueError: a group's tensors do not fit together.
-        """
+        """Lay out each group's tensors along their first dimension, in chunks of about ``elements``."""
         shapes: dict[str, tuple[int, ...]] = {}
         places: dict[str, tuple[str, int]] = {}
         for group, names in groups.items():
@@ -163,9 +135,7 @@ class FusedLayout:
 def split_into_chunks(units: Mapping[str, tuple[int, int]], elements: int) -> list[Chunk]:
     """Split tensors, laid end to end, into chunks of about ``elements``: several small tensors or part of a large one.
 
-    Args:
-        units: of each tensor: how many, and elements in each; see :attr:`BlockView.units`.
-        elements: in a chunk.
+    ``units`` are those of each tensor's :class:`BlockView`.
     """
     chunks: list[Chunk] = []
     left = 0

@@ -9,9 +9,7 @@ import torch
 class RankGroup:
     """Sums values over an engine's processes. All of them call the same methods in the same order.
 
-    Args:
-        group: a ``torch.distributed`` group on the CPU; ``None`` for a single process.
-        rank: of this process in the group.
+    ``group`` is a ``torch.distributed`` group on the CPU, or ``None`` for a single process.
     """
 
     def __init__(self, group: Any = None, rank: int = 0) -> None:

@@ -3,14 +3,14 @@
 import logging
 import math
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
 
-from esplug.checkpoints.safetensors_shards import read_tensors
+from esplug.checkpoints.safetensors_shards import plan_shards, read_tensors, write_index, write_tensors
 from esplug.errors import UserError
 from esplug.weights.partition import BlockView, TensorBlock
 from esplug.weights.rank_group import RankGroup
@@ -21,16 +21,7 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class MasterTensors:
-    """A copy of the checkpoint's tensors, or of the blocks that this process keeps.
-
-    Arguments and errors are those of :class:`esplug.weights.master.MasterWeights`.
-
-    Attributes:
-        kept: the tensors, or blocks of them, by checkpoint name.
-        dtypes, shapes: of the whole tensors in the checkpoint.
-        blocks: the part of each tensor that is kept.
-        views: of the floating-point tensors, for the kernels.
-    """
+    """A copy of the checkpoint's tensors, or of this process's blocks. See ``MasterWeights`` for the arguments."""
 
     def __init__(
         self,
@@ -44,11 +35,11 @@ class MasterTensors:
         beat: Callable[[], None],
     ) -> None:
         self._device, self._in_host, self._ranks, self._beat = device, in_host, ranks, beat
-        self.kept: dict[str, torch.Tensor] = {}
-        self.dtypes: dict[str, torch.dtype] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.blocks: dict[str, TensorBlock] = {}
-        self.views: dict[str, BlockView] = {}
+        self.kept: dict[str, torch.Tensor] = {}  # the tensors, or blocks of them, by checkpoint name
+        self.dtypes: dict[str, torch.dtype] = {}  # of the whole tensors in the checkpoint
+        self.shapes: dict[str, tuple[int, ...]] = {}  # likewise
+        self.blocks: dict[str, TensorBlock] = {}  # the part of each tensor that is kept
+        self.views: dict[str, BlockView] = {}  # of the floating-point tensors, for the kernels
         for name, tensor in tensors:
             if name in self.kept:
                 raise ValueError(f"tensor {name} comes twice")
@@ -62,8 +53,7 @@ class MasterTensors:
             block = blocks.get(name) or TensorBlock.whole(shape, counted=ranks.rank == 0)
             self.dtypes[name], self.shapes[name], self.blocks[name] = tensor.dtype, shape, block
             dtype = torch.float32 if is_float and master_dtype == "float32" else tensor.dtype
-            kept = self._allocate(block.of(shape), dtype).copy_(block.cut(tensor))
-            self.kept[name] = kept
+            self.kept[name] = kept = self._allocate(block.of(shape), dtype).copy_(block.cut(tensor))
             if is_float:
                 rows = 1 if block.is_contiguous(shape) else block.of(shape)[0]
                 matrix = kernels.flat(kept).reshape(rows, -1)
@@ -78,7 +68,29 @@ class MasterTensors:
         """Allocate a tensor on the device."""
         return torch.empty(tuple(shape), dtype=dtype, device=self._device)
 
-    def gather(self, name: str, part: torch.Tensor) -> torch.Tensor:
+    def save(self, folder: Path, stream: Iterator[tuple[str, torch.Tensor]], dtype: torch.dtype | None) -> None:
+        """Write a stream of all tensors, of type ``dtype``, in shards. Rank 0 gathers them from all ranks."""
+        sizes = {name: math.prod(self.shapes[name]) * self.written_dtype(name, dtype).itemsize for name in self.shapes}
+        shards = plan_shards(sizes)
+        failed: Exception | None = None
+        for file, names in shards.items():
+            shard: dict[str, torch.Tensor] = {}
+            for name in names:
+                tensor = self._gather(*next(stream))
+                if self._ranks.rank == 0:
+                    shard[name] = tensor
+            if self._ranks.rank == 0 and failed is None:
+                try:
+                    folder.mkdir(parents=True, exist_ok=True)
+                    write_tensors(folder / file, shard)
+                except Exception as error:  # raised below: the other ranks wait for this one to gather the rest
+                    failed = error
+        if failed is not None:
+            raise failed
+        if self._ranks.rank == 0:
+            write_index(folder, shards, sizes)
+
+    def _gather(self, name: str, part: torch.Tensor) -> torch.Tensor:
         """Return the whole tensor on the CPU, from the ``part`` of it that each process has."""
         block, shape = self.blocks[name], self.shapes[name]
         if block.of(shape) == shape:
@@ -90,11 +102,7 @@ class MasterTensors:
         return whole
 
     def overwrite(self, folder: Path) -> None:
-        """Overwrite the tensors with those of a model folder.
-
-        Raises:
-            UserError: the folder is damaged, or a tensor is missing, unknown, or of another shape.
-        """
+        """See :meth:`esplug.weights.master.MasterWeights.overwrite`."""
         missing = set(self.views)  # the others never change
         for name, tensor in read_tensors(folder):
             if name not in self.kept or tuple(tensor.shape) != self.shapes[name]:

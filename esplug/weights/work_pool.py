@@ -13,16 +13,10 @@ Result = TypeVar("Result")
 
 
 class WorkPool:
-    """Runs functions that start kernels.
+    """Runs functions that start kernels, and calls ``beat`` before each, from any thread.
 
-    Args:
-        device: computes.
-        threads: used on a CPU. GPU kernels are started by the caller, so that they keep the order of its own.
-        cores: CPU cores for these threads, or ``None`` for the caller's.
-        beat: called before every piece of work, from any thread.
-
-    Raises:
-        ValueError: ``threads`` is not positive.
+    On a CPU, ``threads`` run them, pinned to ``cores`` if given. The caller starts the kernels of a GPU itself, so that
+    they keep the order of its own. Raises ``ValueError`` if ``threads`` is not positive.
     """
 
     def __init__(

@@ -13,8 +13,8 @@ import pytest
 from esplug.checkpoints.history import CatchUp, CaughtUp
 from esplug.engines.actor import Engine
 from esplug.engines.messages import Sampling, Weights
+from esplug.vllm_worker.extension import MasterSetup
 from esplug.vllm_worker.heartbeat import Heartbeat
-from esplug.vllm_worker.master_setup import MasterSetup
 from esplug.weights.master import MasterWeights
 
 

@@ -1,7 +1,7 @@
 """Private names of vLLM that esplug uses: each exists in the installed version, with the parameters that esplug passes.
 
-Each module lists its names in ``VLLM_INTERNALS``, as ``module:object.attribute``. An attribute of an instance counts as
-there if its class or function assigns it. ``(...)`` lists parameters.
+Each module lists its names in ``VLLM_INTERNALS``: names in a module of vLLM, and attributes of ``module:Class``. An
+attribute of an instance counts as there if its class or function assigns it. ``(...)`` lists parameters.
 """
 
 import ast
@@ -60,10 +60,14 @@ print("\n" + json.dumps([vllm.__version__, found]))
 
 
 def internals(source: ast.Module) -> list[str]:
-    """Return a module's ``VLLM_INTERNALS``, without importing the module."""
+    """Return a module's ``VLLM_INTERNALS``, as ``module:object.attribute``, without importing the module."""
     for node in source.body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "VLLM_INTERNALS":
-            return list(ast.literal_eval(node.value))
+            return [
+                owner + ("." if ":" in owner else ":") + name
+                for owner, names in ast.literal_eval(node.value).items()
+                for name in re.findall(r"[^\s(]+(?:\([^)]*\))?", names)
+            ]
     return []
 
 
