@@ -23,7 +23,7 @@ _OUT_OF_RANGE = {"finite_number", "greater_than", "greater_than_equal", "less_th
 def make_config(
     *sources: Mapping[str, Any], defaults: Mapping[str, Any] | None = None, command: Command = "train"
 ) -> RunConfig:
-    """Merge settings as :func:`esplug.config.sources.merge` does, and validate them.
+    """Merge settings as ``esplug.config.sources.merge`` does, and validate them.
 
     Args:
         sources: settings by field name; later sources override earlier ones.
