@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.cli import slowness
+from tests.helpers.cli import library_seconds
 
 ESPLUG = Path(sys.executable).parent / "esplug"
 
@@ -66,7 +66,7 @@ def test_completing_is_fast_and_imports_no_plugin() -> None:
         seconds.append(time.perf_counter() - began)
         assert "countdown" in done.stdout.split()
         assert "LOADED []" in done.stderr
-    assert min(seconds) < 0.4 * slowness()
+    assert min(seconds) < 3 * library_seconds()
 
 
 def test_bash_completes_after_installing(tmp_path) -> None:

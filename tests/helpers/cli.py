@@ -30,9 +30,19 @@ def errors_of(err: str) -> list[str]:
 
 def slowness() -> float:
     """Return how much slower than usual this machine is, measured by Python's start (usually 30 ms); at least 1."""
+    return max(1.0, start_seconds("import json, re") / 0.03)
+
+
+def start_seconds(code: str) -> float:
+    """Return the seconds that a Python process with this code takes, the fastest of five."""
     seconds = []
     for _ in range(5):
         started = time.perf_counter()
-        subprocess.run([sys.executable, "-I", "-c", "import json, re"], check=True)
+        subprocess.run([sys.executable, "-I", "-c", code], check=True)
         seconds.append(time.perf_counter() - started)
-    return max(1.0, min(seconds) / 0.03)
+    return min(seconds)
+
+
+def library_seconds() -> float:
+    """Return the seconds that the command line's libraries alone take to start, on this machine and now."""
+    return start_seconds("import pydantic, rich.markdown, typer.rich_utils")

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import pytest
 
-from esplug.cli import app as cli
+from esplug.cli.evaluate import _TRAINING_ONLY
 from esplug.config import RunConfig, flag_of, make_config, read_toml
 from esplug.errors import RunError, UserError
 from esplug.planning.placement import Node, Resources
@@ -33,7 +33,7 @@ VALUES = {
     "not UTF-8": "\udcff",
 }
 MOST_SECONDS = 5
-COMMANDS = {"train": RunConfig.model_fields, "eval": [f for f in RunConfig.model_fields if f not in cli._NOT_FOR_EVAL]}
+COMMANDS = {"train": RunConfig.model_fields, "eval": [f for f in RunConfig.model_fields if f not in _TRAINING_ONLY]}
 
 ZERO = {"zero": "none of them is a sensible wish"}
 HUGE = dict.fromkeys(("zero", "minus one", "1e308", "10**30"), "any finite reward may be asked for")
