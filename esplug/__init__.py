@@ -1,6 +1,8 @@
 """esplug: fine-tunes large language models with Evolution Strategies.
 
-Importing the package loads none of its modules; its public names are loaded at first use.
+Importing the package loads none of its modules; its public names are loaded at first use. Each folder is a room. Its
+docstring says what lives there, in which process it runs (the driver is the process that you start) and which rooms it
+may import: only rooms below it in ``docs/architecture.md``. Every room may import :mod:`esplug.errors`.
 """
 
 from importlib import import_module
