@@ -296,11 +296,11 @@ class EvolutionStrategiesTrainer:
             log = stack.enter_context(create_seed_log(config, self.run_dir, self._model, found.base))
         self.recorder = Recorder(config, self.run_dir, self.loggers, log, self.engines, self._model)
         self.evaluations = past_evaluations(self.run_dir, self._evaluator.splits, config, first)
-        progress = LiveProgress(config.n_iterations, first, enabled="console" in config.logging)
-        self.progress = stack.enter_context(progress)
         if resume and log:  # only now is it known that the new settings work
             note_changes(self.run_dir, requested, surroundings, log)
         self._running = True
+        progress = LiveProgress(config.n_iterations, first, enabled="console" in config.logging)
+        self.progress = stack.enter_context(progress)
 
     def _find_model(self, stack: ExitStack, log: SeedLog | None) -> None:
         """Find or convert the model to start from, and check that it fits the settings."""

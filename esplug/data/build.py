@@ -77,10 +77,11 @@ def build(name: str, out: Path, source: Path | None = None, force: bool = False)
     hooks = plugins.load("dataset", name)
     with hook_errors(plugin, "build"):
         made = hooks.build(fetch=fetcher)
+    parts = _checked(plugin, made)
     records: dict[Path, list[SplitRecord]] = {}
     staged = {}
     try:
-        for part, splits in _checked(plugin, made).items():
+        for part, splits in parts.items():
             folder = out / FOLDERS[part] / name
             staged[folder] = folder.with_name(f".{name}.partial")
             records[folder] = [SplitRecord(split, len(rows), checksum(rows)) for split, rows in splits.items()]

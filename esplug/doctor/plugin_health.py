@@ -45,7 +45,8 @@ def _fault(plugin: PluginInfo, timeout: float) -> tuple[str, str] | None:
     upgrade = f"pip install -U {plugin.distribution}"
     command = [sys.executable, "-c", _LOAD, plugin.kind, plugin.name]
     try:
-        done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=timeout)
+        nothing = subprocess.DEVNULL
+        done = subprocess.run(command, stdin=nothing, stdout=nothing, stderr=subprocess.PIPE, timeout=timeout)
     except subprocess.TimeoutExpired:
         return f"{plugin}: loading takes longer than {timeout:g} s", upgrade
     if done.returncode == 0:

@@ -40,6 +40,7 @@ def dry_run(config: RunConfig, task: Task, resume: Path | None, *, probe: bool) 
     """
     if not resume:
         RunDirectory.check(config)
+    done = _iterations_done(resume)
     splits = load_eval_splits(task, config.eval_dataset, config.eval_limit, config.eval_splits, "--eval-splits")
     train = None
     if config.n_iterations:
@@ -53,7 +54,7 @@ def dry_run(config: RunConfig, task: Task, resume: Path | None, *, probe: bool) 
     if folder:
         _show_memory(config, folder)
     evaluation_rows = sum(len(questions) for batches in splits.values() for questions, _ in batches)
-    work = work_of(config, train.batch_size if train else 0, evaluation_rows, _iterations_done(resume))
+    work = work_of(config, train.batch_size if train else 0, evaluation_rows, done)
     if not probe:
         _show_cost(work, None)
         return

@@ -48,7 +48,8 @@ def holder(folder: Path) -> str | None:
 
 def is_abandoned(folder: Path) -> bool:
     """Whether a process of this machine held a folder and has ended."""
-    return _owner(folder / FILE_NAME).get("host") == socket.gethostname() and is_held(folder) is False
+    path = folder / FILE_NAME
+    return _owner(path).get("host") == socket.gethostname() and is_held(folder) is False and path.exists()
 
 
 def is_held(folder: Path) -> bool | None:

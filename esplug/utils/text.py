@@ -1,15 +1,12 @@
 """Text for messages: exceptions in one line, untrusted text made printable, suggestions, tables."""
 
 import difflib
-import re
 from collections.abc import Iterable, Sequence
+from unicodedata import category
 
-#: Characters that are invisible or that a terminal obeys: control characters except tab and newline, surrogates, marks
-#: that change the direction of writing, and other format characters.
-_UNPRINTABLE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
-    "\U000e0000-\U000e007f]"
-)
+#: Unicode categories of characters that are invisible or that a terminal obeys: control and format characters,
+#: surrogates, private and unassigned ones, and ends of lines.
+_UNPRINTABLE = {"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"}
 
 
 def cause(error: BaseException) -> str:
@@ -44,7 +41,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 def printable(text: str) -> str:
     """Escape characters that are invisible or that a terminal obeys. Tabs and newlines stay."""
-    return _UNPRINTABLE.sub(lambda found: _escaped(ord(found[0])), text)
+    return "".join(_escaped(ord(c)) if c not in "\n\t" and category(c) in _UNPRINTABLE else c for c in text)
 
 
 def _escaped(code: int) -> str:

@@ -24,7 +24,12 @@ _Rows: TypeAlias = Sequence[Mapping[str, Any]]
 
 _SLOW = 1.0  # seconds that one call of a synchronous logger may take
 _CONFIG = {"task": "custom", "n_iterations": 4, "eval_freq": 2, "experiment_name": "check"}
-_METRICS = {"train/reward/mean": 0.25, "time/iteration": 58.0, "eval/held_out/pass@1/mean": 0.5}
+_METRICS = {
+    "train/reward/mean": 0.25,
+    "train/reward/std": 0.1,
+    "time/iteration": 58.0,
+    "eval/held_out/pass@1/mean": 0.5,
+}
 _ODD_METRICS = {
     "nan": math.nan,
     "infinite": -math.inf,
@@ -41,9 +46,13 @@ _SAMPLE = {
     **{"reward": 1.0, "label": "right", "correct": True, "passed": True, "tokens": 2, "finished": True},
 }
 _ODD_SAMPLES: list[dict[str, Any]] = [
-    {**_SAMPLE, "target": None, "correct": None, "reward": -1e100, "output": "", "label": ""},
+    {**_SAMPLE, "target": None, "correct": None, "reward": -1e100, "output": ""},
     {**_SAMPLE, "target": {"numbers": [1, 2], "sum": 3.0}, "metrics": {"format": 0.5}},
-    {**_SAMPLE, "output": "</script><b>|`\\[red]\x00\x1b[31m\r\n\N{PILE OF POO}\N{RIGHT-TO-LEFT OVERRIDE}"},
+    {
+        **_SAMPLE,
+        "output": "</script><b>|`\\[red]\x00\x1b[31m\r\n\N{PILE OF POO}\N{RIGHT-TO-LEFT OVERRIDE}",
+        "label": "",
+    },
     {**_SAMPLE, "split": "a/b", "output": "word " * 50_000},
 ]
 
