@@ -149,7 +149,7 @@ class Site:
             "import io, json, sys\n"
             "from contextlib import redirect_stderr, redirect_stdout\n"
             "from esplug.cli import app, train\n"
-            "from esplug.plugins import registry as plugins\n"
+            "from esplug import plugins\n"
             "from esplug.errors import RunError\n"
             "def trainer(config, task, command):\n"
             "    plugins.load('shaping', config.reward_shaping)\n"
