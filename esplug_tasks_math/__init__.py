@@ -35,10 +35,11 @@ def defaults(options: Mapping[str, Any]) -> Mapping[str, Any]:
 def load_rows(split: str, path: str | None, options: Mapping[str, Any]) -> Any:
     """Return the task's own small problem sets, unless the user named a data set, which esplug reads."""
     from esplug_tasks_math import small
+    from esplug_tasks_math.structures import KINDS
 
-    kinds = list(small.KINDS) if options["kind"] == "all" else [options["kind"]]
-    if not set(kinds) <= set(small.KINDS):
-        raise ValueError(f"kind must be all or one of {', '.join(small.KINDS)}, not {options['kind']!r}")
+    kinds = list(KINDS) if options["kind"] == "all" else [options["kind"]]
+    if not set(kinds) <= set(KINDS):
+        raise ValueError(f"kind must be all or one of {', '.join(KINDS)}, not {options['kind']!r}")
     if path is not None:
         if options["kind"] != "all":
             raise ValueError(f"kind chooses among the task's own problems; leave it out with the data set {path}")
