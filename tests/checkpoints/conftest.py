@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
-from tests.checkpoints.logs import mixed_tensors
+from tests.helpers.seed_logs import mixed_tensors
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from esplug.checkpoints.seed_log import SeedLog
 from esplug.checkpoints.seed_log_records import Base, Header, Step
 from esplug.errors import RunError, UserError
 from esplug.weights.master import MasterWeights
-from tests.checkpoints.logs import make_log, mixed_tensors, same_files
+from tests.helpers.seed_logs import make_log, mixed_tensors, same_files
 from tests.helpers.tiny import make_tiny_model
 
 

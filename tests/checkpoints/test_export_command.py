@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from esplug.cli.export import export as export_command
 from esplug.errors import UserError
-from tests.checkpoints.logs import make_log, same_files
+from tests.helpers.seed_logs import make_log, same_files
 
 app = typer.Typer()
 app.command()(export_command)

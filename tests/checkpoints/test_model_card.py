@@ -16,7 +16,7 @@ from esplug.planning.placement import Plan
 from esplug.runs.directory import RunDirectory
 from esplug.runs.result import results
 from esplug.weights.master import MasterWeights
-from tests.checkpoints.logs import COEFFICIENTS, make_log
+from tests.helpers.seed_logs import COEFFICIENTS, make_log
 
 SETTINGS = {
     "task": "countdown",

@@ -13,7 +13,7 @@ from esplug.errors import UserError
 from esplug.plugins import PluginInfo
 from esplug.plugins.loading import relay
 from esplug.plugins.task import Task
-from tests.data.rows import ROWS, Toy, task, write, write_dict
+from tests.helpers.rows import ROWS, Toy, task, write, write_dict
 
 
 @given(st.integers(1, 30), st.integers(1, 40), st.integers(0, 2**64 - 1))

@@ -13,7 +13,7 @@ import pytest
 from esplug.data.batches import load_eval_splits
 from esplug.data.hub_datasets import hub_revision
 from esplug.errors import UserError
-from tests.data.rows import ROWS, names, read_splits, task, write
+from tests.helpers.rows import ROWS, names, read_splits, task, write
 
 
 def hub_copy(folder: Path, **configs) -> Path:

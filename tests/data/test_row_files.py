@@ -4,7 +4,7 @@ import pytest
 
 from esplug.data.sources import read
 from esplug.errors import UserError
-from tests.data.rows import read_splits, write
+from tests.helpers.rows import read_splits, write
 
 
 @pytest.mark.parametrize(

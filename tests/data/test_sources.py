@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from esplug.data.batches import load_batch_source, load_eval_splits
 from esplug.data.sources import SplitRows, name_splits
 from esplug.errors import UserError
-from tests.data.rows import ROWS, names, read_splits, task, write, write_dict
+from tests.helpers.rows import ROWS, names, read_splits, task, write, write_dict
 
 
 @pytest.mark.parametrize("kind", ["json", "jsonl", "csv", "parquet"])
