@@ -33,6 +33,7 @@ class CaughtUp:
     replayed: int = 0  # number of updates that were computed again
     damaged: tuple[tuple[str, str], ...] = ()  # folders of checkpoints that could not be used, each with the reason
     undefined: tuple[str, ...] = ()  # names of the base model's tensors that hold NaN or infinity
+    unread: tuple[str, ...] = ()  # names of the checkpoint's tensors that the model does not use
 
 
 class History:

@@ -4,6 +4,7 @@ import functools
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -17,6 +18,7 @@ from esplug.utils.text import one_line
 from esplug.vllm_worker.detokenizer import Detokenizer, Stops
 from esplug.vllm_worker.heartbeat import Heartbeat, beat_every_step
 from esplug.vllm_worker.scheduler_patch import SchedulerPatch, scheduler_of
+from esplug.vllm_worker.start_proof import load_and_prove
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -89,6 +91,9 @@ class Engine:
             most_cores: cores to use at most.
             kv_cache_bytes: size of the KV cache; ``None`` lets vLLM use its share of the GPU.
             catch_up: updates of the run so far.
+
+        Raises:
+            UserError: the model does not hold exactly the weights that esplug writes.
         """
         self._low_rank, self._prefix_caching = settings.low_rank, settings.prefix_caching
         cores = rank_cores(share, most_cores, settings.tensor_parallel_size)
@@ -101,12 +106,13 @@ class Engine:
         extension = LOW_RANK_EXTENSION if settings.low_rank else self.worker_extension
         options = llm_options(settings, kv_cache_bytes) | {"worker_extension_cls": extension}
         self._llm = _create_llm(LLM, settings, options)
+        master = settings.master_dtype, settings.master_device, gpu_share
+        self._master_setup = MasterSetup(settings.model, *master, settings.low_rank, cores, self._heartbeat.place)
+        unread = load_and_prove(self._llm, self._master_setup)
         if self.light_bookkeeping:
             self._scheduler_patch = SchedulerPatch(scheduler_of(self._llm))
         beat_every_step(self._llm, self._heartbeat)
-        master = settings.master_dtype, settings.master_device, gpu_share
-        self._master_setup = MasterSetup(settings.model, *master, settings.low_rank, cores, self._heartbeat.place)
-        return self.catch_up(catch_up)
+        return replace(self.catch_up(catch_up), unread=unread)
 
     @_with_heartbeat
     def catch_up(self, catch_up: CatchUp) -> CaughtUp:

@@ -69,6 +69,11 @@ def start_engines(
             f"{model}: {len(found.undefined)} tensors hold NaN or infinity, {found.undefined[0]} first; "
             "fetch or train the model again"
         )
+    if found.unread:
+        say(
+            f"{model}: vLLM's model does not use {len(found.unread)} of the checkpoint's tensors, {found.unread[0]} "
+            "first; changing them changes no answer"
+        )
     for folder, reason in found.damaged:
         aside = rename_aside(Path(folder), "damaged").name
         say(f"skipped a checkpoint: {folder}: {reason}; renamed to {aside}")

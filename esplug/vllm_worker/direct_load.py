@@ -11,18 +11,20 @@ from typing import Any
 
 import torch
 
-from esplug.noise.kernels import kernels_for
+from esplug.vllm_worker.experts import ExpertPlaces, has_experts, is_packed, put
+from esplug.vllm_worker.fingerprint import output_embeddings
 from esplug.weights.master import MasterWeights
 from esplug.weights.partition import TensorBlock
 
 VLLM_INTERNALS = {
     "vllm.model_executor.models.llama:LlamaForCausalLM": "packed_modules_mapping",
     "vllm.model_executor.layers.attention:Attention": "process_weights_after_loading",
+    "vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method": "UnquantizedFusedMoEMethod",
     "vllm.model_executor.layers.linear:MergedColumnParallelLinear": "output_sizes",
     "vllm.model_executor.layers.linear:LinearBase": "quant_method tp_size",
     "vllm.model_executor.layers.linear:QKVParallelLinear": "head_size num_heads num_kv_heads "
     "num_kv_head_replicas v_head_size",
-    "vllm.model_executor.layers.linear": "RowParallelLinear",
+    "vllm.model_executor.layers.linear": "ReplicatedLinear RowParallelLinear",
     "vllm.model_executor.layers.linear:UnquantizedLinearMethod": "process_weights_after_loading(layer)",
     "vllm.model_executor.layers.utils": "dispatch_cpu_unquantized_gemm.cpu_linear",
     "vllm.model_executor.layers.vocab_parallel_embedding": "ParallelLMHead "
@@ -31,8 +33,7 @@ VLLM_INTERNALS = {
     "VocabParallelEmbeddingShardIndices.org_vocab_start_index",
 }
 
-_PROBES = 4  # inputs with which packed weights, which cannot be read back, are compared
-_REDUNDANT = ("lm_head.weight", "rotary_emb.inv_freq")  # checkpoints may have these though they are tied or computed
+REDUNDANT = ("lm_head.weight", "rotary_emb.inv_freq")  # checkpoints may have these though they are tied or computed
 Shape = tuple[int, ...]
 
 
@@ -54,15 +55,14 @@ class ParameterMap:
         Raises:
             UnmappedError: the source of a parameter is unknown.
         """
-        from vllm.model_executor.layers.attention import Attention
-
         fused: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
         places = cls({}, {})
         seen: set[int] = set()
         for path, module in model.named_modules():
-            name = path.removesuffix(".base_layer")  # a layer with adapters
-            if hasattr(module, "process_weights_after_loading") and not isinstance(module, Attention):
+            if _derives(module):
                 raise UnmappedError(f"{path} derives more from its weights than esplug knows")
+            experts = ExpertPlaces(path, module, shapes, rank) if has_experts(module) else None
+            name = path.removesuffix(".base_layer")  # a layer with adapters
             parent, _, leaf = name.rpartition(".")
             # A bias comes before its weight, because both are packed together.
             for kind, parameter in sorted(module.named_parameters(recurse=False)):
@@ -70,22 +70,31 @@ class ParameterMap:
                     continue
                 seen.add(id(parameter))
                 target, stored = f"{path}.{kind}", f"{name}.{kind}"
+                if experts:
+                    places._add(target, experts.parts.get(kind, ()), {})
+                    continue
                 parts = [stored] if stored in shapes else [f"{parent}.{each}.{kind}" for each in fused.get(leaf, ())]
-                if not parts or not all(part in shapes for part in parts):
-                    raise UnmappedError(f"{target} has no counterpart in the checkpoint")
-                if any(part in places.blocks for part in parts):
-                    raise UnmappedError(f"{target} shares its weights with another parameter")
-                places.parts[target] = tuple(parts)
-                found = _blocks(target, module, kind, [shapes[part] for part in parts], rank)
-                places.blocks.update(zip(parts, found, strict=True))
+                known = [shapes[part] for part in parts if part in shapes]
+                found = _blocks(target, module, kind, known, rank) if len(known) == len(parts) else []
+                places._add(target, tuple(parts) if found else (), dict(zip(parts, found, strict=False)))
+            places.blocks.update(experts.blocks if experts else {})
         for name in shapes.keys() - places.blocks.keys():
-            if not name.endswith(_REDUNDANT):
+            if not name.endswith(REDUNDANT):
                 raise UnmappedError(f"the checkpoint's {name} has no known place in the model")
         return places
 
+    def _add(self, target: str, parts: tuple[str, ...], blocks: Mapping[str, TensorBlock]) -> None:
+        """Add a parameter that consists of these tensors, and the rank's blocks of them."""
+        if not parts:
+            raise UnmappedError(f"{target} has no counterpart in the checkpoint")
+        if any(part in self.blocks for part in parts):
+            raise UnmappedError(f"{target} shares its weights with another parameter")
+        self.parts[target] = parts
+        self.blocks.update(blocks)
+
 
 class DirectLoader:
-    """Writes weights into vLLM's model. The constructor checks that it writes exactly what vLLM has loaded.
+    """Writes weights into vLLM's model. :mod:`.start_proof` checks that it writes exactly what vLLM has loaded.
 
     Args:
         model: vLLM's model, just loaded, of type ``dtype``.
@@ -93,28 +102,19 @@ class DirectLoader:
         places: where the weights are in the model.
 
     Raises:
-        UnmappedError: a shape differs, or the model would compute something else. Use ``reload_weights`` then.
+        UnmappedError: a shape differs. Use ``reload_weights`` then.
     """
 
     def __init__(self, model: torch.nn.Module, master: MasterWeights, places: ParameterMap, dtype: torch.dtype) -> None:
         self._dtype = dtype
-        self._packed: list[tuple[str, Any]] = []
         self._in_place: dict[str, Callable[[], torch.Tensor]] = {}
         self._finish: dict[str, Callable[[torch.Tensor], None]] = {}
         try:
             self._layout = master.fused(places.parts)
             for target in places.parts:
                 self._add(model, master, target)
-            before = self._fingerprint(model)
-            self.write(master, None, 0.0)
-            after = self._fingerprint(model)
-        except torch.OutOfMemoryError:
-            raise
-        except (KeyError, ValueError, RuntimeError) as error:  # not floating-point, or wrong shapes
+        except (KeyError, ValueError) as error:  # not floating-point, or wrong shapes
             raise UnmappedError(str(error)) from error
-        for name, value in before.items():
-            if value != after[name]:
-                raise UnmappedError(f"{name} would not be as vLLM has loaded it")
 
     @torch.no_grad()
     def write(self, master: MasterWeights, member_seed: int | None, scale: float) -> None:
@@ -134,44 +134,35 @@ class DirectLoader:
         module: Any = model.get_submodule(path)
         method = getattr(module, "quant_method", None)
         if kind == "weight" and hasattr(module, "cpu_linear") and isinstance(method, UnquantizedLinearMethod):
-            self._packed.append((target, module))
             self._finish[target] = functools.partial(_pack_linear, module)
             return
         parameter, given = getattr(module, kind), self._layout.shapes[target]
+        if has_experts(module) and is_packed(module):
+            self._finish[target] = functools.partial(put, module, kind, (len(parameter), -1, given[-1]))
+            return
         wanted = tuple(parameter.shape)
+        if has_experts(module) and len(given) == 2:  # a matrix of each expert, end to end
+            wanted = (wanted[0] * wanted[1], wanted[2])
         if isinstance(module, VocabParallelEmbedding):  # padded
             wanted = (min(given[0], wanted[0]), *wanted[1:])
         if given != wanted:
             raise ValueError(f"{target} has shape {wanted} instead of {given}")
-        outputs = _output_embeddings(model, parameter)
-        self._packed += [(target, layer) for layer in outputs]
+        outputs = output_embeddings(model, parameter)
         if parameter.dtype == self._dtype and parameter.device == master.device and parameter.is_contiguous():
-            self._in_place[target] = lambda: getattr(module, kind).data[: given[0]] if given else parameter.data
+            rows = given[0] if isinstance(module, VocabParallelEmbedding) else None
+            self._in_place[target] = lambda: getattr(module, kind).data[:rows] if given else parameter.data
             self._finish[target] = lambda _: _pack_embeddings(outputs)
         else:
             self._finish[target] = functools.partial(_copy, module, kind, outputs)
 
-    @torch.no_grad()
-    def _fingerprint(self, model: torch.nn.Module) -> dict[str, tuple[object, ...]]:
-        """Return checksums of the model's parameters, and of what packed ones compute."""
-        seen: dict[str, tuple[object, ...]] = {}
-        for name, parameter in model.named_parameters():
-            if parameter.numel():
-                seen[name] = (parameter.dtype, parameter.device, _checksum(parameter.data))
-        generator = torch.Generator().manual_seed(0)
-        for target, layer in self._packed:
-            inputs = torch.randn(_PROBES, self._layout.shapes[target][1], generator=generator).to(self._dtype)
-            outputs = layer.cpu_linear(inputs, layer.weight, getattr(layer, "bias", None))
-            seen[f"{target} (packed)"] = (_checksum(outputs),)
-        return seen
 
+def _derives(module: torch.nn.Module) -> bool:
+    """Return whether a layer computes something else from its weights once they are loaded."""
+    from vllm.model_executor.layers.attention import Attention
+    from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
 
-def _checksum(tensor: torch.Tensor) -> object:
-    """Return a checksum of a tensor, without allocating memory of its size; its values if there is no kernel for it."""
-    if tensor.is_floating_point() and tensor.itemsize <= 4 and tensor.is_contiguous():
-        kernels = kernels_for(tensor.device)
-        return kernels.checksum(kernels.flat(tensor), 0, "")
-    return tensor.tolist()
+    known = (Attention, UnquantizedFusedMoEMethod)
+    return hasattr(module, "process_weights_after_loading") and not isinstance(module, known)
 
 
 def _blocks(target: str, module: Any, kind: str, shapes: Sequence[Shape], rank: int) -> list[TensorBlock]:
@@ -179,7 +170,7 @@ def _blocks(target: str, module: Any, kind: str, shapes: Sequence[Shape], rank: 
     from vllm.model_executor.layers import linear
     from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
-    size = getattr(module, "tp_size", 1)
+    size = 1 if isinstance(module, linear.ReplicatedLinear) else getattr(module, "tp_size", 1)
     rows: list[tuple[int, int]] = []
     counted = [True] * len(shapes)
     if size == 1 or (isinstance(module, linear.RowParallelLinear) and kind == "bias"):
@@ -225,12 +216,3 @@ def _copy(module: Any, kind: str, packed: list[Any], tensor: torch.Tensor) -> No
 def _pack_embeddings(layers: list[Any]) -> None:
     for layer in layers:
         layer.quant_method.process_weights_after_loading(layer)
-
-
-def _output_embeddings(model: torch.nn.Module, parameter: torch.nn.Parameter) -> list[Any]:
-    """Return the layers that compute with a packed copy of these embeddings, tied or not."""
-    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
-
-    embeddings = [module for module in model.modules() if isinstance(module, VocabParallelEmbedding)]
-    layers = [each for each in embeddings if each.weight is parameter and hasattr(each, "cpu_linear")]
-    return [layer for layer in layers if isinstance(layer, ParallelLMHead)] or layers

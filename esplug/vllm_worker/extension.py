@@ -18,8 +18,12 @@ from esplug.checkpoints.safetensors_shards import read_shapes
 from esplug.errors import UserError
 from esplug.planning.memory import master_bytes
 from esplug.planning.placement import gpu_master_room
-from esplug.vllm_worker.direct_load import DirectLoader, ParameterMap, UnmappedError
+from esplug.utils.text import one_line
+from esplug.vllm_worker.direct_load import REDUNDANT, DirectLoader, ParameterMap, UnmappedError
+from esplug.vllm_worker.experts import pack_when_reloading
+from esplug.vllm_worker.fingerprint import Fingerprint, fingerprint
 from esplug.vllm_worker.heartbeat import Heartbeat
+from esplug.vllm_worker.read_tensors import ReadTensors
 from esplug.vllm_worker.undefined_logits import watch_logits
 from esplug.weights.master import MasterWeights
 from esplug.weights.partition import TensorBlock
@@ -66,19 +70,67 @@ class ESWorkerExtension:
     model_runner: Any
     _es_places: ParameterMap | None  # None if vLLM reloads
     _es_fast_path: DirectLoader | None
+    _es_loaded: Fingerprint  # of the model as vLLM has loaded it
+    _es_unread: list[str]
+    _es_is_base: bool  # whether the master weights are the base model's, just loaded
     _es_in_host: bool  # whether the master weights are in the host's memory though the model is on a GPU
     _es_master: MasterWeights
     _es_undefined: torch.Tensor
 
+    def es_prepare(self) -> bool:
+        """Prepare the model, and remember its weights as vLLM has loaded them. Returns whether it is on a CPU."""
+        model = self.model_runner.get_model()
+        self._es_prepare_model(model)
+        self._es_loaded, self._es_unread = fingerprint(model, self.model_runner.model_config.dtype), []
+        return self.device.type == "cpu"
+
+    def es_load(self, setup: MasterSetup) -> bool:
+        """Load the base model's master weights, and choose how to write them. Returns whether directly."""
+        self._es_choose_loader(setup)
+        self._es_is_base = True
+        return self._es_places is not None
+
+    def es_load_without_places(self, setup: MasterSetup) -> None:
+        """Load all master weights on every rank, and have vLLM reload its model from now on."""
+        self._es_places, self._es_fast_path = None, None
+        self._es_load_master(setup, {}, RankGroup())
+
+    def es_write_and_check(self, member_seed: int | None, scale: float) -> str:
+        """Write weights as :meth:`es_set_weights` does. Returns what is wrong with them, or nothing.
+
+        Every parameter must have changed with a member's weights, and be as vLLM has loaded it with the base model's.
+        """
+        model, reads = self.model_runner.get_model(), ReadTensors()
+        try:
+            if self._es_fast_path is None and member_seed is not None:
+                with reads:
+                    self._es_reload(reads.watch(self._es_perturbed(member_seed, scale)))
+                self._es_unread = [name for name in reads.unread if not name.endswith(REDUNDANT)]
+            else:
+                self.es_set_weights(member_seed, scale)
+            now = fingerprint(model, self.model_runner.model_config.dtype)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever vLLM's loader raises for a model that it cannot reload
+            logging.getLogger(__name__).warning("cannot write weights", exc_info=True)
+            return one_line(error)
+        for name, value in self._es_loaded.items():
+            if member_seed is None and now.get(name) != value:
+                return f"{name} is not as vLLM has loaded it"
+            if member_seed is not None and now.get(name) == value:
+                return f"{name} does not change with a member's weights"
+        return ""
+
+    def es_unread(self) -> list[str]:
+        """Return the names of the checkpoint's tensors that vLLM does not read when it reloads its model."""
+        return self._es_unread
+
     def es_catch_up(self, setup: MasterSetup, catch_up: CatchUp) -> CaughtUp:
-        """Load the base model's master weights, and replay the run's updates from these or from saved ones."""
-        if not hasattr(self, "_es_places"):
-            self._es_prepare_model(self.model_runner.get_model())
-            self._es_choose_loader(setup)
-        elif self._es_places is not None:
-            self._es_load_master(setup, self._es_places.blocks, _rank_group())
-        else:
-            self._es_load_master(setup, {}, RankGroup())
+        """Replay the run's updates from the base model's master weights or from saved ones."""
+        if not self._es_is_base:
+            blocks, ranks = (self._es_places.blocks, _rank_group()) if self._es_places else ({}, RankGroup())
+            self._es_load_master(setup, blocks, ranks)
+        self._es_is_base = False
         caught_up = self._es_master.catch_up(Path(setup.model), catch_up)
         _keep_freed_memory()
         return caught_up
@@ -109,7 +161,7 @@ class ESWorkerExtension:
     def _es_load_master(self, setup: MasterSetup, blocks: Mapping[str, TensorBlock], ranks: RankGroup) -> None:
         """Load the base model's weights: this rank's ``blocks``, or all if there are none."""
         vars(self).pop("_es_master", None)  # there may be no memory for two
-        if not hasattr(self, "_es_places"):  # the first time
+        if not hasattr(self, "_es_in_host"):  # the first time
             needed = master_bytes(Path(setup.model), setup.dtype, blocks)
             self._es_in_host = self._es_keep_in_host(needed, setup.gpu_share, setup.device, ranks)
         cores = setup.rank_cores[self.rank]
@@ -153,11 +205,19 @@ class ESWorkerExtension:
         if self._es_fast_path is not None:
             self._es_fast_path.write(self._es_master, member_seed, scale)
         else:
-            dtype = self.model_runner.model_config.dtype
-            self._es_reload(self._es_master.perturbed(member_seed, scale, dtype))
+            self._es_reload(self._es_perturbed(member_seed, scale))
+
+    def _es_perturbed(self, member_seed: int | None, scale: float) -> Iterator[tuple[str, torch.Tensor]]:
+        """Iterate over a member's weights for vLLM to load, which rounds them to its parameters' types."""
+        dtype = self.model_runner.model_config.dtype
+        if torch.float32 in self._es_master.dtypes.values():  # vLLM keeps some parameters in float32
+            dtype = torch.float32
+        return self._es_master.perturbed(member_seed, scale, dtype)
 
     def _es_reload(self, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
         """Have vLLM load tensors by name. This works for every model, but takes longer than the direct loader."""
+        if self.device.type == "cpu":
+            pack_when_reloading(self.model_runner.get_model())
         self.model_runner.reload_weights(weights_iterator=tensors)
         if self.device.type == "cpu":
             _repack_output_embeddings(self.model_runner.get_model())

@@ -9,6 +9,10 @@ from esplug.vllm_worker.extension import ESWorkerExtension, MasterSetup
 
 VLLM_INTERNALS = {"vllm.platforms.interface:Platform": "get_punica_wrapper()"}
 
+_NOT_DIRECT = (
+    "--perturbation low-rank: not for this model, whose weights esplug cannot write directly, as the engine's log "
+    "says; choose --perturbation full"
+)
 _WRAPPER = (
     "esplug.vllm_worker.adapters_cpu.MaskedAdapters"
     if current_platform.is_cpu()
@@ -23,18 +27,25 @@ class LowRankWorkerExtension(ESWorkerExtension):
     _es_adapters: Adapters
     _es_model_is_master: bool  # whether the model holds the master weights as they are now
 
+    def es_load(self, setup: MasterSetup) -> bool:
+        """See :meth:`ESWorkerExtension.es_load`. Raises ``UserError`` if the model allows no direct loading."""
+        self._es_model_is_master = False
+        if not super().es_load(setup):
+            raise UserError(_NOT_DIRECT)
+        return True
+
+    def es_load_without_places(self, setup: MasterSetup) -> None:
+        """Raise ``UserError``: adapters need a direct loader."""
+        raise UserError(_NOT_DIRECT)
+
     def es_catch_up(self, setup: MasterSetup, catch_up: CatchUp) -> CaughtUp:
-        """See :meth:`ESWorkerExtension.es_catch_up`. Raises ``UserError`` if the model allows no direct loading."""
+        """See :meth:`ESWorkerExtension.es_catch_up`."""
         caught_up = super().es_catch_up(setup, catch_up)
         self._es_model_is_master = False
         if not hasattr(self, "_es_adapters"):
-            if self._es_places is None:
-                raise UserError(
-                    "--perturbation low-rank: not for this model, whose weights esplug cannot write directly, as the "
-                    "engine's log says; choose --perturbation full"
-                )
             model, master = self.model_runner.get_model(), self._es_master
             assert master.low_rank
+            assert self._es_places
             self._es_adapters = Adapters(model, self._es_places, master.shapes, master.low_rank)
         return caught_up
 
