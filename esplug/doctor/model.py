@@ -20,6 +20,7 @@ from esplug.planning.memory import Gpu, MemoryPlan, cpu_items, master_bytes, pla
 from esplug.planning.placement import GPU_KV_CACHE_MIN, GPU_SPARE, plan_engines
 from esplug.utils.free_memory import free_memory
 from esplug.utils.hub import hub_revision
+from esplug.vllm_worker.families import how_written
 
 #: Engines per GPU, and the largest weights in bytes with which they measured 2.3 or 1.3 times the speed of one engine.
 _SHARING = ((4, 2e9), (2, 4e9))
@@ -61,6 +62,7 @@ def check_model(config: RunConfig, stack: Stack) -> tuple[Path | None, list[Find
     kinds = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
     listed = ", ".join(kinds) or "no architecture given"
     findings = [Finding("model", "ok", f"{name}: {elements / 1e9:.2f} billion weights, {size(stored)}, {listed}")]
+    findings.append(Finding("weights", "ok", how_written(kinds)))
     if kinds and stack.architectures and not set(kinds) & set(stack.architectures):
         remedy = "vLLM may run it through transformers; otherwise choose a model that vLLM supports"
         findings.append(Finding("model", "warning", f"this vLLM has no implementation of {listed}", remedy))

@@ -18,7 +18,8 @@ VLLM_INTERNALS = {
     "vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method:UnquantizedFusedMoEMethod": "moe_kernel "
     "process_weights_after_loading(layer)",
     "vllm.model_executor.layers.fused_moe.modular_kernel:FusedMoEKernel": "fused_experts",
-    "vllm.model_executor.layers.fused_moe.experts.cpu_moe": "CPUUnquantizedExperts.process_weights_after_loading(layer)",
+    "vllm.model_executor.layers.fused_moe.experts.cpu_moe:CPUUnquantizedExperts": "process_weights_after_loading("
+    "layer)",
 }
 
 GATE_UP, DOWN = "w13_weight", "w2_weight"

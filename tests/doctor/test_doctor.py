@@ -349,7 +349,7 @@ def test_whether_the_kv_cache_can_be_counted_in_tokens(described, known, host, t
 def test_a_model_that_is_missing_damaged_or_unreachable(tiny_model, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("esplug.doctor.model.hub_revision", lambda *_: None)
     config = make_config({"model_name": str(tiny_model)})
-    for supported, states in (("LlamaForCausalLM", ["ok"]), ("OtherForCausalLM", ["ok", "warning"])):
+    for supported, states in (("LlamaForCausalLM", ["ok"] * 2), ("OtherForCausalLM", ["ok", "ok", "warning"])):
         folder, findings = check_model(config, Stack(architectures=[supported]))
         assert (folder, [finding.state for finding in findings]) == (tiny_model.resolve(), states)
     (tmp_path / "config.json").write_text("{}")
@@ -368,6 +368,24 @@ def test_a_model_that_is_missing_damaged_or_unreachable(tiny_model, tmp_path, mo
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     _, (found,) = check_model(make_config({"model_name": "nobody/no-such"}), Stack())
     assert "HF_HUB_OFFLINE is set" in found.found
+
+
+@pytest.mark.parametrize(
+    ("architectures", "words"),
+    [
+        (["Qwen3MoeForCausalLM"], "written directly"),
+        (["GraniteMoeForCausalLM"], "vLLM's loader"),
+        (["OtherForCausalLM"], "not tested"),
+        (None, "not tested"),
+    ],
+)
+def test_how_weights_are_written_is_said_before_a_model_is_loaded(architectures, words, tiny_model, tmp_path) -> None:
+    shutil.copytree(tiny_model, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tiny_model / "config.json").read_text()) | {"architectures": architectures}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    _, findings = check_model(make_config({"model_name": str(tmp_path)}), Stack())
+    (found,) = (finding.found for finding in findings if finding.check == "weights")
+    assert words in found
 
 
 def test_a_small_disk_is_a_failure_or_a_warning(tmp_path) -> None:

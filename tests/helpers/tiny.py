@@ -2,6 +2,27 @@
 
 from pathlib import Path
 
+_EXPERTS = {"num_experts_per_tok": 2, "num_experts": 4, "moe_intermediate_size": 32}
+_MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 32, "mamba_n_groups": 1, "mamba_d_state": 16}
+
+#: Settings of architectures that differ from those below.
+ARCHITECTURES = {
+    "qwen2": {"num_key_value_heads": 2},
+    "mistral": {"sliding_window": 16},
+    "gemma2": {"sliding_window": 16, "query_pre_attn_scalar": 32},
+    "gemma3_text": {"sliding_window": 16, "query_pre_attn_scalar": 32},
+    "phi3": {"num_key_value_heads": 2, "original_max_position_embeddings": 1024},
+    "qwen2_moe": _EXPERTS | {"num_key_value_heads": 2, "shared_expert_intermediate_size": 64},
+    "qwen3_moe": _EXPERTS,
+    "mixtral": {"num_local_experts": 4, "sliding_window": None},
+    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 2},
+    "phimoe": {"num_local_experts": 4, "num_key_value_heads": 2},
+    "granitemoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "bamba": _MAMBA | {"attn_layer_indices": [1]},
+    "falcon_h1": _MAMBA | {"mamba_d_ssm": 128, "num_key_value_heads": 2},
+    "lfm2": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
+}
+
 CHAT = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}<assistant>"
 
 
@@ -18,8 +39,7 @@ def make_tiny_model(folder: Path, architecture: str = "llama", tied: bool = True
         intermediate_size=96,
         num_hidden_layers=2,
         num_attention_heads=2,
-        num_key_value_heads=2 if architecture == "qwen2" else 1,
-        head_dim=32,
+        **{"num_key_value_heads": 1, "head_dim": 32} | ARCHITECTURES.get(architecture, {}),
         max_position_embeddings=1024,
         tie_word_embeddings=tied,
         initializer_range=0.3,

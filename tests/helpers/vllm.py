@@ -50,29 +50,35 @@ def _probe_class():
 
             return all(self._llm.collective_rpc(put))
 
-        def forget_fast_path(self, scrambled: bool) -> str:
-            """Disable the fast path, or search for it with wrong weights; return why there is none."""
+        def answer(self, length: int) -> list[int]:
+            from vllm import SamplingParams, TokensPrompt
 
-            def forget(wrapper) -> str:
-                from esplug.vllm_worker.direct_load import DirectLoader, UnmappedError
+            self._llm.reset_prefix_cache()
+            parameters = SamplingParams(max_tokens=length, temperature=0, ignore_eos=True)
+            (output,) = self._llm.generate([TokensPrompt(prompt_token_ids=PROMPT)], parameters, use_tqdm=False)
+            return list(output.outputs[0].token_ids)
+
+        def forget_fast_path(self) -> None:
+            self._llm.collective_rpc("es_load_without_places", args=(self._master_setup,))
+
+        def fault(self, scrambled: bool, member_seed: int | None) -> str:
+            """Write a member or the master, with some tensors swapped or as they are; return what is wrong."""
+
+            def write(wrapper) -> str:
                 from esplug.weights.master import MasterWeights
 
                 worker = getattr(wrapper, "worker", wrapper)
-                worker._es_fast_path, master, reason = None, worker._es_master, "forgotten"
+                master = worker._es_master
                 if scrambled:
                     swap = {"k_proj": "v_proj", "v_proj": "k_proj"}
                     parts = {name: name.split(".") for name in master.names}
                     names = {name: ".".join(swap.get(part, part) for part in parts[name]) for name in parts}
-                    other = MasterWeights((names[name], master[name]) for name in master.names)
-                    try:
-                        DirectLoader(
-                            worker.get_model(), other, worker._es_places, worker.model_runner.model_config.dtype
-                        )
-                    except UnmappedError as error:
-                        reason = str(error)
-                return reason
+                    worker._es_master = MasterWeights((names[name], master[name]) for name in master.names)
+                found = worker.es_write_and_check(member_seed, 0.1)
+                worker._es_master = master
+                return found
 
-            return self._llm.collective_rpc(forget)[0]
+            return self._llm.collective_rpc(write)[0]
 
         def refusals(self, extra: str, lacking: str) -> list[str]:
             """Return why checkpoints with one tensor more or less cannot use the fast path."""
@@ -136,11 +142,33 @@ def _probe_class():
 def reference_logprobs(folder: Path, tensors, prompt: list[int] = PROMPT) -> list[float]:
     """Compute a prompt's log-probabilities with ``transformers`` and these weights."""
     import torch
+
+    with torch.no_grad():
+        scores = _reference(folder, tensors)(torch.tensor([prompt])).logits[0].log_softmax(-1)
+    return [float(scores[i, token]) for i, token in enumerate(prompt[1:])]
+
+
+def reference_answer(folder: Path, tensors, length: int, prompt: list[int] = PROMPT) -> list[int]:
+    """Answer a prompt greedily with ``transformers`` and these weights."""
+    import torch
+
+    model, ids = _reference(folder, tensors), list(prompt)
+    with torch.no_grad():
+        for _ in range(length):
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
+def _reference(folder: Path, tensors):
+    """Load tensors under the checkpoint's names, which the model's own may differ from."""
+    import shutil
+    import tempfile
+
+    import torch
+    from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    model.load_state_dict(tensors, strict=False)
-    model.tie_weights()
-    with torch.no_grad():
-        scores = model(torch.tensor([prompt])).logits[0].log_softmax(-1)
-    return [float(scores[i, token]) for i, token in enumerate(prompt[1:])]
+    with tempfile.TemporaryDirectory() as place:
+        shutil.copy(folder / "config.json", place)
+        save_file(tensors, Path(place) / "model.safetensors", {"format": "pt"})
+        return AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)

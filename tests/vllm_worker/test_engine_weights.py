@@ -7,9 +7,6 @@ from tests.helpers.vllm import reference_logprobs, start_probe
 pytestmark = pytest.mark.vllm
 
 
-MODELS = [("llama", False), ("qwen2", False), ("qwen3", True), ("gemma", True)]
-
-
 @pytest.fixture(scope="module")
 def cluster():
     from esplug.engines.cluster import Cluster
@@ -17,29 +14,6 @@ def cluster():
     cluster = Cluster(None, "none")
     yield cluster
     cluster.close()
-
-
-@pytest.mark.parametrize(("architecture", "tied"), MODELS)
-def test_every_tensor_alone_moves_vllm_as_it_moves_transformers(cluster, tiny_models, architecture, tied) -> None:
-    import numpy as np
-    import ray
-    import torch
-    from safetensors.torch import load_file
-
-    folder = tiny_models(architecture, tied)
-    tensors = load_file(folder / "model.safetensors")
-    probe, _ = start_probe(folder)
-    base = ray.get(probe.logprobs.remote())
-    np.testing.assert_allclose(base, reference_logprobs(folder, tensors), atol=2e-3)
-    for name, tensor in tensors.items():
-        generator = torch.Generator().manual_seed(1)
-        changed = tensors | {name: tensor + 0.3 * torch.randn(tensor.shape, generator=generator)}
-        assert ray.get(probe.set_tensors.remote(changed))
-        moved, expected = ray.get(probe.logprobs.remote()), reference_logprobs(folder, changed)
-        np.testing.assert_allclose(moved, expected, atol=2e-3, err_msg=name)
-        if not name.endswith("k_proj.bias"):  # softmax does not feel a shift of all keys (but for rope)
-            assert np.abs(np.subtract(expected, base)).max() > 0.02, f"{name}: the change is too small to tell"
-    ray.kill(probe)
 
 
 def test_members_leave_no_trace_and_perturb_as_defined(cluster, tiny_models) -> None:
@@ -75,11 +49,12 @@ def test_members_leave_no_trace_and_perturb_as_defined(cluster, tiny_models) -> 
     assert ray.get(probe.logprobs.remote()) == base
     assert ray.get(probe.checksum.remote()) == [checksum]
 
-    for scrambled, reason in ((False, "forgotten"), (True, "qkv_proj.weight (packed) would not be")):
-        ray.get(probe.set_weights.remote(Weights()))
-        assert reason in ray.get(probe.forget_fast_path.remote(scrambled))
+    for _ in range(2):  # the second time through vLLM's loader
+        assert "qkv_proj (packed) is not as vLLM has loaded it" in ray.get(probe.fault.remote(True, None))
+        assert ray.get(probe.fault.remote(False, 1)) == ray.get(probe.fault.remote(False, None)) == ""
         ray.get(probe.set_weights.remote(Weights(4, 0.02)))
         assert ray.get(probe.logprobs.remote()) == moved
+        ray.get(probe.forget_fast_path.remote())
     ray.kill(probe)
 
 
@@ -96,7 +71,7 @@ def test_the_direct_loader_and_reload_agree_in_bfloat16(cluster, tiny_models) ->
         ray.get(probe.set_weights.remote(weights))
         seen.append(ray.get(probe.logprobs.remote()))
         if len(seen) == 2:
-            ray.get(probe.forget_fast_path.remote(False))
+            ray.get(probe.forget_fast_path.remote())
     assert seen[0] == seen[2] != seen[1]
     ray.kill(probe)
 
