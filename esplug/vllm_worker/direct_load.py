@@ -61,7 +61,10 @@ class ParameterMap:
         for path, module in model.named_modules():
             if _derives(module):
                 raise UnmappedError(f"{path} derives more from its weights than esplug knows")
-            experts = ExpertPlaces(path, module, shapes, rank) if has_experts(module) else None
+            try:
+                experts = ExpertPlaces(path, module, shapes, rank) if has_experts(module) else None
+            except AttributeError as error:  # another version of vLLM
+                raise UnmappedError(f"{path}: {error}") from error
             name = path.removesuffix(".base_layer")  # a layer with adapters
             parent, _, leaf = name.rpartition(".")
             # A bias comes before its weight, because both are packed together.

@@ -26,5 +26,7 @@ def how_written(architectures: Iterable[str]) -> str:
     """Say how esplug is expected to write the weights of a model of these architectures."""
     known = [DIRECT[each] for each in architectures if each in DIRECT]
     if not known:
-        return "an architecture that is not tested with esplug; each engine checks at its start that it can be perturbed"
+        return (
+            "an architecture that is not tested with esplug; each engine checks at its start that it can be perturbed"
+        )
     return "weights are written directly" if known[0] else "weights are written through vLLM's loader, which is slower"

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from esplug.vllm_worker.extension import ESWorkerExtension, MasterSetup
+
 PROMPT = list(range(5, 45))
 
 
@@ -172,3 +174,13 @@ def _reference(folder: Path, tensors):
         shutil.copy(folder / "config.json", place)
         save_file(tensors, Path(place) / "model.safetensors", {"format": "pt"})
         return AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
+
+
+class UnpackedExperts(ESWorkerExtension):
+    """Reloads models as vLLM alone does, which leaves experts wrong on a CPU."""
+
+    def _es_choose_loader(self, setup: MasterSetup) -> None:
+        self.es_load_without_places(setup)
+
+    def _es_reload(self, tensors) -> None:
+        self.model_runner.reload_weights(weights_iterator=tensors)

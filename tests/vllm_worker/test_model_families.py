@@ -81,3 +81,58 @@ def test_answers_are_those_of_transformers(cluster, tiny_models, architecture) -
     check(probe, folder, updated, "after an update")
     assert ray.get(probe.answer.remote(ANSWER)) == reference_answer(folder, updated, ANSWER)
     ray.kill(probe)
+
+
+def test_a_model_that_vllm_reloads_wrongly_is_refused_in_one_line(cluster, tiny_models) -> None:
+    import ray
+
+    from esplug.engines import failures
+    from esplug.engines.actor import Engine
+    from esplug.errors import UserError
+
+    class Broken(Engine):
+        worker_extension = "tests.helpers.vllm.UnpackedExperts"
+
+    with pytest.raises(ray.exceptions.RayTaskError) as raised:
+        start_probe(tiny_models("qwen3_moe"), kind=Broken)
+    refused = failures.run_error(None, raised.value)
+    assert isinstance(refused, UserError)
+    assert "Qwen3MoeForCausalLM (model.layers.0.mlp.experts.routed_experts.w13_weight is not as" in str(refused)
+    assert "\n" not in str(refused)
+
+
+def test_experts_are_reloaded_by_vllm_as_they_are_written_directly(cluster, tiny_models) -> None:
+    import ray
+
+    from esplug.engines.messages import Weights
+
+    probe, _ = start_probe(tiny_models("qwen2_moe"))
+    seen = []
+    for weights in (Weights(3, 0.05), Weights(), Weights(3, 0.05)):
+        ray.get(probe.set_weights.remote(weights))
+        seen.append(ray.get(probe.logprobs.remote()))
+        if len(seen) == 2:
+            ray.get(probe.forget_fast_path.remote())
+            assert ray.get(probe.fault.remote(False, 1)) == ray.get(probe.fault.remote(False, None)) == ""
+    assert seen[0] == seen[2] != seen[1]
+    ray.kill(probe)
+
+
+def test_tensor_parallel_ranks_hold_their_parts_of_experts(cluster, tiny_models) -> None:
+    import ray
+    from safetensors.torch import load_file
+
+    from esplug.engines.messages import Weights
+    from esplug.weights.master import MasterWeights
+
+    folder = tiny_models("qwen2_moe", False)
+    one = MasterWeights.load(folder)
+    probe, start = start_probe(folder, ranks=2)
+    assert start == one.checksum()
+    assert 0 < max(ray.get(probe.kept.remote())) < 0.6 * one.nbytes
+    check(probe, folder, load_file(folder / "model.safetensors"), "the base model")
+    one.update([5, 6], [0.02, -0.01])
+    assert ray.get(probe.update.remote([5, 6], [0.02, -0.01])) == one.checksum()
+    ray.get(probe.set_weights.remote(Weights(3, -0.02)))
+    check(probe, folder, dict(one.perturbed(3, -0.02)), "a member after an update")
+    ray.kill(probe)
