@@ -78,7 +78,7 @@ class ParameterMap:
                     continue
                 parts = [stored] if stored in shapes else [f"{parent}.{each}.{kind}" for each in fused.get(leaf, ())]
                 known = [shapes[part] for part in parts if part in shapes]
-                found = _blocks(target, module, kind, known, rank) if len(known) == len(parts) else []
+                found = _blocks(target, module, kind, known, rank) if parts and len(known) == len(parts) else []
                 places._add(target, tuple(parts) if found else (), dict(zip(parts, found, strict=False)))
             places.blocks.update(experts.blocks if experts else {})
         for name in shapes.keys() - places.blocks.keys():

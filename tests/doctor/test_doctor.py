@@ -388,6 +388,13 @@ def test_how_weights_are_written_is_said_before_a_model_is_loaded(architectures,
     assert words in found
 
 
+def test_low_rank_members_of_experts_are_refused_before_anything_starts(host, tiny_models) -> None:
+    for architecture in ("qwen3_moe", "mixtral", "granitemoe"):
+        _, findings = check_fit(make_config({"perturbation": "low-rank"}), tiny_models(architecture), Stack())
+        assert [finding.state for finding in findings] == ["fail"]
+        assert "has experts" in findings[0].found
+
+
 def test_a_small_disk_is_a_failure_or_a_warning(tmp_path) -> None:
     config = make_config({"output_directory": str(tmp_path / "runs"), "checkpoint_every": 1, "keep_checkpoints": 2})
     assert check_disk(config, 1, 1).state == "ok"
