@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu                 # everything, on the first GPU
     python -m benchmarks.gpu --quick         # five minutes: a model of 0.5B
-    python -m benchmarks.gpu --only kernels  # or checks, adapters, engines, iterations, batches, memory, countdown
+    python -m benchmarks.gpu --only kernels  # or checks, families, adapters, engines, iterations, batches, memory, countdown
 
 It needs no network. The checks perturb, update and sum random blocks on the GPU and on the CPU. They update a whole
 model for some iterations on both, with noise of full and of low rank and with the master on the GPU and in host memory.
@@ -10,6 +10,8 @@ They change each tensor alone and compare vLLM's log-probabilities with those of
 with random weights in real shapes:
 
 - memory: memory of a model, and the number of GPUs that an engine needs;
+- families: tiny models of many architectures: how an engine writes their weights, and how far it is off
+  ``transformers``;
 - kernels: medians of perturbing from a float32 master to bfloat16 and of updates, next to a copy of as many bytes, to
   ``torch.randn`` tensor by tensor, and to a lower bound;
 - adapters: cost of members' adapters in a step, with esplug's kernel, with vLLM's, and as matrix products;
@@ -34,7 +36,7 @@ import torch
 from benchmarks.gpu.device import GPU, SMALL_MODEL, Row, machine, release, show
 from benchmarks.shared import random_model
 
-PARTS = ("checks", "memory", "kernels", "adapters", "engines", "iterations", "batches", "countdown")
+PARTS = ("checks", "families", "memory", "kernels", "adapters", "engines", "iterations", "batches", "countdown")
 CACHED, SPARE = 100_000, 6  # tokens in the KV cache; GB of a GPU left for activations
 
 
@@ -62,6 +64,13 @@ def checks(options: Namespace) -> None:
     if (SMALL_MODEL / "config.json").exists():
         print(gpu_engines.apart(gpu_engines.check, SMALL_MODEL, options.tensors), flush=True)
         print(gpu_engines.apart(gpu_engines.check_members, SMALL_MODEL), "\n", flush=True)
+
+
+def families(names: list[str], options: Namespace) -> Iterator[Row]:
+    """Yield how an engine writes the weights of each architecture, and its distance from ``transformers``."""
+    from benchmarks.gpu import families as gpu_families
+
+    yield from gpu_families.measure()
 
 
 def memory(names: list[str], options: Namespace) -> Iterator[Row]:
@@ -168,7 +177,7 @@ def arguments() -> Namespace:
     parser.add_argument("--results", type=Path, help="folder to write the tables to, as JSON")
     options = parser.parse_args()
     many, quick = GPU and not options.quick, options.quick
-    options.only = options.only or (PARTS[:6] if quick else PARTS)
+    options.only = options.only or (PARTS[:7] if quick else PARTS)
     options.cases = options.cases or (10_000 if many else 500 if GPU else 100)
     options.members = options.members or (30 if GPU else 4)
     options.prompts = options.prompts or ([32, 200] if many else [32] if GPU else [2])
@@ -192,6 +201,7 @@ def main() -> None:
     if "checks" in options.only:
         checks(options)
     titles = {
+        families: "families: tiny random models; largest differences of log-probabilities",
         memory: f"memory, N={options.members}; {SPARE} GB of each GPU are left for activations",
         kernels: "kernels, ms",
         adapters: "adapters, ms of a step's layers",

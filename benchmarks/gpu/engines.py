@@ -53,15 +53,10 @@ class LocalEngine:
 
     def fingerprint(self) -> dict[str, object]:
         """Return a checksum of every parameter of vLLM's model."""
-        from esplug.vllm_worker.direct_load import _checksum
+        from esplug.vllm_worker.fingerprint import fingerprint
 
-        return self.ask(
-            lambda worker: {
-                name: _checksum(parameter.data)
-                for name, parameter in worker.get_model().named_parameters()
-                if parameter.numel()
-            }
-        )
+        found = self.ask(lambda worker: fingerprint(worker.get_model(), worker.model_runner.model_config.dtype))
+        return dict(found)
 
     def graphs(self) -> str:
         """Return vLLM's CUDA graph mode."""
