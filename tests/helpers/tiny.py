@@ -13,7 +13,7 @@ ARCHITECTURES = {
     "gemma3_text": {"sliding_window": 16, "query_pre_attn_scalar": 32},
     "phi3": {"num_key_value_heads": 2, "original_max_position_embeddings": 1024},
     "qwen2_moe": _EXPERTS | {"num_key_value_heads": 2, "shared_expert_intermediate_size": 64},
-    "qwen3_moe": _EXPERTS,
+    "qwen3_moe": _EXPERTS | {"moe_intermediate_size": 48},  # vLLM pads it on a CPU
     "mixtral": {"num_local_experts": 4, "sliding_window": None},
     "olmoe": {"num_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 2},
     "phimoe": {"num_local_experts": 4, "num_key_value_heads": 2},

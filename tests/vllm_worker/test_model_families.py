@@ -1,8 +1,11 @@
 """Model families in a real vLLM engine: answers and log-probabilities are those of transformers, before and after."""
 
+import json
+
 import numpy as np
 import pytest
 
+from esplug.vllm_worker.families import DIRECT
 from tests.helpers.vllm import reference_answer, reference_logprobs, start_probe
 
 pytestmark = pytest.mark.vllm
@@ -57,6 +60,8 @@ def test_answers_are_those_of_transformers(cluster, tiny_models, architecture) -
 
     direct, tensor_by_tensor = FAMILIES[architecture]
     folder = tiny_models(architecture, architecture in TIED)
+    (name,) = json.loads((folder / "config.json").read_text())["architectures"]
+    assert DIRECT[name] == direct
     tensors = load_file(folder / "model.safetensors")
     probe, _ = start_probe(folder)
     assert (ray.get(probe.kept.remote()) != [0]) == direct
