@@ -14,7 +14,7 @@ from esplug.weights.partition import TensorBlock
 VLLM_INTERNALS = {
     "vllm.model_executor.layers.fused_moe.config:FusedMoEConfig": "moe_parallel_config num_experts",
     "vllm.model_executor.layers.fused_moe.config:FusedMoEParallelConfig": "tp_rank tp_size",
-    "vllm.model_executor.layers.fused_moe.routed_experts:RoutedExperts": "_expert_map moe_config quant_method",
+    "vllm.model_executor.layers.fused_moe.routed_experts:RoutedExperts": "expert_map moe_config quant_method",
     "vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method:UnquantizedFusedMoEMethod": "moe_kernel "
     "process_weights_after_loading(layer)",
     "vllm.model_executor.layers.fused_moe.modular_kernel:FusedMoEKernel": "fused_experts",
@@ -52,7 +52,7 @@ class ExpertPlaces:
         self._shapes, self._rank = shapes, rank
         parallel, experts = layer.moe_config.moe_parallel_config, range(layer.moe_config.num_experts)
         self._shard = parallel.tp_rank, parallel.tp_size
-        placed = getattr(layer, "_expert_map", None)  # with expert parallelism, each expert's place on this rank, or -1
+        placed = getattr(layer, "expert_map", None)  # with expert parallelism, each expert's place on this rank, or -1
         slots = list(experts) if placed is None else placed.tolist()
         here = sorted((expert for expert in experts if slots[expert] >= 0), key=lambda expert: slots[expert])
         self._one_copy = placed is not None or parallel.tp_size > 1  # ranks have different tensors, or parts of them

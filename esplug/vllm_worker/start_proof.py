@@ -16,6 +16,12 @@ from esplug.errors import UserError
 if TYPE_CHECKING:
     from esplug.vllm_worker.extension import MasterSetup
 
+VLLM_INTERNALS = {
+    "vllm": "LLM.llm_engine SamplingParams TokensPrompt",
+    "vllm.v1.engine.llm_engine:LLMEngine": "model_config",
+    "vllm.config:ModelConfig": "max_model_len get_vocab_size()",
+}
+
 _MEMBER = 1, 0.1  # seed, and a scale that moves every weight, rounded to any type, but not to infinity
 _ANSWER_TOKENS = 4
 _GPU_TOLERANCE = 0.01  # of log-probabilities, because a GPU's kernels may add in another order
