@@ -49,11 +49,9 @@ def may_be_on_hub(name: str) -> bool:
 
 
 def no_such_folder(name: str, flag: str) -> str:
-    """Describe a missing folder, by its absolute path."""
-    path = Path(name).expanduser().absolute()
-    nearest = next((parent for parent in path.parents if parent.is_dir()), path)
-    missing = "" if nearest == path.parent else f"; the path ends at {nearest}"
-    return f"{flag} {name}: no such folder ({path}{missing})"
+    """Describe a missing folder, with its absolute path."""
+    path = str(Path(name).expanduser().absolute())
+    return f"{flag} {name}: no such folder" + (f" ({path})" if path != name else "")
 
 
 def _download(name: str, flag: str, use: ModelUse) -> Path:
