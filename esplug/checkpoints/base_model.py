@@ -9,7 +9,7 @@ from esplug.checkpoints.model_files import DESCRIPTIONS, ModelFiles
 from esplug.checkpoints.model_kind import TRAINING, ModelKind, ModelUse, check_model
 from esplug.errors import UserError
 from esplug.utils.hub import hub_files, hub_revision
-from esplug.utils.local_paths import looks_local
+from esplug.utils.local_paths import exists, looks_local
 from esplug.utils.text import one_line
 
 _SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})(/|$)")
@@ -48,6 +48,11 @@ def may_be_on_hub(name: str) -> bool:
     return not looks_local(name)
 
 
+def is_in_local_folder(name: str) -> bool:
+    """Return whether a name such as ``models/tiny`` starts with a folder of this machine, so it is hardly a Hub id."""
+    return "/" in name and exists(str(Path(name).parent))
+
+
 def no_such_folder(name: str, flag: str) -> str:
     """Describe a missing folder, with its absolute path."""
     path = str(Path(name).expanduser().absolute())
@@ -61,6 +66,8 @@ def _download(name: str, flag: str, use: ModelUse) -> Path:
     try:
         commit = hub_revision(repo, revision or None, "model")
     except LookupError as error:
+        if is_in_local_folder(name):
+            raise UserError(no_such_folder(name, flag)) from error
         raise UserError(f"{flag} {name}: no such folder, and not available from the Hub: {error}") from error
     try:  # without the Hub, an earlier download is used
         if commit:
@@ -69,6 +76,8 @@ def _download(name: str, flag: str, use: ModelUse) -> Path:
     except UserError:
         raise
     except Exception as error:
+        if commit is None and is_in_local_folder(name):
+            raise UserError(no_such_folder(name, flag)) from error
         if commit is None:
             raise UserError(
                 f"{flag} {name}: no such folder, and the Hugging Face Hub is out of reach; on a machine that reaches "

@@ -4,6 +4,7 @@ A kind is told by a model's small files (:mod:`.model_files`) and the headers of
 :func:`check_model`.
 """
 
+import importlib.util
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ class ModelUse:
 
 
 TRAINING = ModelUse()
+_NO_SIGNAL = ", although text gives no reward signal for them"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +50,13 @@ class ModelKind:
         quantised: how its weights are quantised, such as ``AWQ, 4 bits``; ``None`` if they are plain.
         code: Python files and classes that it brings and needs, which run with ``--trust-remote-code``.
         multimodal: whether it takes images, video or audio besides text.
+        use: what the command does with it.
     """
 
     quantised: str | None
     code: tuple[str, ...]
     multimodal: bool
+    use: ModelUse
 
     def notes(self) -> list[str]:
         """Return what users should know about a run with this model, one sentence each."""
@@ -62,6 +66,9 @@ class ModelKind:
             notes.append(f"--trust-remote-code: the model's own Python code ({code}) runs on every machine of the run")
         if self.quantised:
             notes.append(f"the model is quantised ({self.quantised}): it is evaluated as it is, and cannot be trained")
+        if self.multimodal:
+            effect = "all its weights are perturbed and updated, those that read images or sound too" + _NO_SIGNAL
+            notes.append(f"a multimodal model: prompts are text only{f'; {effect}' if self.use.perturbs else ''}")
         return notes
 
 
@@ -95,7 +102,7 @@ def check_model(files: ModelFiles, use: ModelUse, label: str) -> ModelKind:
             f"{label}: a quantised model ({quantised}), whose weights cannot be perturbed; "
             f"{quantisation.remedy(files, quantised)}"
         )
-    return ModelKind(quantised, code, _is_multimodal(config))
+    return ModelKind(quantised, code, _is_multimodal(config), use)
 
 
 def _no_model(files: ModelFiles) -> str | None:
@@ -165,6 +172,8 @@ def _unfit(files: ModelFiles, config: Mapping[str, Any]) -> str | None:
     uses = [architectures.other_use(kind) for kind in kinds]
     if uses and all(uses):
         return f"{uses[0]} ({listed}), which generates no text; {wanted}"
+    if config.get("vision_config") and _is_multimodal(config) and importlib.util.find_spec("torchvision") is None:
+        return f"a multimodal model ({listed}), for which vLLM needs torchvision; install the build that matches torch"
     if kinds and not _auto_map(config) and not any(map(architectures.is_implemented, kinds)):
         return (
             f"neither vLLM nor transformers, as installed, implements {listed}; upgrade them, or choose another model"

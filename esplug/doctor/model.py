@@ -9,6 +9,7 @@ from pathlib import Path
 
 from esplug.checkpoints.base_model import (
     check_on_hub,
+    is_in_local_folder,
     kind_of_folder,
     local_model_folder,
     longest_prompt,
@@ -179,8 +180,13 @@ def _use_less(config: RunConfig, memory: MemoryPlan, roomy: list[str]) -> str:
 
 def _download(name: str, flag: str, use: ModelUse) -> Finding:
     """Check that a model that is not on this machine can be downloaded."""
-    if not may_be_on_hub(name):
+    found = _on_hub(name, flag, use) if may_be_on_hub(name) else None
+    if found is None or (found.state == "fail" and is_in_local_folder(name)):
         return Finding("model", "fail", no_such_folder(name, flag), "correct the path")
+    return found
+
+
+def _on_hub(name: str, flag: str, use: ModelUse) -> Finding:
     repo, _, revision = name.partition("@")
     remedy = f"on a machine that can reach the Hub: hf download {repo} --local-dir DIR, then {flag} DIR"
     for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
@@ -190,10 +196,9 @@ def _download(name: str, flag: str, use: ModelUse) -> Finding:
         commit = hub_revision(repo, revision or None, "model")
     except LookupError as error:
         return Finding("model", "fail", f"the Hub refuses {name}: {error}", "hf auth login, or correct the name")
-    if commit:
-        check_on_hub(name, commit, use, flag)
-    else:
+    if commit is None:
         return Finding("model", "fail", f"{name} is not on this machine, and the Hub cannot be reached", remedy)
+    check_on_hub(name, commit, use, flag)
     from huggingface_hub import constants, get_token
 
     cache = nearest_folder(constants.HF_HUB_CACHE)

@@ -1,5 +1,6 @@
 """Kinds of models: which a run refuses, with which remedy, and at which door."""
 
+import importlib.util
 import json
 import re
 
@@ -204,6 +205,25 @@ def test_other_kinds_cannot_even_be_evaluated(name, tmp_path) -> None:
 def test_ordinary_models_are_accepted(files, tmp_path) -> None:
     kind = kind_of_folder(make_folder(tmp_path / "model", files), ModelUse())
     assert (kind.quantised, kind.code) == (None, ())
+
+
+VISION = {"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"], "vision_config": {"a": 1}}
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_multimodal_model_needs_torchvision_and_says_what_is_perturbed(installed, tmp_path, monkeypatch) -> None:
+    find = importlib.util.find_spec
+    found = find("json") if installed else None
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found if name == "torchvision" else find(name))
+    folder = make_folder(tmp_path / "vision", {"config.json": VISION, **WEIGHTS})
+    if not installed:
+        with pytest.raises(UserError, match=r"multimodal model \(Gemma3.*needs torchvision; install the build"):
+            kind_of_folder(folder, ModelUse())
+        return
+    (training,) = kind_of_folder(folder, ModelUse()).notes()
+    (evaluation,) = kind_of_folder(folder, ModelUse(perturbs=False)).notes()
+    assert "all its weights are perturbed" in training
+    assert evaluation == "a multimodal model: prompts are text only"
 
 
 def test_trusted_code_is_accepted_with_a_warning_of_what_runs(tmp_path) -> None:
