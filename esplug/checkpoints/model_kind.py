@@ -193,9 +193,9 @@ def _needed_code(files: ModelFiles, config: Mapping[str, Any]) -> tuple[str, ...
             continue
         needed += [reference] if lacking else []
     tokenizer = files.json("tokenizer_config.json")
-    reference = _auto_map(tokenizer).get("AutoTokenizer")
-    if reference and not architectures.has_tokenizer_class(kind, str(tokenizer.get("tokenizer_class", ""))):
-        needed.append(reference)
+    own = _auto_map(tokenizer).get("AutoTokenizer")
+    if own and not architectures.has_tokenizer_class(kind, str(tokenizer.get("tokenizer_class", ""))):
+        needed.append(own)
     return tuple(dict.fromkeys(map(_module, needed)))
 
 
@@ -203,7 +203,7 @@ def _auto_map(config: Mapping[str, Any]) -> dict[str, str]:
     """Return a configuration's references to Python classes of the model, such as ``modeling_x.XForCausalLM``."""
     stated = config.get("auto_map")
     stated = {"AutoTokenizer": stated} if isinstance(stated, list | tuple) else stated
-    found = {}
+    found: dict[str, str] = {}
     for name, value in stated.items() if isinstance(stated, dict) else ():
         values = value if isinstance(value, list | tuple) else [value]
         first = next((each for each in values if isinstance(each, str) and each.isprintable()), None)

@@ -78,8 +78,8 @@ def _show_data(
     """Print row counts, prompt lengths and the first prompts, with the chat template if the model is available."""
     encoder = None
     if folder:
-        lengths, trust = (config.max_model_len, config.max_tokens), config.trust_remote_code
-        encoder = PromptEncoder.load(folder, *lengths, trust_remote_code=trust)
+        trust = config.trust_remote_code
+        encoder = PromptEncoder.load(folder, config.max_model_len, config.max_tokens, trust_remote_code=trust)
     questions, targets = next(iter(train)) if train else next(iter(splits.values()))[0]
     if train:
         lengths = _lengths(encoder, task, train.prompts)

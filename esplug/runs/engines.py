@@ -46,6 +46,7 @@ def engine_settings(
         engines_per_gpu=plan.engines_per_gpu,
         prefix_caching=prefix_caching,
         writes_weights=not kind.quantised,
+        text_only=kind.multimodal,
         trust_remote_code=config.trust_remote_code,
     )
 
