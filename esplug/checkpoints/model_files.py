@@ -30,16 +30,20 @@ class ModelFiles:
         name: the user's name for it, a path or a Hub id.
         folder: folder with at least the :data:`DESCRIPTIONS` that exist.
         names: names of all files at the top level.
+        complete: whether the folder has them all, rather than a part that was downloaded.
     """
 
     name: str
     folder: Path
     names: frozenset[str]
+    complete: bool
 
     @classmethod
     def of(cls, folder: Path, name: str, names: Iterable[str] | None = None) -> "ModelFiles":
         """Describe a folder. ``names`` are those of the whole repository, if the folder has only a part of it."""
-        return cls(name, folder, frozenset(names if names is not None else (path.name for path in folder.iterdir())))
+        if names is not None:
+            return cls(name, folder, frozenset(names), complete=False)
+        return cls(name, folder, frozenset(path.name for path in folder.iterdir()), complete=True)
 
     def matching(self, *patterns: str) -> list[str]:
         """Return the sorted names that match one of the patterns, such as ``*.gguf``."""

@@ -94,8 +94,7 @@ def check_model(files: ModelFiles, use: ModelUse, label: str) -> ModelKind:
             f"{label}: this model needs Python code of its own ({', '.join(code)}); read that code, then add "
             "--trust-remote-code to run it, or choose a model that transformers implements"
         )
-    here = any(files.folder.glob("*.safetensors"))
-    tensors: Mapping[str, TensorHeader] = read_headers(files.folder) if here else {}
+    tensors: Mapping[str, TensorHeader] = read_headers(files.folder) if files.complete else {}
     quantised = quantisation.quantised_as(files, tensors)
     if quantised and use.perturbs:
         raise UserError(

@@ -104,9 +104,9 @@ def _find(
             return _replay(log, base_of(log, None, scratch, stack), scratch, stack)
         except UserError as error:
             raise UserError(f"{flag} {name}: {error}") from error
-    if instead := _WEIGHT_FILES.get(path.suffix.lower()):
-        raise UserError(f"{flag} {name}: one file of weights; {instead}")
     if kind == "pth":
+        if instead := _WEIGHT_FILES.get(path.suffix.lower()):
+            raise UserError(f"{flag} {name}: one file of weights; {instead}")
         if model_name is None or model_name == name:
             raise UserError(f"{flag} {name}: only weights; give it as --checkpoint, and its model as --model-name")
         from esplug.checkpoints.pth import join

@@ -316,6 +316,17 @@ def test_a_model_on_the_hub_is_refused_before_its_weights_are_downloaded(name, t
         check_on_hub(f"org/{name}", "c0ffee", ModelUse(), "--checkpoint")
 
 
+def test_an_interrupted_download_is_not_taken_for_damage(tmp_path, monkeypatch) -> None:
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    files = {"config.json": LLAMA, "model-1.safetensors": PLAIN, "model.safetensors.index.json": index}
+    folder = make_folder(tmp_path / "cache", files)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(folder))
+    monkeypatch.setattr("esplug.checkpoints.base_model.hub_files", lambda *_: [*files, "model-2.safetensors"])
+    kind = check_on_hub("org/model", "c0ffee", ModelUse(), "--model-name")
+    assert kind is not None
+    assert kind.quantised is None
+
+
 # --- the setting -----------------------------------------------------------------------------------------
 
 
