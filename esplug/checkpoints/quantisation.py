@@ -30,7 +30,6 @@ _DEQUANTISE = {
 _NOTES = {"hf_quant_config.json": "ModelOpt", "quantize_config.json": "GPTQ", "quant_config.json": "AWQ"}
 _PACKED = ("qweight", "qzeros", "weight_packed", "weight_scale", "weight_scale_inv", "weight_shape", "codebooks")
 _PACKED_EXPERTS = ("_blocks", "_scales")  # of MXFP4
-_SMALL_FLOATS = ("F8", "F6", "F4")
 
 
 def quantised_as(files: ModelFiles, tensors: Mapping[str, TensorHeader]) -> str | None:
@@ -91,7 +90,7 @@ def _named(stated: Mapping[str, Any], default: str) -> str:
 def _packed(name: str, tensor: TensorHeader) -> str | None:
     """Return what a tensor of a quantised model is; ``None`` for plain weights and for buffers such as positions."""
     last, integer = name.rpartition(".")[2], tensor.dtype[0] in "IU"
-    if tensor.dtype.startswith(_SMALL_FLOATS):
+    if tensor.is_float and tensor.element_bytes == 1:
         return f"{tensor.dtype.partition('_')[0]}, tensor {name}".replace("F8,", "FP8,")
     if last in _PACKED or (
         integer and (last.endswith(_PACKED_EXPERTS) or (last == "weight" and len(tensor.shape) > 1))
