@@ -12,7 +12,9 @@ from typing import Any, Self
 import numpy as np
 
 from esplug import plugins
-from esplug.checkpoints.base_model import longest_prompt
+from esplug.checkpoints.base_model import kind_of_folder, longest_prompt
+from esplug.checkpoints.folders import weights_hash
+from esplug.checkpoints.model_kind import ModelUse
 from esplug.checkpoints.seed_log import SeedLog
 from esplug.checkpoints.seed_log_records import Step, movement
 from esplug.checkpoints.starting_model import starting_model
@@ -291,7 +293,7 @@ class EvolutionStrategiesTrainer:
         self.engines = self.launch_engines()
         stack.callback(self.engines.close)
         self.history, found = start_engines(self.engines, config, self.run_dir, self._model, log)
-        self.checksum = found.checksum
+        self.checksum = weights_hash(self._model) if self._kind.quantised else found.checksum
         if log is None and config.n_iterations:
             log = stack.enter_context(create_seed_log(config, self.run_dir, self._model, found.base))
         self.recorder = Recorder(config, self.run_dir, self.loggers, log, self.engines, self._model)
@@ -307,7 +309,11 @@ class EvolutionStrategiesTrainer:
         config, revision = self.config, log.header.base.revision if log else None
         # A converted model goes to the folder of runs, as engines on other machines see it.
         runs = self._resume.absolute().parent if self._resume else Path(config.output_directory).expanduser().absolute()
-        self._model = starting_model(config.model_name, config.checkpoint, revision, runs, stack)
+        use = ModelUse.of(config)
+        self._model = starting_model(config.model_name, config.checkpoint, revision, runs, stack, use)
+        self._kind = kind_of_folder(self._model, use)
+        for note in self._kind.notes():
+            say(f"note: {note}")
         self._engine_bytes = sum(item.nbytes for item in cpu_items(self._model, config))
         longest_prompt(self._model, config.max_model_len, config.max_tokens)
 
@@ -315,7 +321,8 @@ class EvolutionStrategiesTrainer:
         """Start graders and Ray, and load the tokenizer meanwhile: each takes seconds."""
         config = self.config
         helper = ThreadPoolExecutor(1)
-        loading = helper.submit(PromptEncoder.load, self._model, config.max_model_len, config.max_tokens)
+        lengths, trust = (config.max_model_len, config.max_tokens), config.trust_remote_code
+        loading = helper.submit(PromptEncoder.load, self._model, *lengths, trust_remote_code=trust)
         helper.shutdown(wait=False)
         timeout, memory = config.reward_function_timeout, config.reward_memory
         self._reward_pool = RewardPool(self.reward_function, timeout=timeout, memory=memory)
@@ -355,7 +362,7 @@ class EvolutionStrategiesTrainer:
     def launch_engines(self) -> EnginePool:
         """Make the engine pool, which the trainer then starts."""
         config, plan = self.config, self._plan
-        settings = engine_settings(config, plan, self._model, prefix_caching=self._prefix_caching)
+        settings = engine_settings(config, plan, self._model, self._kind, prefix_caching=self._prefix_caching)
         return self.pool(
             plan,
             settings,

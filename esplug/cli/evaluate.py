@@ -42,14 +42,17 @@ def evaluate(
         print_summary(make_trainer(resolved.config, resolved.task, "eval").fit())
         return
     from esplug.checkpoints.base_model import model_folder
+    from esplug.checkpoints.model_kind import ModelUse
     from esplug.checkpoints.starting_model import kind_of
     from esplug.runs.compare import compare_models
+    from esplug.utils.local_paths import absolute
 
     if resolved.config.checkpoint:
         raise UserError("--checkpoint names one model and --compare two; give one of the two flags")
-    for model in compare:  # check both before evaluating the first
+    models = absolute(compare[0]), absolute(compare[1])
+    for model in models:  # check both before evaluating the first
         if kind_of(model) == "model":
-            model_folder(model, "--compare")
+            model_folder(model, "--compare", ModelUse.of(resolved.config))
     print_model_comparison(
-        compare_models(resolved.config, compare, lambda each: make_trainer(each, resolved.task, "eval").fit())
+        compare_models(resolved.config, models, lambda each: make_trainer(each, resolved.task, "eval").fit())
     )

@@ -46,6 +46,9 @@ class RunConfig(BaseModel):
         "Start from the weights in this Hugging Face folder, run directory, seed log or ES-at-Scale .pth file.  "
         "[default: the base model's]",
     )
+    trust_remote_code: bool = MODEL.setting(
+        False, "Run Python code that the model brings, on every machine of the run; read that code first."
+    )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = MODEL.setting(
         "auto",
         "Dtype that the engines compute in; 'auto' is vLLM's choice: the checkpoint's dtype, or 16 bits for float32.",
@@ -189,6 +192,8 @@ class RunConfig(BaseModel):
     _items = field_validator("logging", "eval_splits")(validation.each_one_line)
     _k = field_validator("pass_k")(validation.ascending)
     _inputs = field_validator("task", "model_name", "checkpoint", "train_dataset", "eval_dataset")(validation.one_line)
+    _paths = field_validator("model_name", "checkpoint")(validation.absolute_path)
+    _sources = field_validator("train_dataset", "eval_dataset")(validation.absolute_sources)
     _names = field_validator("reward_shaping", "experiment_name", "wandb_project")(validation.one_line)
     _places = field_validator("ray_address", "output_directory")(validation.one_line)
     _address = field_validator("ray_address")(validation.ray_address)

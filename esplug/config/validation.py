@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 from unicodedata import category
 
+from esplug.utils.local_paths import absolute, exists
+
 _MAX_TEXT = 4096  # characters; also the longest path on Linux
 _NOT_IN_A_LINE = {"Cc", "Cs", "Zl", "Zp"}  # control characters, surrogates, line and paragraph separators
 
@@ -51,6 +53,27 @@ def one_line(value: str | None) -> str | None:
     if len(value) > _MAX_TEXT or any(category(character) in _NOT_IN_A_LINE for character in value):
         raise ValueError(f"must be one line of at most {_MAX_TEXT} characters, without control characters")
     return value
+
+
+def absolute_path(value: str | None) -> str | None:
+    """Make the path of an existing file or folder absolute, so that it has the same meaning in any directory."""
+    return value and absolute(value)
+
+
+def absolute_sources(value: str | None) -> str | None:
+    """Make the existing paths in a comma-separated list of data sources absolute, but keep names of other kinds."""
+    if value is None or exists(value):
+        return absolute_path(value)
+    sources = [_absolute_source(source.strip()) for source in value.split(",")]
+    return value if any("," in source for source in sources) else ",".join(sources)
+
+
+def _absolute_source(source: str) -> str:
+    """Make one source absolute. A folder's name can be followed by the configuration to use: ``folder:config``."""
+    folder, colon, config = source.rpartition(":")
+    if colon and config and not exists(source) and exists(folder):
+        return f"{absolute(folder)}:{config}"
+    return absolute(source)
 
 
 def each_one_line(value: list[str]) -> list[str]:

@@ -22,13 +22,15 @@ class PromptEncoder:
     longest: int  # maximum number of tokens in a prompt, so that an answer of full length fits
 
     @classmethod
-    def load(cls, folder: Path, max_model_len: int | None, max_tokens: int) -> "PromptEncoder":
-        """Load the tokenizer of a model folder."""
+    def load(
+        cls, folder: Path, max_model_len: int | None, max_tokens: int, *, trust_remote_code: bool = False
+    ) -> "PromptEncoder":
+        """Load the tokenizer of a model folder. With ``trust_remote_code``, it may be Python code in that folder."""
         longest = longest_prompt(folder, max_model_len, max_tokens)
         try:
             from transformers import AutoTokenizer
 
-            tokenizer = AutoTokenizer.from_pretrained(folder)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
         except Exception as error:
             raise UserError(f"{folder}: its tokenizer cannot be loaded ({one_line(error)})") from error
         return cls(tokenizer, longest)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from esplug.checkpoints.base_model import local_model_folder, may_be_on_hub, model_folder
+from esplug.checkpoints.model_kind import ModelUse
 from esplug.checkpoints.seed_log import read
 from esplug.config import RunConfig
 from esplug.data.batches import Batch, Batches, load_batch_source, load_eval_splits
@@ -49,7 +50,7 @@ def dry_run(config: RunConfig, task: Task, resume: Path | None, *, probe: bool) 
     name, flag = described_by(config)
     folder = local_model_folder(name, flag)
     if folder or probe or not may_be_on_hub(name):
-        folder = model_folder(name, flag)
+        folder = model_folder(name, flag, ModelUse.of(config))
     _show_data(config, task, train, splits, folder)
     if folder:
         _show_memory(config, folder)
@@ -75,7 +76,10 @@ def _show_data(
     config: RunConfig, task: Task, train: Batches | None, splits: dict[str, list[Batch]], folder: Path | None
 ) -> None:
     """Print row counts, prompt lengths and the first prompts, with the chat template if the model is available."""
-    encoder = PromptEncoder.load(folder, config.max_model_len, config.max_tokens) if folder else None
+    encoder = None
+    if folder:
+        trust = config.trust_remote_code
+        encoder = PromptEncoder.load(folder, config.max_model_len, config.max_tokens, trust_remote_code=trust)
     questions, targets = next(iter(train)) if train else next(iter(splits.values()))[0]
     if train:
         lengths = _lengths(encoder, task, train.prompts)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 LOW_RANK_EXTENSION = "esplug.vllm_worker.low_rank_extension.LowRankWorkerExtension"
+PLAIN_EXTENSION = "esplug.vllm_worker.plain_extension.PlainWorkerExtension"
 
 
 def _with_heartbeat(method: Method) -> Method:
@@ -104,6 +105,7 @@ class Engine:
 
         gpu_share = (1 - memory_share(settings)) / settings.engines_per_gpu
         extension = LOW_RANK_EXTENSION if settings.low_rank else self.worker_extension
+        extension = extension if settings.writes_weights else PLAIN_EXTENSION
         options = llm_options(settings, kv_cache_bytes) | {"worker_extension_cls": extension}
         self._llm = _create_llm(LLM, settings, options)
         master = settings.master_dtype, settings.master_device, gpu_share
