@@ -82,7 +82,7 @@ def test_answers_end_at_the_models_own_tokens_after_training_and_from_a_seed_log
             "torch.float32 is not supported for quantization method awq",
         ),
         ({"architectures": ["NoSuchForCausalLM"]}, {}, "Model architectures ['NoSuchForCausalLM'] are not supported"),
-        ({"max_position_embeddings": None}, {"max_model_len": 10**8}, "max_model_len"),
+        ({"max_seq_len": 512}, {"max_model_len": 1000}, "max_model_len (1000) is greater than the derived"),
     ],
 )
 def test_what_vllm_refuses_is_its_own_reason_in_one_line(changes, settings, reason, tiny_model, tmp_path) -> None:
