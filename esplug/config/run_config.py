@@ -57,12 +57,10 @@ class RunConfig(BaseModel):
         None, "Maximum length of prompt plus answer, in tokens.  [default: the model's own]", ge=8
     )
 
-    system_prompt: str | None = MODEL.setting(
-        None, "System message of every chat prompt; replaces the task's.  [default: the task's own]"
-    )
+    system_prompt: str | None = MODEL.setting(None, "System message of all chat prompts.  [default: the task's]")
     chat_template_options: dict[str, Any] = MODEL.setting(
         {},
-        "Option of the model's chat template, as key=value, such as enable_thinking=false. Repeatable.",
+        "Chat template option, such as enable_thinking=false. Repeatable.",
         flag="--chat-template-option",
     )
 
