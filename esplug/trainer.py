@@ -37,6 +37,7 @@ from esplug.planning.memory import cpu_items, cpu_kv_cache_most
 from esplug.planning.placement import plan_engines
 from esplug.rewards import PendingRewards, RewardPool
 from esplug.rewards.anomalies import UNDEFINED, AnomalyReporter
+from esplug.rewards.trial import try_reward
 from esplug.runs.directory import RunDirectory, environment
 from esplug.runs.engines import create_seed_log, engine_settings, population_jobs, shares_prefixes, start_engines
 from esplug.runs.metrics import Iteration, PopulationResult
@@ -126,8 +127,9 @@ class EvolutionStrategiesTrainer:
         train_dataloader: Iterable[Batch] | None,
         eval_dataloader_dict: Mapping[str, Iterable[Batch]] | None,
     ) -> None:
-        if reward_function is None:
-            raise UserError("reward_function is missing: give a function (model_output, target) -> float")
+        if not callable(reward_function):
+            found = "is missing" if reward_function is None else f"is not callable ({type(reward_function).__name__})"
+            raise UserError(f"reward_function {found}: give a function (model_output, target) -> float")
         if train_dataloader is None and config.n_iterations > 0:
             raise UserError("train_dataloader is missing: give an iterable of (prompts, targets) batches")
         if isinstance(train_dataloader, Iterator):
@@ -230,9 +232,9 @@ class EvolutionStrategiesTrainer:
 
     def _jobs(self, members: Sequence[Member], questions: Sequence[Any]) -> Iterator[Job[int]]:
         """Make the members' jobs: the same prompts with the same sampling seeds."""
-        prompts, turn_ends = self._prompt_builder.encode(questions), self._prompt_builder.encoder.turn_ends
+        prompts, ends = self._prompt_builder.encode(questions), self._prompt_builder.encoder.end_tokens
         sigma = self.config.sigma_at(len(self.history.steps))
-        return population_jobs(self.config, members, prompts, turn_ends, sigma, len(self.engines))
+        return population_jobs(self.config, members, prompts, ends, sigma, len(self.engines))
 
     def _grade(self, generation: Generation, targets: Sequence[Any]) -> PendingRewards:
         """Start grading answers; those of a model that computed NaN or infinity fail without grading."""
@@ -286,8 +288,9 @@ class EvolutionStrategiesTrainer:
         self._find_model(stack, log)
         encoder = self._start_graders_and_ray(stack)
         train_data = self._check_prompts(encoder)
-        self._reward_pool.ready()
-        surroundings = environment() | {"engines": asdict(self._plan), "train_data": train_data}
+        self._try_reward()
+        about = {"engines": asdict(self._plan), "train_data": train_data, "end_tokens": list(encoder.end_tokens)}
+        surroundings = environment() | about
         self._open_directory(stack, surroundings, allow_change)
         say(f"{self._plan.describe()}; loading {self._model.name}")
         self.engines = self.launch_engines()
@@ -321,8 +324,7 @@ class EvolutionStrategiesTrainer:
         """Start graders and Ray, and load the tokenizer meanwhile: each takes seconds."""
         config = self.config
         helper = ThreadPoolExecutor(1)
-        lengths, trust = (config.max_model_len, config.max_tokens), config.trust_remote_code
-        loading = helper.submit(PromptEncoder.load, self._model, *lengths, trust_remote_code=trust)
+        loading = helper.submit(PromptEncoder.load, self._model, config)
         helper.shutdown(wait=False)
         timeout, memory = config.reward_function_timeout, config.reward_memory
         self._reward_pool = RewardPool(self.reward_function, timeout=timeout, memory=memory)
@@ -337,15 +339,23 @@ class EvolutionStrategiesTrainer:
         """Check all prompts known before the run. Returns the row count and fingerprint of training data in memory."""
         self._prompt_builder = builder = PromptBuilder(encoder, self.template_function)
         splits = {name: builder.split(name, loader) for name, loader in self.eval_dataloader_dict.items()}
-        self._evaluator = Evaluator(self.config, splits, self._plan.device, encoder.turn_ends)
+        self._evaluator = Evaluator(self.config, splits, self._plan.device, encoder.end_tokens)
         known = [split.prompts for split in splits.values()]
+        self._some_targets = [target for split in splits.values() for target in split.targets]
         train, iterations = self.train_dataloader, self._iterations
         train_data = builder.fingerprint(train) if isinstance(train, Batches) else None
         if train is not None and iterations.stop:
-            prompts, self._batches = builder.batches(train, iterations.start)
-            known.append(prompts)
+            first, self._batches = builder.batches(train, iterations.start)
+            known.append(builder.encode(first[0], "first training batch, prompt"))
+            self._some_targets = first[1]
         self._prefix_caching = shares_prefixes(self.config, self._model, self._plan, known)
         return train_data
+
+    def _try_reward(self) -> None:
+        """Wait for the graders, and check that the reward function can grade, unless a subclass grades otherwise."""
+        self._reward_pool.ready()
+        if self._some_targets and type(self)._postprocess_outputs is EvolutionStrategiesTrainer._postprocess_outputs:
+            try_reward(self._reward_pool, self._some_targets)
 
     def _open_directory(self, stack: ExitStack, surroundings: dict[str, Any], allow_change: bool) -> None:
         """Create the run directory, or compare a resumed run's environment with the present one; start the loggers."""

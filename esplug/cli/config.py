@@ -68,7 +68,7 @@ def annotated_toml(resolved: "Resolved") -> str:
     without a value are comments.
     """
     merged, values = resolved.merged, resolved.config.model_dump()
-    options = values.pop("task_options")
+    tables = {name: values.pop(name) for name in merged.option_origins}
     # Unless a source sets alpha, it is the recipe's multiple of sigma.
     origins = ({"alpha": f"recipe {resolved.config.recipe}"} if "recipe" in merged.origins else {}) | merged.origins
     lines = []
@@ -80,10 +80,12 @@ def annotated_toml(resolved: "Resolved") -> str:
         else:
             line = _one_line(name, value)
         lines.append(f"{line:<{_COMMENT_COLUMN}} # {origin}")
-    if options:
-        lines += ["", "[task_options]"]
-    for name, value in options.items():
-        lines.append(f"{_one_line(name, value):<{_COMMENT_COLUMN}} # {merged.option_origins.get(name, 'default')}")
+    for table, options in tables.items():
+        if options:
+            lines += ["", f"[{table}]"]
+        for name, value in options.items():
+            origin = merged.option_origins[table].get(name, "default")
+            lines.append(f"{_one_line(name, value):<{_COMMENT_COLUMN}} # {origin}")
     return "\n".join(lines) + "\n"
 
 

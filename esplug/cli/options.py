@@ -70,8 +70,8 @@ def _option(name: str, command: Command) -> inspect.Parameter:
     if kind is bool:
         flag = f"{flag}/--no-{flag.removeprefix('--')}"
     default = field.default
-    if name in ("task_options", "stop"):
-        kind, metavar = list[str], "KEY=VALUE" if name == "task_options" else "TEXT"
+    if name == "stop" or get_origin(kind) is dict:
+        kind, metavar = list[str], "TEXT" if name == "stop" else "KEY=VALUE"
     elif get_origin(kind) is list:
         kind, metavar, default = str, "A,B", ",".join(map(str, default))
     shown = f"  [default: {default}]" if default not in (None, {}, [], "") and kind is not bool else ""

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from esplug.config import validation
 from esplug.config.fields import ENGINES, ES, EVALUATION, GENERATION, MODEL, OUTPUT, TASK, Command
-from esplug.config.sources import STEPS, Recipe, read_options
+from esplug.config.sources import STEPS, Recipe, read_json_options, read_options
 from esplug.es.schedules import Schedule, scheduled
 from esplug.noise.low_rank import MAX_RANK
 
@@ -58,6 +58,13 @@ class RunConfig(BaseModel):
     )
     max_model_len: int | None = MODEL.count(
         None, "Maximum length of prompt plus answer, in tokens.  [default: the model's own]", ge=8
+    )
+
+    system_prompt: str | None = MODEL.setting(None, "System message of all chat prompts.  [default: the task's]")
+    chat_template_options: dict[str, Any] = MODEL.setting(
+        {},
+        "Chat template option, such as enable_thinking=false. Repeatable.",
+        flag="--chat-template-option",
     )
 
     recipe: Recipe = ES.setting(
@@ -188,6 +195,7 @@ class RunConfig(BaseModel):
     _lists = field_validator("logging", "eval_splits", "pass_k", mode="before")(validation.split_list)
     _gpus = field_validator("use_gpus", mode="before")(validation.gpu_list)
     _options = field_validator("task_options", mode="before")(read_options)
+    _template_options = field_validator("chat_template_options", mode="before")(read_json_options)
     _jsonl = field_validator("logging")(validation.with_jsonl)
     _items = field_validator("logging", "eval_splits")(validation.each_one_line)
     _k = field_validator("pass_k")(validation.ascending)
@@ -199,7 +207,8 @@ class RunConfig(BaseModel):
     _address = field_validator("ray_address")(validation.ray_address)
     _folder = field_validator("experiment_name")(validation.folder_name)
     _stop = field_validator("stop")(validation.no_empty_text)
-    _text = field_validator("stop", "task_options")(validation.utf8)
+    _text = field_validator("stop", "task_options", "chat_template_options", "system_prompt")(validation.utf8)
+    _prompt = field_validator("system_prompt")(validation.not_blank)
 
     @model_validator(mode="after")
     def _check_combination(self) -> Self:

@@ -97,9 +97,21 @@ def no_empty_text(value: list[str]) -> list[str]:
 
 def utf8(value: Any) -> Any:
     """Refuse surrogates, which stand for bytes on the command line that are not UTF-8 and which no file can hold."""
-    for item in value.values() if isinstance(value, Mapping) else value:
-        if isinstance(item, str) and any(category(character) == "Cs" for character in item):
+    if isinstance(value, str):
+        if any(category(character) == "Cs" for character in value):
             raise ValueError("must be UTF-8 text")
+    elif isinstance(value, Mapping):
+        utf8([*value, *value.values()])
+    elif isinstance(value, list):
+        for item in value:
+            utf8(item)
+    return value
+
+
+def not_blank(value: str | None) -> str | None:
+    """Require text, of any number of lines."""
+    if value is not None and not value.strip():
+        raise ValueError("must not be empty")
     return value
 
 

@@ -56,7 +56,8 @@ class EnginePool(ManagedEngines):
         """Answer jobs, each on the first engine that is free, and yield keys and answers as jobs finish.
 
         Raises:
-            RunError: a job failed on two engines, or too many engines had to be replaced.
+            RunError: a job failed on two engines, the first generation failed for a reason that is not the machine's,
+                or too many engines had to be replaced.
         """
         import ray
 
@@ -91,7 +92,8 @@ class EnginePool(ManagedEngines):
             except ray.exceptions.RayError as error:
                 if piece is not None:
                     name = (piece.job.keys[0], piece.number)
-                    if failures.raised(error) and name in raised:
+                    hopeless = not self._answered and failures.deterministic(error)
+                    if hopeless or (failures.raised(error) and name in raised):
                         raise failures.run_error(slot, error) from error
                     raised |= {name} if failures.raised(error) else set()
                     scheduler.requeue(slot.index, piece)
@@ -101,6 +103,7 @@ class EnginePool(ManagedEngines):
             if piece is None:
                 self._check_replacement(slot, result)
                 continue
+            self._answered = True
             work = result[0].work
             scheduler.done(sum(each.switch_seconds for each in work), sum(each.generate_seconds for each in work))
             finished = answers.add(piece, slot.index, result)

@@ -73,6 +73,10 @@ def test_later_layers_win() -> None:
 def test_toml_round_trip(tmp_path) -> None:
     config = make_config(
         {"task_options": {"shots": 2}, "stop": ["</answer>", "\n"], "logging": "jsonl,wandb", "seed": 0},
+        {
+            "system_prompt": 'Think.\n"Hard"',
+            "chat_template_options": {"a": False, "b": [1, "x"], "c": 0.5, "d": "true"},
+        },
         {"eval_splits": "a,b", "eval_n_samples": 4, "eval_temperature": 0.8, "pass_k": "1,4", "max_reward": -0.5},
     )
     file = tmp_path / "config.toml"
@@ -106,6 +110,13 @@ def test_toml_round_trip(tmp_path) -> None:
         ({"task": " "}, ["--task", "empty"]),
         ({"experiment_name": "a/b"}, ["--experiment-name", "slashes"]),
         ({"task_options": ["shots"]}, ["--task-option", "key=value"]),
+        ({"chat_template_options": ["style"]}, ["--chat-template-option", "key=value"]),
+        ({"chat_template_options": "style=x"}, ["--chat-template-option", "key=value"]),
+        ({"chat_template_options": {"style": None}}, ["--chat-template-option", "style must be text"]),
+        ({"chat_template_options": {"style": "\udcff"}}, ["--chat-template-option", "UTF-8"]),
+        ({"chat_template_options": {"words": ["\udcff"]}}, ["--chat-template-option", "UTF-8"]),
+        ({"system_prompt": "\udcff"}, ["--system-prompt", "UTF-8"]),
+        ({"system_prompt": " \n"}, ["--system-prompt", "empty"]),
         ({"reward_function_timeout": float("inf")}, ["--reward-function-timeout"]),
         ({"populaton_size": 4}, ["populaton_size", "population_size"]),
         ({"n_iterations": "many"}, ["--n-iterations", "many"]),
@@ -124,6 +135,27 @@ def test_mistakes_get_one_line_that_names_the_flag(settings, words) -> None:
     message = str(caught.value)
     assert "\n" not in message
     assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [
+        ("false", False),
+        ("3", 3),
+        ("-0.5", -0.5),
+        ('"3"', "3"),
+        ('["a", 1]', ["a", 1]),
+        ("high", "high"),
+        ("False", "False"),
+        ("NaN", "NaN"),
+        ("", ""),
+        ("a=b", "a=b"),
+    ],
+)
+def test_a_chat_template_option_is_json_or_text(text, parsed) -> None:
+    config = make_config({"chat_template_options": {"key": 0, "other": 1}}, {"chat_template_options": [f"key={text}"]})
+    assert config.chat_template_options == {"key": parsed, "other": 1}
+    assert type(config.chat_template_options["key"]) is type(parsed)
 
 
 @pytest.mark.parametrize(

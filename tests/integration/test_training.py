@@ -647,8 +647,22 @@ def test_a_reward_that_sometimes_raises_or_hangs_is_counted(start, one_engine, c
     assert graders() == []
 
 
-def test_a_reward_that_always_raises_is_a_run_error_from_python_too(start, one_engine, capsys) -> None:
-    trainer = start(one_engine, reward_function=lambda output, target: 1 / 0)
+@pytest.mark.parametrize(
+    ("reward", "reason"),
+    [
+        (lambda output, target: 1 / 0, "cannot grade any of the answers that were tried.*ZeroDivisionError"),
+        (lambda output: 1.0, r"takes 1 positional argument but 2 were given.*must take \(model_output, target\)"),
+        (7, r"reward_function is not callable \(int\)"),
+    ],
+)
+def test_a_reward_that_can_grade_nothing_is_refused_before_engines_start(reward, reason, start, one_engine) -> None:
+    with pytest.raises(UserError, match=reason):
+        start(one_engine, reward_function=reward, experiment_name="refused").fit()
+    assert start(one_engine, experiment_name="refused").fit().evaluations == []  # the name is free
+
+
+def test_a_reward_that_raises_on_all_answers_of_a_model_is_a_run_error(start, one_engine, capsys) -> None:
+    trainer = start(one_engine, reward_function=lambda output, target: 1 / (not output))
     with pytest.raises(RunError, match=r"every reward failed \(error:ZeroDivisionError x32\)"):
         trainer.fit()
     assert "ZeroDivisionError: division by zero" in capsys.readouterr().out

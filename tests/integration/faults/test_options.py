@@ -52,6 +52,7 @@ ACCEPTED: dict[str, dict[str, str]] = {  # all other values are refused
     "pass_k": NOTHING,
     "use_gpus": {"zero": "the first GPU"},
     "stop": TEXT,
+    "system_prompt": {value: "any text may be a system message" for value in TEXT if value != "blank"},
 }
 
 
