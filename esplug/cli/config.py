@@ -93,7 +93,7 @@ def json_schema(task: "Task | None") -> dict[str, Any]:
     schema = RunConfig.model_json_schema()
     properties: dict[str, Any] = schema["properties"]
     for name, info in properties.items():
-        for key in ("panel", "flag", "eval_flag"):
+        for key in ("panel", "details", "flag", "eval_flag"):
             info.pop(key, None)
         # TOML has no null: a setting without a value is left out.
         kinds = [kind for kind in info.pop("anyOf", []) if kind != {"type": "null"}]
