@@ -17,6 +17,7 @@ from esplug.cli.init import init
 from esplug.cli.plugins import plugins
 from esplug.cli.report import report
 from esplug.cli.runs import runs
+from esplug.cli.switches import without_values
 from esplug.cli.train import train
 from esplug.errors import RunError, UserError
 from esplug.utils.text import brief, suggest
@@ -65,7 +66,8 @@ def main() -> None:
     for number in _SIGNALS:
         signal.signal(number, _interrupt)
     try:
-        code = app(standalone_mode=False)
+        command = typer.main.get_command(app)
+        code = command(without_values(command, sys.argv[1:]), standalone_mode=False)
     except _UsageError as error:
         code = _print_error(brief(_usage_message(error), 2000), 2)
     except (UserError, RunError, OSError) as error:

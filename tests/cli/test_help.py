@@ -49,9 +49,8 @@ def test_no_cell_of_the_help_is_longer_than_three_lines(names, width, monkeypatc
 
 
 def test_a_long_cell_would_be_found() -> None:
-    assert cells("│ --a    INT    one     │\n│               two     │\n│ *  --b        one     │\n│ b      TEXT   one     │") == {
-        "--a": 2, "--b": 1, "b": 1
-    }  # fmt: skip
+    panel = ["│ --a    INT    one     │", "│               two     │", "│ *  --b        one     │"]
+    assert cells("\n".join([*panel, "│ b      TEXT   one     │"])) == {"--a": 2, "--b": 1, "b": 1}
 
 
 @pytest.mark.parametrize("command", ["train", "eval"])
