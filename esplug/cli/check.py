@@ -9,7 +9,6 @@ import typer
 from esplug.cli.init import Kind
 from esplug.errors import UserError
 from esplug.utils.console import get_console, say
-from esplug.utils.text import brief, suggest
 
 if TYPE_CHECKING:
     from esplug.authoring.conformance.checklist import Check
@@ -79,14 +78,14 @@ def _resolve(kind: Kind | None, name: str) -> tuple[Kind, str]:
 
 def _kind_of(name: str) -> Kind:
     """Return the kind of the only plugin with this name."""
-    from esplug.plugins import list_plugins
+    from esplug.plugins import PUBLISHED, list_plugins, not_installed
 
     checkable = [plugin for plugin in list_plugins() if plugin.kind in list(Kind)]
     match sorted({plugin.kind for plugin in checkable if plugin.name == name}):
         case [kind]:
             return Kind(kind)
         case []:
-            hint = suggest(name, {plugin.name for plugin in checkable}) or "`esplug plugins` lists them"
-            raise UserError(f"no task, shaping or logger {brief(repr(name))} is installed; {hint}")
+            names = [plugin.name for plugin in checkable]
+            raise not_installed("task, shaping or logger", name, names, PUBLISHED["task"])
         case kinds:
             raise UserError(f"{name!r} is a {' and a '.join(kinds)}; say which: --kind {kinds[0]}")

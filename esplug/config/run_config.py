@@ -66,7 +66,7 @@ class RunConfig(BaseModel):
         details="'paper': those of ES-at-Scale. 'fast': larger steps, with cosine decay.",
     )
     sigma: float = ES.number(0.001, "Standard deviation of the perturbations.", gt=0, le=10)
-    alpha: float | None = ES.number(None, "Step size.  [default: sigma/2; 2 sigma with --recipe fast]", gt=0, le=10)
+    alpha: float | None = ES.number(None, "Step size.  [default: sigma/2, or 2 sigma with --recipe fast]", gt=0, le=10)
     population_size: int = ES.setting(30, "Members per iteration (N).", ge=2, le=1_000_000)
     n_iterations: int = ES.count(300, "Number of updates; 0 evaluates without training.", ge=0)
     antithetic: bool = ES.setting(False, "Draw members in mirrored pairs, +eps and -eps.")
@@ -322,6 +322,11 @@ def flag_of(field: str, command: Command = "train") -> str:
 def panel_of(field: str) -> str:
     """Return the group of settings that a field belongs to."""
     return _declared(field, "panel")
+
+
+def default_of(field: str) -> str:
+    """Return the words for a default that depends on other settings, such as ``sigma/2``; ``""`` if it does not."""
+    return (RunConfig.model_fields[field].description or "").partition("  [default: ")[2].removesuffix("]")
 
 
 def details_of(field: str) -> str:

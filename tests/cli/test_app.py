@@ -69,7 +69,7 @@ BAD_FLAGS = [
     (["--reward-function-timeout", "0"], "--reward-function-timeout"),
     (["--output-directory", " "], "--output-directory"),
     (["--model-name", ""], "--model-name"),
-    (["--task", "chess"], "esplug-tasks-chess"),
+    (["--task", "cuntdown"], "did you mean 'countdown'?"),
     (["--task-option", "shots"], "key=value"),
     (["--task-option", "shorts=1"], "shots"),
     (["--task-option", "shots=many"], "shots"),
