@@ -47,7 +47,9 @@ def check(
     say(str(plugin))
     checks = make_checks(report=_print_check)
     failed = sum(not each.ok for each in checks)
-    say(f"{failed} of {len(checks)} checks fail" if failed else f"all {len(checks)} checks pass")
+    skipped = sum(each.skipped for each in checks)
+    made, rest = len(checks) - skipped, f" ({skipped} skipped)" if skipped else ""
+    say(f"{failed} of {made} checks fail{rest}" if failed else f"all {made} checks pass{rest}")
     raise typer.Exit(1 if failed else 0)
 
 
@@ -59,7 +61,8 @@ def _print_check(name: str, done: "Check | None") -> None:
         say(f"{name:{_NAME_WIDTH}}", end="")
         return
     console = get_console()
-    result = Text("pass  ", style="green") if done.ok else Text("FAIL  ", style="bold red")
+    shown = ("skip  ", "yellow") if done.skipped else ("pass  ", "green") if done.ok else ("FAIL  ", "bold red")
+    result = Text(*shown)
     lines = Text(done.detail).wrap(console, max(console.width - _NAME_WIDTH - len(result), 20))
     indented = Text("\n" + " " * (_NAME_WIDTH + len(result))).join(lines)
     console.print(result.append_text(indented), soft_wrap=True)
