@@ -74,7 +74,7 @@ def _option(name: str, command: Command) -> inspect.Parameter:
     elif get_origin(kind) is list:
         kind, metavar, default = str, "A,B", ",".join(map(str, default))
     else:  # RunConfig parses numbers, for its error messages
-        kind, metavar = bool if kind is bool else str, _METAVARS[kind]
+        kind, metavar = bool if kind is bool else str, _METAVARS.get(kind)
     shown = f"  [default: {default}]" if default not in (None, {}, [], "") and kind is not bool else ""
     option = typer.Option(
         flag_of(name, command),
