@@ -16,7 +16,7 @@ from esplug.checkpoints.base_model import kind_of_folder, longest_prompt
 from esplug.checkpoints.folders import weights_hash
 from esplug.checkpoints.model_kind import ModelUse
 from esplug.checkpoints.seed_log import SeedLog
-from esplug.checkpoints.seed_log_records import Step, movement
+from esplug.checkpoints.seed_log_records import Step, movement, why_unchanged
 from esplug.checkpoints.starting_model import starting_model
 from esplug.config import RunConfig, make_config
 from esplug.data.batches import Batch, Batches
@@ -44,6 +44,7 @@ from esplug.runs.metrics import Iteration, PopulationResult
 from esplug.runs.recorder import Recorder
 from esplug.runs.result import RunResult, results
 from esplug.runs.resume import check_environment, note_changes, past_evaluations, reopen
+from esplug.runs.tables import print_summary
 from esplug.utils.console import say
 from esplug.utils.progress import LiveProgress
 
@@ -144,7 +145,7 @@ class EvolutionStrategiesTrainer:
         self._anomalies = AnomalyReporter()
         self._running = False
 
-    def fit(self, resume: str | Path | None = None, *, allow_change: bool = False) -> RunResult:
+    def fit(self, resume: str | Path | None = None, *, allow_change: bool = False, summary: bool = True) -> RunResult:
         """Evaluate, make ``num_iterations`` updates, save the model and evaluate it.
 
         Args:
@@ -152,6 +153,8 @@ class EvolutionStrategiesTrainer:
                 continue, too, so the weights become those of an uninterrupted run. ``train_dataloader`` must give the
                 same batches again; one that shuffles without a fixed seed does not.
             allow_change: resume even if the data, or a setting that affects the weights, has changed.
+            summary: print the results at the end, as `esplug train` does, or without the ``console`` logger where they
+                are.
 
         Raises:
             UserError: an error that you can fix, found before training.
@@ -172,7 +175,13 @@ class EvolutionStrategiesTrainer:
                 model = self.recorder.final_model(config.final_name)
             self.eval_step(config.n_iterations)
         seconds = time.perf_counter() - started
-        return RunResult(self.run_dir.path, self.evaluations, model, self.checksum, self._plan, seconds)
+        unchanged = why_unchanged(self.history.base or 0, self.history.steps)
+        result = RunResult(
+            self.run_dir.path, self.evaluations, model, self.checksum, self._plan, seconds, unchanged=unchanged
+        )
+        if summary:
+            print_summary(result, tables="console" in config.logging)
+        return result
 
     def train_step(self, iteration: int) -> None:
         """Make one update from the next batch."""

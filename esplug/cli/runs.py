@@ -46,7 +46,7 @@ def _row(run: "RunSummary", directory: Path) -> tuple[str, ...]:
     planned = "?" if run.planned is None else run.planned
     return (
         _cell(run.name if run.path == directory else str(run.path.relative_to(directory))),
-        run.state,
+        f"{run.state}, nothing learnt" if run.unchanged else run.state,
         f"{run.iterations}/{planned}" if run.planned != 0 else "",
         _cell(run.task),
         _cell(Path(run.model).name),

@@ -15,7 +15,7 @@ from esplug.errors import RunError
 from esplug.runs.summary import duration, summarise
 from esplug.utils.file_lock import locked
 from tests.helpers.cli import HEAVY, run_cli
-from tests.helpers.runs import make_run
+from tests.helpers.runs import CHECKSUM, make_run
 
 
 @pytest.fixture
@@ -38,6 +38,14 @@ def test_a_line_says_how_a_run_went(monkeypatch, capfd, tmp_path) -> None:
     assert head.split()[:3] == ["run", "state", "iterations"]
     assert line.split()[:6] == ["mine", "finished", "2/2", "sums", "tiny", "0.250"]
     assert "0.750 [0.301, 0.954] pass@1  24 s" in line  # two iterations of 10 s, two evaluations of 2 s
+
+
+@pytest.mark.parametrize(("base", "done", "unchanged"), [(1, 2, False), (CHECKSUM, 2, True), (CHECKSUM, 0, False)])
+def test_a_run_that_learnt_nothing_is_marked(base, done, unchanged, listed, monkeypatch, capfd, tmp_path) -> None:
+    make_run(tmp_path, "mine", base=base, done=done)
+    assert bool(listed()["mine"]["unchanged"]) == unchanged
+    _, out, _ = run_cli(monkeypatch, capfd, "runs", str(tmp_path))
+    assert ("finished, nothing learnt" in out) == unchanged
 
 
 def test_the_last_changed_comes_first(listed, tmp_path) -> None:

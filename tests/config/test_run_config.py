@@ -4,7 +4,7 @@ import datetime
 
 import pytest
 
-from esplug.config import RunConfig, flag_of, make_config, read_toml
+from esplug.config import RunConfig, default_of, flag_of, make_config, read_toml
 from esplug.errors import UserError
 
 
@@ -156,6 +156,28 @@ def test_a_chat_template_option_is_json_or_text(text, parsed) -> None:
     config = make_config({"chat_template_options": {"key": 0, "other": 1}}, {"chat_template_options": [f"key={text}"]})
     assert config.chat_template_options == {"key": parsed, "other": 1}
     assert type(config.chat_template_options["key"]) is type(parsed)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name, field in RunConfig.model_fields.items()
+        if default_of(name) and any(hasattr(limit, key) for limit in field.metadata for key in ("gt", "ge"))
+    ],
+)
+@pytest.mark.parametrize("value", [-1, "auto", "none"])
+def test_a_number_that_may_be_left_out_says_what_that_means(name, value) -> None:
+    """People give -1 or a word where they mean the default."""
+    with pytest.raises(UserError) as caught:
+        make_config({"sigma_schedule": "linear", "alpha_schedule": "linear", "perturbation": "low-rank", name: value})
+    assert str(caught.value).startswith(f"{flag_of(name)} ")
+    assert str(caught.value).endswith(f"; leave it out for the default, {default_of(name)}")
+
+
+def test_alpha_that_is_left_out_is_half_of_sigma() -> None:
+    with pytest.raises(UserError, match=r"^--alpha -1: must be .*; leave it out for the default, sigma/2, or 2 sigma"):
+        make_config({"alpha": "-1"})
 
 
 @pytest.mark.parametrize(

@@ -767,7 +767,26 @@ def test_equal_rewards_make_no_update(start, one_engine, capsys) -> None:
     base, model = (tensors_of(Path(folder)) for folder in (start(one_engine).config.model_name, result.model))
     assert all(np.array_equal(base[name], model[name]) for name in base)
     assert read_iteration(result.run_dir, 0)["checksum"] == f"{result.checksum:016x}"
-    assert "every utility is zero" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "every utility is zero" in out
+    assert result.unchanged.startswith("all members earned the same in every iteration; try ")
+    assert out.splitlines()[-1] == f"nothing was learnt: weights unchanged, as {result.unchanged}"
+    assert summarise(result.run_dir).unchanged == result.unchanged
+
+
+@pytest.mark.parametrize(
+    ("logging", "summary", "lines"),
+    [("console", True, 4), ("none", True, 1), (None, True, 1), ("jsonl", True, 1), ("none", False, 0)],
+)
+def test_a_run_in_python_ends_with_its_results_or_at_least_their_place(
+    logging, summary, lines, start, one_engine, capsys
+) -> None:
+    result = start(one_engine, logging=logging).fit(summary=summary)
+    out = capsys.readouterr().out.splitlines()
+    end = out[-lines:] if lines else []
+    assert [line.split()[0] for line in end] == ["run", "model", "weights", "time"][:lines]
+    assert any(str(result.run_dir) in line for line in end) == bool(lines)
+    assert bool(result.unchanged) is False
 
 
 def test_an_explicit_name_is_not_used_twice(start, one_engine) -> None:

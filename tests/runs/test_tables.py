@@ -2,11 +2,11 @@
 
 import pytest
 
-from esplug.cli.summary import print_comparison, print_evaluation, print_summary
 from esplug.evaluation.figures import Evaluation, SplitEvaluation
 from esplug.planning.placement import Plan
 from esplug.runs.compare import compare_evaluations
 from esplug.runs.result import RunResult
+from esplug.runs.tables import print_comparison, print_evaluation, print_summary
 from esplug.utils.console import get_console
 from tests.helpers.evaluations import sample
 
@@ -112,3 +112,24 @@ def test_the_end_of_a_run(by_task, rule, printed, tmp_path) -> None:
 def test_a_run_without_evaluation_data_says_where_it_lies(printed, tmp_path) -> None:
     print_summary(RunResult(tmp_path, [], None, 1, PLAN, 0.2))
     assert printed() == [f"run directory {tmp_path}", "weights checksum 0000000000000001", "time 0 s"]
+
+
+REASON = "all members earned the same in every iteration; try a larger model"
+
+
+@pytest.mark.parametrize("tables", [True, False])
+def test_a_run_that_learnt_nothing_ends_by_saying_so(tables, printed, tmp_path) -> None:
+    first, last = evaluation([0.0], [0.25]), evaluation([0.0], [0.25], iteration=7)
+    result = RunResult(tmp_path, [first, last], tmp_path / "model", 1, PLAN, 2.0, unchanged=REASON)
+    print_summary(result, tables=tables)
+    lines = printed()
+    assert lines[-1] == f"nothing was learnt: weights unchanged, as {REASON}"
+    assert f"run directory {tmp_path}" in lines
+    assert not any(word in line for line in lines for word in ("before", "after 7", "change "))
+    assert any("pass@1" in line for line in lines) == tables
+
+
+def test_without_tables_one_line_says_where_the_run_is(printed, tmp_path) -> None:
+    result = RunResult(tmp_path, [evaluation([0.0])], tmp_path / "model", 1, PLAN, 2.0)
+    print_summary(result, tables=False)
+    assert printed() == [f"run directory {tmp_path}"]

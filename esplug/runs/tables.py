@@ -1,4 +1,4 @@
-"""Summaries that a run, an evaluation or a comparison prints when it is done."""
+"""Tables on the console: the summaries of a run, an evaluation or a comparison that is done."""
 
 from collections.abc import Sequence
 
@@ -12,21 +12,32 @@ from esplug.runs.result import RunResult
 from esplug.utils.console import get_console, say
 
 
-def print_summary(result: RunResult) -> None:
-    """Print the splits before and after training, with intervals, and the paths of the results."""
+def print_summary(result: RunResult, *, tables: bool = True) -> None:
+    """Print the splits before and after training, with intervals, and the paths of the results.
+
+    Without ``tables``, print only the run's directory. A run whose weights did not change says so in any case.
+    """
+    if tables:
+        _print_evaluations(result)
+    say(f"run directory  {result.run_dir}")
+    if tables:
+        if result.model:
+            say(f"model          {result.model}")
+        say(f"weights        checksum {result.checksum:016x}")
+        say(f"time           {result.seconds:.0f} s")
+    if result.unchanged:
+        say(f"nothing was learnt: weights unchanged, as {result.unchanged}", style="bold red")
+
+
+def _print_evaluations(result: RunResult) -> None:
     evaluations = result.evaluations
-    if len(evaluations) > 1:
+    if len(evaluations) > 1 and not result.unchanged:
         first, last = evaluations[0], evaluations[-1]
         print_comparison(compare_evaluations(first, last), ("before", f"after {last.iteration}"))
     elif evaluations:
-        print_evaluation(evaluations[0])
+        print_evaluation(evaluations[-1])
     if evaluations:
         _print_notes(evaluations[-1])
-    say(f"run directory  {result.run_dir}")
-    if result.model:
-        say(f"model          {result.model}")
-    say(f"weights        checksum {result.checksum:016x}")
-    say(f"time           {result.seconds:.0f} s")
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
