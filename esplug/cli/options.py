@@ -18,6 +18,7 @@ ConfigFile = Annotated[str | None, typer.Option("--config", help="TOML file of s
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 _NUMBERS = {int: "INTEGER", float: "FLOAT"}
+_REPEATABLE = {"task_options": "KEY=VALUE", "stop": "TEXT", "tags": "NAME"}
 _PLUGINS: "dict[str, Kind]" = {"task": "task", "reward_shaping": "shaping", "logging": "logger"}
 
 
@@ -70,8 +71,8 @@ def _option(name: str, command: Command) -> inspect.Parameter:
     if kind is bool:
         flag = f"{flag}/--no-{flag.removeprefix('--')}"
     default = field.default
-    if name in ("task_options", "stop"):
-        kind, metavar = list[str], "KEY=VALUE" if name == "task_options" else "TEXT"
+    if name in _REPEATABLE:
+        kind, metavar = list[str], _REPEATABLE[name]
     elif get_origin(kind) is list:
         kind, metavar, default = str, "A,B", ",".join(map(str, default))
     shown = f"  [default: {default}]" if default not in (None, {}, [], "") and kind is not bool else ""

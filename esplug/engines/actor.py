@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from esplug.checkpoints.history import CatchUp, CaughtUp
 from esplug.engines.messages import Completion, EngineSettings, Generation, Sampling, Weights, Work
+from esplug.engines.usage import EngineUsage, UsageMeter
 from esplug.engines.vllm_options import llm_options, memory_share, rank_cores, set_environment
 from esplug.errors import UserError
 from esplug.planning.shared_prefix import common_prefix
@@ -43,7 +44,7 @@ def _with_heartbeat(method: Method) -> Method:
 class Engine:
     """The Ray actor. It is created idle, so that all engines can be placed before any of them loads a model.
 
-    All methods run in one thread, except for :meth:`pulse`, which has its own.
+    All methods run in one thread, except for :meth:`pulse` and :meth:`usage`, which have their own.
 
     Attributes:
         worker_extension: class that vLLM adds to its workers, as a dotted name.
@@ -58,7 +59,7 @@ class Engine:
             _redirect_output(Path(log_path))
         self._llm: Any = None
         self._weights: tuple[Weights, ...] = ()  # in the model; empty if unknown
-        self._heartbeat = Heartbeat()
+        self._heartbeat, self._meter = Heartbeat(), UsageMeter()
         self._low_rank: int | None = None
         self._prefix_caching = True
         self._scheduler_patch: SchedulerPatch | None = None
@@ -72,6 +73,10 @@ class Engine:
     def pulse(self) -> float:
         """Return the seconds since work last made progress; 0 without work, and while the model is being loaded."""
         return self._heartbeat.age()
+
+    def usage(self, seconds: float) -> EngineUsage:
+        """Return the usage of memory and GPUs in the last ``seconds``."""
+        return self._meter.usage(seconds)
 
     def start(
         self,

@@ -45,6 +45,7 @@ class RunSummary:
         iterations: number of updates in the seed log.
         planned: number of updates that the settings ask for.
         seconds: time spent in iterations and evaluations.
+        notes, tags: of the run's settings.
         changed: time of the last write, in Unix seconds.
     """
 
@@ -61,6 +62,8 @@ class RunSummary:
     best: Score | None
     seconds: float
     changed: float
+    notes: str = ""
+    tags: tuple[str, ...] = ()
 
 
 def is_run(path: Path) -> bool:
@@ -105,6 +108,8 @@ def summarise(path: Path) -> RunSummary:
         best=max(scores, key=lambda score: score.mean, default=None),
         seconds=seconds_of(metrics),
         changed=_changed(run),
+        notes=str(settings.get("notes") or ""),
+        tags=tuple(map(str, tags)) if isinstance(tags := settings.get("tags"), list) else (),
     )
 
 

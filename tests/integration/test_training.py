@@ -259,7 +259,7 @@ def test_a_third_party_task_trains_amid_broken_ones(trained, run) -> None:
     last = read_iteration(run, 1)
     assert f"run directory  {Path('runs') / run.name}" in trained.out
     assert f"model          {Path('runs') / run.name}/checkpoints/checkpoint-es_fine_tuned_iteration_2" in trained.out
-    assert f"weights        checksum {last['checksum']}" in trained.out
+    assert f"details        weights checksum {last['checksum']}" in trained.out
     assert "Traceback" not in trained.out + trained.err
     assert "acme" not in trained.err
 
