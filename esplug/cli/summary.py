@@ -75,7 +75,7 @@ def print_model_comparison(comparison: ModelComparison) -> None:
     """Print the result of `esplug eval --compare`."""
     print_comparison(comparison.splits, ("A", "B"))
     _print_notes(comparison.runs[0].evaluations[-1])
-    for place, model, run in zip("AB", comparison.models, comparison.runs, strict=True):
+    for place, model in zip("AB", comparison.models, strict=True):
         say(f"{place}              {model}")
     say(f"run directory  {comparison.folder}")
     weights = [

@@ -35,9 +35,9 @@
   const ticks = (low, high, most, least) => {
     const raw = (high - low) / Math.max(most, 1), power = 10 ** Math.floor(Math.log10(raw));
     const step = Math.max(least, power * [1, 2, 5, 10].find((factor) => factor * power >= raw * 0.999));
-    const found = [];
-    for (let i = Math.ceil(low / step - 1e-9); i * step <= high + 1e-9 * step; i++) found.push(i * step);
-    return found;
+    const first = Math.ceil(low / step - 1e-9);
+    const found = Array.from({ length: 40 }, (_, i) => (first + i) * step);
+    return found.filter((tick) => tick <= high + 1e-9 * step);
   };
 
   const stacked = ({ x, bars }) => {

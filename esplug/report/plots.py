@@ -14,6 +14,7 @@ from esplug.report.text import visible
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _REST = "#8c8c8c"
 _N_DASHES = 4
+_LARGEST = 1e100
 #: Label within the run, rows, metric, and the metrics of its lower and upper bound.
 Series: TypeAlias = tuple[str, Sequence[Row], str, tuple[str, str] | None]
 SeriesOf: TypeAlias = Callable[[RunData], list[Series]]
@@ -157,8 +158,8 @@ def _blocks(count: int, limit: int) -> list[slice]:
 
 
 def _rounded(value: float) -> float:
-    """Round to six significant digits, more than a screen shows, to keep the page small."""
-    return float(f"{value:.6g}")
+    """Round to six significant digits, more than a screen shows, to keep the page small. JSON has no infinity."""
+    return float(f"{max(-_LARGEST, min(_LARGEST, value)):.6g}")
 
 
 def _mean(values: Values) -> float | None:
