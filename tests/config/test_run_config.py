@@ -73,6 +73,7 @@ def test_later_layers_win() -> None:
 def test_toml_round_trip(tmp_path) -> None:
     config = make_config(
         {"task_options": {"shots": 2}, "stop": ["</answer>", "\n"], "logging": "jsonl,wandb", "seed": 0},
+        {"tags": ["a b", "c"], "notes": "two\nlines"},
         {"eval_splits": "a,b", "eval_n_samples": 4, "eval_temperature": 0.8, "pass_k": "1,4", "max_reward": -0.5},
     )
     file = tmp_path / "config.toml"
