@@ -59,7 +59,7 @@ class Engine:
             _redirect_output(Path(log_path))
         self._llm: Any = None
         self._weights: tuple[Weights, ...] = ()  # in the model; empty if unknown
-        self._heartbeat, self._meter = Heartbeat(), UsageMeter()
+        self._heartbeat = Heartbeat()
         self._low_rank: int | None = None
         self._prefix_caching = True
         self._scheduler_patch: SchedulerPatch | None = None
@@ -96,6 +96,7 @@ class Engine:
             catch_up: updates of the run so far.
         """
         self._low_rank, self._prefix_caching = settings.low_rank, settings.prefix_caching
+        self._meter = UsageMeter(os.environ.get("CUDA_VISIBLE_DEVICES", "") if settings.device == "cuda" else "")
         cores = rank_cores(share, most_cores, settings.tensor_parallel_size)
         set_environment(settings.device, cores)  # vLLM reads it when it is imported
         from vllm import LLM

@@ -61,23 +61,25 @@ def resident_memory(pids: Iterable[int]) -> int:
 
 
 class UsageMeter:
-    """Measures this process, its descendants and the GPUs in ``CUDA_VISIBLE_DEVICES``.
+    """Measures this process, its descendants and its GPUs.
 
     A daemon thread reads the GPUs every second. Without GPUs or NVML, which may be missing, too old or forbidden and
     raises many types of errors, there is no thread.
+
+    Args:
+        gpus: indices or UUIDs of the GPUs, as in ``CUDA_VISIBLE_DEVICES``; empty for none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, gpus: str) -> None:
         self._readings: dict[str, deque[_Reading]] = {}
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        if visible:
+        if gpus:
             with suppress(Exception):
                 import pynvml
 
                 pynvml.nvmlInit()
-                gpus = {_uuid(pynvml, gpu): gpu for gpu in _handles(pynvml, visible)}
-                self._readings = {uuid: deque(maxlen=_KEPT) for uuid in gpus}
-                threading.Thread(target=self._watch, args=(pynvml, gpus), daemon=True).start()
+                handles = {_uuid(pynvml, handle): handle for handle in _handles(pynvml, gpus)}
+                self._readings = {uuid: deque(maxlen=_KEPT) for uuid in handles}
+                threading.Thread(target=self._watch, args=(pynvml, handles), daemon=True).start()
 
     def usage(self, seconds: float) -> EngineUsage:
         """Return the usage in the last ``seconds``: at least of the last reading, at most of the last hour."""
@@ -90,9 +92,9 @@ class UsageMeter:
                 gpus[uuid] = GpuUsage(max(reading.memory for reading in recent), fmean(shares) if shares else None)
         return EngineUsage(resident_memory([os.getpid(), *descendants(os.getpid())]), gpus)
 
-    def _watch(self, pynvml: Any, gpus: dict[str, Any]) -> None:
+    def _watch(self, pynvml: Any, handles: dict[str, Any]) -> None:
         while True:
-            for uuid, gpu in gpus.items():
+            for uuid, gpu in handles.items():
                 with suppress(Exception):
                     memory, utilization = int(pynvml.nvmlDeviceGetMemoryInfo(gpu).used), None
                     with suppress(Exception):  # such as a MIG instance, which has no utilization
@@ -101,9 +103,9 @@ class UsageMeter:
             time.sleep(_INTERVAL)
 
 
-def _handles(pynvml: Any, visible: str) -> Iterator[Any]:
+def _handles(pynvml: Any, gpus: str) -> Iterator[Any]:
     """Return NVML's handles of GPUs that are named by index or UUID."""
-    for name in map(str.strip, visible.split(",")):
+    for name in map(str.strip, gpus.split(",")):
         if name.isdigit():
             yield pynvml.nvmlDeviceGetHandleByIndex(int(name))
         else:

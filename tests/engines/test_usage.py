@@ -48,9 +48,8 @@ def nvml(monkeypatch):
     def measure(visible: str, *broken: str, seconds: float = 60.0) -> EngineUsage:
         fake = FakeNvml(*broken)
         monkeypatch.setitem(sys.modules, "pynvml", fake.module)
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         monkeypatch.setattr(usage, "_INTERVAL", 0.005)
-        meter, deadline = UsageMeter(), time.monotonic() + 5
+        meter, deadline = UsageMeter(visible), time.monotonic() + 5
         while fake.reads < 20 and not broken and visible and time.monotonic() < deadline:
             time.sleep(0.005)
         return meter.usage(seconds)
@@ -86,8 +85,7 @@ def test_what_cannot_be_measured_is_left_out(visible, broken, nvml, monkeypatch)
 
 def test_without_nvml_only_memory_is_measured(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    assert UsageMeter().usage(1.0).gpus == {}
+    assert UsageMeter("0").usage(1.0).gpus == {}
 
 
 def test_memory_of_processes_that_are_gone_does_not_count() -> None:
