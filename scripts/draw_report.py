@@ -13,7 +13,7 @@ from esplug.report.page import render
 from esplug.report.run_data import read_run
 
 PICTURE = Path(__file__).parent.parent / "docs" / "images" / "report.png"
-WIDTH, HEIGHT = 1220, 1840
+WIDTH, HEIGHT = 1220, 1730
 
 
 def main() -> None:
