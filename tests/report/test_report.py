@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from html import escape, unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,7 +17,7 @@ from esplug.errors import RunError
 from esplug.evaluation.statistics import compare
 from esplug.report.figures import of_one, of_run
 from esplug.report.page import SIZE
-from esplug.report.plots import Line, Panel
+from esplug.report.plots import Bars, Line, Panel
 from esplug.report.png import figure
 from esplug.report.run_data import read_run, read_runs
 from esplug.report.samples import groups
@@ -184,9 +183,6 @@ def test_text_from_models_and_tasks_is_never_markup(text, report, tmp_path) -> N
     shown = "".join(page.texts)
     assert [each for each in (text, in_toml, renamed.name) if visible(each) not in shown] == []
     assert visible(shown, len(shown)) == shown
-    drawn = [figure(panel, 0.5).to_plotly_json() for panel in of_one(read_run(renamed))]
-    names = [trace.get("name", "") for each in drawn for trace in each["data"]]
-    assert not [name for name in names if "<" in name], "plotly reads names as markup"
 
 
 def test_invisible_characters_are_spelled_out_and_long_text_is_cut() -> None:
@@ -401,8 +397,16 @@ def test_smoothing_is_the_debiased_moving_average_of_training_curves_only() -> N
     line = Line("m", "#000000", 0, [0, 1, 2], [1.0, 3.0, 2.0], [], [], False)
     assert line.smoothed(0.5) == pytest.approx([1.0, (0.5 + 3) / 1.5, (0.25 + 1.5 + 2) / 1.75])
     assert line.smoothed(0.0) == [1.0, 3.0, 2.0]
-    for each, curves in ((line, 2), (replace(line, evaluated=True), 1)):
-        assert len(figure(Panel("m", "M", "", "m", (each,)), 0.5).data) == curves
+
+
+@pytest.mark.parametrize(("evaluated", "points", "curves"), [(False, 3, 2), (True, 3, 1), (False, 2, 1)])
+def test_plotly_gets_smoothed_curves_and_no_markup(evaluated, points, curves) -> None:
+    pytest.importorskip("plotly", reason='no plotly: pip install "esplug[png]"')
+    line = Line("<b>m</b>", "#000000", 0, [0, 1, 2][:points], [1.0, 3.0, 2.0][:points], [], [], evaluated)
+    part = Bars("<i>", "#000000", [1.0])
+    drawn = figure(Panel("m", "M", "", "<u>", (line,), (part,), [0]), 0.5)
+    assert len(drawn.data) == curves + 1
+    assert "<" not in str(drawn.to_plotly_json())
 
 
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
