@@ -21,7 +21,7 @@ def report(
         bool, typer.Option("--full", help="Include every answer and every point; the page may exceed 1 MB.")
     ] = False,
     smooth: Annotated[
-        float, typer.Option(min=0, max=0.99, help="Smoothing that training curves start with, from 0 to 0.99.")
+        float, typer.Option(metavar="WEIGHT", help="Smoothing that training curves start with, from 0 to 0.99.")
     ] = 0.0,
     png: Annotated[bool, typer.Option("--png", help="Also write the figures as PNG files beside the page.")] = False,
     debug: Debug = False,
@@ -29,6 +29,8 @@ def report(
     """Write one self-contained HTML page: curves, times, samples before and after, settings."""
     from esplug.runs.summary import is_run
 
+    if not 0 <= smooth <= 0.99:
+        raise UserError(f"--smooth {smooth:g}: must be a number from 0 to 0.99")
     for run in runs:
         if not is_run(run):
             raise UserError(f"{run}: {_not_a_run(run)}")

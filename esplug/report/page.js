@@ -100,7 +100,7 @@
     const stroke = { stroke: line.colour, class: "line", "stroke-dasharray": DASHES[line.dash] };
     if (line.x.length > 2) {
       if (line.low.length) {
-        const back = [...line.x.keys()].reverse().map((i) => `L${toX(line.x[i]).toFixed(1)} ${toY(line.low[i]).toFixed(1)}`);
+        const back = path(line.low).map((end) => `L${end.slice(1)}`).reverse();
         add(svg, "path", { d: `${path(line.high).join("")}${back.join("")}z`, fill: line.colour, class: "band" });
       }
       const weight = weightOf(line);

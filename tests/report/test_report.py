@@ -446,7 +446,8 @@ def test_the_page_is_written_to_the_run_or_the_current_folder(monkeypatch, capfd
         (["mine/config.toml"], ["not a directory"]),
         (["mine", "--output", "no/where/page.html"], ["no/where/page.html", "cannot be written", "--output"]),
         (["mine", "--output", "mine"], ["cannot be written", "--output"]),
-        (["mine", "--smooth", "1.5"], ["--smooth", "0.99"]),
+        (["mine", "--smooth", "1.5"], ["--smooth 1.5", "0.99"]),
+        (["mine", "--smooth", "nan"], ["--smooth nan", "0.99"]),
     ],
 )
 def test_mistakes_are_one_line(arguments, words, monkeypatch, capfd, tmp_path) -> None:
