@@ -18,6 +18,7 @@ ConfigFile = Annotated[str | None, typer.Option("--config", help="TOML file of s
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 _METAVARS = {int: "INT", float: "FLOAT", str: "TEXT", bool: ""}
+_REPEATABLE = {"stop": "TEXT", "tags": "NAME"}  # besides tables, which are KEY=VALUE
 _LONGEST_METAVAR = 13  # a longer one would leave too little of a narrow terminal to the help beside it
 _PLUGINS: "dict[str, Kind]" = {"task": "task", "reward_shaping": "shaping", "logging": "logger"}
 
@@ -69,8 +70,8 @@ def _option(name: str, command: Command) -> inspect.Parameter:
     if get_origin(kind) is Literal:
         words = "|".join(get_args(kind))
         kind, metavar = str, words if len(words) <= _LONGEST_METAVAR else "WORD"
-    elif name == "stop" or get_origin(kind) is dict:
-        kind, metavar = list[str], "TEXT" if name == "stop" else "KEY=VALUE"
+    elif name in _REPEATABLE or get_origin(kind) is dict:
+        kind, metavar = list[str], _REPEATABLE.get(name, "KEY=VALUE")
     elif get_origin(kind) is list:
         kind, metavar, default = str, "A,B", ",".join(map(str, default))
     else:  # RunConfig parses numbers, for its error messages

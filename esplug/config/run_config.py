@@ -17,6 +17,7 @@ from esplug.es.schedules import Schedule, scheduled
 from esplug.noise.low_rank import MAX_RANK
 
 MAX_SEED = 2**64 - 1
+FINAL_MODEL = "checkpoint-es_fine_tuned_iteration_"  # and the number of iterations: the fine-tuned model's folder
 _MAX_MEMBERS_PER_BATCH = 64  # unless the user asks for more: they keep a GPU busy
 
 
@@ -193,6 +194,8 @@ class RunConfig(BaseModel):
     )
     output_directory: str = OUTPUT.setting("./experiments/", "Folder for run directories.")
     experiment_name: str | None = OUTPUT.setting(None, "Name of the run directory.  [default: made from the settings]")
+    notes: str | None = OUTPUT.setting(None, "Text about the run, for reports, `esplug runs` and loggers.")
+    tags: list[str] = OUTPUT.setting([], "Tag of the run, for `esplug runs --tag`. Repeatable.", flag="--tag")
     save_best_models: bool = OUTPUT.setting(False, "Save the model at every new best evaluation mean.")
     checkpoint_every: int = OUTPUT.count(
         0,
@@ -214,6 +217,7 @@ class RunConfig(BaseModel):
     _template_options = field_validator("chat_template_options", mode="before")(read_json_options)
     _jsonl = field_validator("logging")(validation.with_jsonl)
     _items = field_validator("logging", "eval_splits")(validation.each_one_line)
+    _tags = field_validator("tags")(validation.short_names)
     _k = field_validator("pass_k")(validation.ascending)
     _inputs = field_validator("task", "model_name", "checkpoint", "train_dataset", "eval_dataset")(validation.one_line)
     _paths = field_validator("model_name", "checkpoint")(validation.absolute_path)
@@ -223,7 +227,7 @@ class RunConfig(BaseModel):
     _address = field_validator("ray_address")(validation.ray_address)
     _folder = field_validator("experiment_name")(validation.folder_name)
     _stop = field_validator("stop")(validation.no_empty_text)
-    _text = field_validator("stop", "task_options", "chat_template_options", "system_prompt")(validation.utf8)
+    _text = field_validator("stop", "task_options", "chat_template_options", "system_prompt", "notes")(validation.utf8)
     _prompt = field_validator("system_prompt")(validation.not_blank)
 
     @model_validator(mode="after")
@@ -318,7 +322,7 @@ class RunConfig(BaseModel):
     @property
     def final_name(self) -> str:
         """Folder name of the fine-tuned model."""
-        return f"checkpoint-es_fine_tuned_iteration_{self.n_iterations}"
+        return f"{FINAL_MODEL}{self.n_iterations}"
 
     def to_toml(self) -> str:
         """Write the settings as a TOML file that ``--config`` reads back."""

@@ -81,6 +81,13 @@ def each_one_line(value: list[str]) -> list[str]:
     return [item for item in value if one_line(item)]
 
 
+def short_names(value: list[str]) -> list[str]:
+    """Require one line of at most 64 characters, which is the limit of W&B, in every item. Drop repeated items."""
+    if any(len(item) > 64 for item in each_one_line(value)):
+        raise ValueError("must have at most 64 characters")
+    return list(dict.fromkeys(value))
+
+
 def ray_address(value: str | None) -> str | None:
     """Require ``auto``, or a host and port."""
     if value and not re.fullmatch(r"auto|(ray://)?[\w.:\[\]-]+:[0-9]{1,5}", value, re.ASCII):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from esplug.checkpoints.history import CatchUp, CaughtUp
 from esplug.engines.engine_errors import of_configuration, reason, with_plain_errors
 from esplug.engines.messages import Completion, EngineSettings, Generation, Sampling, Weights, Work
+from esplug.engines.usage import EngineUsage, UsageMeter
 from esplug.engines.vllm_options import llm_options, memory_share, rank_cores, set_environment
 from esplug.errors import UserError
 from esplug.planning.shared_prefix import common_prefix
@@ -47,7 +48,7 @@ def _with_heartbeat(method: Method) -> Method:
 class Engine:
     """The Ray actor. It is created idle, so that all engines can be placed before any of them loads a model.
 
-    All methods run in one thread, except for :meth:`pulse`, which has its own.
+    All methods run in one thread, except for :meth:`pulse` and :meth:`usage`, which have their own.
 
     Attributes:
         worker_extension: class that vLLM adds to its workers, as a dotted name.
@@ -77,6 +78,10 @@ class Engine:
         """Return the seconds since work last made progress; 0 without work, and while the model is being loaded."""
         return self._heartbeat.age()
 
+    def usage(self, seconds: float) -> EngineUsage:
+        """Return the usage of memory and GPUs in the last ``seconds``."""
+        return self._meter.usage(seconds)
+
     @with_plain_errors
     def start(
         self,
@@ -99,6 +104,7 @@ class Engine:
             UserError: vLLM refuses the model or a setting, or the model does not hold the weights that esplug writes.
         """
         self._low_rank, self._prefix_caching = settings.low_rank, settings.prefix_caching
+        self._meter = UsageMeter(os.environ.get("CUDA_VISIBLE_DEVICES", "") if settings.device == "cuda" else "")
         cores = rank_cores(share, most_cores, settings.tensor_parallel_size)
         set_environment(settings.device, cores)  # vLLM reads it when it is imported
         from vllm import LLM

@@ -13,6 +13,7 @@ from esplug.engines.lifecycle import ManagedEngines
 from esplug.engines.liveness import EngineSlot
 from esplug.engines.messages import Generation
 from esplug.engines.scheduler import Piece, WorkScheduler
+from esplug.engines.usage import EngineUsage
 from esplug.errors import RunError
 from esplug.utils.json_files import write_json
 
@@ -127,6 +128,16 @@ class EnginePool(ManagedEngines):
             OSError: they could not be written.
         """
         self._call(self._slots[:1], "save", str(folder.absolute()), exact)
+
+    def usage(self, seconds: float) -> list[EngineUsage]:
+        """Return each engine's usage of hardware in the last ``seconds``; an empty list if one does not answer."""
+        import ray
+
+        with suppress(Exception):  # it is information for people, and no reason to stop
+            refs = [slot.actor.usage.options(concurrency_group="pulse").remote(seconds) for slot in self._slots]
+            found: list[EngineUsage] = ray.get(refs, timeout=1)
+            return found
+        return []
 
     def close(self) -> None:
         """Stop all engines."""

@@ -46,6 +46,7 @@ class RunSummary:
         iterations: number of updates in the seed log.
         planned: number of updates that the settings ask for.
         seconds: time spent in iterations and evaluations.
+        notes, tags: of the run's settings.
         changed: time of the last write, in Unix seconds.
         unchanged: why the updates left the weights as they were, and what to try; ``""`` if they moved them, or if
             there are none.
@@ -65,6 +66,8 @@ class RunSummary:
     seconds: float
     changed: float
     unchanged: str
+    notes: str = ""
+    tags: tuple[str, ...] = ()
 
 
 def is_run(path: Path) -> bool:
@@ -110,6 +113,8 @@ def summarise(path: Path) -> RunSummary:
         seconds=seconds_of(metrics),
         changed=_changed(run),
         unchanged=_unchanged(run.seed_log),
+        notes=str(settings.get("notes") or ""),
+        tags=tuple(map(str, tags)) if isinstance(tags := settings.get("tags"), list) else (),
     )
 
 

@@ -62,6 +62,8 @@ BAD_FLAGS = [
     (["--max-model-len", "1"], "--max-model-len"),
     (["--train-temperature", "-1"], "--train-temperature"),
     (["--stop", ""], "--stop"),
+    (["--tag", ""], "--tag"),
+    (["--tag", "x" * 65], "at most 64 characters"),
     (["--master-dtype", "int4"], "--master-dtype"),
     (["--n-vllm-engines", "0"], "--n-vllm-engines"),
     (["--n-gpu-per-vllm-engine", "0"], "--n-gpu-per-vllm-engine"),

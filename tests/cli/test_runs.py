@@ -48,6 +48,37 @@ def test_a_run_that_learnt_nothing_is_marked(base, done, unchanged, listed, monk
     assert ("finished, nothing learnt" in out) == unchanged
 
 
+def test_notes_and_tags_are_listed_and_tags_select(monkeypatch, capfd, tmp_path) -> None:
+    make_run(tmp_path, "one", tags=["cpu", "base"], notes="First try\x1b[31m\nof many.")
+    make_run(tmp_path, "two", tags=["cpu"])
+    make_run(tmp_path, "three")
+
+    def names(*flags: str) -> set[str]:
+        code, out, _ = run_cli(monkeypatch, capfd, "runs", str(tmp_path), *flags)
+        assert code == 0
+        return {line.split()[0] for line in out.splitlines()[1:]}
+
+    assert names() == {"one", "two", "three"}
+    assert names("--tag", "cpu") == {"one", "two"}
+    assert names("--tag", "cpu", "--tag", "base") == {"one"}
+    code, out, _ = run_cli(monkeypatch, capfd, "runs", str(tmp_path), "--tag", "base")
+    head, line = out.splitlines()
+    assert head.split()[-2:] == ["tags", "notes"]
+    assert line.endswith("cpu, base  First try␛[31m of many.")
+    code, out, _ = run_cli(monkeypatch, capfd, "runs", str(tmp_path), "--tag", "gpu")
+    assert (code, out) == (0, f"no runs in {tmp_path} have the tag gpu\n")
+    code, out, _ = run_cli(monkeypatch, capfd, "runs", str(tmp_path), "--tag", "base", "--json")
+    assert [(run["tags"], run["notes"]) for run in json.loads(out)] == [
+        (["cpu", "base"], "First try\x1b[31m\nof many.")
+    ]
+
+
+@pytest.mark.parametrize("settings", ["tags = 3\nnotes = [1]", 'tags = [1, "\\u0007"]'])
+def test_tags_that_were_edited_into_something_else_are_no_obstacle(settings, listed, monkeypatch, tmp_path) -> None:
+    make_run(tmp_path).config.write_text(settings)
+    assert listed()["run"]["state"] == "finished"
+
+
 def test_the_last_changed_comes_first(listed, tmp_path) -> None:
     for age, name in enumerate(("new", "older", "oldest")):
         run = make_run(tmp_path, name)

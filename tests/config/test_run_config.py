@@ -76,6 +76,8 @@ def test_toml_round_trip(tmp_path) -> None:
         {
             "system_prompt": 'Think.\n"Hard"',
             "chat_template_options": {"a": False, "b": [1, "x"], "c": 0.5, "d": "true"},
+            "tags": ["a b", "c"],
+            "notes": "two\nlines",
         },
         {"eval_splits": "a,b", "eval_n_samples": 4, "eval_temperature": 0.8, "pass_k": "1,4", "max_reward": -0.5},
     )

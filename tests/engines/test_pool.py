@@ -19,6 +19,7 @@ from esplug.checkpoints.seed_log_records import Step
 from esplug.engines import EnginePool, Job
 from esplug.engines.engine_errors import with_plain_errors
 from esplug.engines.messages import Completion, EngineSettings, Generation, Sampling, Weights, Work
+from esplug.engines.usage import EngineUsage
 from esplug.errors import RunError, UserError
 from esplug.planning.placement import Plan
 
@@ -99,6 +100,10 @@ class QuickEngine:
     def save(self, folder: str, exact: bool) -> None:
         self._misbehave("save")
         Path(folder, "weights").write_text(f"{self.state} {exact}")
+
+    def usage(self, seconds: float) -> EngineUsage:
+        self._misbehave("usage")
+        return EngineUsage(self.index, {})
 
     def tensor_checksums(self) -> dict[str, int]:
         return {"same": 5, "other": self.state}
@@ -364,6 +369,19 @@ def test_a_full_disk_is_an_os_error_and_replaces_no_engine(pool, tmp_path) -> No
     mine.save(tmp_path, exact=True)
     assert (tmp_path / "weights").read_text() == f"{BASE} True"
     assert mine.restarts == 1
+
+
+@pytest.mark.parametrize("fault", ["none", "slow", "raise", "die"])
+def test_usage_that_cannot_be_measured_neither_stops_nor_delays(fault, pool, tmp_path) -> None:
+    mine = pool()
+    history = begin(mine)
+    if fault != "none":
+        order(tmp_path, "usage", 1, fault)
+    started = time.monotonic()
+    found = mine.usage(1.0)
+    assert time.monotonic() - started < 2.5
+    assert found == ([EngineUsage(0, {}), EngineUsage(1, {})] if fault == "none" else [])
+    assert len(work(mine, history, 1)) == 2
 
 
 def test_weights_that_differ_stop_the_run_and_leave_evidence(pool, tmp_path) -> None:

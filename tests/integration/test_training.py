@@ -259,7 +259,7 @@ def test_a_third_party_task_trains_amid_broken_ones(trained, run) -> None:
     last = read_iteration(run, 1)
     assert f"run directory  {Path('runs') / run.name}" in trained.out
     assert f"model          {Path('runs') / run.name}/checkpoints/checkpoint-es_fine_tuned_iteration_2" in trained.out
-    assert f"weights        checksum {last['checksum']}" in trained.out
+    assert f"details        weights checksum {last['checksum']}" in trained.out
     assert "Traceback" not in trained.out + trained.err
     assert "acme" not in trained.err
 
@@ -308,6 +308,8 @@ def test_its_metrics_are_one_strict_json_line_an_iteration_and_evaluation(run) -
         assert row["train/labels/even"] + row.get("train/labels/odd", 0) == pytest.approx(1)
         assert 0 < row["train/metrics/characters/mean"] <= row["train/tokens/mean"] <= 8
         assert row["time/iteration"] > row["time/generate"] > 0
+        assert row["system/engine_memory"] > row["system/driver_memory"] > 0.01
+        assert not [name for name in row if name.startswith("system/gpu")]
     for iteration, row in enumerate(rows[0::2]):
         for split in ("low", "high"):
             rewards = [sample["reward"] for sample in read_evaluation(run, split, iteration)["samples"]]

@@ -62,6 +62,8 @@ OTHERS: dict[str, Any] = {
     "experiment_name": "x",
     "save_best_models": True,
     "wandb_project": "x",
+    "notes": "x",
+    "tags": ["x"],
 }
 FREE = {"n_iterations", "model_name", "checkpoint", "eval_dataset"}
 

@@ -100,18 +100,18 @@ def test_the_end_of_a_run(by_task, rule, printed, tmp_path) -> None:
     assert any("before 0.000" in line for line in lines)
     assert any("after 7 0.500" in line for line in lines)
     assert any("1 up, 0 down" in line for line in lines)
-    assert any(rule in line for line in lines)
+    assert f"n counts prompts. An answer passes where {rule}." in lines
     assert lines[-4:] == [
         f"run directory {tmp_path}",
         f"model {tmp_path}/model",
-        "weights checksum 0000000000000abc",
-        "time 62 s",
+        "time 1 min 02 s",
+        "details weights checksum 0000000000000abc",
     ]
 
 
 def test_a_run_without_evaluation_data_says_where_it_lies(printed, tmp_path) -> None:
     print_summary(RunResult(tmp_path, [], None, 1, PLAN, 0.2))
-    assert printed() == [f"run directory {tmp_path}", "weights checksum 0000000000000001", "time 0 s"]
+    assert printed() == [f"run directory {tmp_path}", "time 0.2 s", "details weights checksum 0000000000000001"]
 
 
 REASON = "all members earned the same in every iteration; try a larger model"
