@@ -2,8 +2,8 @@ r"""Search for answers that take long to grade or crash the grader.
 
     python -m benchmarks.grading.fuzz --answers 200000 --data SUITE
 
-Each answer has at most 2,000 characters. Its time is the processor time of the grading thread, whatever else the machine
-does. Finished chunks are kept in ``--results``, so the same command continues after an interruption.
+Each answer has at most 2,000 characters. Its time is the processor time of the grading thread. Finished chunks are kept
+in ``--results``, so the same command continues after an interruption.
 """
 
 import argparse

@@ -21,3 +21,9 @@ def golds_of(folder: Path) -> list[str]:
 def accepted(gold: str) -> list[str]:
     """Return the texts that an expected answer accepts, without the space around them."""
     return [text.strip() for text in grading.accepted(gold)]
+
+
+def plain(answer: str) -> str:
+    """Return an answer without dollar signs around it."""
+    inner = answer.strip(" .")
+    return inner[1:-1].strip() if inner.startswith("$") and inner.endswith("$") and inner.count("$") == 2 else answer
