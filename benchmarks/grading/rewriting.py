@@ -94,7 +94,7 @@ def _other_digit(gold: str, rng: Random) -> str | None:
     if not places:
         return None
     at = rng.choice(places)
-    return gold[:at] + str((int(gold[at]) + rng.randrange(1, 9)) % 9 + (gold[at] == "9")) + gold[at + 1 :]
+    return gold[:at] + str((int(gold[at]) + rng.randrange(1, 10)) % 10) + gold[at + 1 :]
 
 
 def _changed_bracket(match: re.Match[str], rng: Random) -> str | None:
