@@ -27,9 +27,9 @@ from esplug_tasks_math import reward
 TIMEOUT = 5.0  # seconds for each answer and grader
 VERDICTS = Path(__file__).with_name("verdicts.tsv")
 COLUMNS = (
+    "source",
+    "says",
     "pairs",
-    "source says",
-    "pairs ",
     "esplug",
     "math-verify",
     "agree",
@@ -126,8 +126,8 @@ def main() -> None:
     ours, our_times = graded(reward, pairs)
     theirs, their_times = graded(math_verify_reward, pairs)
     outcomes = [
-        Outcome(pair, *marks, known.get(pair.key, known.get(pair.source)))
-        for pair, *marks in zip(pairs, ours, theirs, strict=True)
+        Outcome(pair, one, other, known.get(pair.key, known.get(pair.source)))
+        for pair, one, other in zip(pairs, ours, theirs, strict=True)
     ]
 
     table = Table(

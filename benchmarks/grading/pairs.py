@@ -72,7 +72,7 @@ def _from_module(module: ast.Module) -> Iterator[Pair]:
         if not (isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "parametrize" and len(node.args) == 2):
             continue
         names = [name.strip() for name in str(getattr(node.args[0], "value", "")).split(",")]
-        if names[:2] != ["gold", "pred"] or not {"expected", "result"} & set(names):
+        if names[:2] != ["gold", "pred"] or not {"expected", "result"} & set(names) or "strict" in names:
             continue
         right = names.index("expected" if "expected" in names else "result")
         for case in node.args[1].elts if isinstance(node.args[1], ast.List) else ():

@@ -58,13 +58,18 @@ def _decimal(match: re.Match[str], _: Random) -> str | None:
 
 
 def _spaced(gold: str, _: Random) -> str | None:
-    text = re.sub(r" *(?<=[^\\])([=+,]|\\cup|\\leq?) *", r" \1 ", gold).strip()
+    text = re.sub(r" *(?<=[^\\])([=+,]|\\cup|\\leq?(?![A-Za-z])) *", r" \1 ", gold).strip()
     return text if text != gold and not re.search(r",(?:\\!)? ?[0-9]{3}|\\text", gold) else None
 
 
 def _sized(gold: str, _: Random) -> str | None:
     balanced = gold.count("(") == gold.count(")") > 0 and "\\left" not in gold and "[" not in gold
     return gold.replace("(", r"\left(").replace(")", r"\right)") if balanced and "text" not in gold else None
+
+
+def _plain_root(gold: str, _: Random) -> str | None:
+    text = re.sub(r"\\sqrt\{(\w+)\}", r"sqrt(\1)", re.sub(r"(?<=[A-Za-z])\\sqrt", r" \\sqrt", gold))
+    return text if "sqrt(" in text and "frac" not in text else None
 
 
 def _reordered(match: re.Match[str], _: Random) -> str | None:
@@ -153,9 +158,7 @@ SAME: dict[str, Rule] = {
     "list with and": _when(_LIST, lambda match, _: r" \text{ and } ".join(match[0].rsplit(",", 1))),
     "sum, other order": _when(_SUM, lambda match, _: f"{match[2]} + {match[1]}"),
     "right-hand side": _when(_EQUATION, lambda match, _: match[2]),
-    "plain root": lambda gold, _: (
-        text if (text := re.sub(r"\\sqrt\{(\w+)\}", r"sqrt(\1)", gold)) != gold and "frac" not in gold else None
-    ),
+    "plain root": _plain_root,
     "plain pi": _replaced((r"\pi", "pi")),
 }
 
