@@ -9,8 +9,12 @@ says whether the answer is right, for a pair by its key or for all pairs of a ru
 
 import argparse
 import csv
+import os
+import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -20,6 +24,7 @@ from rich.table import Table
 
 from benchmarks.grading.pairs import Pair, from_suites, from_tests
 from benchmarks.grading.suites import accepted, plain
+from benchmarks.shared.machine import processor
 from esplug import Reward
 from esplug.rewards import RewardPool
 from esplug_tasks_math import reward
@@ -116,6 +121,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the rules [default: 0]")
     parser.add_argument("--disagreements", type=Path, help="file (.tsv) to write the pairs without agreement to")
     options = parser.parse_args()
+    if find_spec("math_verify") is None:
+        parser.error("math-verify is not installed: pip install math-verify==0.9.0")
 
     found = [
         *(from_tests(options.tests) if options.tests else ()),
@@ -136,6 +143,8 @@ def main() -> None:
     for row in rows(outcomes):
         table.add_row(*row)
     console = Console(width=None if Console().is_terminal else 140)
+    versions = f"python {platform.python_version()}, math-verify {version('math-verify')}, sympy {version('sympy')}"
+    console.print(f"{processor()}, {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}; {versions}")
     console.print(table)
     console.print(f"esplug: {our_times}\nmath-verify: {their_times}")
     if options.disagreements:
