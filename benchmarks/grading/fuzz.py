@@ -81,10 +81,7 @@ def chunks(options: argparse.Namespace, golds: tuple[str, ...]) -> Iterator[Chun
         known = [chunk for chunk in known if chunk.first < options.answers]
     yield from known
     missing = sorted(set(range(0, options.answers, CHUNK)) - {chunk.first for chunk in known})
-    with (
-        options.results.open("a") as file,
-        ProcessPoolExecutor(options.processes, get_context("spawn"), max_tasks_per_child=20) as pool,
-    ):
+    with options.results.open("a") as file, ProcessPoolExecutor(options.processes, get_context("spawn")) as pool:
         pending = [pool.submit(search, options.seed, first, CHUNK, golds) for first in missing]
         for future in as_completed(pending):
             file.write(json.dumps(asdict(future.result())) + "\n")
