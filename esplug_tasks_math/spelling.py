@@ -9,12 +9,12 @@ def _words(text: str) -> frozenset[str]:
 DROPPED = _words(
     r"""$ ~ \, \! \; \: \> \( \) \[ \] \left \right \middle \big \Big \bigg \Bigg \bigl \bigr \Bigl \Bigr \biggl
     \biggr \Biggl \Biggr \quad \qquad \displaystyle \textstyle \scriptstyle \limits \nolimits \boxed \fbox
-    \phantom \thinspace \rm \bf \it \hfill \allowbreak \enspace \space \mathstrut \strut"""
+    \thinspace \middle \hline \large \Large \small \normalsize \tiny \rmfamily \bfseries \rm \bf \it \hfill \allowbreak \enspace \space \mathstrut \strut"""
 ) | {"\\ ", "\\\n"}
 #: Commands whose argument is text or mathematics in another font.
 FONTS = _words(
     r"""\text \mbox \hbox \textbf \textit \textrm \textsf \texttt \textnormal \textup \mathrm \mathbf \mathit
-    \mathsf \mathtt \mathnormal \boldsymbol \bm \operatorname \operatorname* \emph \underline"""
+    \mathsf \mathtt \mathnormal \boldsymbol \bm \pmb \operatorname \operatorname* \emph \underline"""
 )
 #: Alternative spellings: command or character to its normalized tokens.
 ALIASES: dict[str, tuple[str, ...]] = {
@@ -44,7 +44,6 @@ ALIASES: dict[str, tuple[str, ...]] = {
         r"\mid": "|",
         r"\times": r"\cdot",
         r"\ast": r"\cdot",
-        r"\div": "/",
         r"\%": "%",
         r"\degree": "°",
         r"\degrees": "°",
@@ -55,6 +54,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
         r"\varnothing": r"\emptyset",
         r"\lor": r"\text{or}",
         r"\vee": r"\text{or}",
+        r"\land": r"\text{and}",
+        r"\wedge": r"\text{and}",
         r"\infin": r"\infty",
         r"\approxeq": r"\approx",
         r"\simeq": r"\approx",
@@ -65,7 +66,34 @@ ALIASES: dict[str, tuple[str, ...]] = {
         "\N{MULTIPLICATION SIGN}": r"\cdot",
         "·": r"\cdot",
         "⋅": r"\cdot",
-        "÷": "/",
+        "÷": r"\div",
+        "∕": "/",
+        "\N{FRACTION SLASH}": "/",
+        "\N{HYPHEN}": "-",
+        "\N{NON-BREAKING HYPHEN}": "-",
+        "\N{FIGURE DASH}": "-",
+        "\N{HEAVY MINUS SIGN}": "-",
+        "∙": r"\cdot",
+        "∗": r"\cdot",
+        "⌊": r"\lfloor",
+        "⌋": r"\rfloor",
+        "⌈": r"\lceil",
+        "⌉": r"\rceil",
+        "⟨": r"\langle",
+        "⟩": r"\rangle",
+        "\u2329": r"\langle",
+        "\u232a": r"\rangle",
+        "〈": r"\langle",
+        "〉": r"\rangle",
+        "ℝ": r"\mathbb R",
+        "ℤ": r"\mathbb Z",
+        "ℕ": r"\mathbb N",
+        "ℚ": r"\mathbb Q",
+        "∖": r"\setminus",
+        "º": "°",
+        "∶": ":",
+        "∧": r"\text{and}",
+        "∨": r"\text{or}",
         "\N{MINUS SIGN}": "-",
         "\N{EN DASH}": "-",
         "≤": r"\leq",
@@ -88,15 +116,9 @@ ALIASES: dict[str, tuple[str, ...]] = {
         "ω": r"\omega",
         "φ": r"\phi",
         "√": r"\sqrt",
-        "²": "^ 2",
-        "³": "^ 3",
-        "½": r"\frac { 1 } { 2 }",
-        "¼": r"\frac { 1 } { 4 }",
-        "¾": r"\frac { 3 } { 4 }",
         "\N{PRIME}": "'",
         "\N{RIGHT SINGLE QUOTATION MARK}": "'",
-        "\N{FULLWIDTH COMMA}": ",",
-        "\N{FULLWIDTH LEFT PARENTHESIS}": "(",
-        "\N{FULLWIDTH RIGHT PARENTHESIS}": ")",
     }.items()
 }
+#: Commands between their two arguments, as in ``{1 \\over 2}``, and those that take the arguments after them.
+INFIX = {r"\over": r"\frac", r"\choose": r"\binom"}

@@ -688,7 +688,7 @@ _ONE_WAY: dict[str, list[tuple[str, str, bool]]] = {
         (r"\text{The answer is } 5", "5", True),
         (r"\text{Answer: } 6", "5", False),
         (r"\frac{2}{4}=\frac{1}{2}", "0.5", True),
-        ("x+y=5", "5", True),
+        ("x+y=5", "5", False),
         (r"\sqrt{2} \approx 1.41", r"\sqrt{2}", True),
         (r"\sqrt{2} \approx 1.41", "1.41", False),
         ("2+3=6", "6", False),
