@@ -7,7 +7,7 @@ from esplug_tasks_math import ratios
 from esplug_tasks_math.latex import Tokens, spell
 from esplug_tasks_math.limits import MOST_ITEMS, Unreadable
 from esplug_tasks_math.relations import SIGNS, is_name
-from esplug_tasks_math.sets import as_set, intersection, without
+from esplug_tasks_math.sets import as_set, intersection, merged, without
 from esplug_tasks_math.shapes import Answer, Expression, Interval, Items, Matrix, Relation, Union
 
 _OPENING, _CLOSING = frozenset({"(", "[", "{", r"\{", r"\langle"}), frozenset({")", "]", "}", r"\}", r"\rangle"})
@@ -107,8 +107,9 @@ def _list(tokens: Tokens) -> Answer | None:
             return Union(tuple(sets))
     elif all(isinstance(answer, Relation) for answer in parsed) and _one_name(parsed):
         between = intersection(sets)
-        if between:
-            return between
+        if isinstance(between, Interval):
+            apart = r"\text{and}" not in tokens and merged((between,)) == ()
+            return Union(tuple(sets)) if apart else between
     return Items("list", _flat(parsed))
 
 

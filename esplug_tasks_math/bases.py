@@ -8,7 +8,7 @@ from esplug_tasks_math.latex import Tokens, spell
 _NAMES = "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split()
 _BASE = rf"(?:[0-9]{{1,2}}|{'|'.join(_NAMES)})"
 _IN_BASE = re.compile(
-    r"(?P<sign>-?)\(?(?P<digits>[0-9A-Z]+(?:,[0-9]{3})*)\)?"
+    r"(?P<sign>-?)\(?(?P<digits>[0-9A-Za-z]+(?:,[0-9]{3})*)\)?"
     rf"(?:_(?P<plain>[0-9]{{1,2}})|_\{{(?P<braced>{_BASE})\}}|_\{{?\( ?(?P<bracket>{_BASE}) ?\)\}}?| ?_?\{{? ?base ?(?P<said>{_BASE})\}}?)"
 )
 
@@ -29,4 +29,16 @@ def based(answer: Tokens) -> Based | None:
         return None
     name = match["plain"] or match["braced"] or match["bracket"] or match["said"]
     base = int(name) if name.isdigit() else _NAMES.index(name) + 2
-    return Based(match["sign"] + match["digits"].replace(",", "").lstrip("0"), base)
+    return Based(match["sign"] + match["digits"].replace(",", "").upper().lstrip("0"), base)
+
+
+def same(given: Tokens, gold: Tokens) -> bool | None:
+    """Compare numbers of which at least one names its base; return ``None`` if none does."""
+    left, right = based(given), based(gold)
+    if left is None and right is None:
+        return None
+    return (left or _decimal(given)) == (right or _decimal(gold))
+
+
+def _decimal(answer: Tokens) -> Based | None:
+    return Based(answer[0].lstrip("0"), 10) if len(answer) == 1 and answer[0].isdecimal() else None

@@ -1,11 +1,11 @@
 """Equality of two answers: compares their structure, with cheap comparisons before symbolic ones."""
 
+import re
 from collections.abc import Sequence
 from fractions import Fraction
 
-from esplug_tasks_math import choices, symbolic, units
+from esplug_tasks_math import bases, choices, symbolic, units
 from esplug_tasks_math.answers import parse, parse_list
-from esplug_tasks_math.bases import based
 from esplug_tasks_math.form import ExactForm, is_simplified
 from esplug_tasks_math.latex import Tokens, content, words
 from esplug_tasks_math.measures import NONE, Unit
@@ -15,6 +15,7 @@ from esplug_tasks_math.sets import as_set, merged
 from esplug_tasks_math.shapes import Answer, Expression, Interval, Items, Matrix, Ratio, Relation, Time, Union
 
 _PER_DEGREE: Tokens = (r"\cdot", r"\frac", "{", r"\pi", "}", "{", "180", "}")
+_LEAD = re.compile(r"(?!.*\b(?:or|nor|not|either|never)\b)[A-Za-z' ]*(?: is|:|=)")
 _LONG_WORD, _PAIR = 4, 2
 
 
@@ -26,10 +27,10 @@ def same(given: Tokens, gold: Tokens, exact_form: ExactForm = "off") -> bool:
     """
     letter = choices.choice(gold)
     if letter:
-        return choices.chosen(given) == letter
+        return choices.chosen(given) == letter or (len(gold) > 1 and given == (letter.lower(),))
     if _is_text(gold) and not any(map(str.isdigit, gold)) and words(given) == words(gold):
         return True
-    if len(given) > 1 and content(given[0]).endswith((" is", ":", "=")):  # \text{The answer is } 5
+    if len(given) > 1 and _LEAD.fullmatch(content(given[0])):  # \text{The answer is } 5
         given = given[1:]
     if given[0] in ("=", r"\approx"):
         given = given[1:]
@@ -80,9 +81,9 @@ def _same_expression(given: Tokens, gold: Tokens) -> bool:
         return True
     left, unit = units.split(given)
     right, gold_unit = units.split(gold)
-    based_left, based_right = based(given), based(gold)
-    if based_left or based_right:
-        return based_left == based_right
+    same_digits = bases.same(given, gold)
+    if same_digits is not None:
+        return same_digits
     if _is_text(left) or _is_text(right):
         return words(given) == words(gold)
     if not left or not right:
@@ -104,9 +105,9 @@ def _is_percentage(x: Fraction | None, unit: Unit, y: Fraction | None, gold_unit
     """Return whether a percentage equals a number without a percent sign, written as a fraction of one."""
     if x is None or y is None:
         return False
-    return (unit.name == "%" and gold_unit == NONE and x / 100 == y) or (
-        gold_unit.name == "%" and unit == NONE and x == y / 100
-    )
+    if unit.name == "%" and gold_unit == NONE:
+        return x / 100 == y and (y.denominator > 1 or y in (0, 1))  # 500% for 5 is not simplified
+    return gold_unit.name == "%" and unit == NONE and x == y / 100
 
 
 def _is_text(answer: Tokens) -> bool:

@@ -118,7 +118,8 @@ class _Evaluation:
         spend(CHEAP * self._scale)
         match node.head:
             case "number":
-                self._limited(max(node.value.numerator.bit_length(), node.value.denominator.bit_length()))
+                self.bits = max(self.bits, self._limited(node.value.denominator.bit_length()))
+                self._limited(node.value.numerator.bit_length())
                 return self._small(mpmath.mpf(node.value.numerator) / node.value.denominator)
             case "name":
                 return self._point[node.name]
@@ -176,8 +177,7 @@ class _Evaluation:
                 raise Undefined
             return _FUNCTIONS[head](*arguments)
         if head == "log":
-            logarithms = [mpmath.log(argument) for argument in arguments]
-            return logarithms[0] / logarithms[1] if len(logarithms) == 2 else logarithms[0]
+            return mpmath.log(arguments[0]) / mpmath.log(arguments[1])
         if head in ("floor", "ceiling"):
             if mpmath.im(arguments[0]):
                 raise Undefined

@@ -49,7 +49,7 @@ _GREEK = _commands(
 _ACCENTS = _commands("dot ddot hat bar tilde vec overline angle widehat mathbb mathcal")
 # Before parentheses with several tokens, a name is a factor unless it commonly names a function.
 _FUNCTION_NAMES = frozenset("fghFGHPQu")
-_ONE, _HUNDRED, _HALF_TURN = (Node("number", value=Fraction(number)) for number in (1, 100, 180))
+_ONE, _TEN, _HUNDRED, _HALF_TURN = (Node("number", value=Fraction(number)) for number in (1, 10, 100, 180))
 
 
 @lru_cache(1024)
@@ -267,10 +267,8 @@ class _Parser:
                 return Node("power", (Node("e"), argument))
             case "ln":
                 return Node("log", (argument, Node("e")))
-            case "lg":
-                return Node("log", (argument, Node("number", value=Fraction(10))))
-            case "log" if base:
-                return Node("log", (argument, base))
+            case "lg" | "log":
+                return Node("log", (argument, base or _TEN))
         return Node(head, (argument,))
 
     def _arguments(self) -> Iterator[Node]:

@@ -11,6 +11,7 @@ from esplug_tasks_math.expressions import Node, expression, names, walk
 from esplug_tasks_math.latex import Tokens, content
 from esplug_tasks_math.limits import Unreadable
 from esplug_tasks_math.relations import stated
+from esplug_tasks_math.sets import as_set
 from esplug_tasks_math.shapes import Answer, Expression, Interval, Items, Matrix, Ratio, Relation, Union
 
 #: How exact the form of an answer must be: any; all arithmetic on numbers carried out; or also in lowest terms,
@@ -18,6 +19,10 @@ from esplug_tasks_math.shapes import Answer, Expression, Interval, Items, Matrix
 ExactForm: TypeAlias = Literal["off", "numbers", "strict"]
 FORMS: tuple[ExactForm, ...] = ("off", "numbers", "strict")
 
+#: Least bare power of ten that stands for a number in digits: 10^6 for 1000000.
+LEAST_POWER = 10**6
+
+_INFINITE = ((r"\infty",), ("-", r"\infty"), ("+", r"\infty"))
 _PLAIN = ("sum", "product", "quotient", "negative", "power", "root", "number", "name", "pi", "e", "infinity")
 _SUMS = 2  # factors that are sums
 
@@ -35,7 +40,7 @@ def is_simplified(given: Answer, gold: Answer, exact_form: ExactForm) -> bool:
         return False
     wanted = [units.split(leaf)[0] for leaf in leaves(gold)]
     found = [units.split(leaf)[0] for leaf in leaves(given)]
-    numbers = [rationals.number(leaf) for leaf in wanted]
+    numbers = [rationals.number(leaf) for leaf in wanted if leaf not in _INFINITE]
     if all(numbers):
         reduced = strict and all(number.reduced for number in numbers if number)
         powers = any(number.form in ("power", "scientific") or number.value.denominator > 1 for number in numbers if number)
@@ -48,6 +53,8 @@ def is_simplified(given: Answer, gold: Answer, exact_form: ExactForm) -> bool:
 def leaves(answer: Answer) -> Iterator[Tokens]:
     """Yield the expressions that an answer consists of."""
     match answer:
+        case Expression() | Relation() if (solutions := as_set(answer)) != answer:
+            yield from leaves(solutions)
         case Expression(tokens):
             yield tokens
         case Items(_, items):
@@ -83,12 +90,12 @@ def undone(leaf: Tokens, *, strict: bool = False) -> set[str]:
 
 
 def _is_literal(leaf: Tokens, *, powers: bool, reduced: bool) -> bool:
-    if leaf in ((r"\infty",), ("-", r"\infty"), ("+", r"\infty")):
+    if leaf in _INFINITE:
         return True
     number = rationals.number(leaf)
     if number is None or number.form == "quotient":
         return False
-    if number.form == "power" and not powers:
+    if number.form == "power" and not powers and number.value < LEAST_POWER:
         return False
     if number.form == "fraction" and number.value.denominator == 1:
         return _over_one(leaf)

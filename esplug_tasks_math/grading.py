@@ -18,6 +18,19 @@ from esplug_tasks_math.limits import LONGEST_ANSWER, Unreadable, budget
 TOLERANCE = Fraction(1, 100)
 
 
+class Gold(str):
+    """The text of an expected answer whose data set says how exact the form of answers must be."""
+
+    exact_form: ExactForm = "numbers"
+
+    @classmethod
+    def of(cls, text: str, exact_form: ExactForm) -> "Gold":
+        """Make a gold answer with its form."""
+        gold = cls(text)
+        gold.exact_form = exact_form
+        return gold
+
+
 def grade(model_output: str, gold: str, exact_form: ExactForm = "numbers") -> Reward:
     r"""Grade text by the content of its last ``\boxed{...}``. Never raises.
 

@@ -5,6 +5,7 @@ A token is a command (``\frac``), a run of digits, a word (``\text{cents}``, wit
 removed. Arguments of ``\frac`` and ``\sqrt`` always have braces; exponents and subscripts have them only if needed.
 """
 
+import logging
 import re
 from collections.abc import Iterator
 from typing import TypeAlias
@@ -17,9 +18,11 @@ from esplug_tasks_math.spelling import ALIASES, DROPPED, FONTS, INFIX
 
 Tokens: TypeAlias = tuple[str, ...]
 
+logging.getLogger("pylatexenc").setLevel(logging.ERROR)  # it warns of macros without arguments
+
 _TOKEN = re.compile(r"\\[A-Za-z]+\*?|\\.|[0-9]+|\s+|.", re.DOTALL)
 _WORD = re.compile(r"[^\W\d_]{2}")
-_PER = re.compile(r"[A-Za-z]+/[A-Za-z]+")  # m/s
+_PER = re.compile(r"[A-Za-z]+(?:\^-?[0-9])?(?:[ /]+[A-Za-z]+(?:\^-?[0-9])?)+|[A-Za-z]+\^-?[0-9]")  # m/s, m s^-1
 
 _LENGTH = re.compile(r"\[-?[0-9.]+(?:pt|em|ex|mm|cm|in|pc|mu)\]")
 _COLUMNS = re.compile(r"\[[lcr|]+\]")

@@ -94,7 +94,8 @@ for _line in _TABLE.strip().splitlines():
 
 #: Letters that are a unit if a space separates them from a number.
 SINGLE_LETTERS = frozenset("mghsLlVWJNKA")
-_PIECES = re.compile(r"/|\bper\b|(?:square|sq\.?|cubic)(?= )|[^\s/^]+(?: ?\^\{?-?[0-9]+\}?)?")
+_SIGNS = frozenset("%°¢CF£¥₹Ω")
+_PIECES = re.compile(r"/|\bper\b|(?:[Ss]quare|sq\.?|[Cc]ubic)(?= )|[^\s/^]+(?: ?\^\{?-?[0-9]+\}?)?")
 _MEGA = re.compile(r"\b(?:M[LgsJmNW]|mW|mHz|Mm|Kg/M)\b")
 
 
@@ -106,16 +107,18 @@ def unit(text: str) -> Unit:
         return Unit(text, dimensions=None)
     factor, powers, sign, raised = Fraction(1), dict[str, int](), 1, 1
     names = []
-    for piece in _PIECES.findall(text.lower()):
+    for piece in _PIECES.findall(text):
         if piece in ("/", "per"):
             sign = -1
-        elif piece.startswith(("square", "sq", "cubic")) and piece.rstrip(".") in ("square", "sq", "cubic"):
-            raised = 3 if piece == "cubic" else 2
+        elif piece.rstrip(".").lower() in ("square", "sq", "cubic"):
+            raised = 3 if piece.lower() == "cubic" else 2
         else:
             word, _, power = piece.partition("^")
-            known = _UNITS.get(singular(word.strip()))
+            known = _UNITS.get(singular(word.strip().lower()))
+            if len(word.strip()) == 1 and word.strip() not in SINGLE_LETTERS | _SIGNS:
+                known = None
             exponent = sign * (int(power.strip("{} ")) if power else 1) * raised
-            names.append(f"{singular(word.strip())}^{exponent}")
+            names.append(f"{singular(word.strip().lower())}^{exponent}")
             if known is None or known.dimensions is None or abs(exponent) > 9:
                 return Unit(" ".join(text.lower().split()), dimensions=None)
             factor *= known.factor**exponent

@@ -26,7 +26,7 @@ _COLOR = re.compile(r"\\(?:text)?color\s*(?:\[[A-Za-z]*\]\s*)?\{[^{}]*\}")
 
 _FUNCTIONS = (
     "sin cos tan cot sec csc sinh cosh tanh arcsin arccos arctan arcsinh arccosh arctanh asin acos atan"
-    " log ln lg exp sqrt min max"
+    " log ln lg exp sqrt"
 ).split()
 _GREEK = "alpha beta gamma delta epsilon theta lambda mu rho sigma tau phi omega pi".split()
 _WORDS = (
@@ -38,7 +38,16 @@ _WORDS = (
 _WORD = re.compile(
     r"\\(?:text[a-z]*|mbox|hbox|mathrm|mathbf|mathit|mathsf|operatorname\*?|begin|end|emph)\s*\{[^{}]*\}|\\[A-Za-z]+|[A-Za-z]+"
 )
+_NUMBERS = {
+    word: str(number)
+    for number, word in enumerate("zero one two three four five six seven eight nine ten eleven twelve".split())
+} | {"infinity": r"\infty", "negative infinity": r"-\infty"}
 _PLAIN = (
+    (re.compile(r"(?:\\\\|\\newline)\s*$"), ""),
+    (re.compile(r"\\hspace\*?\s*\{[^{}]*\}|\\ensuremath\b|\\checkmark\b|(?:US|USD)(?=\s*\\?\$)"), ""),
+    (re.compile(r"^\s*(?:the )?(?:final )?answer(?: is)?\s*[:=]?\s*", re.IGNORECASE), ""),
+    (re.compile(r":="), "="),
+    (re.compile(r"√\s*([0-9]+(?:\.[0-9]+)?)|(?<![A-Za-z\\])sqrt\s*([0-9]+)"), r"\\sqrt{\1\2}"),
     (re.compile(r"\\(?:left|right)\s*\."), ""),
     (re.compile("∛"), r"\\sqrt[3]"),
     (re.compile("∜"), r"\\sqrt[4]"),
@@ -124,6 +133,9 @@ def _unwrapped(text: str) -> str:
 
 def _inner(text: str) -> str | None:
     font = _FONT.fullmatch(text)
+    plain = (font[1] if font else text).strip(" .").lower()
+    if plain in _NUMBERS:
+        return _NUMBERS[plain]
     if font and (any(map(str.isdigit, font[1])) or _marked(font[1]) is not None):
         return font[1]
     return _marked(text)

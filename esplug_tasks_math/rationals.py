@@ -19,8 +19,7 @@ _NUMBER = re.compile(
 )
 _FRACTION = re.compile(r"(?P<sign>[-+]?)(?:(?P<whole>[0-9]+) ?)?\\frac\{(?P<top>[^{}]+)\}\{(?P<bottom>[^{}]+)\}")
 _SLASH = re.compile(
-    r"(?P<sign>[-+]?)(?:(?P<whole>[0-9]+) )?(?:\((?P<tops>-?[0-9.,]+)\)|(?P<top>[0-9.,]+))"
-    r"/(?:\((?P<bottoms>-?[0-9.,]+)\)|(?P<bottom>[0-9.,]+))"
+    r"(?P<sign>[-+]?)(?:(?P<whole>[0-9]+) )?(?P<top>\(-?[0-9.,]+\)|[0-9.,]+)/(?P<bottom>\(-?[0-9.,]+\)|[0-9.,]+)"
 )
 _RECURRING = re.compile(
     r"(?P<sign>[-+]?)(?P<start>[0-9]*\.[0-9]*)"
@@ -127,8 +126,7 @@ def _fraction(text: str) -> Number | None:
     match = _FRACTION.fullmatch(text) or _SLASH.fullmatch(text)
     if match is None:
         return None
-    parts = match.groupdict()
-    top, bottom = (_number(parts[name] or parts.get(f"{name}s") or "") for name in ("top", "bottom"))
+    top, bottom = (_number(match[name].removeprefix("(").removesuffix(")")) for name in ("top", "bottom"))
     if top is None or bottom is None or not bottom.value:
         return None
     if match["whole"] and (top.value < 0 or bottom.value < 0):

@@ -25,16 +25,16 @@ def as_set(answer: Answer) -> Answer:
         case Items("tuple", (low, high)):
             return Interval(low, high, (False, False))
         case Relation((name, value), (r"\neq",)) if is_name(name):
-            return without(LINE, Expression(value))
+            return without(LINE, Expression(value)) or answer
         case Relation(sides, signs) if all(sign in INEQUALITIES for sign in signs):
             return _solutions(sides, signs) or answer
     return answer
 
 
-def without(whole: Answer, point: Answer) -> Answer:
-    """Return the real line without a point, or ``whole`` if it is not the line."""
+def without(whole: Answer, point: Answer) -> Answer | None:
+    """Return the real line without a point, or ``None`` if ``whole`` is not the line."""
     if whole != LINE:
-        return whole
+        return None
     return Union((Interval(_MINUS, point, (False, False)), Interval(point, _PLUS, (False, False))))
 
 
@@ -50,15 +50,16 @@ def intersection(parts: list[Answer]) -> Answer | None:
 
 
 def merged(parts: tuple[Answer, ...]) -> tuple[Answer, ...]:
-    """Join intervals that overlap or touch, if all ends are known numbers; otherwise return the parts."""
+    """Join intervals that overlap or touch, and drop empty ones, if all ends are known numbers."""
     known: list[tuple[Any, Any, Interval]] = []
     for part in parts:
         if not isinstance(part, Interval):
             return parts
         ends = [_number(end) for end in (part.low, part.high)]
-        if None in ends or not ends[0] <= ends[1]:
+        if None in ends:
             return parts
-        known.append((ends[0], ends[1], part))
+        if ends[0] <= ends[1]:
+            known.append((ends[0], ends[1], part))
     known.sort(key=lambda each: (each[0], not each[2].closed[0], each[1]))
     joined = known[:1]
     for low, high, part in known[1:]:

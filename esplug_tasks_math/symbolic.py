@@ -4,7 +4,6 @@ Expressions are never simplified: they are equal if they agree to a hundred digi
 numbers that are too large are rejected before they are computed, and every operation counts as steps.
 """
 
-from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -22,7 +21,6 @@ STEPS_OF_TOKEN = 2.0
 
 _STEPS, _BENDS = frozenset({"floor", "ceiling", "factorial", "binomial"}), frozenset({"abs", "max", "min", "root"})
 _INDICES = frozenset("ijkmnpqr")
-_TEN = Node("number", value=Fraction(10))
 
 
 def same_value(given: Tokens, gold: Tokens) -> bool:
@@ -37,7 +35,7 @@ def same_value(given: Tokens, gold: Tokens) -> bool:
         Unreadable: ``given`` cannot be parsed, or is too large.
     """
     left, right = _both(given, gold)
-    return right is not None and _agree(*_same_base(left, right))
+    return right is not None and _agree(left, right)
 
 
 def same_zeros(given: Tokens, gold: Tokens) -> bool:
@@ -83,21 +81,6 @@ def _both(given: Tokens, gold: Tokens) -> tuple[Node, Node | None]:
         return left, None
 
 
-def _same_base(left: Node, right: Node) -> tuple[Node, Node]:
-    """Give logarithms without a base the base ten if the other expression has logarithms to the base ten."""
-    bases = [{node.parts[1:] for node in walk(each) if node.head == "log"} for each in (left, right)]
-    if (_TEN,) in bases[1] and () in bases[0]:
-        return _decimal(left), right
-    if (_TEN,) in bases[0] and () in bases[1]:
-        return left, _decimal(right)
-    return left, right
-
-
-def _decimal(node: Node) -> Node:
-    parts = tuple(map(_decimal, node.parts))
-    return replace(node, parts=(*parts, _TEN) if node.head == "log" and len(parts) == 1 else parts)
-
-
 def _agree(left: Node, right: Node) -> bool:
     if not names(left) | names(right):
         return _agree_at(left, right, [Point(0)])
@@ -112,7 +95,7 @@ def _agree(left: Node, right: Node) -> bool:
         choice = tuple(number for number in chosen[0].choice if number.denominator == 1 and number > 0)
         whole = [Point(number, "chosen", choice=choice) for number in range(len(choice))]
         return _agree_at(left, right, _points("integer", 2 * POINTS)) and _agree_at(left, right, whole, least=0)
-    if "abs" in heads and not _agree_at(left, right, _points("negative")):
+    if heads & {"abs", "max", "min"} and not _agree_at(left, right, _points("negative"), least=0):
         return False
     return _agree_at(left, right, _points("positive")) and _agree_at(left, right, chosen, least=0)
 
@@ -161,6 +144,8 @@ def _agree_at(left: Node, right: Node, points: list[Point], least: int | None = 
             if point.kind != "chosen":
                 raise
             spend(0)  # a value that is too large at a chosen point; without steps left, this raises again
+            continue
+        if point.kind in ("negative", "chosen") and (mpmath.im(x) or mpmath.im(y)):
             continue
         seen += 1
         if not equal(x, y, bits):
