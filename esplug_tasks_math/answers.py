@@ -97,6 +97,9 @@ def _pieces(tokens: Tokens) -> list[Tokens]:
 
 
 def _list(tokens: Tokens) -> Answer | None:
+    groups = [group for group, _ in _split(tokens, ";".__eq__) if group]
+    if len(groups) > 1 and "," in tokens:  # x=1, y=2; x=3, y=4
+        return Items("list", tuple(parse(group) for group in groups))
     pieces = _pieces(tokens)
     if len(pieces) < 2:
         return None
@@ -173,7 +176,7 @@ def _relation(sides: tuple[Tokens, ...], signs: tuple[str, ...]) -> Answer:
 
 
 def _bracketed(tokens: Tokens) -> Answer | None:
-    inner = _inside(tokens, r"\{", r"\}")
+    inner = _inside(tokens, r"\{", r"\}") or _inside(tokens, "{", "}")
     if inner is not None:
         described = [part for part, _ in _split(inner, (lambda token: token in ("|", ":")))]
         if len(described) == 2 and is_name(described[0][:1]):

@@ -63,14 +63,14 @@ def _same(given: Answer, gold: Answer) -> bool:  # noqa: PLR0911 - one case per 
         case _, Relation():
             wanted = as_set(gold) if not set(gold.signs) <= EQUALITIES else _side(gold) if label(gold) else None
             return wanted is not None and not isinstance(wanted, Relation) and _same(given, wanted)
+        case Items("set", (item,)), Expression() | Items("tuple"):
+            return _same(item, gold)
         case Items(), Items():
             return _same_items(given, gold)
         case Matrix(rows), Matrix(others):
             return len(rows) == len(others) and all(map(_in_order, rows, others))
         case (Matrix(rows), Items("tuple", items)) | (Items("tuple", items), Matrix(rows)):
             return all(len(row) == 1 for row in rows) and _in_order([row[0] for row in rows], items)
-        case Items("set", (item,)), Expression():
-            return _same(item, gold)
         case Expression(), Items("set", (item,)):
             return _same(given, item)
     return _same_sets(given, gold)

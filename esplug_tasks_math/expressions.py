@@ -235,7 +235,7 @@ class _Parser:
         value = Fraction(int(whole + decimals or 0), 10 ** len(decimals))
         mixed = self._tokens[self._at : self._at + 7]
         if not decimals and len(mixed) == 7 and mixed[0] == r"\frac" and mixed[2].isdigit() and mixed[5].isdigit():
-            if mixed[3] == "}" and mixed[6] == "}" and int(mixed[5]):
+            if mixed[3] == "}" and mixed[6] == "}" and 0 < int(mixed[2]) < int(mixed[5]):
                 self._at += 7
                 value += Fraction(int(mixed[2]), int(mixed[5]))
         return Node("number", value=value)

@@ -24,6 +24,7 @@ LEAST_POWER = 10**6
 
 _INFINITE = ((r"\infty",), ("-", r"\infty"), ("+", r"\infty"))
 _PLAIN = ("sum", "product", "quotient", "negative", "power", "root", "number", "name", "pi", "e", "infinity")
+_KINDS = dict.fromkeys(("sin", "cos", "tan", "cot", "sec", "csc"), "trigonometric") | {"binomial": "factorial"}
 _SUMS = 2  # factors that are sums
 
 
@@ -121,8 +122,8 @@ def _undone(node: Node, *, strict: bool) -> Iterator[str]:
         case "root":
             if _literal(node.parts[0]) is not None and _has_power(node.parts[1], _literal(node.parts[0])):
                 yield "root"
-        case head if head not in _PLAIN and not names(node) and not any(each.name for each in walk(node)):
-            yield head
+        case head if head not in _PLAIN and not any(each.name for each in walk(node)):
+            yield _KINDS.get(head, head)
     if strict and _sums(node) >= _SUMS:
         yield "factors"
 
@@ -138,8 +139,21 @@ def _undone_sum(node: Node) -> Iterator[str]:
 def _undone_product(node: Node) -> Iterator[str]:
     if sum(_literal(part) is not None for part in node.parts) > 1:
         yield "product"
+    bases = Counter(base for part in node.parts if (base := _base(part)) is not None)
+    if any(count > 1 and abs(base) != 1 for base, count in bases.items()):
+        yield "product of powers"
     if sum(part.head == "root" and _literal(part.parts[1]) is not None for part in node.parts) > 1:
         yield "product of roots"
+
+
+def _base(factor: Node) -> Fraction | None:
+    """Return the base of a power of numbers, or the number itself; for ``99!`` the 100 that would join it."""
+    if factor.head == "power" and _literal(factor.parts[1]) is not None:
+        return _literal(factor.parts[0])
+    if factor.head == "factorial":
+        number = _literal(factor.parts[0])
+        return None if number is None else number + 1
+    return _literal(factor)
 
 
 def _undone_quotient(node: Node, *, strict: bool) -> Iterator[str]:

@@ -74,7 +74,11 @@ def accepted(gold: str) -> list[str]:
 
 def _readings(given: str) -> list[Tokens]:
     """Return the tokens of an answer, and those with bare words after a number as text, if they differ."""
-    plain, spelt = tokens(given), tokens(units.spelt_out(given))
+    plain = tokens(given)
+    try:
+        spelt = tokens(units.spelt_out(given))
+    except Unreadable:
+        return [plain]
     return [plain] if spelt == plain else [plain, spelt]
 
 

@@ -20,6 +20,7 @@ Tokens: TypeAlias = tuple[str, ...]
 
 logging.getLogger("pylatexenc").setLevel(logging.ERROR)  # it warns of macros without arguments
 
+_TEXT = LatexNodes2Text(keep_comments=True)
 _TOKEN = re.compile(r"\\[A-Za-z]+\*?|\\.|[0-9]+|\s+|.", re.DOTALL)
 _WORD = re.compile(r"[^\W\d_]{2}")
 _PER = re.compile(r"[A-Za-z]+(?:\^-?[0-9])?(?:[ /]+[A-Za-z]+(?:\^-?[0-9])?)+|[A-Za-z]+\^-?[0-9]")  # m/s, m s^-1
@@ -64,7 +65,7 @@ def words(answer: Tokens) -> str:
         Unreadable: the tokens are invalid LaTeX.
     """
     try:
-        plain = LatexNodes2Text(keep_comments=True).latex_to_text(spell(answer).replace("%", r"\%"))
+        plain = _TEXT.latex_to_text(spell(answer).replace("%", r"\%"))
     except Exception as error:  # pylatexenc raises errors of many types on invalid LaTeX
         raise Unreadable("no text") from error
     return " ".join(plain.split()).lower().strip(" .")

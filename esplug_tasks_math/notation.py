@@ -47,6 +47,7 @@ _PLAIN = (
     (re.compile(r"\\hspace\*?\s*\{[^{}]*\}|\\ensuremath\b|\\checkmark\b|(?:US|USD)(?=\s*\\?\$)"), ""),
     (re.compile(r"^\s*(?:the )?(?:final )?answer(?: is)?\s*[:=]?\s*", re.IGNORECASE), ""),
     (re.compile(r":="), "="),
+    (re.compile("。"), "."),
     (re.compile(r"√\s*([0-9]+(?:\.[0-9]+)?)|(?<![A-Za-z\\])sqrt\s*([0-9]+)"), r"\\sqrt{\1\2}"),
     (re.compile(r"\\(?:left|right)\s*\."), ""),
     (re.compile("∛"), r"\\sqrt[3]"),

@@ -129,7 +129,7 @@ def _fraction(text: str) -> Number | None:
     top, bottom = (_number(match[name].removeprefix("(").removesuffix(")")) for name in ("top", "bottom"))
     if top is None or bottom is None or not bottom.value:
         return None
-    if match["whole"] and (top.value < 0 or bottom.value < 0):
+    if match["whole"] and not 0 < top.value < bottom.value:
         return None
     value = int(match["whole"] or 0) + top.value / bottom.value
     whole = all(part.form == "digits" and part.value.denominator == 1 for part in (top, bottom))

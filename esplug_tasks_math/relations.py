@@ -1,20 +1,19 @@
 r"""Relations such as ``x = 5``: their labels, and the answer that they state."""
 
 import re
+from fractions import Fraction
 from itertools import takewhile
 from typing import Any
 
 import mpmath  # type: ignore[import-untyped]
 
-from esplug_tasks_math import symbolic, units
+from esplug_tasks_math import rationals, symbolic, units
 from esplug_tasks_math.latex import Tokens, content, spell
 from esplug_tasks_math.shapes import Relation
 
 INEQUALITIES = ("<", ">", r"\leq", r"\geq")
 SIGNS = frozenset({"=", r"\neq", r"\approx", r"\equiv", r"\in", r"\subset", r"\subseteq", *INEQUALITIES})
 EQUALITIES = frozenset({"=", r"\approx"})
-#: Largest relative difference between the sides of ``\approx``.
-NEARLY = 0.01
 
 _NO_LETTERS = frozenset(
     rf"\{name}"
@@ -23,7 +22,7 @@ _NO_LETTERS = frozenset(
 _PARTS = re.compile(r"_(?:\{[^{}]*\}|[0-9]+|.)|\([^()]*\)|'|\\text\{[^{}]*\}")
 _OPERATOR = re.compile(r"[0-9+\-/^!*%|,;:]|\\(?:frac|sqrt|cdot|pi|div|pm|binom|infty|ldots|to|rightarrow|Rightarrow)\b")
 _PRODUCT = re.compile(r"(?<![A-Za-z\\])[a-z]{2}(?![A-Za-z])")  # xy is a product, but AB and area are names
-_DIGITS_OF_EQUALITY = 60
+_DIGITS_OF_EQUALITY, _HALF = 60, Fraction(1, 2)
 
 
 def has_letters(tokens: Tokens) -> bool:
@@ -78,14 +77,21 @@ def _contains(side: Tokens, name: Tokens) -> bool:
 
 def _consistent(sides: tuple[Tokens, ...], signs: tuple[str, ...], *, labelled: bool) -> bool:
     """Return whether all sides that are numbers are equal. Without a label, all sides must be numbers."""
-    numbers = [symbolic.constant(units.split(side)[0]) for side in sides]
-    if not labelled and None in numbers:
-        return False
-    known = [number for number in numbers if number is not None]
-    return all(_near(number, known[-1], exact=r"\approx" not in signs) for number in known)
+    sides = tuple(units.split(side)[0] for side in sides)
+    numbers = [symbolic.constant(side) for side in sides]
+    if None in numbers and not (labelled and numbers[-1] is not None):
+        return all(symbolic.same_value(side, sides[-1]) for side in sides[:-1])
+    exact = sides[: signs.index(r"\approx") + 1] if r"\approx" in signs else sides
+    reference = symbolic.constant(exact[-1])
+    return reference is None or all(
+        number is None or _near(number, reference, _HALF if side in exact else rationals.precision(side) or _HALF, side in exact)
+        for number, side in zip(numbers, sides, strict=True)
+    )
 
 
-def _near(x: Any, y: Any, *, exact: bool) -> bool:
+def _near(x: Any, y: Any, half: Fraction, exact: bool) -> bool:  # noqa: FBT001
+    """Return whether a number equals another, or is that number rounded to half a unit in its last digit."""
     with mpmath.workdps(2 * _DIGITS_OF_EQUALITY):
-        tolerance = mpmath.mpf(10) ** -_DIGITS_OF_EQUALITY if exact else NEARLY
-        return bool(abs(x - y) <= tolerance * max(abs(x), abs(y)))
+        if exact:
+            return bool(abs(x - y) <= mpmath.mpf(10) ** -_DIGITS_OF_EQUALITY * max(abs(x), abs(y)))
+        return bool(abs(x - y) <= mpmath.mpf(half.numerator) / half.denominator)

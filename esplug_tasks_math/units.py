@@ -13,7 +13,7 @@ _TAIL = re.compile(rf"(?:{_TEXT}|\\frac\{{{_TEXT}\}}\{{{_TEXT}\}}|%|°|[CFK](?![
 _BARE_TAIL = re.compile(rf"(?P<word>[A-Za-z]{{2,}}){_POWER}")
 _SPELT_TAIL = re.compile(
     r"(?P<number>.*[0-9})$.])(?P<space>\s*)"
-    r"(?P<words>[A-Za-z][A-Za-z.]*(?:\s[A-Za-z.]+)*(?:\s?/\s?[A-Za-z]+)?(?:\^\{?-?[0-9]\}?)?)",
+    r"(?P<words>[A-Za-z][A-Za-z.]*(?:\s[A-Za-z.]+)*(?:\s?/\s?[A-Za-z]+)?(?:\^(?:-?[0-9]|\{-?[0-9]\}))?)",
     re.DOTALL,
 )
 _CURRENCIES = {"\\$": "dollar", "€": "euro", "£": "£", "¥": "¥", "₹": "₹"}
@@ -28,6 +28,10 @@ _NO_UNIT = re.compile(
 )
 _MODULUS = re.compile(r"\(?mod ")
 _IRREGULAR = frozenset("people persons men women children feet mice geese fish sheep deer total altogether dice oxen teeth".split())
+_SINGULAR = frozenset(
+    "solution way point pair number integer value root digit triangle line circle person man woman child student apple ball"
+    " box card coin book marble unit game day pencil car house tree answer function pair set element vertex edge".split()
+)
 _LONGEST_NOUN = 4
 _FUNCTIONS = frozenset({r"\sin", r"\cos", r"\tan", r"\cot", r"\sec", r"\csc"})
 _ARC = {1: "arcminute", 2: "arcsecond"}
@@ -83,7 +87,8 @@ def spelt_out(text: str) -> str:
     if match is None:
         return text
     words = match["words"]
-    if len(words) == 1 and not (match["space"] and words in SINGLE_LETTERS):
+    first = re.match("[A-Za-z]+", words)
+    if first and len(first[0]) == 1 and not (match["space"] and words[0] in SINGLE_LETTERS):
         return text
     return rf"{match['number']}\text{{{words.replace('^{', '^').removesuffix('}')}}}"
 
@@ -135,7 +140,7 @@ def _is_noun(words: str, number: Fraction | None) -> bool:
         return False
     last = listed[-1]
     plural = len(last) > 2 and last.endswith("s") and not last.endswith(("ss", "us", "is"))
-    return plural or last in _IRREGULAR or (number is not None and abs(number) == 1)
+    return plural or last in _IRREGULAR or (number is not None and abs(number) == 1 and last in _SINGULAR)
 
 
 def _readable(tail: str) -> str:
