@@ -1,7 +1,7 @@
 r"""Mathematics task: problems whose final answer is in the last ``\boxed{...}``.
 
 A task is a few functions marked ``@hookimpl``. esplug calls them in the order in which they appear here. This module
-imports the grader, so that a grading process loads sympy when it starts and not within the first answer's time limit.
+imports the grader, so that a grading process loads mpmath when it starts and not within the first answer's time limit.
 """
 
 from collections.abc import Mapping, Sequence
@@ -58,7 +58,7 @@ def collate(batch: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> t
     """Read problems and answers from the columns that the options name, and how exact the answers must be."""
     prompts.check(options["template"], options["shots"])
     chosen = options["exact_form"]
-    forms = [(row.get("exact_form") or "numbers") if chosen == "auto" else chosen for row in batch]
+    forms: list[Any] = [(row.get("exact_form") or "numbers") if chosen == "auto" else chosen for row in batch]
     for form in forms:
         _check_form(form, *FORMS)
     answers = zip(_texts(batch, options["answer"]), forms, strict=True)
@@ -78,7 +78,7 @@ def reward(model_output: str, target: str) -> Reward:
     return grade(model_output, target, target.exact_form if isinstance(target, Gold) else "numbers")
 
 
-def _check_form(form: str, *known: str) -> None:
+def _check_form(form: Any, *known: str) -> None:
     if form not in known:
         raise ValueError(f"exact_form must be one of {', '.join(known)}, not {form!r}")
 

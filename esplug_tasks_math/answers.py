@@ -48,7 +48,8 @@ def parse_list(tokens: Tokens) -> Answer | None:
     """Parse commas as separators even if they could group the digits of one number."""
     listed = _list(_bare(tokens))
     if isinstance(listed, Items) and any(
-        isinstance(item, Expression) and len(item.tokens[0]) > 1 and item.tokens[0].startswith("0") for item in listed.items
+        isinstance(item, Expression) and len(item.tokens[0]) > 1 and item.tokens[0].startswith("0")
+        for item in listed.items
     ):
         return None  # the 000 of 1,000 is no item
     return listed
@@ -59,7 +60,7 @@ def _bare(tokens: Tokens) -> Tokens:
         inner = _inside(tokens, "{", "}") or _inside(tokens, "(", ")")
         square = _inside(tokens, "[", "]")
         inner = square if square and square[0].startswith(r"\begin") else inner
-        if inner is None or (not inner[:1] or not inner[0].startswith(r"\begin")) and len(_pieces(inner)) > 1:
+        if inner is None or ((not inner[:1] or not inner[0].startswith(r"\begin")) and len(_pieces(inner)) > 1):
             return tokens
         tokens = inner
 
@@ -133,7 +134,7 @@ def _english(tokens: Tokens) -> Tokens:
         elif token in ("[", "]") and depth in (0, 1):
             opens = depth == 0
             depth = 1 - depth
-            token = token if (token == "[") == opens else "(" if opens else ")"  # noqa: PLW2901
+            token = token if (token == "[") == opens else "(" if opens else ")"
         written.append(token)
     return tuple(written)
 

@@ -4,12 +4,14 @@ import re
 from dataclasses import dataclass
 
 from esplug_tasks_math.latex import Tokens, spell
+from esplug_tasks_math.spelling import listed
 
-_NAMES = "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split()
+_NAMES = listed("two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen")
 _BASE = rf"(?:[0-9]{{1,2}}|{'|'.join(_NAMES)})"
 _IN_BASE = re.compile(
     r"(?P<sign>-?)\(?(?P<digits>[0-9A-Za-z]+(?:,[0-9]{3})*)\)?"
-    rf"(?:_(?P<plain>[0-9]{{1,2}})|_\{{(?P<braced>{_BASE})\}}|_\{{?\( ?(?P<bracket>{_BASE}) ?\)\}}?| ?_?\{{? ?base ?(?P<said>{_BASE})\}}?)"
+    rf"(?:_(?P<plain>[0-9]{{1,2}})|_\{{(?P<braced>{_BASE})\}}"
+    rf"|_\{{?\( ?(?P<bracket>{_BASE}) ?\)\}}?| ?_?\{{? ?base ?(?P<said>{_BASE})\}}?)"
 )
 
 
@@ -24,7 +26,9 @@ class Based:
 def based(answer: Tokens) -> Based | None:
     """Parse a number in a base; return ``None`` if the answer names no base."""
     text = " ".join(re.sub(r"\\text\{([^{}]*)\}", r" \1 ", spell(answer)).split())
-    match = _IN_BASE.fullmatch(re.sub(r"_ ([a-z0-9]+)$", r"_{\1}", text).replace("{ ", "{").replace(" }", "}").replace(" _", "_"))
+    match = _IN_BASE.fullmatch(
+        re.sub(r"_ ([a-z0-9]+)$", r"_{\1}", text).replace("{ ", "{").replace(" }", "}").replace(" _", "_")
+    )
     if match is None:
         return None
     name = match["plain"] or match["braced"] or match["bracket"] or match["said"]

@@ -6,7 +6,9 @@ from esplug_tasks_math.latex import Tokens, spell
 
 _SAID = r"(?i:(?:the )?(?:correct )?(?:final )?(?:option|choice|answer)(?: is)?:?\s*)?"
 _ONLY = re.compile(rf"{_SAID}\(?(?P<letter>[A-J])\)?")
-_FIRST = re.compile(rf"{_SAID}(?:\(\s*(?P<inside>[A-Ja-j])\s*\)|(?P<before>[A-Ja-j])\)|(?P<letter>[A-J])(?=[.:]|\s*$))(?P<rest>.*)")
+_FIRST = re.compile(
+    rf"{_SAID}(?:\(\s*(?P<inside>[A-Ja-j])\s*\)|(?P<before>[A-Ja-j])\)|(?P<letter>[A-J])(?=[.:]|\s*$))(?P<rest>.*)"
+)
 # Another choice in the rest of an answer. The word "a" is none.
 _OTHER = re.compile(r"(?<![A-Za-z\\])[A-J](?![A-Za-z])|\([a-j]\)|(?<![A-Za-z])[a-j]\)|\b(?:or|and) ?[b-j](?![A-Za-z])")
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import pairwise
 
 from esplug_tasks_math import bases, choices, symbolic, units
 from esplug_tasks_math.answers import parse, parse_list
@@ -20,7 +21,7 @@ _LONG_WORD, _PAIR = 4, 2
 
 
 def same(given: Tokens, gold: Tokens, exact_form: ExactForm = "off") -> bool:
-    """Return whether two answers with different tokens are equal, and the given one is simplified as far as the gold one.
+    """Return whether two answers are equal, and the given one is simplified as far as the gold one.
 
     Raises:
         Unreadable: ``given`` cannot be parsed, or the comparison is too much work.
@@ -43,7 +44,7 @@ def same(given: Tokens, gold: Tokens, exact_form: ExactForm = "off") -> bool:
     return False
 
 
-def _same(given: Answer, gold: Answer) -> bool:  # noqa: PLR0911 - one case per pair of structures
+def _same(given: Answer, gold: Answer) -> bool:
     if given == gold:
         return True
     match given, gold:
@@ -122,7 +123,9 @@ def _same_ratio(given: Answer, gold: Answer) -> bool:
         case Ratio(parts), Ratio(others):
             if len(parts) != len(others):
                 return False
-            products = [((*_group(a), *_group(d)), (*_group(b), *_group(c))) for (a, c), (b, d) in _neighbors(parts, others)]
+            products = [
+                ((*_group(a), *_group(d)), (*_group(b), *_group(c))) for (a, c), (b, d) in _neighbors(parts, others)
+            ]
             return all(symbolic.same_value(*pair) for pair in products) and not _is_zero(parts)
         case (Ratio((top, bottom)), Expression(other)) | (Expression(other), Ratio((top, bottom))):
             value = rational((r"\frac", "{", *top, "}", "{", *bottom, "}"))
@@ -132,7 +135,7 @@ def _same_ratio(given: Answer, gold: Answer) -> bool:
 
 def _neighbors(parts: tuple[Tokens, ...], others: tuple[Tokens, ...]) -> list[tuple[tuple[Tokens, Tokens], ...]]:
     pairs = list(zip(parts, others, strict=True))
-    return [((a, c), (b, d)) for (a, b), (c, d) in zip(pairs, pairs[1:], strict=False)]
+    return [((a, c), (b, d)) for (a, b), (c, d) in pairwise(pairs)]
 
 
 def _group(part: Tokens) -> Tokens:
@@ -153,19 +156,18 @@ def _same_items(given: Items, gold: Items) -> bool:
         named, point = (given, gold) if given.kind == "list" else (gold, given)
         coordinates = _coordinates(named)
         if coordinates is not None:
-            left, right = (coordinates, point.items) if named is given else (point.items, coordinates)
-            return _in_order(left, right)
+            return _in_order(coordinates, point.items) if named is given else _in_order(point.items, coordinates)
         return len(point.items) > _PAIR and _in_order(given.items, gold.items)
     if "tuple" in kinds:
         return _in_order(given.items, gold.items)
-    named, others = _coordinates(given), _coordinates(gold)
-    if (named is None) != (others is None):
-        return _in_order(named or given.items, others or gold.items)
+    left, right = _coordinates(given), _coordinates(gold)
+    if (left is None) != (right is None):
+        return _in_order(left or given.items, right or gold.items)
     return _matched(given.items, gold.items)
 
 
 def _coordinates(items: Items) -> list[Answer] | None:
-    """Return the values of ``x = 1, y = 2`` in the order of their names, or ``None`` if the items are not of that form."""
+    """Return the values of ``x = 1, y = 2`` in the order of their names, or ``None`` if not all items are named."""
     named: dict[Tokens, Answer] = {}
     for item in items.items:
         side = _side(item) if isinstance(item, Relation) and label(item) else None

@@ -10,6 +10,7 @@ import mpmath  # type: ignore[import-untyped]
 
 from esplug_tasks_math.expressions import Node
 from esplug_tasks_math.limits import Unreadable, spend
+from esplug_tasks_math.spelling import listed
 
 #: Limits: bits of a number, largest integer for a factorial, and largest other number for a factorial.
 MOST_BITS, LARGEST_FACTORIAL, LARGEST_GAMMA = 20_000, 2_000, 100
@@ -87,10 +88,10 @@ class Point:
 
 _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     name: getattr(mpmath, name.replace("arc", "a"))
-    for name in (
-        "sin cos tan cot sec csc sinh cosh tanh coth "
-        "arcsin arccos arctan arccot arcsec arccsc arcsinh arccosh arctanh arccoth arcsech arccsch"
-    ).split()
+    for name in listed(
+        """sin cos tan cot sec csc sinh cosh tanh coth arcsin arccos arctan arccot arcsec arccsc arcsinh
+    arccosh arctanh arccoth arcsech arccsch"""
+    )
 } | {"abs": abs, "max": max, "min": min}
 
 
@@ -216,7 +217,11 @@ def _odd_root(exponent: Node) -> Fraction | None:
     sign = 1
     if exponent.head == "negative":
         sign, exponent = -1, exponent.parts[0]
-    if exponent.head == "quotient" and all(part.head == "number" for part in exponent.parts) and exponent.parts[1].value:
+    if (
+        exponent.head == "quotient"
+        and all(part.head == "number" for part in exponent.parts)
+        and exponent.parts[1].value
+    ):
         fraction = sign * exponent.parts[0].value / exponent.parts[1].value
         return fraction if fraction.denominator % 2 and fraction.denominator > 1 else None
     return None

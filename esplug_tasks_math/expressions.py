@@ -1,5 +1,6 @@
 r"""Expression trees, and their parser for tokens of plain mathematics. Nothing is computed or simplified."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -15,8 +16,8 @@ class Node:
 
     Attributes:
         head: ``number``, ``name``, ``pi``, ``e``, ``infinity``; an operation: ``sum``, ``product``, ``quotient``,
-            ``negative``, ``power``, ``root`` (index, radicand); or a function, such as ``sin``, ``log`` (of a number, and
-            to a base), ``floor``, ``abs``, ``factorial``, ``binomial``.
+            ``negative``, ``power``, ``root`` (index, radicand); or a function, such as ``sin``, ``log`` (of a
+            number, to a base), ``floor``, ``abs``, ``factorial``, ``binomial``.
         parts: arguments of an operation or function.
         value: value of a number.
         name: spelling of a name.
@@ -37,7 +38,14 @@ FUNCTIONS = _commands(
     f"{_TRIGONOMETRIC} arcsin arccos arctan arccot arcsec arccsc arcsinh arccosh arctanh arsinh arcosh artanh"
     " asin acos atan log ln lg exp max min"
 )
-_SAME = {"arsinh": "arcsinh", "arcosh": "arccosh", "artanh": "arctanh", "asin": "arcsin", "acos": "arccos", "atan": "arctan"}
+_SAME = {
+    "arsinh": "arcsinh",
+    "arcosh": "arccosh",
+    "artanh": "arctanh",
+    "asin": "arcsin",
+    "acos": "arccos",
+    "atan": "arctan",
+}
 _PAIRS = {
     "(": ")", "[": "]", "{": "}", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil", "|": "|", r"\{": r"\}",
 }  # fmt: skip
@@ -49,6 +57,7 @@ _GREEK = _commands(
 _ACCENTS = _commands("dot ddot hat bar tilde vec overline angle widehat mathbb mathcal")
 # Before parentheses with several tokens, a name is a factor unless it commonly names a function.
 _FUNCTION_NAMES = frozenset("fghFGHPQu")
+_MIXED = re.compile(r"\\frac\{[0-9]+\}\{[0-9]+\}")
 _ONE, _TEN, _HUNDRED, _HALF_TURN = (Node("number", value=Fraction(number)) for number in (1, 10, 100, 180))
 
 
@@ -60,7 +69,7 @@ def expression(answer: Tokens) -> Node:
     of whole numbers is a mixed number.
 
     Raises:
-        Unreadable: a token, such as ``\int``, is not part of a plain expression; or there are too many tokens or levels.
+        Unreadable: a token, such as ``\int``, is not part of a plain expression; or there are too many tokens.
     """
     if len(answer) > MOST_TOKENS:
         raise Unreadable("too large an expression")
@@ -223,7 +232,7 @@ class _Parser:
 
     def _number(self) -> Node:
         whole = self._take() if self._peek() != "." else ""
-        while self._peek() == "," and len(self._peek(1)) == 3 and self._peek(1).isdigit() and 0 < len(whole):
+        while self._peek() == "," and len(self._peek(1)) == 3 and self._peek(1).isdigit() and len(whole) > 0:
             self._take()
             whole += self._take()
         decimals = ""
@@ -234,10 +243,9 @@ class _Parser:
             raise Unreadable("a point without digits")
         value = Fraction(int(whole + decimals or 0), 10 ** len(decimals))
         mixed = self._tokens[self._at : self._at + 7]
-        if not decimals and len(mixed) == 7 and mixed[0] == r"\frac" and mixed[2].isdigit() and mixed[5].isdigit():
-            if mixed[3] == "}" and mixed[6] == "}" and 0 < int(mixed[2]) < int(mixed[5]):
-                self._at += 7
-                value += Fraction(int(mixed[2]), int(mixed[5]))
+        if not decimals and _MIXED.fullmatch("".join(mixed)) and 0 < int(mixed[2]) < int(mixed[5]):
+            self._at += len(mixed)
+            value += Fraction(int(mixed[2]), int(mixed[5]))
         return Node("number", value=value)
 
     def _function(self) -> Node:

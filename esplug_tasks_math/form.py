@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Literal, TypeAlias
 
-from esplug_tasks_math import rationals, units
+from esplug_tasks_math import bases, rationals, units
 from esplug_tasks_math.answers import parse
 from esplug_tasks_math.expressions import Node, expression, names, walk
 from esplug_tasks_math.latex import Tokens, content
@@ -44,7 +44,9 @@ def is_simplified(given: Answer, gold: Answer, exact_form: ExactForm) -> bool:
     numbers = [rationals.number(leaf) for leaf in wanted if leaf not in _INFINITE]
     if all(numbers):
         reduced = strict and all(number.reduced for number in numbers if number)
-        powers = any(number.form in ("power", "scientific") or number.value.denominator > 1 for number in numbers if number)
+        powers = any(
+            number.form in ("power", "scientific") or number.value.denominator > 1 for number in numbers if number
+        )
         return all(_is_literal(leaf, powers=powers, reduced=reduced) for leaf in found)
     allowed = {kind for leaf in wanted for kind in undone(leaf, strict=strict)}
     left = {kind for leaf in found for kind in undone(leaf, strict=strict)}
@@ -95,7 +97,7 @@ def _is_literal(leaf: Tokens, *, powers: bool, reduced: bool) -> bool:
         return True
     number = rationals.number(leaf)
     if number is None or number.form == "quotient":
-        return False
+        return bases.based(leaf) is not None
     if number.form == "power" and not powers and number.value < LEAST_POWER:
         return False
     if number.form == "fraction" and number.value.denominator == 1:
@@ -139,20 +141,20 @@ def _undone_sum(node: Node) -> Iterator[str]:
 def _undone_product(node: Node) -> Iterator[str]:
     if sum(_literal(part) is not None for part in node.parts) > 1:
         yield "product"
-    bases = Counter(base for part in node.parts if (base := _base(part)) is not None)
-    if any(count > 1 and abs(base) != 1 for base, count in bases.items()):
+    powers = Counter(_power_base(part) for part in node.parts)
+    joined = {_literal(part.parts[0]) for part in node.parts if part.head == "factorial"} - {None}
+    if any(count > 1 and base and abs(base) != 1 for base, count in powers.items()):
         yield "product of powers"
+    if any(base and base - 1 in joined for base in powers):
+        yield "product of factorials"
     if sum(part.head == "root" and _literal(part.parts[1]) is not None for part in node.parts) > 1:
         yield "product of roots"
 
 
-def _base(factor: Node) -> Fraction | None:
-    """Return the base of a power of numbers, or the number itself; for ``99!`` the 100 that would join it."""
+def _power_base(factor: Node) -> Fraction | None:
+    """Return the base of a power of numbers, or the number itself."""
     if factor.head == "power" and _literal(factor.parts[1]) is not None:
         return _literal(factor.parts[0])
-    if factor.head == "factorial":
-        number = _literal(factor.parts[0])
-        return None if number is None else number + 1
     return _literal(factor)
 
 
@@ -234,8 +236,8 @@ def _perfect(number: int, index: int) -> bool:
 def _sums(node: Node) -> int:
     """Count the factors of a product, or of a power, that are sums with variables."""
     if node.head == "power":
-        power = _literal(node.parts[1])
-        return int(min(power, 9)) * _is_sum(node.parts[0]) if power and power.denominator == 1 and power > 0 else 0
+        power = _literal(node.parts[1]) or Fraction(0)
+        return _is_sum(node.parts[0]) * _SUMS if power.denominator == 1 and power > 1 else 0
     if node.head == "product":
         return sum(_sums(part) if part.head == "power" else _is_sum(part) for part in node.parts)
     return 0

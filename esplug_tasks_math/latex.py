@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from pylatexenc.latex2text import LatexNodes2Text  # type: ignore[import-untyped]
 
-from esplug_tasks_math.limits import DEEPEST, LONGEST_ANSWER, MOST_DIGITS, Unreadable
+from esplug_tasks_math.limits import DEEPEST, MOST_DIGITS, Unreadable
 from esplug_tasks_math.notation import latex
 from esplug_tasks_math.spelling import ALIASES, DROPPED, FONTS, INFIX
 

@@ -89,7 +89,9 @@ NONE = Unit()
 _UNITS: dict[str, Unit] = {}
 for _line in _TABLE.strip().splitlines():
     _dimensions, _factor, *_spellings = _line.split()
-    _powers = tuple(sorted((each.partition("^")[0], int(each.partition("^")[2] or 1)) for each in _dimensions.split(",")))
+    _powers = tuple(
+        sorted((each.partition("^")[0], int(each.partition("^")[2] or 1)) for each in _dimensions.split(","))
+    )
     _UNITS |= dict.fromkeys(_spellings, Unit(_spellings[0], Fraction(_factor), _powers))
 
 #: Letters that are a unit if a space separates them from a number.

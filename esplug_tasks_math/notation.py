@@ -4,31 +4,41 @@ import re
 import unicodedata
 
 from esplug_tasks_math.limits import LONGEST_ANSWER, Unreadable
-from esplug_tasks_math.spelling import ALIASES
+from esplug_tasks_math.spelling import ALIASES, listed
 
 _SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ", "0123456789+-()ni", strict=True))
 _SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙₘₖₓ", "0123456789+-()nmkx", strict=True))
 _RAISED = re.compile("[" + "".join(_SUPERSCRIPTS) + "]+")
 _LOWERED = re.compile("[" + "".join(_SUBSCRIPTS) + "]+")
 # A digit with a line or a dot above it recurs.
-_OVER = {"\N{COMBINING OVERLINE}": r"\overline", "\N{COMBINING MACRON}": r"\overline", "\N{COMBINING DOT ABOVE}": r"\dot"}
+_OVER = {
+    "\N{COMBINING OVERLINE}": r"\overline",
+    "\N{COMBINING MACRON}": r"\overline",
+    "\N{COMBINING DOT ABOVE}": r"\dot",
+}
 _OVERLINED = re.compile("((?:[0-9][" + "".join(_OVER) + "])+)")
 #: Unicode decompositions that change only the appearance of a character.
 _APPEARANCE = ("<wide>", "<narrow>", "<font>", "<noBreak>")
 
-_MARKS = (("**", "**"), ("__", "__"), ("``", "''"), ("`", "`"), ('"', '"'), ("“", "”"), ("‘", "’"), ("'", "'"), ("«", "»"),
-          ("$$", "$$"), ("$", "$"), ("*", "*"), (r"\(", r"\)"), (r"\[", r"\]"))  # fmt: skip
-_FONT = re.compile(r"\\(?:text|mbox|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|emph|underline|bm|pmb)\s*\{([^{}]*)\}")
+_MARKS = (
+    ("**", "**"), ("__", "__"), ("``", "''"), ("`", "`"), ('"', '"'), ("“", "”"), ("'", "'"), ("«", "»"), ("$$", "$$"),
+    ("$", "$"), ("*", "*"), (r"\(", r"\)"), (r"\[", r"\]"), ("\N{LEFT SINGLE QUOTATION MARK}", "\N{RIGHT SINGLE QUOTATION MARK}"),
+)  # fmt: skip
+_FONT = re.compile(
+    r"\\(?:text|mbox|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|emph|underline|bm|pmb)\s*\{([^{}]*)\}"
+)
 _INVISIBLE = re.compile(r"\\[hv]?phantom\s*\{[^{}]*\}")
 # A product of units in one font: \mathrm{m\,s^{-1}}.
-_UNITS = re.compile(r"\\(?:mathrm|text|rm|mathsf)\s*\{((?:\s|\\[,;: ]|~|\\cdot\b|[A-Za-z/]|\^-?[0-9]|\^\{-?[0-9]\})+)\}")
+_UNITS = re.compile(
+    r"\\(?:mathrm|text|rm|mathsf)\s*\{((?:\s|\\[,;: ]|~|\\cdot\b|[A-Za-z/]|\^-?[0-9]|\^\{-?[0-9]\})+)\}"
+)
 _COLOR = re.compile(r"\\(?:text)?color\s*(?:\[[A-Za-z]*\]\s*)?\{[^{}]*\}")
 
-_FUNCTIONS = (
-    "sin cos tan cot sec csc sinh cosh tanh arcsin arccos arctan arcsinh arccosh arctanh asin acos atan"
-    " log ln lg exp sqrt"
-).split()
-_GREEK = "alpha beta gamma delta epsilon theta lambda mu rho sigma tau phi omega pi".split()
+_FUNCTIONS = listed(
+    """sin cos tan cot sec csc sinh cosh tanh arcsin arccos arctan arcsinh arccosh arctanh asin acos atan
+    log ln lg exp sqrt"""
+)
+_GREEK = listed("alpha beta gamma delta epsilon theta lambda mu rho sigma tau phi omega pi")
 _WORDS = (
     {name: f"\\{name} " for name in (*_FUNCTIONS, *_GREEK)}
     | dict.fromkeys(("inf", "infinity", "Infinity", "oo", "infty"), r"\infty ")
@@ -40,7 +50,7 @@ _WORD = re.compile(
 )
 _NUMBERS = {
     word: str(number)
-    for number, word in enumerate("zero one two three four five six seven eight nine ten eleven twelve".split())
+    for number, word in enumerate(listed("zero one two three four five six seven eight nine ten eleven twelve"))
 } | {"infinity": r"\infty", "negative infinity": r"-\infty"}
 _PLAIN = (
     (re.compile(r"(?:\\\\|\\newline)\s*$"), ""),

@@ -26,7 +26,9 @@ _RECURRING = re.compile(
     r"(?:\\(?:overline|bar) ?(?P<line>[0-9]+)|\((?P<bracket>[0-9]+)\)|(?P<dots>\\dot.*))"
 )
 _DOTS = re.compile(r"\\dot ?[0-9]+(?: ?[0-9]*\\dot ?[0-9]+)*")
-_CONTINUED = re.compile(r"(?P<sign>[-+]?)(?P<whole>[0-9]*)\.(?P<digits>[0-9]*?)(?P<period>[0-9]+?)(?P=period)(?:(?P=period))*\\ldots")
+_CONTINUED = re.compile(
+    r"(?P<sign>[-+]?)(?P<whole>[0-9]*)\.(?P<digits>[0-9]*?)(?P<period>[0-9]+?)(?P=period)(?:(?P=period))*\\ldots"
+)
 _LEAST_REPEATED, _LONGEST_CONTINUED = 3, 80
 
 
@@ -36,8 +38,8 @@ class Number:
 
     Attributes:
         value: its exact value.
-        form: ``digits`` (with or without a point), ``power`` (a bare power of ten), ``scientific``, ``fraction`` of whole
-            numbers, or ``quotient`` of decimals.
+        form: ``digits`` (with or without a point), ``power`` (a bare power of ten), ``scientific``, ``fraction`` (of
+            whole numbers), or ``quotient`` (of decimals).
         reduced: whether a fraction is in lowest terms.
     """
 

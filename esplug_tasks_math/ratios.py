@@ -5,7 +5,9 @@ import re
 from esplug_tasks_math.latex import Tokens, content, spell
 from esplug_tasks_math.shapes import NOON, Ratio, Time
 
-_TIME = re.compile(r"(?P<hours>[0-9]{1,2})(?::(?P<minutes>[0-5][0-9]))?(?:\\text\{(?P<half>[ap])\.? ?m\.?\})?", re.IGNORECASE)
+_TIME = re.compile(
+    r"(?P<hours>[0-9]{1,2})(?::(?P<minutes>[0-5][0-9]))?(?:\\text\{(?P<half>[ap])\.? ?m\.?\})?", re.IGNORECASE
+)
 _DAY = 24
 
 

@@ -19,7 +19,7 @@ _NO_LETTERS = frozenset(
     rf"\{name}"
     for name in ("frac", "sqrt", "cdot", "pi", "infty", "binom", "pm", "mp", "ln", "log", "exp", "sin", "cos", "tan")
 )
-_PARTS = re.compile(r"_(?:\{[^{}]*\}|[0-9]+|.)|\([^()]*\)|'|\\text\{[^{}]*\}")
+_PARTS = re.compile(r"_(?:\{[^{}]*\}|[0-9]+|.)|\([^()]*\)|'")
 _OPERATOR = re.compile(r"[0-9+\-/^!*%|,;:]|\\(?:frac|sqrt|cdot|pi|div|pm|binom|infty|ldots|to|rightarrow|Rightarrow)\b")
 _PRODUCT = re.compile(r"(?<![A-Za-z\\])[a-z]{2}(?![A-Za-z])")  # xy is a product, but AB and area are names
 _DIGITS_OF_EQUALITY, _HALF = 60, Fraction(1, 2)
@@ -31,12 +31,12 @@ def has_letters(tokens: Tokens) -> bool:
 
 
 def is_name(tokens: Tokens) -> bool:
-    r"""Return whether tokens are a name: ``x``, ``m_{\max}``, ``f(x)``, ``f(2)``, ``\angle ABC``, ``SRAC``, ``(x,y)``."""
+    r"""Return whether tokens are a name: ``x``, ``m_{\max}``, ``f(2)``, ``\angle ABC``, ``SRAC``, ``(x,y)``."""
     text = spell(tokens)
     if re.fullmatch(r"\([A-Za-z](?:,[A-Za-z])+\)", text):
         return True
     plain = _PARTS.sub("", text)
-    return has_letters(tokens) and not _OPERATOR.search(plain) and not _PRODUCT.search(plain)
+    return bool(plain) and has_letters(tokens) and not _OPERATOR.search(plain) and not _PRODUCT.search(plain)
 
 
 def label(relation: Relation) -> Tokens:
@@ -48,8 +48,8 @@ def label(relation: Relation) -> Tokens:
 def stated(relation: Relation) -> Tokens | None:
     r"""Return the side of an equation that is an answer, or ``None`` if the equation states none.
 
-    Of ``x = 2 + 3 = 5`` and ``5 = x`` it is 5, of ``2 + 3 = 5`` the last side, and of ``\sqrt{2} \approx 1.41`` the exact
-    one. The first sides must be names, or all sides numbers. All sides that are numbers must be equal. ``x + y = 5``,
+    Of ``x = 2 + 3 = 5`` and ``5 = x`` it is 5, of ``2 + 3 = 5`` the last side, and of ``\sqrt{2} \approx 1.41`` the
+    exact one. Sides after names must be equal, and rounded sides must be rounded rightly. ``x + y = 5``,
     ``2x + 3 = 13`` and ``x = x`` state none.
     """
     if not set(relation.signs) <= EQUALITIES:
@@ -84,12 +84,13 @@ def _consistent(sides: tuple[Tokens, ...], signs: tuple[str, ...], *, labelled: 
     exact = sides[: signs.index(r"\approx") + 1] if r"\approx" in signs else sides
     reference = symbolic.constant(exact[-1])
     return reference is None or all(
-        number is None or _near(number, reference, _HALF if side in exact else rationals.precision(side) or _HALF, side in exact)
+        number is None
+        or _near(number, reference, _HALF if side in exact else rationals.precision(side) or _HALF, side in exact)
         for number, side in zip(numbers, sides, strict=True)
     )
 
 
-def _near(x: Any, y: Any, half: Fraction, exact: bool) -> bool:  # noqa: FBT001
+def _near(x: Any, y: Any, half: Fraction, exact: bool) -> bool:
     """Return whether a number equals another, or is that number rounded to half a unit in its last digit."""
     with mpmath.workdps(2 * _DIGITS_OF_EQUALITY):
         if exact:

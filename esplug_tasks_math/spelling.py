@@ -1,6 +1,11 @@
 """Tables of equivalent LaTeX spellings, for :mod:`esplug_tasks_math.latex`."""
 
 
+def listed(text: str) -> tuple[str, ...]:
+    """Split a table of words."""
+    return tuple(text.split())
+
+
 def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
@@ -9,7 +14,8 @@ def _words(text: str) -> frozenset[str]:
 DROPPED = _words(
     r"""$ ~ \, \! \; \: \> \( \) \[ \] \left \right \middle \big \Big \bigg \Bigg \bigl \bigr \Bigl \Bigr \biggl
     \biggr \Biggl \Biggr \quad \qquad \displaystyle \textstyle \scriptstyle \limits \nolimits \boxed \fbox
-    \thinspace \middle \hline \large \Large \small \normalsize \tiny \rmfamily \bfseries \rm \bf \it \hfill \allowbreak \enspace \space \mathstrut \strut"""
+    \thinspace \hline \large \Large \small \normalsize \tiny \rmfamily \bfseries \rm \bf \it \hfill \allowbreak
+    \enspace \space \mathstrut \strut"""
 ) | {"\\ ", "\\\n"}
 #: Commands whose argument is text or mathematics in another font.
 FONTS = _words(
@@ -67,14 +73,14 @@ ALIASES: dict[str, tuple[str, ...]] = {
         "·": r"\cdot",
         "⋅": r"\cdot",
         "÷": r"\div",
-        "∕": "/",
+        "\N{DIVISION SLASH}": "/",
         "\N{FRACTION SLASH}": "/",
         "\N{HYPHEN}": "-",
         "\N{NON-BREAKING HYPHEN}": "-",
         "\N{FIGURE DASH}": "-",
         "\N{HEAVY MINUS SIGN}": "-",
         "∙": r"\cdot",
-        "∗": r"\cdot",
+        "\N{ASTERISK OPERATOR}": r"\cdot",
         "⌊": r"\lfloor",
         "⌋": r"\rfloor",
         "⌈": r"\lceil",
@@ -85,15 +91,15 @@ ALIASES: dict[str, tuple[str, ...]] = {
         "\u232a": r"\rangle",
         "〈": r"\langle",
         "〉": r"\rangle",
-        "ℝ": r"\mathbb R",
-        "ℤ": r"\mathbb Z",
-        "ℕ": r"\mathbb N",
-        "ℚ": r"\mathbb Q",
-        "∖": r"\setminus",
+        "\N{DOUBLE-STRUCK CAPITAL R}": r"\mathbb R",
+        "\N{DOUBLE-STRUCK CAPITAL Z}": r"\mathbb Z",
+        "\N{DOUBLE-STRUCK CAPITAL N}": r"\mathbb N",
+        "\N{DOUBLE-STRUCK CAPITAL Q}": r"\mathbb Q",
+        "\N{SET MINUS}": r"\setminus",
         "º": "°",
-        "∶": ":",
+        "\N{RATIO}": ":",
         "∧": r"\text{and}",
-        "∨": r"\text{or}",
+        "\N{LOGICAL OR}": r"\text{or}",
         "\N{MINUS SIGN}": "-",
         "\N{EN DASH}": "-",
         "≤": r"\leq",

@@ -106,10 +106,14 @@ def _points(kind: str, count: int = POINTS) -> list[Point]:
 
 def _chosen(left: Node, right: Node, *, whole: bool) -> list[Point]:
     """Return points at, between and beyond the numbers in two expressions, where steps and bends are."""
-    signs = (1, -1) if any(node.head in ("abs", "max", "min") for each in (left, right) for node in walk(each)) else (1,)
+    signs = (
+        (1, -1) if any(node.head in ("abs", "max", "min") for each in (left, right) for node in walk(each)) else (1,)
+    )
     found = {abs(node.value) for each in (left, right) for node in walk(each) if node.head == "number"}
     numbers = sorted(number for number in found if 0 < number < 10**6)[:4]
-    near = {sign * (number + step) for number in numbers for step in (0, 1, 2, -1) for sign in signs if number + step > 0}
+    near = {
+        sign * (number + step) for number in numbers for step in (0, 1, 2, -1) for sign in signs if number + step > 0
+    }
     far = {sign * number * factor for number in numbers for factor in (2, 3, Fraction(1, 2)) for sign in signs}
     steps = {Fraction(number) for number in range(1, 7)} if whole else {Fraction(1000)}
     choice = tuple(sorted(near | far | steps))[:MOST_CHOSEN]
@@ -118,9 +122,7 @@ def _chosen(left: Node, right: Node, *, whole: bool) -> list[Point]:
 
 def _has_signs(node: Node) -> bool:
     """Return whether a variable is an exponent of a negative number."""
-    return any(
-        each.head == "power" and _is_negative(each.parts[0]) and names(each.parts[1]) for each in walk(node)
-    )
+    return any(each.head == "power" and _is_negative(each.parts[0]) and names(each.parts[1]) for each in walk(node))
 
 
 def _is_negative(node: Node) -> bool:

@@ -6,6 +6,7 @@ from fractions import Fraction
 from esplug_tasks_math.latex import Tokens, content, spell
 from esplug_tasks_math.measures import NONE, SINGLE_LETTERS, Unit, unit
 from esplug_tasks_math.rationals import rational
+from esplug_tasks_math.spelling import listed
 
 _POWER = r"(?:\^(?:-?[0-9]|\{-?[0-9]+\}))?"
 _TEXT = rf"\\text\{{[^{{}}]*\}}{_POWER}"
@@ -27,10 +28,13 @@ _NO_UNIT = re.compile(
     r"incorrect|false|guess|maybe|perhaps|instead|to|through|ones|tens|twos|divided|multiplied|base)\b|[0-9,;=?!]"
 )
 _MODULUS = re.compile(r"\(?mod ")
-_IRREGULAR = frozenset("people persons men women children feet mice geese fish sheep deer total altogether dice oxen teeth".split())
+_IRREGULAR = frozenset(
+    listed("people persons men women children feet mice geese fish sheep deer total altogether dice oxen teeth")
+)
 _SINGULAR = frozenset(
-    "solution way point pair number integer value root digit triangle line circle person man woman child student apple ball"
-    " box card coin book marble unit game day pencil car house tree answer function pair set element vertex edge".split()
+    listed("""solution way point pair number integer value root digit triangle line circle person man woman child
+    student apple ball box card coin book marble unit game day pencil car house tree answer function
+    pair set element vertex edge""")
 )
 _LONGEST_NOUN = 4
 _FUNCTIONS = frozenset({r"\sin", r"\cos", r"\tan", r"\cot", r"\sec", r"\csc"})
@@ -146,4 +150,6 @@ def _is_noun(words: str, number: Fraction | None) -> bool:
 def _readable(tail: str) -> str:
     text = re.sub(r"\\frac\{(.*?\}(?:\^\S+?)?)\}\{", r"\1/", tail)
     text = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
-    return " ".join(text.replace("\\cdot", " ").replace("}", "").replace("{", "").split()).replace(" ^", "^").strip(" .")
+    return (
+        " ".join(text.replace("\\cdot", " ").replace("}", "").replace("{", "").split()).replace(" ^", "^").strip(" .")
+    )
