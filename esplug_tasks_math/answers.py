@@ -108,13 +108,17 @@ def _list(tokens: Tokens) -> Answer | None:
     sets = [as_set(answer) for answer in parsed]
     if not _OR.isdisjoint(tokens):
         if all(isinstance(part, Interval | Union) for part in sets):
-            return Union(tuple(sets))
+            return Union(tuple(sets)) if any(map(_is_no_point, parsed)) else Items("list", tuple(parsed))
     elif all(isinstance(answer, Relation) for answer in parsed) and _one_name(parsed):
         between = intersection(sets)
         if isinstance(between, Interval):
             apart = r"\text{and}" not in tokens and merged((between,)) == ()
             return Union(tuple(sets)) if apart else between
     return Items("list", _flat(parsed))
+
+
+def _is_no_point(answer: Answer) -> bool:
+    return not isinstance(answer, Items)
 
 
 def _one_name(relations: list[Answer]) -> bool:

@@ -8,7 +8,7 @@ from itertools import pairwise
 from esplug_tasks_math import bases, choices, symbolic, units
 from esplug_tasks_math.answers import parse, parse_list
 from esplug_tasks_math.form import ExactForm, is_simplified
-from esplug_tasks_math.latex import Tokens, content, words
+from esplug_tasks_math.latex import Tokens, content, spell, words
 from esplug_tasks_math.measures import NONE, Unit
 from esplug_tasks_math.rationals import rational
 from esplug_tasks_math.relations import EQUALITIES, has_letters, is_name, label, stated
@@ -50,20 +50,20 @@ def _same(given: Answer, gold: Answer) -> bool:
     match given, gold:
         case Expression(left), Expression(right) if as_set(given) == given and as_set(gold) == gold:
             return _same_expression(left, right)
-        case (Time() as left, Time() as right):
-            return left.same(right)
-        case (Time(), _) | (_, Time()):
-            return False
-        case (Ratio(), _) | (_, Ratio()):
-            return _same_ratio(given, gold)
         case Relation(), Relation():
             return _same_relation(given, gold)
         case Relation(), _:
             found = _side(given) if set(given.signs) <= EQUALITIES else as_set(given)
             return found is not None and not isinstance(found, Relation) and _same(found, gold)
         case _, Relation():
-            wanted = as_set(gold) if not set(gold.signs) <= EQUALITIES else _side(gold) if label(gold) else None
+            wanted = _value(gold) if set(gold.signs) <= EQUALITIES else as_set(gold)
             return wanted is not None and not isinstance(wanted, Relation) and _same(given, wanted)
+        case (Time() as left, Time() as right):
+            return left.same(right)
+        case (Time(), _) | (_, Time()):
+            return False
+        case (Ratio(), _) | (_, Ratio()):
+            return _same_ratio(given, gold)
         case Items("set", (item,)), Expression() | Items("tuple"):
             return _same(item, gold)
         case Items(), Items():
@@ -210,10 +210,21 @@ def _same_sets(given: Answer, gold: Answer) -> bool:
         case (Interval() as interval, Items("tuple", items)) | (Items("tuple", items), Interval() as interval):
             # (1,2) is a point or an interval.
             return interval.closed == (False, False) and _in_order((interval.low, interval.high), items)
+        case (Items("list", items), Union(parts)) | (Union(parts), Items("list", items)):
+            return _matched([as_set(item) for item in items], parts)
         case (Union(), Union() | Interval()) | (Interval(), Union()):
             parts, others = (merged(each.parts if isinstance(each, Union) else (each,)) for each in (left, right))
             return _matched(parts, others)
     return False
+
+
+def _value(gold: Relation) -> Answer | None:
+    """Return the value of a gold answer such as ``x = 5`` or ``|AB| = 5``, which may be given without its left side."""
+    if label(gold):
+        return _side(gold)
+    left, right = gold.sides[0], gold.sides[-1]
+    named = has_letters(left) and not has_letters(right) and not re.search(r"[0-9+^!-]", spell(left))
+    return parse(right) if named and gold.signs == ("=",) else None
 
 
 def _side(relation: Relation) -> Answer | None:

@@ -39,8 +39,10 @@ def is_simplified(given: Answer, gold: Answer, exact_form: ExactForm) -> bool:
     strict = exact_form == "strict"
     if strict and isinstance(gold, Relation) and isinstance(given, Relation) and stated(gold) and not stated(given):
         return False
-    wanted = [units.split(leaf)[0] for leaf in leaves(gold)]
-    found = [units.split(leaf)[0] for leaf in leaves(given)]
+    wanted, wanted_units = _quantities(gold)
+    found, found_units = _quantities(given)
+    if strict and wanted_units and not found_units <= wanted_units:
+        return False
     numbers = [rationals.number(leaf) for leaf in wanted if leaf not in _INFINITE]
     if all(numbers):
         reduced = strict and all(number.reduced for number in numbers if number)
@@ -51,6 +53,12 @@ def is_simplified(given: Answer, gold: Answer, exact_form: ExactForm) -> bool:
     allowed = {kind for leaf in wanted for kind in undone(leaf, strict=strict)}
     left = {kind for leaf in found for kind in undone(leaf, strict=strict)}
     return left <= allowed and (not strict or ("factors" in left) == ("factors" in allowed))
+
+
+def _quantities(answer: Answer) -> tuple[list[Tokens], set[str]]:
+    """Return the expressions of an answer without their units, and the names of the units."""
+    quantities = [units.split(leaf) for leaf in leaves(answer)]
+    return [value for value, _ in quantities], {unit.name for _, unit in quantities if unit.name}
 
 
 def leaves(answer: Answer) -> Iterator[Tokens]:

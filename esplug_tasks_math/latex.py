@@ -5,12 +5,9 @@ A token is a command (``\frac``), a run of digits, a word (``\text{cents}``, wit
 removed. Arguments of ``\frac`` and ``\sqrt`` always have braces; exponents and subscripts have them only if needed.
 """
 
-import logging
 import re
 from collections.abc import Iterator
 from typing import TypeAlias
-
-from pylatexenc.latex2text import LatexNodes2Text  # type: ignore[import-untyped]
 
 from esplug_tasks_math.limits import DEEPEST, MOST_DIGITS, Unreadable
 from esplug_tasks_math.notation import latex
@@ -18,9 +15,6 @@ from esplug_tasks_math.spelling import ALIASES, DROPPED, FONTS, INFIX
 
 Tokens: TypeAlias = tuple[str, ...]
 
-logging.getLogger("pylatexenc").setLevel(logging.ERROR)  # it warns of macros without arguments
-
-_TEXT = LatexNodes2Text(keep_comments=True)
 _TOKEN = re.compile(r"\\[A-Za-z]+\*?|\\.|[0-9]+|\s+|.", re.DOTALL)
 _WORD = re.compile(r"[^\W\d_]{2}")
 _PER = re.compile(r"[A-Za-z]+(?:\^-?[0-9])?(?:[ /]+[A-Za-z]+(?:\^-?[0-9])?)+|[A-Za-z]+\^-?[0-9]")  # m/s, m s^-1
@@ -59,16 +53,8 @@ def spell(answer: Tokens) -> str:
 
 
 def words(answer: Tokens) -> str:
-    """Render tokens as plain text: lower case, no markup, single spaces.
-
-    Raises:
-        Unreadable: the tokens are invalid LaTeX.
-    """
-    try:
-        plain = _TEXT.latex_to_text(spell(answer).replace("%", r"\%"))
-    except Exception as error:  # pylatexenc raises errors of many types on invalid LaTeX
-        raise Unreadable("no text") from error
-    return " ".join(plain.split()).lower().strip(" .")
+    """Return the text of tokens in lower case, without markup and spaces."""
+    return "".join("".join(content(token) or token for token in answer).split()).lower().strip(".")
 
 
 def content(word: str) -> str:

@@ -21,8 +21,9 @@ _OVERLINED = re.compile("((?:[0-9][" + "".join(_OVER) + "])+)")
 _APPEARANCE = ("<wide>", "<narrow>", "<font>", "<noBreak>")
 
 _MARKS = (
-    ("**", "**"), ("__", "__"), ("``", "''"), ("`", "`"), ('"', '"'), ("“", "”"), ("'", "'"), ("«", "»"), ("$$", "$$"),
-    ("$", "$"), ("*", "*"), (r"\(", r"\)"), (r"\[", r"\]"), ("\N{LEFT SINGLE QUOTATION MARK}", "\N{RIGHT SINGLE QUOTATION MARK}"),
+    ("**", "**"), ("__", "__"), ("``", "''"), ("`", "`"), ('"', '"'), ("“", "”"), ("'", "'"), ("«", "»"),
+    ("\N{LEFT SINGLE QUOTATION MARK}", "\N{RIGHT SINGLE QUOTATION MARK}"),
+    ("$$", "$$"), ("$", "$"), ("*", "*"), (r"\(", r"\)"), (r"\[", r"\]"),
 )  # fmt: skip
 _FONT = re.compile(
     r"\\(?:text|mbox|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|emph|underline|bm|pmb)\s*\{([^{}]*)\}"

@@ -36,7 +36,7 @@ _SINGULAR = frozenset(
     student apple ball box card coin book marble unit game day pencil car house tree answer function
     pair set element vertex edge""")
 )
-_LONGEST_NOUN = 4
+_LONGEST_NOUN, _LONGEST_UNIT = 4, 24  # words, tokens
 _FUNCTIONS = frozenset({r"\sin", r"\cos", r"\tan", r"\cot", r"\sec", r"\csc"})
 _ARC = {1: "arcminute", 2: "arcsecond"}
 
@@ -128,7 +128,7 @@ def _without_bare_unit(answer: Tokens) -> tuple[Tokens, Unit]:
     primes = sum(token == "'" for token in answer[-2:]) if answer[-1:] == ("'",) else 0
     if primes and answer[-primes - 1 : -primes] and answer[-primes - 1].isdigit():
         return answer[:-primes], unit(_ARC[primes])
-    for start in range(1, len(answer)):
+    for start in range(max(1, len(answer) - _LONGEST_UNIT), len(answer)):
         if answer[start].isalpha() and not answer[start - 1].isalpha():
             match = _BARE_TAIL.fullmatch(spell(answer[start:]))
             follows_number = answer[start - 1].isdigit() or answer[start - 1] in "})"

@@ -402,8 +402,8 @@ def test_a_pole_is_not_a_number_and_is_graded_fast(pole) -> None:
     assert time.process_time() - started < 3
 
 
-def test_broken_latex_beside_words_is_unparsable() -> None:
-    assert grade(r"\boxed{\begin{pmatrix}}", r"\text{yes}").label == "unparsable"
+def test_broken_latex_beside_words_is_wrong() -> None:
+    assert grade(r"\boxed{\begin{pmatrix}}", r"\text{yes}").label == "wrong"
 
 
 def test_a_sentence_about_boxes_is_not_a_box() -> None:
