@@ -89,7 +89,7 @@ def test_a_target_keeps_its_form_in_a_grading_process() -> None:
 
 @pytest.mark.parametrize("where", ["option", "exact_form"])
 def test_an_unknown_form_is_rejected(where) -> None:
-    with pytest.raises(UserError, match="exact_form must be one of .*, not 'strictly'"):
+    with pytest.raises(UserError, match=r"exact_form must be one of .*, not 'strictly'"):
         reward("5", "5", **{where: "strictly"})
 
 
@@ -167,9 +167,11 @@ def test_an_answer_is_graded_in_half_a_second(text) -> None:
 
 ATOMS = ["x", "n", "2", "7", "0.5", r"\pi", "e", "10", "999", r"\infty", "i", r"\theta"]
 WRAPPERS = [
-    r"\sin(%s)", r"\ln(%s)", r"\sqrt{%s}", r"\frac{1}{%s}", "(%s)^{%s}", "%s+%s", r"%s\cdot %s", r"\frac{%s}{%s}", "|%s|",
+    r"\sin(%s)", r"\ln(%s)", r"\sqrt{%s}", r"\frac{1}{%s}", "(%s)^{%s}", "%s+%s", r"%s\cdot %s", r"\frac{%s}{%s}",
+    "|%s|",
     r"\lfloor %s\rfloor", "(%s)!", r"\sinh^{-1}(%s)", r"\log_{%s}(%s)", r"\binom{%s}{%s}", r"\sqrt[%s]{%s}", "%s=%s",
-    "(%s,%s)", r"\max(%s,%s)", r"\{%s,%s\}", r"[%s,%s]\cup(%s,%s)", "%s:%s", r"%s \approx %s", r"%s\text{ m/s}", "e^{%s}",
+    "(%s,%s)", r"\max(%s,%s)", r"\{%s,%s\}", r"[%s,%s]\cup(%s,%s)", "%s:%s", r"%s \approx %s", r"%s\text{ m/s}",
+    "e^{%s}",
     r"\begin{pmatrix}%s\\%s\end{pmatrix}", "%s<%s", r"\tan(%s)", r"%s\pm %s",
 ]  # fmt: skip
 
