@@ -67,7 +67,7 @@ _PLAIN = (
     (re.compile(r"\\text[a-z]*\{\s*([ap])\.?\s?m\.?\s*\}", re.IGNORECASE), r"\\text{\1m}"),
     (re.compile(r"\.{3}|…"), r"\\ldots "),
     (re.compile(r"\*\*"), "^"),
-    (re.compile(r"\+/?-"), r"\\pm "),
+    (re.compile(r"\+/-|(?<=\s)\+-(?=\s)"), r"\\pm "),
     (re.compile(r"(?<=[\sA-Za-z)])\s*!="), r"\\neq "),
     (re.compile(r"(?<=[0-9])\s*x\s*(?=10\s*\^)"), r"\\times "),
     (re.compile(r"(?<=[0-9])\s*([ap])\.?\s?m\b\.?(?![A-Za-z])", re.IGNORECASE), r" \\text{\1m}"),

@@ -299,7 +299,8 @@ _WRONG: dict[str, list[tuple[str, str]]] = {
     ],
     "plain text": [
         ("sqrt(3)/2", r"\frac{\sqrt{2}}{2}"), ("2pi", "2"), ("x**3", "x^2"), ("pi", "p"), ("sqrt", r"\sqrt{2}"),
-        ("pin", r"\pi n"), ("spin", r"\sin"), ("x*2", "x^2"), ("2^n-1", "2^{n-1}"), ("1/(2x)", r"\frac{x}{2}"),
+        ("pin", r"\pi n"), ("spin", r"\sin"), ("3+-2", r"3 \pm 2"), ("x*2", "x^2"), ("2^n-1", "2^{n-1}"),
+        ("1/(2x)", r"\frac{x}{2}"),
         ("e^2x", "e^{2x}"), ("sin(x)/2", r"\sin\frac{x}{2}"), ("exp", "e"),
     ],
     "Unicode": [
