@@ -66,7 +66,7 @@ def _option(name: str, command: Command) -> inspect.Parameter:
     """Make a typer option from a field."""
     field = RunConfig.model_fields[name]
     kind: Any = _plain_type(field.annotation)
-    default = field.default
+    default, metavar = field.default, None
     if get_origin(kind) is Literal:
         words = "|".join(get_args(kind))
         kind, metavar = str, words if len(words) <= _LONGEST_METAVAR else "WORD"
