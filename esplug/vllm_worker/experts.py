@@ -23,14 +23,15 @@ VLLM_INTERNALS = {
 }
 
 GATE_UP, DOWN = "w13_weight", "w2_weight"
+_SHARED = "e_score_correction_bias"  # the router's
 _NAMES = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"))  # of an expert's matrices in checkpoints
 
 Shape = tuple[int, ...]
 
 
 def has_experts(module: torch.nn.Module) -> bool:
-    """Return whether a layer of vLLM holds routed experts, fused and not quantized."""
-    return {name for name, _ in module.named_parameters(recurse=False)} == {GATE_UP, DOWN}
+    """Return whether a layer of vLLM holds routed experts, fused, not quantized and without biases."""
+    return {name for name, _ in module.named_parameters(recurse=False)} - {_SHARED} == {GATE_UP, DOWN}
 
 
 class ExpertPlaces:
@@ -114,7 +115,9 @@ def pack_when_reloading(model: torch.nn.Module) -> None:
 
     Otherwise it copies unpacked weights over the packed ones, because it packs only while a layer has no kernel yet.
     """
+    from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
+
     for layer in model.modules():
         method: Any = getattr(layer, "quant_method", None)
-        if has_experts(layer) and hasattr(method, "moe_kernel"):
+        if isinstance(method, UnquantizedFusedMoEMethod):
             method.moe_kernel = None

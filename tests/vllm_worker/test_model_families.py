@@ -99,7 +99,7 @@ def test_a_model_that_vllm_reloads_wrongly_is_refused_in_one_line(cluster, tiny_
         worker_extension = "tests.helpers.vllm.UnpackedExperts"
 
     with pytest.raises(ray.exceptions.RayTaskError) as raised:
-        start_probe(tiny_models("qwen2_moe"), kind=Broken)
+        start_probe(tiny_models("qwen2_moe", False), kind=Broken)
     refused = failures.run_error(None, raised.value)
     assert isinstance(refused, UserError)
     assert "Qwen2MoeForCausalLM (model.layers.0.mlp.experts.routed_experts.w13_weight is not as" in str(refused)
