@@ -69,6 +69,8 @@ def read_options(value: Any) -> dict[str, Any]:
 def read_json_options(value: Any) -> dict[str, Any]:
     """Read options as :func:`read_options` does. In ``key=value``, a value that is JSON is parsed; any other is text.
 
+    ``True`` and ``False``, as in Python, are also true and false: a template would take their text as true.
+
     Raises:
         ValueError: they are neither a mapping nor a list, or a value is null or an object, or a list of such.
     """
@@ -93,7 +95,7 @@ def _read_table(value: Any, parse: Callable[[str], Any]) -> dict[str, Any]:
 
 def _json_or_text(text: str) -> Any:
     with suppress(ValueError, RecursionError):
-        return json.loads(text, parse_constant=_refuse)
+        return json.loads(text.lower() if text in ("True", "False") else text, parse_constant=_refuse)
     return text
 
 

@@ -108,6 +108,8 @@ def read_run(path: Path) -> RunData:
     settings, fault = read_settings(path)
     notes += [fault] if fault else []
     checksum, summary = _checksum(run, results, notes), summarise(path)
+    if summary.unchanged:
+        notes.insert(0, f"nothing was learnt: weights unchanged, as {summary.unchanged}")
     return RunData(
         summary=summary,
         label=summary.name,

@@ -30,7 +30,7 @@ def test_each_setting_says_where_it_comes_from(monkeypatch, capfd, tmp_path) -> 
     flags += ["--chat-template-option", "enable_thinking=false", "--chat-template-option", 'words=["a", "b"]']
     out, origins = shown(monkeypatch, capfd, "--config", str(file), *flags)
     tables = {"task_options", "chat_template_options"}
-    options = {"shots", "level", "enable_thinking", "mode", "words"}
+    options = {"shots", "level", "think_words", "enable_thinking", "mode", "words"}
     assert origins.keys() == (RunConfig.model_fields.keys() - tables) | options
     for name, origin in {
         "batch_size": "file",
