@@ -26,6 +26,7 @@ FAMILIES = {
     "qwen3_moe": (True, True),
     "mixtral": (True, True),
     "olmoe": (True, False),
+    "glm4_moe": (True, False),
     "granitemoe": (False, False),
 }
 TIED = {"qwen3", "gemma", "gemma2", "gemma3_text"}
