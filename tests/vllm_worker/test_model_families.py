@@ -26,6 +26,7 @@ FAMILIES = {
     "qwen3_moe": (True, True),
     "mixtral": (True, True),
     "olmoe": (True, False),
+    "glm4_moe": (True, False),
     "granitemoe": (False, False),
 }
 TIED = {"qwen3", "gemma", "gemma2", "gemma3_text"}
@@ -102,7 +103,8 @@ def test_a_model_that_vllm_reloads_wrongly_is_refused_in_one_line(cluster, tiny_
         start_probe(tiny_models("qwen2_moe", False), kind=Broken)
     refused = failures.run_error(None, raised.value)
     assert isinstance(refused, UserError)
-    assert "Qwen2MoeForCausalLM (model.layers.0.mlp.experts.routed_experts.w13_weight is not as" in str(refused)
+    assert "the weights of a Qwen2MoeForCausalLM are written anew" in str(refused)
+    assert "(model.layers.0.mlp.experts.routed_experts.w13_weight is not as vLLM has loaded it)" in str(refused)
     assert "\n" not in str(refused)
 
 
