@@ -103,7 +103,7 @@ class TaskSpec:
 
         Returns:
             Text, which the model continues as it is; or a list of chat messages (``{"role": ..., "content": ...}``),
-            to which esplug applies the model's chat template.
+            to which esplug applies the model's chat template. The content should be text.
         """
 
     @hookspec(firstresult=True)
@@ -112,10 +112,10 @@ class TaskSpec:
     ) -> float | tuple[str | Mapping[str, Any], float] | Reward:
         """Grade one answer. Required.
 
-        Called in a separate grading process, whose printed output is discarded. A run does not stop on a failure here:
-        an exception counts as reward 0.0 with the label ``error:<Type>``. A call that takes longer than
-        ``--reward-function-timeout`` counts as reward 0.0 with the label ``timeout``, and its process is killed and
-        replaced.
+        Called in a separate grading process, whose printed output is discarded. It may be an ``async def``. A run does
+        not stop on a failure here: an exception counts as reward 0.0 with the label ``error:<Type>``. A call that takes
+        longer than ``--reward-function-timeout`` counts as reward 0.0 with the label ``timeout``, and its process is
+        killed and replaced. A reward that fails on every made-up answer is refused before the run.
 
         Args:
             model_output: the generated text, without the prompt. It is untrusted: parse it, and never ``eval`` it.

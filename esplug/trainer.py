@@ -12,9 +12,11 @@ from typing import Any, Self
 import numpy as np
 
 from esplug import plugins
-from esplug.checkpoints.base_model import longest_prompt
+from esplug.checkpoints.base_model import kind_of_folder, longest_prompt
+from esplug.checkpoints.folders import weights_hash
+from esplug.checkpoints.model_kind import ModelUse
 from esplug.checkpoints.seed_log import SeedLog
-from esplug.checkpoints.seed_log_records import Step, movement
+from esplug.checkpoints.seed_log_records import Step, movement, why_unchanged
 from esplug.checkpoints.starting_model import starting_model
 from esplug.config import RunConfig, make_config
 from esplug.data.batches import Batch, Batches
@@ -35,12 +37,14 @@ from esplug.planning.memory import cpu_items, cpu_kv_cache_most
 from esplug.planning.placement import plan_engines
 from esplug.rewards import PendingRewards, RewardPool
 from esplug.rewards.anomalies import UNDEFINED, AnomalyReporter
+from esplug.rewards.trial import try_reward
 from esplug.runs.directory import RunDirectory, environment
 from esplug.runs.engines import create_seed_log, engine_settings, population_jobs, shares_prefixes, start_engines
 from esplug.runs.metrics import Iteration, PopulationResult
 from esplug.runs.recorder import Recorder
 from esplug.runs.result import RunResult, results
 from esplug.runs.resume import check_environment, note_changes, past_evaluations, reopen
+from esplug.runs.tables import print_summary
 from esplug.utils.console import say
 from esplug.utils.progress import LiveProgress
 
@@ -124,8 +128,9 @@ class EvolutionStrategiesTrainer:
         train_dataloader: Iterable[Batch] | None,
         eval_dataloader_dict: Mapping[str, Iterable[Batch]] | None,
     ) -> None:
-        if reward_function is None:
-            raise UserError("reward_function is missing: give a function (model_output, target) -> float")
+        if not callable(reward_function):
+            found = "is missing" if reward_function is None else f"is not callable ({type(reward_function).__name__})"
+            raise UserError(f"reward_function {found}: give a function (model_output, target) -> float")
         if train_dataloader is None and config.n_iterations > 0:
             raise UserError("train_dataloader is missing: give an iterable of (prompts, targets) batches")
         if isinstance(train_dataloader, Iterator):
@@ -140,7 +145,7 @@ class EvolutionStrategiesTrainer:
         self._anomalies = AnomalyReporter()
         self._running = False
 
-    def fit(self, resume: str | Path | None = None, *, allow_change: bool = False) -> RunResult:
+    def fit(self, resume: str | Path | None = None, *, allow_change: bool = False, summary: bool = True) -> RunResult:
         """Evaluate, make ``num_iterations`` updates, save the model and evaluate it.
 
         Args:
@@ -148,6 +153,8 @@ class EvolutionStrategiesTrainer:
                 continue, too, so the weights become those of an uninterrupted run. ``train_dataloader`` must give the
                 same batches again; one that shuffles without a fixed seed does not.
             allow_change: resume even if the data, or a setting that affects the weights, has changed.
+            summary: print the results at the end, as `esplug train` does, or without the ``console`` logger where they
+                are.
 
         Raises:
             UserError: an error that you can fix, found before training.
@@ -168,7 +175,13 @@ class EvolutionStrategiesTrainer:
                 model = self.recorder.final_model(config.final_name)
             self.eval_step(config.n_iterations)
         seconds = time.perf_counter() - started
-        return RunResult(self.run_dir.path, self.evaluations, model, self.checksum, self._plan, seconds)
+        unchanged = why_unchanged(self.history.base or 0, self.history.steps)
+        result = RunResult(
+            self.run_dir.path, self.evaluations, model, self.checksum, self._plan, seconds, unchanged=unchanged
+        )
+        if summary:
+            print_summary(result, tables="console" in config.logging)
+        return result
 
     def train_step(self, iteration: int) -> None:
         """Make one update from the next batch."""
@@ -228,9 +241,9 @@ class EvolutionStrategiesTrainer:
 
     def _jobs(self, members: Sequence[Member], questions: Sequence[Any]) -> Iterator[Job[int]]:
         """Make the members' jobs: the same prompts with the same sampling seeds."""
-        prompts, turn_ends = self._prompt_builder.encode(questions), self._prompt_builder.encoder.turn_ends
+        prompts, ends = self._prompt_builder.encode(questions), self._prompt_builder.encoder.end_tokens
         sigma = self.config.sigma_at(len(self.history.steps))
-        return population_jobs(self.config, members, prompts, turn_ends, sigma, len(self.engines))
+        return population_jobs(self.config, members, prompts, ends, sigma, len(self.engines))
 
     def _grade(self, generation: Generation, targets: Sequence[Any]) -> PendingRewards:
         """Start grading answers; those of a model that computed NaN or infinity fail without grading."""
@@ -284,14 +297,15 @@ class EvolutionStrategiesTrainer:
         self._find_model(stack, log)
         encoder = self._start_graders_and_ray(stack)
         train_data = self._check_prompts(encoder)
-        self._reward_pool.ready()
-        surroundings = environment() | {"engines": asdict(self._plan), "train_data": train_data}
+        self._try_reward()
+        about = {"engines": asdict(self._plan), "train_data": train_data, "end_tokens": list(encoder.end_tokens)}
+        surroundings = environment() | about
         self._open_directory(stack, surroundings, allow_change)
         say(f"{self._plan.describe()}; loading {self._model.name}")
         self.engines = self.launch_engines()
         stack.callback(self.engines.close)
         self.history, found = start_engines(self.engines, config, self.run_dir, self._model, log)
-        self.checksum = found.checksum
+        self.checksum = weights_hash(self._model) if self._kind.quantised else found.checksum
         if log is None and config.n_iterations:
             log = stack.enter_context(create_seed_log(config, self.run_dir, self._model, found.base))
         self.recorder = Recorder(config, self.run_dir, self.loggers, log, self.engines, self._model)
@@ -307,7 +321,11 @@ class EvolutionStrategiesTrainer:
         config, revision = self.config, log.header.base.revision if log else None
         # A converted model goes to the folder of runs, as engines on other machines see it.
         runs = self._resume.absolute().parent if self._resume else Path(config.output_directory).expanduser().absolute()
-        self._model = starting_model(config.model_name, config.checkpoint, revision, runs, stack)
+        use = ModelUse.of(config)
+        self._model = starting_model(config.model_name, config.checkpoint, revision, runs, stack, use)
+        self._kind = kind_of_folder(self._model, use)
+        for note in self._kind.notes():
+            say(f"note: {note}")
         self._engine_bytes = sum(item.nbytes for item in cpu_items(self._model, config))
         longest_prompt(self._model, config.max_model_len, config.max_tokens)
 
@@ -315,7 +333,7 @@ class EvolutionStrategiesTrainer:
         """Start graders and Ray, and load the tokenizer meanwhile: each takes seconds."""
         config = self.config
         helper = ThreadPoolExecutor(1)
-        loading = helper.submit(PromptEncoder.load, self._model, config.max_model_len, config.max_tokens)
+        loading = helper.submit(PromptEncoder.load, self._model, config)
         helper.shutdown(wait=False)
         timeout, memory = config.reward_function_timeout, config.reward_memory
         self._reward_pool = RewardPool(self.reward_function, timeout=timeout, memory=memory)
@@ -330,15 +348,23 @@ class EvolutionStrategiesTrainer:
         """Check all prompts known before the run. Returns the row count and fingerprint of training data in memory."""
         self._prompt_builder = builder = PromptBuilder(encoder, self.template_function)
         splits = {name: builder.split(name, loader) for name, loader in self.eval_dataloader_dict.items()}
-        self._evaluator = Evaluator(self.config, splits, self._plan.device, encoder.turn_ends)
+        self._evaluator = Evaluator(self.config, splits, self._plan.device, encoder.end_tokens)
         known = [split.prompts for split in splits.values()]
+        self._some_targets = [target for split in splits.values() for target in split.targets]
         train, iterations = self.train_dataloader, self._iterations
         train_data = builder.fingerprint(train) if isinstance(train, Batches) else None
         if train is not None and iterations.stop:
-            prompts, self._batches = builder.batches(train, iterations.start)
-            known.append(prompts)
+            first, self._batches = builder.batches(train, iterations.start)
+            known.append(builder.encode(first[0], "first training batch, prompt"))
+            self._some_targets = first[1]
         self._prefix_caching = shares_prefixes(self.config, self._model, self._plan, known)
         return train_data
+
+    def _try_reward(self) -> None:
+        """Wait for the graders, and check that the reward function can grade, unless a subclass grades otherwise."""
+        self._reward_pool.ready()
+        if self._some_targets and type(self)._postprocess_outputs is EvolutionStrategiesTrainer._postprocess_outputs:
+            try_reward(self._reward_pool, self._some_targets)
 
     def _open_directory(self, stack: ExitStack, surroundings: dict[str, Any], allow_change: bool) -> None:
         """Create the run directory, or compare a resumed run's environment with the present one; start the loggers."""
@@ -355,7 +381,7 @@ class EvolutionStrategiesTrainer:
     def launch_engines(self) -> EnginePool:
         """Make the engine pool, which the trainer then starts."""
         config, plan = self.config, self._plan
-        settings = engine_settings(config, plan, self._model, prefix_caching=self._prefix_caching)
+        settings = engine_settings(config, plan, self._model, self._kind, prefix_caching=self._prefix_caching)
         return self.pool(
             plan,
             settings,

@@ -1,7 +1,7 @@
 r"""Mathematics task: problems whose final answer is in the last ``\boxed{...}``.
 
 A task is a few functions marked ``@hookimpl``. esplug calls them in the order in which they appear here. This module
-imports the grader, so that a grading process loads sympy when it starts and not within the first answer's time limit.
+imports the grader, so that a grading process loads mpmath when it starts and not within the first answer's time limit.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,8 @@ from typing import Any
 from esplug import Reward, hookimpl
 from esplug.hookspecs import Prompt
 from esplug_tasks_math import prompts
-from esplug_tasks_math.grading import grade
+from esplug_tasks_math.form import FORMS
+from esplug_tasks_math.grading import Gold, grade
 
 
 @hookimpl
@@ -18,15 +19,18 @@ def options() -> Mapping[str, Any]:
     """Declare the options.
 
     ``template``: qwen, chat, r1 or none. ``shots``: worked examples before each problem, 0 to 4. ``problem`` and
-    ``answer``: names of the columns. ``kind``: kind of the small set's problems to keep.
+    ``answer``: names of the columns. ``kind``: kind of the small set's problems to keep. ``exact_form``: how far an
+    answer must be simplified: off, numbers or strict; auto for the column ``exact_form`` of the row, or else numbers.
     """
-    return {"template": "qwen", "shots": 0, "problem": "problem", "answer": "answer", "kind": "all"}
+    columns = {"problem": "problem", "answer": "answer"}
+    return {"template": "qwen", "shots": 0, **columns, "kind": "all", "exact_form": "auto"}
 
 
 @hookimpl
 def defaults(options: Mapping[str, Any]) -> Mapping[str, Any]:
     """Allow enough tokens to reason. Grading takes milliseconds, so 5 s stop only malicious answers."""
     prompts.check(options["template"], options["shots"])
+    _check_form(options["exact_form"], "auto", *FORMS)
     common = {"max_tokens": 1024, "reward_function_timeout": 5.0}
     return common | {"stop": ["</answer>"]} if options["template"] == "r1" else common
 
@@ -51,10 +55,15 @@ def load_rows(split: str, path: str | None, options: Mapping[str, Any]) -> Any:
 
 @hookimpl
 def collate(batch: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """Read problems and answers from the columns that the options name."""
+    """Read problems and answers from the columns that the options name, and how exact the answers must be."""
     prompts.check(options["template"], options["shots"])
-    problem, answer = options["problem"], options["answer"]
-    return _texts(batch, problem), _texts(batch, answer)
+    chosen = options["exact_form"]
+    forms: list[Any] = [(row.get("exact_form") or "numbers") if chosen == "auto" else chosen for row in batch]
+    for form in forms:
+        _check_form(form, *FORMS)
+    answers = zip(_texts(batch, options["answer"]), forms, strict=True)
+    golds = [answer if form == "numbers" else Gold.of(answer, form) for answer, form in answers]
+    return _texts(batch, options["problem"]), golds
 
 
 @hookimpl
@@ -66,7 +75,12 @@ def template(question: str, options: Mapping[str, Any]) -> Prompt:
 @hookimpl
 def reward(model_output: str, target: str) -> Reward:
     """Give 1.0 for the expected answer in the last box, and 0.0 for anything else."""
-    return grade(model_output, target)
+    return grade(model_output, target, target.exact_form if isinstance(target, Gold) else "numbers")
+
+
+def _check_form(form: Any, *known: str) -> None:
+    if form not in known:
+        raise ValueError(f"exact_form must be one of {', '.join(known)}, not {form!r}")
 
 
 def _texts(batch: Sequence[Mapping[str, Any]], column: str) -> list[str]:

@@ -1,74 +1,21 @@
-r"""Parser for the structure of an answer: lists, tuples, sets, intervals, matrices, relations and expressions."""
+"""Parser for the structure of an answer: lists, tuples, sets, intervals, matrices, relations and expressions."""
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
-from esplug_tasks_math.latex import Tokens, Unreadable, content, group, spell
+from esplug_tasks_math import ratios
+from esplug_tasks_math.latex import Tokens, spell
+from esplug_tasks_math.limits import MOST_ITEMS, Unreadable
+from esplug_tasks_math.relations import SIGNS, is_name
+from esplug_tasks_math.sets import as_set, intersection, merged, without
+from esplug_tasks_math.shapes import Answer, Expression, Interval, Items, Matrix, Relation, Union
 
-MOST_ITEMS = 64
-
-_INEQUALITIES = ("<", ">", r"\leq", r"\geq")
-_SIGNS = frozenset({"=", r"\neq", r"\approx", r"\equiv", r"\in", r"\subset", r"\subseteq", *_INEQUALITIES})
 _OPENING, _CLOSING = frozenset({"(", "[", "{", r"\{", r"\langle"}), frozenset({")", "]", "}", r"\}", r"\rangle"})
-_AND, _OR = frozenset({",", ";", r"\text{and}", r"\text{, and}", r"\text{,and}"}), frozenset({r"\text{or}"})
-_NO_LETTERS = frozenset(
-    rf"\{name}"
-    for name in ("frac", "sqrt", "cdot", "pi", "infty", "binom", "pm", "mp", "ln", "log", "exp", "sin", "cos", "tan")
-)
+_AND = frozenset({",", ";", "&", r"\text{and}", r"\text{, and}", r"\text{,and}"})
+_OR = frozenset({r"\text{or}", r"\text{, or}", r"\text{,or}"})
+_BOTH = frozenset({r"\text{both}", r"\text{either}"})
 _MATRIX = re.compile(r"\\begin\{(?:[pbB]?matrix|smallmatrix|array)\}")
 _THOUSANDS = re.compile(r"[-+]?(?:\\\$)?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?(?![0-9,])")
-
-
-@dataclass(frozen=True, slots=True)
-class Expression:
-    """An answer without structure: a number, a formula, a word or a quantity."""
-
-    tokens: Tokens
-
-
-@dataclass(frozen=True, slots=True)
-class Items:
-    """Several answers: ``1, 2`` (a list, in any order), ``(1,2)`` (a tuple), ``\\{1,2\\}`` (a set)."""
-
-    kind: Literal["list", "tuple", "set"]
-    items: tuple["Answer", ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """An interval whose ends may be open or closed. ``(a,b)`` may also mean a point."""
-
-    low: "Answer"
-    high: "Answer"
-    closed: tuple[bool, bool]
-    spelt_as_pair: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Union:
-    """A union of sets, in any order."""
-
-    parts: tuple["Answer", ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Matrix:
-    """Rows of entries; a vector is a matrix of one column."""
-
-    rows: tuple[tuple["Answer", ...], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Relation:
-    """A chain ``side sign side ...``, such as ``x = 5`` or ``1 < x \\leq 2``."""
-
-    sides: tuple[Tokens, ...]
-    signs: tuple[str, ...]
-
-
-Answer: TypeAlias = Expression | Items | Interval | Union | Matrix | Relation
 
 
 def parse(tokens: Tokens) -> Answer:
@@ -77,7 +24,7 @@ def parse(tokens: Tokens) -> Answer:
     Raises:
         Unreadable: the brackets do not match, or there are more than 64 parts.
     """
-    tokens = _bare(tokens)
+    tokens = _bare(_english(tokens[1:] if tokens[:1] and tokens[0] in _BOTH else tokens))
     if tokens in ((r"\emptyset",), (r"\{", r"\}")):
         return Items("set", ())
     if tokens and _MATRIX.fullmatch(tokens[0]) and tokens[-1].startswith(r"\end"):
@@ -87,48 +34,33 @@ def parse(tokens: Tokens) -> Answer:
         listed = _list(tokens)
         if listed:
             return listed
-    sides = list(_split(tokens, _SIGNS.__contains__))
+    sides = list(_split(tokens, SIGNS.__contains__))
     if len(sides) > 1:
         signs = tuple(sign for _, sign in sides[:-1])
         return _relation(tuple(side for side, _ in sides), signs)
     parts = [part for part, _ in _split(tokens, r"\cup".__eq__)]
     if len(parts) > 1:
         return Union(tuple(as_set(parse(part)) for part in parts))
-    return _bracketed(tokens) or _either_sign(tokens) or Expression(tokens)
+    return _bracketed(tokens) or _difference(tokens) or _colon(tokens) or _either_sign(tokens) or Expression(tokens)
 
 
 def parse_list(tokens: Tokens) -> Answer | None:
     """Parse commas as separators even if they could group the digits of one number."""
-    return _list(_bare(tokens))
-
-
-def as_set(answer: Answer) -> Answer:
-    r"""Reinterpret ``(a,b)`` as an interval and ``x > 2`` as a set of numbers."""
-    match answer:
-        case Items("tuple", (low, high)):
-            return Interval(low, high, (False, False), spelt_as_pair=True)
-        case Relation(sides, signs) if all(sign in _INEQUALITIES for sign in signs):
-            return _solutions(sides, signs) or answer
-    return answer
-
-
-def is_name(tokens: Tokens) -> bool:
-    r"""Return whether tokens are a name: ``x``, ``m_{\max}``, ``f(x)``, ``\angle ABC``, ``SRAC``."""
-    text = re.sub(r"_(?:\{[^{}]*\}|.)|\([A-Za-z, ]*\)|'", "", spell(tokens))
-    if re.fullmatch(r"\([A-Za-z](?:,[A-Za-z])+\)", spell(tokens)):  # (x,y)
-        return True
-    return bool(text) and not re.search(r"[0-9+\-/^!*]|\\(?:frac|sqrt|cdot|pi)\b", text) and has_letters(tokens)
-
-
-def has_letters(tokens: Tokens) -> bool:
-    """Return whether the tokens contain a variable or a word."""
-    return any((token[-1:].isalpha() and token not in _NO_LETTERS) or content(token) for token in tokens)
+    listed = _list(_bare(tokens))
+    if isinstance(listed, Items) and any(
+        isinstance(item, Expression) and len(item.tokens[0]) > 1 and item.tokens[0].startswith("0")
+        for item in listed.items
+    ):
+        return None  # the 000 of 1,000 is no item
+    return listed
 
 
 def _bare(tokens: Tokens) -> Tokens:
     while True:
         inner = _inside(tokens, "{", "}") or _inside(tokens, "(", ")")
-        if inner is None or len(list(_split(inner, _AND.__contains__))) > 1:
+        square = _inside(tokens, "[", "]")
+        inner = square if square and square[0].startswith(r"\begin") else inner
+        if inner is None or ((not inner[:1] or not inner[0].startswith(r"\begin")) and len(_pieces(inner)) > 1):
             return tokens
         tokens = inner
 
@@ -166,15 +98,62 @@ def _pieces(tokens: Tokens) -> list[Tokens]:
 
 
 def _list(tokens: Tokens) -> Answer | None:
+    groups = [group for group, _ in _split(tokens, ";".__eq__) if group]
+    if len(groups) > 1 and "," in tokens:  # x=1, y=2; x=3, y=4
+        return Items("list", tuple(parse(group) for group in groups))
     pieces = _pieces(tokens)
     if len(pieces) < 2:
         return None
     parsed = [parse(piece) for piece in pieces]
-    if r"\text{or}" in tokens or r"\text{and}" not in tokens:
-        sets = [as_set(answer) for answer in parsed]
-        if all(isinstance(part, Interval | Union) for part in sets) and r"\text{or}" in tokens:
-            return Union(tuple(sets))
+    sets = [as_set(answer) for answer in parsed]
+    if not _OR.isdisjoint(tokens):
+        if all(isinstance(part, Interval | Union) for part in sets):
+            return Union(tuple(sets)) if any(map(_is_no_point, parsed)) else Items("list", tuple(parsed))
+    elif all(isinstance(answer, Relation) for answer in parsed) and _one_name(parsed):
+        between = intersection(sets)
+        if isinstance(between, Interval):
+            apart = r"\text{and}" not in tokens and merged((between,)) == ()
+            return Union(tuple(sets)) if apart else between
     return Items("list", _flat(parsed))
+
+
+def _is_no_point(answer: Answer) -> bool:
+    return not isinstance(answer, Items)
+
+
+def _one_name(relations: list[Answer]) -> bool:
+    names = {side for each in relations if isinstance(each, Relation) for side in each.sides if is_name(side)}
+    return len(names) == 1
+
+
+def _english(tokens: Tokens) -> Tokens:
+    """Rewrite the French ``]2,5[`` as ``(2,5)``."""
+    brackets = [token for token in tokens if token in ("[", "]")]
+    if r"\sqrt" in tokens or not brackets or (brackets[0] == "[" and brackets[-1] == "]"):
+        return tokens
+    written, depth = [], 0
+    for token in tokens:
+        if token in ("(", ")"):
+            depth += 1 if token == "(" else -1
+        elif token in ("[", "]") and depth in (0, 1):
+            opens = depth == 0
+            depth = 1 - depth
+            token = token if (token == "[") == opens else "(" if opens else ")"
+        written.append(token)
+    return tuple(written)
+
+
+def _difference(tokens: Tokens) -> Answer | None:
+    r"""Parse a line without points: ``\mathbb{R} \setminus \{2\}``."""
+    parts = [part for part, _ in _split(tokens, (lambda token: token in (r"\setminus", r"\backslash")))]
+    match [parse(part) for part in parts] if len(parts) == 2 else []:
+        case (whole, Items("set", (point,))):
+            return without(as_set(whole), point)
+    return None
+
+
+def _colon(tokens: Tokens) -> Answer | None:
+    return ratios.time(tokens) or ratios.ratio(tokens)
 
 
 def _flat(answers: list[Answer]) -> tuple[Answer, ...]:
@@ -189,6 +168,11 @@ def _flat(answers: list[Answer]) -> tuple[Answer, ...]:
 def _relation(sides: tuple[Tokens, ...], signs: tuple[str, ...]) -> Answer:
     if signs == (r"\in",) and is_name(sides[0]):
         return as_set(parse(sides[1]))
+    if signs == ("=",) and sides[0][:1] == ("(",) and is_name(sides[0]):  # (x,y) = (1,2)
+        names, point = _pieces(sides[0][1:-1]), parse(sides[1])
+        if isinstance(point, Items) and point.kind == "tuple" and len(names) == len(point.items):
+            pieces = _pieces(_bare(sides[1])[1:-1])
+            return Items("list", tuple(Relation(pair, ("=",)) for pair in zip(names, pieces, strict=True)))
     if r"\pm" in sides[-1] and set(signs) == {"="}:
         answer = parse(sides[-1])
         if isinstance(answer, Items):
@@ -196,28 +180,8 @@ def _relation(sides: tuple[Tokens, ...], signs: tuple[str, ...]) -> Answer:
     return Relation(sides, signs)
 
 
-def _solutions(sides: tuple[Tokens, ...], signs: tuple[str, ...]) -> Answer | None:
-    minus, plus = Expression(("-", r"\infty")), Expression((r"\infty",))
-    if len(sides) == 2 and is_name(sides[1]) and not is_name(sides[0]):
-        sides, signs = sides[::-1], tuple(_mirrored(sign) for sign in signs)
-    if len(sides) == 3 and all(sign in (">", r"\geq") for sign in signs):
-        sides, signs = sides[::-1], tuple(_mirrored(sign) for sign in signs[::-1])
-    closed = tuple(sign in (r"\leq", r"\geq") for sign in signs)
-    if len(sides) == 2 and is_name(sides[0]):
-        bound = parse(sides[1])
-        upper = signs[0] in ("<", r"\leq")
-        return Interval(minus, bound, (False, closed[0])) if upper else Interval(bound, plus, (closed[0], False))
-    if len(sides) == 3 and is_name(sides[1]) and all(sign in ("<", r"\leq") for sign in signs):
-        return Interval(parse(sides[0]), parse(sides[2]), (closed[0], closed[1]))
-    return None
-
-
-def _mirrored(sign: str) -> str:
-    return {"<": ">", ">": "<", r"\leq": r"\geq", r"\geq": r"\leq"}[sign]
-
-
 def _bracketed(tokens: Tokens) -> Answer | None:
-    inner = _inside(tokens, r"\{", r"\}")
+    inner = _inside(tokens, r"\{", r"\}") or _inside(tokens, "{", "}")
     if inner is not None:
         described = [part for part, _ in _split(inner, (lambda token: token in ("|", ":")))]
         if len(described) == 2 and is_name(described[0][:1]):
@@ -246,9 +210,7 @@ def _either_sign(tokens: Tokens) -> Answer | None:
 
 
 def _matrix(tokens: Tokens) -> Matrix:
-    start = group(tokens, 1) if tokens[0] == r"\begin{array}" and tokens[1:2] == ("{",) else 1
-    start += tokens[0] == r"\begin{array}" and start == 1  # \begin{array}{c}: one token without braces
-    rows = [row for row, _ in _split(tokens[start:-1], r"\\".__eq__) if row]
+    rows = [row for row, _ in _split(tokens[1:-1], r"\\".__eq__) if row]
     entries = tuple(tuple(parse(entry) for entry, _ in _split(row, "&".__eq__)) for row in rows)
     if len(entries) * max(map(len, entries), default=0) > MOST_ITEMS:
         raise Unreadable("too large a matrix")

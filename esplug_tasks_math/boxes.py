@@ -11,19 +11,20 @@ _UNBRACED = re.compile(r"\s*([-+0-9.\\][^\s$]*|[A-Z](?=[\s$.,;:]|$))")  # not a 
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Return the content of the last box with balanced braces, or ``None`` if there is none.
+    r"""Return the content of the last box, or ``None`` if there is none, or if its braces never close.
 
     ``\fbox`` counts as well. ``\boxed 5`` without braces ends at the next space or ``$``. Of nested boxes, the inner
-    one counts. Work is bounded on any text: boxes longer than 10,000 characters, and boxes before the last 20, are
-    ignored.
+    one counts. A box that never closes is an unfinished answer, so an earlier box does not count. Work is bounded on
+    any text: a box longer than 10,000 characters is unfinished, and boxes before the last 20 are ignored.
     """
     end = len(text)
     for _ in range(MOST_BOXES):
         start, command = max((text.rfind(command, 0, end), command) for command in _COMMANDS)
         if start < 0:
             return None
-        content = _content(text, start + len(command))
-        if content is not None:
+        position = start + len(command)
+        content = _content(text, position)
+        if content is not None or text[position : position + LONGEST_BOX].lstrip().startswith("{"):
             return content
         end = start
     return None

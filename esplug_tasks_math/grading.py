@@ -10,38 +10,54 @@ from fractions import Fraction
 from esplug import Reward
 from esplug_tasks_math import equality, rationals, units
 from esplug_tasks_math.boxes import last_boxed
-from esplug_tasks_math.latex import LONGEST_ANSWER, Tokens, Unreadable, tokens
+from esplug_tasks_math.form import ExactForm
+from esplug_tasks_math.latex import Tokens, tokens
+from esplug_tasks_math.limits import LONGEST_ANSWER, Unreadable, budget
 
 #: Largest relative difference between an answer and the rounded number that it rounds to.
 TOLERANCE = Fraction(1, 100)
 
 
-def grade(model_output: str, gold: str) -> Reward:
+class Gold(str):
+    """The text of an expected answer whose data set says how exact the form of answers must be."""
+
+    exact_form: ExactForm = "numbers"
+
+    @classmethod
+    def of(cls, text: str, exact_form: ExactForm) -> "Gold":
+        """Make a gold answer with its form."""
+        gold = cls(text)
+        gold.exact_form = exact_form
+        return gold
+
+
+def grade(model_output: str, gold: str, exact_form: ExactForm = "numbers") -> Reward:
     r"""Grade text by the content of its last ``\boxed{...}``. Never raises.
 
-    Labels: ``correct``, ``wrong``, ``no_box``, and ``unparsable`` for a box whose content cannot be parsed or is too
-    large.
+    ``exact_form`` says how far the answer must be simplified: see :mod:`esplug_tasks_math.form`. Labels: ``correct``,
+    ``wrong``, ``no_box``, and ``unparsable`` for a box whose content cannot be parsed or is too large.
     """
     given = last_boxed(model_output)
-    label = "no_box" if given is None else outcome(given, gold)
+    label = "no_box" if given is None else outcome(given, gold, exact_form)
     correct = label == "correct"
     return Reward(float(correct), label, correct=correct)
 
 
-def same_answer(given: str, gold: str) -> bool:
+def same_answer(given: str, gold: str, exact_form: ExactForm = "numbers") -> bool:
     """Return whether two answers are equal. ``gold`` may be the text of a list of accepted answers."""
-    return outcome(given, gold) == "correct"
+    return outcome(given, gold, exact_form) == "correct"
 
 
-def outcome(given: str, gold: str) -> str:
+def outcome(given: str, gold: str, exact_form: ExactForm = "numbers") -> str:
     """Return ``correct``, ``wrong`` or ``unparsable``."""
     if gold.strip() in (given.strip(), given.strip().removeprefix("$").removesuffix("$").strip()):
         return "correct"
     try:
-        answer = tokens(given)
-        if not answer:
+        readings = _readings(given)
+        if not readings[0]:
             return "unparsable"
-        right = any(_same(answer, text, rounded=_is_list(gold)) for text in accepted(gold))
+        with budget():
+            right = any(_same(readings, text, exact_form, rounded=_is_list(gold)) for text in accepted(gold))
         return "correct" if right else "wrong"
     except (Unreadable, RecursionError):
         return "unparsable"
@@ -56,12 +72,26 @@ def accepted(gold: str) -> list[str]:
     return listed if listed and all(isinstance(text, str) for text in listed) else [gold]
 
 
-def _same(answer: Tokens, text: str, *, rounded: bool) -> bool:
+def _readings(given: str) -> list[Tokens]:
+    """Return the tokens of an answer, and those with bare words after a number as text, if they differ."""
+    plain = tokens(given)
+    try:
+        spelt = tokens(units.spelt_out(given))
+    except Unreadable:
+        return [plain]
+    return [plain] if spelt == plain else [plain, spelt]
+
+
+def _same(readings: list[Tokens], text: str, exact_form: ExactForm, *, rounded: bool) -> bool:
     try:
         gold = tokens(text)
     except Unreadable:  # not the fault of the model; only identical text could have been correct
         return False
-    return answer == gold or (rounded and _rounds_to(answer, gold)) or equality.same(answer, gold)
+    return bool(gold) and any(_reading_is(answer, gold, exact_form, rounded=rounded) for answer in readings)
+
+
+def _reading_is(answer: Tokens, gold: Tokens, exact_form: ExactForm, *, rounded: bool) -> bool:
+    return answer == gold or (rounded and _rounds_to(answer, gold)) or equality.same(answer, gold, exact_form)
 
 
 def _is_list(gold: str) -> bool:
@@ -71,7 +101,8 @@ def _is_list(gold: str) -> bool:
 def _rounds_to(answer: Tokens, gold: Tokens) -> bool:
     """Return whether a number with more digits rounds to a measured one."""
     (left, unit), (right, gold_unit) = units.split(answer), units.split(gold)
-    x, y, half = rationals.rational(left), rationals.rational(right), rationals.precision(right)
-    if x is None or y is None or half is None or not units.may_be_same(unit, gold_unit):
+    number, y, half = rationals.number(left), rationals.rational(right), rationals.precision(right)
+    x = number.value if number and number.form in ("digits", "scientific") else None
+    if x is None or y is None or half is None or not units.may_be_same(unit, gold_unit, x):
         return False
     return abs(x - y) <= min(half, abs(y) * TOLERANCE)

@@ -9,37 +9,30 @@ import re
 from collections.abc import Iterator
 from typing import TypeAlias
 
-from pylatexenc.latex2text import LatexNodes2Text  # type: ignore[import-untyped]
-
-from esplug_tasks_math.spelling import ALIASES, DROPPED, FONTS
+from esplug_tasks_math.limits import DEEPEST, MOST_DIGITS, Unreadable
+from esplug_tasks_math.notation import latex
+from esplug_tasks_math.spelling import ALIASES, DROPPED, FONTS, INFIX
 
 Tokens: TypeAlias = tuple[str, ...]
 
-#: Limits: characters of an answer, depth of nesting, digits of a number.
-LONGEST_ANSWER, DEEPEST, MOST_DIGITS = 2_000, 30, 400
-
-
-class Unreadable(ValueError):  # noqa: N818 - it describes the text
-    """A text that cannot be parsed: too long, nested too deeply, or unbalanced."""
-
-
 _TOKEN = re.compile(r"\\[A-Za-z]+\*?|\\.|[0-9]+|\s+|.", re.DOTALL)
 _WORD = re.compile(r"[^\W\d_]{2}")
-_PER = re.compile(r"[A-Za-z]+/[A-Za-z]+")  # m/s
+_PER = re.compile(r"[A-Za-z]+(?:\^-?[0-9])?(?:[ /]+[A-Za-z]+(?:\^-?[0-9])?)+|[A-Za-z]+\^-?[0-9]")  # m/s, m s^-1
+
+_LENGTH = re.compile(r"\[-?[0-9.]+(?:pt|em|ex|mm|cm|in|pc|mu)\]")
+_COLUMNS = re.compile(r"\[[lcr|]+\]")
 
 _ARGUMENTS = {r"\frac": 2, r"\binom": 2, r"\sqrt": 1}
 
 
 def tokens(text: str) -> Tokens:
-    r"""Tokenize LaTeX or plain text, in normalized spelling.
+    r"""Tokenize LaTeX, Unicode or plain text, in normalized spelling.
 
     Raises:
         Unreadable: the text is longer than 2,000 characters, contains a number of more than 400 digits or more than 30
             levels of nesting, or has unbalanced braces.
     """
-    if len(text) > LONGEST_ANSWER:
-        raise Unreadable("too long")
-    raw = _TOKEN.findall(text.replace("<=", r"\leq ").replace(">=", r"\geq "))  # as in code
+    raw = _TOKEN.findall(latex(text).replace("<=", r"\leq ").replace(">=", r"\geq "))  # as in code
     _check(raw)
     spelt = _Reader(raw).read()
     while spelt and spelt[-1] in ".,;:" and spelt[-2:] != ["\\", "."]:
@@ -60,16 +53,8 @@ def spell(answer: Tokens) -> str:
 
 
 def words(answer: Tokens) -> str:
-    """Render tokens as plain text: lower case, no markup, single spaces.
-
-    Raises:
-        Unreadable: the tokens are invalid LaTeX.
-    """
-    try:
-        plain = LatexNodes2Text(keep_comments=True).latex_to_text(spell(answer).replace("%", r"\%"))
-    except Exception as error:  # pylatexenc raises errors of many types on invalid LaTeX
-        raise Unreadable("no text") from error
-    return " ".join(plain.split()).lower().strip(" .")
+    """Return the text of tokens in lower case, without markup and spaces."""
+    return "".join("".join(content(token) or token for token in answer).split()).lower().strip(".")
 
 
 def content(word: str) -> str:
@@ -112,6 +97,10 @@ class _Reader:
     def read(self, closing: str | None = None) -> list[str]:
         spelt: list[str] = []
         while self._at < len(self._raw) and self._raw[self._at] != closing:
+            infix = INFIX.get(self._raw[self._at])  # {1 \over 2}
+            if infix:
+                self._at += 1
+                return [infix, "{", *spelt, "}", "{", *self.read(closing), "}"]
             spelt += self._next()
         return spelt
 
@@ -123,7 +112,10 @@ class _Reader:
         if token in FONTS:
             return self._font(token)
         if token in (r"\begin", r"\end"):
-            return [f"{token}{{{self._verbatim().strip()}}}"]
+            return self._environment(token)
+        if token in (r"\\", r"\cr"):
+            self._skip(_LENGTH)
+            return [r"\\"]
         if token == "{":
             return self._braces()
         if token == r"\$":
@@ -135,8 +127,27 @@ class _Reader:
         if not others and token in _ARGUMENTS:
             spelt += self._root() if token == r"\sqrt" else []
             for _ in range(_ARGUMENTS[token]):
-                spelt += ["{", *self._argument(), "}"]
+                inner = self._parenthesis() if token == r"\sqrt" else None
+                spelt += ["{", *(self._argument() if inner is None else inner), "}"]
         return spelt
+
+    def _environment(self, token: str) -> list[str]:
+        name = self._verbatim().strip()
+        if token == r"\begin" and name.endswith("*"):
+            self._skip(_COLUMNS)
+        if token == r"\begin" and name == "array":
+            self._verbatim()
+        return [f"{token}{{{name.removesuffix('*')}}}"]
+
+    def _skip(self, pattern: re.Pattern[str]) -> None:
+        """Skip an option in square brackets that matches, such as the ``[2pt]`` of a line break."""
+        start = self._at
+        while start < len(self._raw) and self._raw[start].isspace():
+            start += 1
+        if self._raw[start : start + 1] == ["["] and "]" in self._raw[start : start + 9]:
+            end = self._raw.index("]", start) + 1
+            if pattern.fullmatch("".join(self._raw[start:end])):
+                self._at = end
 
     def _braces(self) -> list[str]:
         inner = self.read("}")
@@ -168,6 +179,24 @@ class _Reader:
             return ["[", *index, "]"]
         return []
 
+    def _parenthesis(self) -> list[str] | None:
+        r"""Read the argument of ``\sqrt(2)`` and ``x^(1/2)``, or return ``None`` if no parenthesis is here."""
+        self._skip_space()
+        while self._raw[self._at : self._at + 1] == [r"\left"]:
+            self._at += 1
+        if self._raw[self._at : self._at + 1] != ["("]:
+            return None
+        depth = 0
+        for end in range(self._at, len(self._raw)):
+            depth += (self._raw[end] == "(") - (self._raw[end] == ")")
+            if depth == 0:
+                break
+        else:
+            return None
+        inner = _Reader(self._raw[self._at + 1 : end]).read()
+        self._at = end + 1
+        return inner
+
     def _script(self, token: str) -> list[str]:
         self._skip_space()
         minus = token == "^" and self._raw[self._at : self._at + 1] in (["-"], ["\N{MINUS SIGN}"])  # 10^-3
@@ -176,8 +205,10 @@ class _Reader:
             self._skip_space()
         if self._at >= len(self._raw):
             return []
-        inner = self._argument() if self._raw[self._at] == "{" else self._next()
-        inner = ["-", *inner] if minus else inner
+        grouped = self._parenthesis() if token == "^" else None
+        if grouped is None:
+            grouped = self._argument() if self._raw[self._at] == "{" else self._next()
+        inner = ["-", *grouped] if minus else grouped
         if inner in ([r"\circ"], ["°"]):
             return ["°"]
         if inner and set(inner) == {"'"}:

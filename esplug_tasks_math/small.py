@@ -76,7 +76,7 @@ def rows(split: Literal["eval"]) -> dict[str, list[Row]]: ...
 @overload
 def rows(split: str) -> list[Row] | dict[str, list[Row]]: ...
 def rows(split: str) -> list[Row] | dict[str, list[Row]]:
-    """Return rows with the columns ``problem``, ``answer`` and ``kind``.
+    """Return rows with the columns ``problem``, ``answer``, ``kind`` and ``exact_form``.
 
     Args:
         split: ``"train"`` for 1,000 rows with alternating kinds; ``"eval"`` for a mapping from kind to 75 rows.
@@ -97,7 +97,7 @@ def build() -> dict[str, dict[str, list[Row]]]:
 
 
 def _row(kind: str, problem: Problem) -> Row:
-    return {"problem": problem.text, "answer": written(problem.answer), "kind": kind}
+    return {"problem": problem.text, "answer": written(problem.answer), "kind": kind, "exact_form": "strict"}
 
 
 def written(value: Fraction) -> str:

@@ -1,6 +1,11 @@
 """Tables of equivalent LaTeX spellings, for :mod:`esplug_tasks_math.latex`."""
 
 
+def listed(text: str) -> tuple[str, ...]:
+    """Split a table of words."""
+    return tuple(text.split())
+
+
 def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
@@ -9,12 +14,13 @@ def _words(text: str) -> frozenset[str]:
 DROPPED = _words(
     r"""$ ~ \, \! \; \: \> \( \) \[ \] \left \right \middle \big \Big \bigg \Bigg \bigl \bigr \Bigl \Bigr \biggl
     \biggr \Biggl \Biggr \quad \qquad \displaystyle \textstyle \scriptstyle \limits \nolimits \boxed \fbox
-    \phantom \thinspace \rm \bf \it \hfill \allowbreak \enspace \space \mathstrut \strut"""
+    \thinspace \hline \large \Large \small \normalsize \tiny \rmfamily \bfseries \rm \bf \it \hfill \allowbreak
+    \enspace \space \mathstrut \strut"""
 ) | {"\\ ", "\\\n"}
 #: Commands whose argument is text or mathematics in another font.
 FONTS = _words(
     r"""\text \mbox \hbox \textbf \textit \textrm \textsf \texttt \textnormal \textup \mathrm \mathbf \mathit
-    \mathsf \mathtt \mathnormal \boldsymbol \bm \operatorname \operatorname* \emph \underline"""
+    \mathsf \mathtt \mathnormal \boldsymbol \bm \pmb \operatorname \operatorname* \emph \underline"""
 )
 #: Alternative spellings: command or character to its normalized tokens.
 ALIASES: dict[str, tuple[str, ...]] = {
@@ -44,7 +50,6 @@ ALIASES: dict[str, tuple[str, ...]] = {
         r"\mid": "|",
         r"\times": r"\cdot",
         r"\ast": r"\cdot",
-        r"\div": "/",
         r"\%": "%",
         r"\degree": "°",
         r"\degrees": "°",
@@ -55,6 +60,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
         r"\varnothing": r"\emptyset",
         r"\lor": r"\text{or}",
         r"\vee": r"\text{or}",
+        r"\land": r"\text{and}",
+        r"\wedge": r"\text{and}",
         r"\infin": r"\infty",
         r"\approxeq": r"\approx",
         r"\simeq": r"\approx",
@@ -65,7 +72,34 @@ ALIASES: dict[str, tuple[str, ...]] = {
         "\N{MULTIPLICATION SIGN}": r"\cdot",
         "·": r"\cdot",
         "⋅": r"\cdot",
-        "÷": "/",
+        "÷": r"\div",
+        "\N{DIVISION SLASH}": "/",
+        "\N{FRACTION SLASH}": "/",
+        "\N{HYPHEN}": "-",
+        "\N{NON-BREAKING HYPHEN}": "-",
+        "\N{FIGURE DASH}": "-",
+        "\N{HEAVY MINUS SIGN}": "-",
+        "∙": r"\cdot",
+        "\N{ASTERISK OPERATOR}": r"\cdot",
+        "⌊": r"\lfloor",
+        "⌋": r"\rfloor",
+        "⌈": r"\lceil",
+        "⌉": r"\rceil",
+        "⟨": r"\langle",
+        "⟩": r"\rangle",
+        "\u2329": r"\langle",
+        "\u232a": r"\rangle",
+        "〈": r"\langle",
+        "〉": r"\rangle",
+        "\N{DOUBLE-STRUCK CAPITAL R}": r"\mathbb R",
+        "\N{DOUBLE-STRUCK CAPITAL Z}": r"\mathbb Z",
+        "\N{DOUBLE-STRUCK CAPITAL N}": r"\mathbb N",
+        "\N{DOUBLE-STRUCK CAPITAL Q}": r"\mathbb Q",
+        "\N{SET MINUS}": r"\setminus",
+        "º": "°",
+        "\N{RATIO}": ":",
+        "∧": r"\text{and}",
+        "\N{LOGICAL OR}": r"\text{or}",
         "\N{MINUS SIGN}": "-",
         "\N{EN DASH}": "-",
         "≤": r"\leq",
@@ -88,15 +122,9 @@ ALIASES: dict[str, tuple[str, ...]] = {
         "ω": r"\omega",
         "φ": r"\phi",
         "√": r"\sqrt",
-        "²": "^ 2",
-        "³": "^ 3",
-        "½": r"\frac { 1 } { 2 }",
-        "¼": r"\frac { 1 } { 4 }",
-        "¾": r"\frac { 3 } { 4 }",
         "\N{PRIME}": "'",
         "\N{RIGHT SINGLE QUOTATION MARK}": "'",
-        "\N{FULLWIDTH COMMA}": ",",
-        "\N{FULLWIDTH LEFT PARENTHESIS}": "(",
-        "\N{FULLWIDTH RIGHT PARENTHESIS}": ")",
     }.items()
 }
+#: Commands between their two arguments, as in ``{1 \\over 2}``, and those that take the arguments after them.
+INFIX = {r"\over": r"\frac", r"\choose": r"\binom"}

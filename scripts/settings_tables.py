@@ -3,7 +3,7 @@
 from itertools import groupby
 from pathlib import Path
 
-from esplug.config import RunConfig, flag_of, panel_of
+from esplug.config import RunConfig, default_of, details_of, flag_of, panel_of
 
 PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
 START, END = "<!-- settings -->\n", "<!-- /settings -->"
@@ -18,9 +18,10 @@ def _table(panel: str, names: list[str]) -> str:
     lines = [f"## {panel}", "", "| flag | default | |", "|---|---|---|"]
     for name in names:
         field = RunConfig.model_fields[name]
-        text, _, shown = (field.description or "").partition("  [default: ")
-        default = shown.rstrip("]") or _plain(field.default)
-        lines.append(f"| `{flag_of(name)}` | {default} | {text.replace('|', ' ')} |")
+        text = (field.description or "").partition("  [default: ")[0]
+        default = default_of(name) or _plain(field.default)
+        cell = f"{text} {details_of(name)}".rstrip().replace("|", " ")
+        lines.append(f"| `{flag_of(name)}` | {default} | {cell} |")
     return "\n".join(lines) + "\n"
 
 

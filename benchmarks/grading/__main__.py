@@ -5,22 +5,24 @@ r"""Grading benchmark: a suite's answers through the real reward pool, and hosti
 SUITE is a saved DatasetDict (or a split of one) with a column ``answer``. Every answer, in a box, is graded against
 itself and against the answer of the next problem. Pools of one and of two processes give problems per second. Grading
 once more in this process shows which answers needed the symbolic step, and the slowest answers.
+``benchmarks.grading.agreement`` compares with math-verify, and ``benchmarks.grading.fuzz`` searches for slow answers.
 """
 
 import argparse
 import os
 import platform
+import re
 import time
-from importlib.metadata import version
+from importlib.metadata import requires, version
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.grading.suites import accepted, golds_of
 from benchmarks.shared.machine import processor
-from datasets import load_from_disk
 from esplug.rewards import RewardPool
-from esplug_tasks_math import defaults, grading, options, reward, symbolic
+from esplug_tasks_math import defaults, options, reward, symbolic
 
 TIMEOUT = float(defaults(options())["reward_function_timeout"])
 STARTING = 4.0  # seconds until both processes have loaded the task
@@ -53,15 +55,9 @@ HOSTILE = {
 GOLD = r"\sqrt{x+1}"
 
 
-def answers(folder: Path) -> list[str]:
-    """Return the answers of all splits, in order."""
-    data = load_from_disk(str(folder))
-    return [str(answer) for rows in (data.values() if hasattr(data, "values") else [data]) for answer in rows["answer"]]
-
-
 def boxed(answer: str) -> str:
     """Return a short solution that ends with the first accepted answer."""
-    return f"We find $\\boxed{{{grading.accepted(answer)[0].strip()}}}$."
+    return f"We find $\\boxed{{{accepted(answer)[0]}}}$."
 
 
 def seconds(pool: RewardPool, outputs: list[str], golds: list[str]) -> float:
@@ -148,12 +144,15 @@ def hostile(outputs: list[str], golds: list[str]) -> tuple[Table, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a saved DatasetDict with a column 'answer'")
-    golds = answers(parser.parse_args().data)
+    golds = golds_of(parser.parse_args().data)
     right = [boxed(gold) for gold in golds]
     pairs = {"right": (right, golds), "of the next problem": (right[1:] + right[:1], golds)}
 
     console = Console(width=None if Console().is_terminal else 120)
-    packages = ("math-verify", "latex2sympy2_extended", "sympy", "mpmath", "pylatexenc", "antlr4-python3-runtime")
+    required = (
+        re.match("[A-Za-z0-9_.-]+", line) for line in requires("esplug-tasks-math") or () if "extra" not in line
+    )
+    packages = sorted(match[0] for match in required if match and match[0] != "esplug")
     console.print(f"{processor()}, {os.cpu_count()} cores, {platform.system()}; load average {os.getloadavg()[0]:.1f}")
     console.print(f"python {platform.python_version()}, " + ", ".join(f"{name} {version(name)}" for name in packages))
     console.print(throughput(pairs))

@@ -5,26 +5,33 @@ import re
 from math import prod
 from pathlib import Path
 
+from esplug.checkpoints.model_files import DESCRIPTIONS, ModelFiles
+from esplug.checkpoints.model_kind import TRAINING, ModelKind, ModelUse, check_model
 from esplug.errors import UserError
-from esplug.utils.hub import hub_revision
+from esplug.utils.hub import hub_files, hub_revision
+from esplug.utils.local_paths import exists, looks_local
 from esplug.utils.text import one_line
 
 _SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})(/|$)")
 
-#: Suffixes of a model's files: weights, configuration, tokenizer.
-MODEL_FILES = (".json", ".safetensors", ".txt", ".model", ".jinja", ".tiktoken")
+#: Suffixes of a model's files: weights, configuration, tokenizer, and the code of a model that brings its own.
+MODEL_FILES = (".json", ".safetensors", ".txt", ".model", ".jinja", ".tiktoken", ".py")
 
 
-def model_folder(name: str, flag: str = "--model-name") -> Path:
-    """Return the folder of a model, downloading it if ``name`` is a Hub id, with optional ``@revision``."""
-    folder = local_folder(name, flag) or _download(name, flag)
-    if not (folder / "config.json").is_file():
-        files = sorted(folder.glob("*.pth"))
-        instead = f"; give the file itself, {files[0]}" if files else ""
-        raise UserError(f"{flag} {name}: not a Hugging Face model folder (no config.json){instead}")
-    if not any(folder.glob("*.safetensors")):
-        raise UserError(f"{flag} {name}: no *.safetensors weights there; convert the model with save_pretrained")
+def model_folder(name: str, flag: str = "--model-name", use: ModelUse = TRAINING) -> Path:
+    """Return the folder of a model, downloading it if ``name`` is a Hub id, with optional ``@revision``.
+
+    Raises:
+        UserError: there is no such model, or it is of a kind that is of no ``use``.
+    """
+    folder = local_folder(name, flag) or _download(name, flag, use)
+    check_model(ModelFiles.of(folder, name), use, f"{flag} {name}")
     return folder.resolve()
+
+
+def kind_of_folder(folder: Path, use: ModelUse) -> ModelKind:
+    """Return the kind of a model folder; raises like :func:`model_folder`."""
+    return check_model(ModelFiles.of(folder, str(folder)), use, str(folder))
 
 
 def local_folder(name: str, flag: str) -> Path | None:
@@ -38,26 +45,60 @@ def local_folder(name: str, flag: str) -> Path | None:
 
 def may_be_on_hub(name: str) -> bool:
     """Return whether a name can be a Hugging Face id, ``owner/name`` or an old one without owner."""
-    return not name.startswith((".", "/", "~")) and name.count("/") <= 1
+    return not looks_local(name)
 
 
-def _download(name: str, flag: str) -> Path:
+def is_in_local_folder(name: str) -> bool:
+    """Return whether a name such as ``models/tiny`` starts with a folder of this machine, so it is hardly a Hub id."""
+    return "/" in name and exists(str(Path(name).parent))
+
+
+def no_such_folder(name: str, flag: str) -> str:
+    """Describe a missing folder, with its absolute path."""
+    path = str(Path(name).expanduser().absolute())
+    return f"{flag} {name}: no such folder" + (f" ({path})" if path != name else "")
+
+
+def _download(name: str, flag: str, use: ModelUse) -> Path:
     if not may_be_on_hub(name):
-        raise UserError(f"{flag} {name}: no such folder")
+        raise UserError(no_such_folder(name, flag))
     repo, _, revision = name.partition("@")
     try:
         commit = hub_revision(repo, revision or None, "model")
     except LookupError as error:
+        if is_in_local_folder(name):
+            raise UserError(no_such_folder(name, flag)) from error
         raise UserError(f"{flag} {name}: no such folder, and not available from the Hub: {error}") from error
     try:  # without the Hub, an earlier download is used
+        if commit:
+            check_on_hub(name, commit, use, flag)
         return _snapshot(repo, commit or revision, cached_only=commit is None)
+    except UserError:
+        raise
     except Exception as error:
+        if commit is None and is_in_local_folder(name):
+            raise UserError(no_such_folder(name, flag)) from error
         if commit is None:
             raise UserError(
                 f"{flag} {name}: no such folder, and the Hugging Face Hub is out of reach; on a machine that reaches "
                 f"it, run `hf download {repo} --local-dir DIR`, then give DIR"
             ) from error
         raise UserError(f"{flag} {name}: not readable from the Hub ({one_line(error)})") from error
+
+
+def check_on_hub(name: str, commit: str, use: ModelUse, flag: str) -> ModelKind | None:
+    """Check the kind of a model on the Hub from its small files, before its weights are downloaded.
+
+    Returns ``None`` if the Hub does not list its files.
+    """
+    from huggingface_hub import snapshot_download
+
+    repo = name.partition("@")[0]
+    names = hub_files(repo, commit)
+    if not names:
+        return None
+    folder = snapshot_download(repo, revision=commit, allow_patterns=list(DESCRIPTIONS), local_files_only=False)
+    return check_model(ModelFiles.of(Path(folder), name, names), use, f"{flag} {name}")
 
 
 def _snapshot(repo: str, revision: str, *, cached_only: bool) -> Path:
@@ -113,7 +154,9 @@ def longest_prompt(folder: Path, max_model_len: int | None, max_tokens: int) -> 
             raise ValueError("not an object")
     except ValueError as error:
         raise UserError(f"{folder / 'config.json'}: damaged ({error})") from error
-    own = config.get("max_position_embeddings") or 2**31
+    inner = config.get("text_config")  # describes the language model of a multimodal one
+    described = inner if isinstance(inner, dict) else config
+    own = described.get("max_position_embeddings") or 2**31
     if max_model_len and max_model_len > own:
         raise UserError(f"--max-model-len {max_model_len}: the model's own length is {own}")
     limit = max_model_len or own

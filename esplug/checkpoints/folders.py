@@ -97,6 +97,13 @@ def verify(folder: Path) -> None:
             raise UserError(_damage(folder / name, "changed: its bytes are not those that were written"))
 
 
+def weights_hash(folder: Path) -> int:
+    """Return a 64-bit hash of a model's weight files: their names and bytes."""
+    hashes = _hashes(folder, sorted(path.name for path in folder.glob("*.safetensors")))
+    lines = "".join(f"{name} {value}\n" for name, value in sorted(hashes.items()))
+    return int.from_bytes(blake2b(lines.encode(), digest_size=8).digest(), "little")
+
+
 def periodic_name(iteration: int) -> str:
     """Return the folder name of the checkpoint after an iteration."""
     return f"iteration-{iteration}"

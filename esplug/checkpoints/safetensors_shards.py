@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,28 @@ from esplug.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+_BITS = re.compile(r"[A-Z]+(\d+)")
 _SHARD_BYTES = 2 * 10**9  # a shard is written in one call, which must not look like an engine that hangs
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorHeader:
+    """A tensor's type, as safetensors names it (``BF16``, ``F8_E4M3``, ``I32``), and its shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the type is a floating-point one."""
+        return self.dtype.startswith(("F", "BF"))
+
+    @property
+    def element_bytes(self) -> int:
+        """Bytes of an element, at least 1."""
+        bits = _BITS.match(self.dtype)
+        return max(1, int(bits[1]) // 8) if bits else 1
 
 
 def plan_shards(sizes: Mapping[str, int]) -> dict[str, list[str]]:
@@ -101,22 +122,25 @@ def read_tensors(folder: Path) -> "Iterator[tuple[str, torch.Tensor]]":
                 yield name, content.get_tensor(name)
 
 
+def read_headers(folder: Path) -> dict[str, TensorHeader]:
+    """Return the types and shapes of a model folder's tensors from the files' headers."""
+    found = {}
+    for file, names in tensors_by_file(folder).items():
+        with open_safetensors(file, "numpy") as content:
+            for name in names:
+                header = content.get_slice(name)
+                found[name] = TensorHeader(header.get_dtype(), tuple(header.get_shape()))
+    return found
+
+
 def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Return the shapes of a model folder's tensors from the files' headers."""
-    return {name: tuple(header.get_shape()) for name, header in _tensor_headers(folder)}
+    return {name: header.shape for name, header in read_headers(folder).items()}
 
 
 def max_element_bytes(folder: Path) -> int:
     """Return the size of the largest element type in a model folder, in bytes: usually 2 or 4."""
-    types = {header.get_dtype() for _, header in _tensor_headers(folder)}
-    return max(int("".join(filter(str.isdigit, name)) or 8) // 8 for name in types)
-
-
-def _tensor_headers(folder: Path) -> Iterator[tuple[str, Any]]:
-    for file, names in tensors_by_file(folder).items():
-        with open_safetensors(file, "numpy") as content:
-            for name in names:
-                yield name, content.get_slice(name)
+    return max(header.element_bytes for header in read_headers(folder).values())
 
 
 def _unindexed(folder: Path) -> list[Path]:

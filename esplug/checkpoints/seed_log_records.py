@@ -133,3 +133,16 @@ def movement(steps: Sequence[Step], run_seed: int) -> tuple[list[int], list[floa
 def _check_u64(what: str, value: int) -> None:
     if not 0 <= value < 2**64:
         raise ValueError(f"{what} must be between 0 and 2**64 - 1, got {value}")
+
+
+def why_unchanged(base: int, steps: Sequence[Step]) -> str:
+    """Say why updates left the weights, whose checksum was ``base``, as they were, and what to try.
+
+    Returns ``""`` if the updates moved the weights, or if there are none.
+    """
+    if not steps or steps[-1].checksum != base:
+        return ""
+    if any(any(step.coefficients) for step in steps):
+        return "every update was too small to change a weight; try a larger alpha"
+    to_try = "a reward that gives partial credit, easier prompts, more of them, a larger sigma or a larger model"
+    return f"all members earned the same in every iteration; try {to_try}"

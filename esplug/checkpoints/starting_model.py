@@ -12,6 +12,7 @@ from typing import Literal
 
 from esplug.checkpoints.base_model import local_folder, model_folder
 from esplug.checkpoints.folders import verify
+from esplug.checkpoints.model_kind import TRAINING, ModelUse
 from esplug.checkpoints.replayed_model import write_model
 from esplug.checkpoints.seed_log import read
 from esplug.checkpoints.seed_log_format import FILE_NAME, LINE_START
@@ -21,11 +22,21 @@ from esplug.utils.console import say
 from esplug.utils.file_lock import is_abandoned, locked
 
 _PREFIX = ".starting-"
+_REPLAY = ModelUse(perturbs=True, trusts_code=True)  # replaying runs no code
+_WEIGHT_FILES = {
+    ".safetensors": "give its folder, with config.json and the tokenizer",
+    ".gguf": "GGUF weights are quantised and cannot be perturbed: use the folder of the unquantised model",
+}
 _REMEDY = "give its new path with the --base of `esplug export`"
 
 
 def starting_model(
-    model_name: str, checkpoint: str | None, revision: str | None, scratch: Path, stack: ExitStack
+    model_name: str,
+    checkpoint: str | None,
+    revision: str | None,
+    scratch: Path,
+    stack: ExitStack,
+    use: ModelUse = TRAINING,
 ) -> Path:
     """Return a folder with the starting weights that vLLM can load.
 
@@ -35,10 +46,11 @@ def starting_model(
         revision: commit of a model on the Hub; ``None`` for the revision in its name.
         scratch: parent of temporary folders, on a path that all engines share.
         stack: removes the temporary folders when it is closed.
+        use: what the run does with the model.
     """
     if checkpoint is None:
-        return _find(model_name, "--model-name", None, revision, scratch, stack)
-    return _find(checkpoint, "--checkpoint", model_name, revision, scratch, stack)
+        return _find(model_name, "--model-name", None, revision, use, scratch, stack)
+    return _find(checkpoint, "--checkpoint", model_name, revision, use, scratch, stack)
 
 
 def base_of(log: Path, given: str | None, scratch: Path, stack: ExitStack) -> Path:
@@ -47,12 +59,12 @@ def base_of(log: Path, given: str | None, scratch: Path, stack: ExitStack) -> Pa
     ``given`` is the value of ``--base``; ``scratch`` and ``stack`` are as for :func:`starting_model`.
     """
     if given is not None:
-        return _find(given, "--base", _model_name(read(log, 0).header), None, scratch, stack)
+        return _find(given, "--base", _model_name(read(log, 0).header), None, _REPLAY, scratch, stack)
     logs = _lineage(log)
     header = read(logs[-1], 0).header
     name, revision = header.base.name, header.base.revision
     try:
-        folder = _find(name, "the log's base model", _model_name(header), revision, scratch, stack)
+        folder = _find(name, "the log's base model", _model_name(header), revision, _REPLAY, scratch, stack)
     except UserError as error:
         raise UserError(f"{error}; {_REMEDY}") from error
     for earlier in reversed(logs[1:]):
@@ -75,7 +87,15 @@ def kind_of(name: str) -> Literal["model", "log", "pth"]:
     return "pth" if name.endswith(".pth") else "model"
 
 
-def _find(name: str, flag: str, model_name: str | None, revision: str | None, scratch: Path, stack: ExitStack) -> Path:
+def _find(
+    name: str,
+    flag: str,
+    model_name: str | None,
+    revision: str | None,
+    use: ModelUse,
+    scratch: Path,
+    stack: ExitStack,
+) -> Path:
     """Return the folder of a model of any kind; arguments as for :func:`starting_model`."""
     kind, path = kind_of(name), Path(name)
     if kind == "log":
@@ -85,11 +105,13 @@ def _find(name: str, flag: str, model_name: str | None, revision: str | None, sc
         except UserError as error:
             raise UserError(f"{flag} {name}: {error}") from error
     if kind == "pth":
+        if instead := _WEIGHT_FILES.get(path.suffix.lower()):
+            raise UserError(f"{flag} {name}: one file of weights; {instead}")
         if model_name is None or model_name == name:
             raise UserError(f"{flag} {name}: only weights; give it as --checkpoint, and its model as --model-name")
         from esplug.checkpoints.pth import join
 
-        base = _find(model_name, "--model-name", None, revision, scratch, stack)
+        base = _find(model_name, "--model-name", None, revision, use, scratch, stack)
         say(f"reading {name}")
         return join(path.expanduser(), base, _temporary(scratch, stack) / "model", f"{flag} {name}")
     folder = local_folder(name, flag)
@@ -97,7 +119,7 @@ def _find(name: str, flag: str, model_name: str | None, revision: str | None, sc
         verify(folder)
     elif revision:
         name = f"{name.partition('@')[0]}@{revision}"
-    return model_folder(name, flag)
+    return model_folder(name, flag, use)
 
 
 def _replay(log: Path, base: Path, scratch: Path, stack: ExitStack) -> Path:

@@ -17,12 +17,23 @@ from esplug.cli.init import init
 from esplug.cli.plugins import plugins
 from esplug.cli.report import report
 from esplug.cli.runs import runs
+from esplug.cli.switches import without_values
 from esplug.cli.train import train
 from esplug.errors import RunError, UserError
 from esplug.utils.text import brief, suggest
 
 #: Base class of the errors for a malformed command line; the package that defines it depends on typer's version.
 _UsageError: Any = typer.BadParameter.__base__
+#: What people call a flag, besides names that resemble it.
+_OTHER_NAMES = {
+    "--lr": "--alpha",
+    "--learning-rate": "--alpha",
+    "--epochs": "--n-iterations",
+    "--steps": "--n-iterations",
+    "--model": "--model-name",
+    "--dataset": "--train-dataset",
+    "--gpus": "--use-gpus",
+}
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _received: list[int] = []
 
@@ -65,7 +76,8 @@ def main() -> None:
     for number in _SIGNALS:
         signal.signal(number, _interrupt)
     try:
-        code = app(standalone_mode=False)
+        command = typer.main.get_command(app)
+        code = command(without_values(command, sys.argv[1:]), prog_name="esplug", standalone_mode=False)
     except _UsageError as error:
         code = _print_error(brief(_usage_message(error), 2000), 2)
     except (UserError, RunError, OSError) as error:
@@ -83,10 +95,19 @@ def main() -> None:
 
 
 def _usage_message(error: Any) -> str:
-    """Describe a malformed command line; for an unknown flag, suggest the nearest one."""
-    nearest = suggest(error.option_name, error.possibilities) if getattr(error, "possibilities", None) else ""
+    """Describe a malformed command line; suggest a flag, or say where to look."""
     # Options with a fixed set of words are read by pydantic, whose prefix typer passes on.
-    return f"{error.message}; {nearest}" if nearest else str(error.format_message()).replace(": Value error, ", ": ")
+    message = str(error.format_message()).replace(": Value error, ", ": ")
+    if type(error) is typer.BadParameter or "id you mean" in message or error.ctx is None:
+        return message
+    hint = f"see `{error.ctx.command_path} --help`"
+    if hasattr(error, "possibilities"):
+        wrong = error.option_name
+        meant = _OTHER_NAMES.get(wrong)
+        known = any(meant in option.opts for option in error.ctx.command.params)
+        near = f"did you mean {meant!r}?" if known else suggest(wrong, {*(error.possibilities or [])} - {"--help"})
+        message, hint = error.message, near or hint
+    return f"{message.rstrip('.')}; {hint}"
 
 
 def _print_error(message: str, code: int) -> int:

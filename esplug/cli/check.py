@@ -9,7 +9,6 @@ import typer
 from esplug.cli.init import Kind
 from esplug.errors import UserError
 from esplug.utils.console import get_console, say
-from esplug.utils.text import brief, suggest
 
 if TYPE_CHECKING:
     from esplug.authoring.conformance.checklist import Check
@@ -48,7 +47,9 @@ def check(
     say(str(plugin))
     checks = make_checks(report=_print_check)
     failed = sum(not each.ok for each in checks)
-    say(f"{failed} of {len(checks)} checks fail" if failed else f"all {len(checks)} checks pass")
+    skipped = sum(each.skipped for each in checks)
+    made, rest = len(checks) - skipped, f" ({skipped} skipped)" if skipped else ""
+    say(f"{failed} of {made} checks fail{rest}" if failed else f"all {made} checks pass{rest}")
     raise typer.Exit(1 if failed else 0)
 
 
@@ -60,7 +61,8 @@ def _print_check(name: str, done: "Check | None") -> None:
         say(f"{name:{_NAME_WIDTH}}", end="")
         return
     console = get_console()
-    result = Text("pass  ", style="green") if done.ok else Text("FAIL  ", style="bold red")
+    shown = ("skip  ", "yellow") if done.skipped else ("pass  ", "green") if done.ok else ("FAIL  ", "bold red")
+    result = Text(*shown)
     lines = Text(done.detail).wrap(console, max(console.width - _NAME_WIDTH - len(result), 20))
     indented = Text("\n" + " " * (_NAME_WIDTH + len(result))).join(lines)
     console.print(result.append_text(indented), soft_wrap=True)
@@ -79,14 +81,14 @@ def _resolve(kind: Kind | None, name: str) -> tuple[Kind, str]:
 
 def _kind_of(name: str) -> Kind:
     """Return the kind of the only plugin with this name."""
-    from esplug.plugins import list_plugins
+    from esplug.plugins import PUBLISHED, list_plugins, not_installed
 
     checkable = [plugin for plugin in list_plugins() if plugin.kind in list(Kind)]
     match sorted({plugin.kind for plugin in checkable if plugin.name == name}):
         case [kind]:
             return Kind(kind)
         case []:
-            hint = suggest(name, {plugin.name for plugin in checkable}) or "`esplug plugins` lists them"
-            raise UserError(f"no task, shaping or logger {brief(repr(name))} is installed; {hint}")
+            names = [plugin.name for plugin in checkable]
+            raise not_installed("task, shaping or logger", name, names, PUBLISHED["task"])
         case kinds:
             raise UserError(f"{name!r} is a {' and a '.join(kinds)}; say which: --kind {kinds[0]}")

@@ -1,7 +1,6 @@
 """``esplug config``: the settings of a run with their sources, and the JSON schema of the TOML file."""
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,13 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from esplug.cli.options import ConfigFile, Debug, command_group, plugin_names, with_settings
-from esplug.config import RunConfig, complete
+from esplug.config import RunConfig, complete, default_of
 
 if TYPE_CHECKING:
     from esplug.plugins.task import Task
     from esplug.runs.settings import Resolved
 
-_UNSET_DEFAULT = re.compile(r"\[default: (.*)\]$")
 _COMMENT_COLUMN = 44  # unless the value is longer
 _TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
 #: Types that a file may use besides the type of the setting.
@@ -68,22 +66,24 @@ def annotated_toml(resolved: "Resolved") -> str:
     without a value are comments.
     """
     merged, values = resolved.merged, resolved.config.model_dump()
-    options = values.pop("task_options")
+    tables = {name: values.pop(name) for name in merged.option_origins}
     # Unless a source sets alpha, it is the recipe's multiple of sigma.
     origins = ({"alpha": f"recipe {resolved.config.recipe}"} if "recipe" in merged.origins else {}) | merged.origins
     lines = []
     for name, value in values.items():
         origin = origins.get(name, "default")
         if value is None:
-            shown = _UNSET_DEFAULT.search(RunConfig.model_fields[name].description or "")
-            origin, line = f"not set: {shown[1]}" if shown else "not set", f"# {name} ="
+            shown = default_of(name)
+            origin, line = f"not set: {shown}" if shown else "not set", f"# {name} ="
         else:
             line = _one_line(name, value)
         lines.append(f"{line:<{_COMMENT_COLUMN}} # {origin}")
-    if options:
-        lines += ["", "[task_options]"]
-    for name, value in options.items():
-        lines.append(f"{_one_line(name, value):<{_COMMENT_COLUMN}} # {merged.option_origins.get(name, 'default')}")
+    for table, options in tables.items():
+        if options:
+            lines += ["", f"[{table}]"]
+        for name, value in options.items():
+            origin = merged.option_origins[table].get(name, "default")
+            lines.append(f"{_one_line(name, value):<{_COMMENT_COLUMN}} # {origin}")
     return "\n".join(lines) + "\n"
 
 
@@ -93,7 +93,7 @@ def json_schema(task: "Task | None") -> dict[str, Any]:
     schema = RunConfig.model_json_schema()
     properties: dict[str, Any] = schema["properties"]
     for name, info in properties.items():
-        for key in ("panel", "flag", "eval_flag"):
+        for key in ("panel", "details", "flag", "eval_flag"):
             info.pop(key, None)
         # TOML has no null: a setting without a value is left out.
         kinds = [kind for kind in info.pop("anyOf", []) if kind != {"type": "null"}]

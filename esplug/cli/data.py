@@ -33,7 +33,7 @@ Out = Annotated[Path, typer.Option("--out", metavar="DIR", parser=_folder, help=
 def list_datasets(out: Out = Path("datasets")) -> None:
     """List the data sets that installed packages can build, without importing them."""
     from esplug.data.build import folders
-    from esplug.plugins import list_plugins
+    from esplug.plugins import PUBLISHED, list_plugins
 
     rows = [("name", "distribution", "version", "built")]
     for plugin in list_plugins():
@@ -42,7 +42,7 @@ def list_datasets(out: Out = Path("datasets")) -> None:
             rows.append((plugin.name, plugin.distribution, plugin.version, ", ".join(built) or "-"))
     typer.echo(aligned(rows))
     if len(rows) == 1:
-        typer.echo("No data set is installed. Try: pip install esplug-tasks-math")
+        typer.echo(f"No data set is installed. Try: pip install {PUBLISHED['dataset']['math']}")
 
 
 @app.command(name="build")

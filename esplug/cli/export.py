@@ -31,7 +31,7 @@ def export(
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="Model, seed log, run or .pth file that the run started from.  \\[default: as in the log]",
+            help="Model, run or file that the run started from.  \\[default: as in the log]",
         ),
     ] = None,
     push_to_hub: Annotated[

@@ -17,7 +17,9 @@ Completer: TypeAlias = Callable[[str], list[str]]
 ConfigFile = Annotated[str | None, typer.Option("--config", help="TOML file of settings; flags override it.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-_NUMBERS = {int: "INTEGER", float: "FLOAT"}
+_METAVARS = {int: "INT", float: "FLOAT", str: "TEXT", bool: ""}
+_REPEATABLE = {"stop": "TEXT", "tags": "NAME"}  # besides tables, which are KEY=VALUE
+_LONGEST_METAVAR = 13  # a longer one would leave too little of a narrow terminal to the help beside it
 _PLUGINS: "dict[str, Kind]" = {"task": "task", "reward_shaping": "shaping", "logging": "logger"}
 
 
@@ -42,15 +44,17 @@ def with_settings(for_command: Command, leave_out: frozenset[str] = frozenset())
 
     def decorate(command: Function) -> Function:
         fields = [field for field in RunConfig.model_fields if field not in leave_out]
+        switches = [field for field in fields if RunConfig.model_fields[field].annotation is bool]
 
         def run(**values: Any) -> None:
             flags = {field: values.pop(field) for field in fields}
+            flags |= {field: False for field in switches if values.pop(f"no_{field}")}
             given = {field: value for field, value in flags.items() if value not in (None, [])}
             command(flags=given, **values)
 
         own = [p for p in inspect.signature(command).parameters.values() if p.name != "flags"]
         run.__name__, run.__doc__ = command.__name__, command.__doc__
-        parameters = [*own, *(_option(field, for_command) for field in fields)]
+        parameters = [*own, *(_option(field, for_command) for field in fields), *map(_opposite, switches)]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         vars(run)["__signature__"] = inspect.Signature(parameters)
         return run
@@ -61,23 +65,21 @@ def with_settings(for_command: Command, leave_out: frozenset[str] = frozenset())
 def _option(name: str, command: Command) -> inspect.Parameter:
     """Make a typer option from a field."""
     field = RunConfig.model_fields[name]
-    flag, metavar = flag_of(name, command), None
     kind: Any = _plain_type(field.annotation)
+    default, metavar = field.default, None
     if get_origin(kind) is Literal:
-        kind, metavar = str, "|".join(get_args(kind))
-    elif kind in _NUMBERS:  # RunConfig parses them, for its error messages
-        kind, metavar = str, _NUMBERS[kind]
-    if kind is bool:
-        flag = f"{flag}/--no-{flag.removeprefix('--')}"
-    default = field.default
-    if name in ("task_options", "stop"):
-        kind, metavar = list[str], "KEY=VALUE" if name == "task_options" else "TEXT"
+        words = "|".join(get_args(kind))
+        kind, metavar = str, words if len(words) <= _LONGEST_METAVAR else "WORD"
+    elif name in _REPEATABLE or get_origin(kind) is dict:
+        kind, metavar = list[str], _REPEATABLE.get(name, "KEY=VALUE")
     elif get_origin(kind) is list:
         kind, metavar, default = str, "A,B", ",".join(map(str, default))
+    else:  # RunConfig parses numbers, for its error messages
+        kind, metavar = bool if kind is bool else str, _METAVARS.get(kind)
     shown = f"  [default: {default}]" if default not in (None, {}, [], "") and kind is not bool else ""
     option = typer.Option(
-        flag,
-        help=f"{field.description}{shown}".replace("[default", r"\[default"),
+        flag_of(name, command),
+        help=f"{field.description}{shown}".replace("[", r"\["),
         rich_help_panel=panel_of(name),
         metavar=metavar,
         show_default=False,
@@ -85,6 +87,13 @@ def _option(name: str, command: Command) -> inspect.Parameter:
     )
     annotation = Annotated[kind | None, option]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _opposite(name: str) -> inspect.Parameter:
+    """Make the option that turns a switch off, which overrides a file. The help does not list it."""
+    option = typer.Option(f"--no-{flag_of(name).removeprefix('--')}", hidden=True)
+    annotation = Annotated[bool, option]
+    return inspect.Parameter(f"no_{name}", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
 
 
 def _plain_type(annotation: Any) -> Any:

@@ -16,7 +16,7 @@ def plugins(as_json: AsJson = False) -> None:
 def render(as_json: bool = False) -> str:
     """Format the installed plugins as an aligned table or as JSON."""
     from esplug.hookspecs import API_VERSION
-    from esplug.plugins import list_plugins
+    from esplug.plugins import PUBLISHED, list_plugins
     from esplug.utils.text import aligned
 
     found = list_plugins()
@@ -26,4 +26,4 @@ def render(as_json: bool = False) -> str:
     table = aligned([_COLUMNS, *(tuple(str(getattr(plugin, column)) for column in _COLUMNS) for plugin in found)])
     if any(plugin.kind == "task" for plugin in found):
         return table
-    return f"{table}\nNo task is installed. Try: pip install esplug-tasks-countdown"
+    return f"{table}\nNo task is installed. Try: pip install {PUBLISHED['task']['countdown']}"

@@ -17,12 +17,20 @@ def report(
             metavar="FILE", help="Page to write.  \\[default: RUN/report.html; for several runs ./report.html]"
         ),
     ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Include every answer and every point; the page may exceed 1 MB.")
+    ] = False,
+    smooth: Annotated[
+        float, typer.Option(metavar="WEIGHT", help="Smoothing that training curves start with, from 0 to 0.99.")
+    ] = 0.0,
     png: Annotated[bool, typer.Option("--png", help="Also write the figures as PNG files beside the page.")] = False,
     debug: Debug = False,
 ) -> None:
     """Write one self-contained HTML page: curves, times, samples before and after, settings."""
     from esplug.runs.summary import is_run
 
+    if not 0 <= smooth <= 0.99:
+        raise UserError(f"--smooth {smooth:g}: must be a number from 0 to 0.99")
     for run in runs:
         if not is_run(run):
             raise UserError(f"{run}: {_not_a_run(run)}")
@@ -36,14 +44,14 @@ def report(
     found = read_runs(runs)
     panels = compared(found) if len(found) > 1 else of_one(found[0])
     try:
-        atomic_write.write(page, render(found, panels).encode(errors="backslashreplace"))
+        atomic_write.write(page, render(found, panels, smoothing=smooth, full=full).encode(errors="backslashreplace"))
     except OSError as error:
         raise UserError(f"{page}: cannot be written ({error.strerror or error}); name a file with --output") from error
     print(printable(str(page)))
     if png:
         from esplug.report.png import write_pngs
 
-        print(*(printable(str(picture)) for picture in write_pngs(panels, page)), sep="\n")
+        print(*(printable(str(picture)) for picture in write_pngs(panels, page, smooth)), sep="\n")
 
 
 def _not_a_run(path: Path) -> str:

@@ -20,9 +20,12 @@ _COLUMNS = ("run", "state", "iterations", "task", "model", "first", "best [95% i
 
 def runs(
     directory: Annotated[Path, typer.Argument(help="Directory of the runs.")] = Path("experiments"),
+    tags: Annotated[
+        list[str] | None, typer.Option("--tag", metavar="NAME", help="List only runs with this tag. Repeatable.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the runs in an output directory: state, iterations, first and best evaluation, time."""
+    """List the runs in an output directory: state, iterations, first and best evaluation, time, tags and notes."""
     from esplug.runs.summary import find_runs, is_run, summarise
 
     try:
@@ -31,22 +34,28 @@ def runs(
         fault = f"{directory}: cannot be listed ({error.strerror or error})"
         remedy = "name the --output-directory of your runs, or make one with `esplug train`"
         raise UserError(f"{fault}; {remedy}") from error
-    found = sorted(map(summarise, paths), key=lambda run: run.changed, reverse=True)
+    wanted = set(tags or ())
+    found = [run for run in map(summarise, paths) if wanted <= set(run.tags)]
+    found.sort(key=lambda run: run.changed, reverse=True)
     if as_json:
         print(json.dumps([{**asdict(run), "path": str(run.path)} for run in found], indent=2))
     elif found:
-        print(aligned([_COLUMNS, *(_row(run, directory) for run in found)]))
+        extra = [name for name in ("tags", "notes") if any(getattr(run, name) for run in found)]
+        print(aligned([(*_COLUMNS, *extra), *(_row(run, directory, extra) for run in found)]))
+    elif paths and wanted:
+        print(printable(f"no runs in {directory} have the tag {' and '.join(sorted(wanted))}"))
     else:
         print(printable(f"no runs in {directory}; make one with `esplug train`, or name another directory"))
 
 
-def _row(run: "RunSummary", directory: Path) -> tuple[str, ...]:
+def _row(run: "RunSummary", directory: Path, extra: list[str]) -> tuple[str, ...]:
     from esplug.runs.summary import duration
 
     planned = "?" if run.planned is None else run.planned
+    more = {"tags": ", ".join(run.tags), "notes": brief(run.notes, 100)}
     return (
         _cell(run.name if run.path == directory else str(run.path.relative_to(directory))),
-        run.state,
+        f"{run.state}, nothing learnt" if run.unchanged else run.state,
         f"{run.iterations}/{planned}" if run.planned != 0 else "",
         _cell(run.task),
         _cell(Path(run.model).name),
@@ -54,6 +63,7 @@ def _row(run: "RunSummary", directory: Path) -> tuple[str, ...]:
         f"{run.best} {run.best.figure}" if run.best else "",
         duration(run.seconds),
         time.strftime("%Y-%m-%d %H:%M", time.localtime(run.changed)),
+        *(_cell(more[name]) for name in extra),
     )
 
 

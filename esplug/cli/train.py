@@ -35,9 +35,9 @@ def train(
     debug: Debug = False,
 ) -> None:
     """Train a model on a task."""
-    from esplug.cli.summary import print_summary
     from esplug.doctor.installation import require_installation
     from esplug.runs.settings import resolve
+    from esplug.runs.tables import print_summary
 
     if allow_change and not resume:
         raise UserError("--allow-change is for --resume RUN, which is missing")
@@ -51,22 +51,19 @@ def train(
 
         print_dry_run(resolved.config, resolved.task, resume, probe=not no_probe)
         return
-    print_summary(make_trainer(resolved.config, resolved.task, "train").fit(resume, allow_change=allow_change))
+    trainer = make_trainer(resolved.config, resolved.task, "train")
+    print_summary(trainer.fit(resume, allow_change=allow_change, summary=False))
 
 
 def make_trainer(config: RunConfig, task: "Task", command: Command) -> "EvolutionStrategiesTrainer":
     """Load the data of a run and make its trainer. Error messages name the flags of the command."""
     from esplug.data.batches import load_batch_source, load_eval_splits
-    from esplug.utils.console import say
 
     train_rows = None
     if config.n_iterations:
         train_rows = load_batch_source(task, config.train_dataset, config.batch_size, config.seed)
     flag = flag_of("eval_splits", command)
     splits = load_eval_splits(task, config.eval_dataset, config.eval_limit, config.eval_splits, flag)
-    if "console" in config.logging:
-        say(config.to_toml())
-
     from esplug.trainer import EvolutionStrategiesTrainer
 
     return EvolutionStrategiesTrainer.from_config(config, task.reward, task.template, train_rows, splits)

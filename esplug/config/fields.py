@@ -17,18 +17,27 @@ class Panel:
     title: str
 
     def setting(
-        self, default: Any, description: str, *, flag: str | None = None, eval_flag: str | None = None, **limits: Any
+        self,
+        default: Any,
+        description: str,
+        *,
+        details: str | None = None,
+        flag: str | None = None,
+        eval_flag: str | None = None,
+        **limits: Any,
     ) -> Any:
         """Declare a setting in this panel.
 
         Args:
             default: the value if no source gives one.
-            description: shown by ``--help``; ends in ``"  [default: ...]"`` if that depends on other settings.
+            description: shown by ``--help``, where it must fit three lines of a narrow terminal; ends in
+                ``"  [default: ...]"`` if that depends on other settings.
+            details: further sentences, which only ``docs/settings.md`` shows.
             flag: the flag, if it is not the field's name with dashes.
             eval_flag: the flag of `esplug eval`, if it differs.
             limits: of pydantic's ``Field``, such as ``ge=1``.
         """
-        extra: dict[str, Any] = {"panel": self.title, "flag": flag, "eval_flag": eval_flag}
+        extra: dict[str, Any] = {"panel": self.title, "details": details, "flag": flag, "eval_flag": eval_flag}
         return Field(default, description=description, json_schema_extra=extra, **limits)
 
     def number(self, default: Any, description: str, **limits: Any) -> Any:

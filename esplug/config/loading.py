@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import ValidationError
 
 from esplug.config.fields import Command
-from esplug.config.run_config import RunConfig, flag_of
+from esplug.config.run_config import RunConfig, default_of, flag_of
 from esplug.config.sources import merge
 from esplug.errors import UserError
 from esplug.utils.text import brief, cause, suggest
@@ -95,4 +95,6 @@ def _valid_values(field: str, given: object) -> str:
         return f"must be one of {', '.join(types)}; {suggest(str(given), types)}".removesuffix("; ")
     named = [(name, getattr(part, key, None)) for part in info.metadata for key, name in _LIMIT_NAMES.items()]
     limits = [f"{name} {limit}" for name, limit in named if limit is not None]
-    return "must be " + ", ".join([next(_TYPE_NAMES[each] for each in types if each in _TYPE_NAMES), *limits])
+    valid = "must be " + ", ".join([next(_TYPE_NAMES[each] for each in types if each in _TYPE_NAMES), *limits])
+    unset = default_of(field)
+    return f"{valid}; leave it out for the default, {unset}" if unset else valid

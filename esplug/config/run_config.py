@@ -12,11 +12,12 @@ from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from esplug.config import validation
 from esplug.config.fields import ENGINES, ES, EVALUATION, GENERATION, MODEL, OUTPUT, TASK, Command
-from esplug.config.sources import STEPS, Recipe, read_options
+from esplug.config.sources import STEPS, Recipe, read_json_options, read_options
 from esplug.es.schedules import Schedule, scheduled
 from esplug.noise.low_rank import MAX_RANK
 
 MAX_SEED = 2**64 - 1
+FINAL_MODEL = "checkpoint-es_fine_tuned_iteration_"  # and the number of iterations: the fine-tuned model's folder
 _MAX_MEMBERS_PER_BATCH = 64  # unless the user asks for more: they keep a GPU busy
 
 
@@ -29,13 +30,13 @@ class RunConfig(BaseModel):
     task_options: dict[str, Any] = TASK.setting({}, "Task option, as key=value. Repeatable.", flag="--task-option")
     train_dataset: str | None = TASK.setting(
         None,
-        "Training rows: DatasetDict folder, .json, .jsonl, .csv or .parquet file, or Hub id[:config][@revision].  "
-        "[default: the task's own]",
+        "Training rows: a folder, file or Hub id.  [default: the task's own]",
+        details="A DatasetDict folder, a .json, .jsonl, .csv or .parquet file, or a Hub id[:config][@revision].",
     )
     eval_dataset: str | None = TASK.setting(
         None,
-        "Evaluation rows: DatasetDict folder, folder of DatasetDict folders, .json, .jsonl, .csv or .parquet file, or "
-        "Hub id[:config][@revision]; separate several with commas.  [default: the task's own]",
+        "Evaluation rows: folders, files or Hub ids, separated by commas.  [default: the task's own]",
+        details="Each as for --train-dataset, or a folder of DatasetDict folders.",
     )
     reward_function_timeout: float = TASK.number(10.0, "Time limit for grading one answer, in seconds.", gt=0, le=86400)
     reward_memory: float = TASK.number(4.0, "Memory limit of each grading process, in GiB.", ge=0.25, le=1_000_000)
@@ -43,47 +44,63 @@ class RunConfig(BaseModel):
     model_name: str = MODEL.setting("Qwen/Qwen2.5-1.5B-Instruct", "Base model: folder or Hugging Face id[@revision].")
     checkpoint: str | None = MODEL.setting(
         None,
-        "Start from the weights in this Hugging Face folder, run directory, seed log or ES-at-Scale .pth file.  "
-        "[default: the base model's]",
+        "Weights to start from: model folder, run, seed log or .pth file.  [default: the base model's]",
+        details="A Hugging Face folder, a run directory, its seeds.log, or a .pth file of ES-at-Scale.",
+    )
+    trust_remote_code: bool = MODEL.setting(
+        False, "Run Python code that the model brings, on every machine of the run; read that code first."
     )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = MODEL.setting(
         "auto",
-        "Dtype that the engines compute in; 'auto' is vLLM's choice: the checkpoint's dtype, or 16 bits for float32.",
+        "Dtype of the engines: auto, bfloat16, float16 or float32.",
+        details="'auto' is vLLM's choice: the checkpoint's dtype, or 16 bits for float32.",
     )
     master_dtype: Literal["float32", "model"] = MODEL.setting(
-        "float32", "Dtype of the master weights; 'model' halves their memory but rounds small updates away."
+        "float32",
+        "Dtype of the master weights: float32, or the model's.",
+        details="'model' halves their memory, but rounds small updates away.",
     )
     max_model_len: int | None = MODEL.count(
         None, "Maximum length of prompt plus answer, in tokens.  [default: the model's own]", ge=8
     )
 
+    system_prompt: str | None = MODEL.setting(None, "System message of all chat prompts.  [default: the task's]")
+    chat_template_options: dict[str, Any] = MODEL.setting(
+        {},
+        "Chat template option, such as enable_thinking=false. Repeatable.",
+        flag="--chat-template-option",
+    )
+
     recipe: Recipe = ES.setting(
         "paper",
-        "Defaults of alpha and its schedule: 'paper' as in ES-at-Scale, or 'fast' with larger steps and cosine decay.",
+        "Defaults of alpha and its schedule.",
+        details="'paper': those of ES-at-Scale. 'fast': larger steps, with cosine decay.",
     )
     sigma: float = ES.number(0.001, "Standard deviation of the perturbations.", gt=0, le=10)
-    alpha: float | None = ES.number(None, "Step size.  [default: sigma/2; 2 sigma with --recipe fast]", gt=0, le=10)
+    alpha: float | None = ES.number(None, "Step size.  [default: sigma/2, or 2 sigma with --recipe fast]", gt=0, le=10)
     population_size: int = ES.setting(30, "Members per iteration (N).", ge=2, le=1_000_000)
     n_iterations: int = ES.count(300, "Number of updates; 0 evaluates without training.", ge=0)
     antithetic: bool = ES.setting(False, "Draw members in mirrored pairs, +eps and -eps.")
-    sigma_schedule: Schedule = ES.setting("constant", "How sigma changes over the run, to --sigma-end.")
+    sigma_schedule: Schedule = ES.setting("constant", "How sigma changes: constant, linear or cosine, to --sigma-end.")
     sigma_end: float | None = ES.number(None, "Final sigma of --sigma-schedule.  [default: sigma/10]", gt=0, le=10)
-    alpha_schedule: Schedule = ES.setting("constant", "How alpha changes over the run, to --alpha-end.")
+    alpha_schedule: Schedule = ES.setting("constant", "How alpha changes: constant, linear or cosine, to --alpha-end.")
     alpha_end: float | None = ES.number(None, "Final alpha of --alpha-schedule.  [default: alpha/10]", gt=0, le=10)
     momentum: float = ES.number(
         0.0,
-        "Share of the last movement that each update repeats. It is replayed from seeds, so that one update costs "
-        "about log(0.01)/log(momentum) updates.",
+        "Share of the last movement that each update repeats.",
+        details="It is replayed from seeds, so that one update costs about log(0.01)/log(momentum) updates.",
         ge=0,
         le=0.99,
     )
     perturbation: Literal["full", "low-rank"] = ES.setting(
         "full",
-        "'full' perturbs every weight; 'low-rank' only those of linear layers, and one batch serves many members.",
+        "Noise on every weight, or of low rank on linear layers.",
+        details="With 'low-rank', one batch serves many members.",
     )
     rank: int | None = ES.setting(
         None,
-        "Rank of the noise with --perturbation low-rank; memory is reserved for rank 1, 8, 16, 32 or 64.  [default: 1]",
+        "Rank of the noise with --perturbation low-rank.  [default: 1]",
+        details="Memory is reserved for rank 1, 8, 16, 32 or 64.",
         ge=1,
         le=MAX_RANK,
     )
@@ -91,12 +108,14 @@ class RunConfig(BaseModel):
 
     batch_size: int = GENERATION.count(512, "Prompts per iteration, at most the size of the data set.", ge=1)
     mini_batch_size: int = GENERATION.count(
-        512, "Prompts that an engine answers at a time; in 16 bits, the size can change how answers are rounded.", ge=1
+        512,
+        "Prompts that an engine answers at a time.",
+        details="In 16 bits, the size can change how answers are rounded.",
+        ge=1,
     )
     members_per_batch: int | None = GENERATION.setting(
         None,
-        "Members that an engine decodes together with --perturbation low-rank.  [default: its share of the population, "
-        "at most 64]",
+        "Members that an engine decodes together with --perturbation low-rank.  [default: its share, at most 64]",
         ge=1,
         le=1024,
     )
@@ -124,17 +143,19 @@ class RunConfig(BaseModel):
     pass_k: list[int] = EVALUATION.setting(
         [1], "Values of k for pass@k (unbiased), separated by commas: 1,4,8.", eval_flag="--pass-k"
     )
-    max_reward: float = EVALUATION.number(
-        1.0, "Reward from which an answer passes, if the task does not say which answers are correct."
-    )
+    max_reward: float = EVALUATION.number(1.0, "Reward from which an answer passes, if the task does not decide that.")
 
     n_vllm_engines: int | None = ENGINES.count(None, "Number of vLLM engines.  [default: all that fit]", ge=1)
     n_gpu_per_vllm_engine: int = ENGINES.count(
-        1, "GPUs (on a CPU: processes) that one engine spans with tensor parallelism.", ge=1
+        1,
+        "GPUs that one engine spans with tensor parallelism.",
+        details="On a CPU, the number of processes.",
+        ge=1,
     )
     n_vllm_engines_per_gpu: int = ENGINES.setting(
         1,
-        "Engines that share one GPU; several speed up small models, where vLLM's overhead leaves the GPU idle.",
+        "Engines that share one GPU, for small models.",
+        details="With one, vLLM's overhead leaves the GPU idle.",
         ge=1,
         le=16,
     )
@@ -143,13 +164,15 @@ class RunConfig(BaseModel):
     )
     master_device: Literal["auto", "gpu", "host"] = ENGINES.setting(
         "auto",
-        "Where a GPU engine keeps its master weights: on the 'gpu', or in 'host' memory, from which they are streamed; "
-        "'auto' is the GPU if they fit beside vLLM.",
+        "Where a GPU engine keeps its master weights.",
+        details="On the 'gpu', or in 'host' memory, from which they are streamed; 'auto' is the GPU if they fit beside "
+        "vLLM.",
     )
     gpu_memory_utilization: float | None = ENGINES.number(
         None,
-        "Share of memory for the engines.  [default: 0.9 of each GPU, 0.7 if engines share it, less if that makes room "
-        "for master weights; 0.5 of the free memory on a CPU]",
+        "Share of memory for the engines.  [default: 0.9 of a GPU, 0.5 on a CPU]",
+        details="On a CPU, of the free memory. The default on a GPU is 0.7 if engines share it, and less if that makes "
+        "room for master weights.",
         gt=0,
         le=1,
     )
@@ -158,7 +181,8 @@ class RunConfig(BaseModel):
     )
     engine_timeout: float = ENGINES.number(
         600.0,
-        "Seconds without progress after which an engine is replaced; loading a model does not count.",
+        "Seconds without progress until an engine is replaced.",
+        details="Loading a model does not count.",
         ge=1,
         le=86400,
     )
@@ -170,31 +194,41 @@ class RunConfig(BaseModel):
     )
     output_directory: str = OUTPUT.setting("./experiments/", "Folder for run directories.")
     experiment_name: str | None = OUTPUT.setting(None, "Name of the run directory.  [default: made from the settings]")
+    notes: str | None = OUTPUT.setting(None, "Text about the run, for reports, `esplug runs` and loggers.")
+    tags: list[str] = OUTPUT.setting([], "Tag of the run, for `esplug runs --tag`. Repeatable.", flag="--tag")
     save_best_models: bool = OUTPUT.setting(False, "Save the model at every new best evaluation mean.")
     checkpoint_every: int = OUTPUT.count(
-        0, "Save the weights every so many iterations, so that resuming need not replay the seed log; 0 never.", ge=0
+        0,
+        "Save the weights every so many iterations; 0 never.",
+        details="A run that has saved them resumes without replaying its whole seed log.",
+        ge=0,
     )
     keep_checkpoints: int = OUTPUT.count(
         2, "Number of checkpoints to keep with --checkpoint-every.", flag="--keep", ge=1
     )
     profile: int | None = OUTPUT.count(
-        None, "Write a trace of this iteration, counted from 0, for ui.perfetto.dev.", ge=0
+        None, "Write a trace of this iteration, for ui.perfetto.dev.", details="Iterations count from 0.", ge=0
     )
     wandb_project: str = OUTPUT.setting("es-finetuning", "Project for the loggers wandb and trackio.")
 
     _lists = field_validator("logging", "eval_splits", "pass_k", mode="before")(validation.split_list)
     _gpus = field_validator("use_gpus", mode="before")(validation.gpu_list)
     _options = field_validator("task_options", mode="before")(read_options)
+    _template_options = field_validator("chat_template_options", mode="before")(read_json_options)
     _jsonl = field_validator("logging")(validation.with_jsonl)
     _items = field_validator("logging", "eval_splits")(validation.each_one_line)
+    _tags = field_validator("tags")(validation.short_names)
     _k = field_validator("pass_k")(validation.ascending)
     _inputs = field_validator("task", "model_name", "checkpoint", "train_dataset", "eval_dataset")(validation.one_line)
+    _paths = field_validator("model_name", "checkpoint")(validation.absolute_path)
+    _sources = field_validator("train_dataset", "eval_dataset")(validation.absolute_sources)
     _names = field_validator("reward_shaping", "experiment_name", "wandb_project")(validation.one_line)
     _places = field_validator("ray_address", "output_directory")(validation.one_line)
     _address = field_validator("ray_address")(validation.ray_address)
     _folder = field_validator("experiment_name")(validation.folder_name)
     _stop = field_validator("stop")(validation.no_empty_text)
-    _text = field_validator("stop", "task_options")(validation.utf8)
+    _text = field_validator("stop", "task_options", "chat_template_options", "system_prompt", "notes")(validation.utf8)
+    _prompt = field_validator("system_prompt")(validation.not_blank)
 
     @model_validator(mode="after")
     def _check_combination(self) -> Self:
@@ -288,7 +322,7 @@ class RunConfig(BaseModel):
     @property
     def final_name(self) -> str:
         """Folder name of the fine-tuned model."""
-        return f"checkpoint-es_fine_tuned_iteration_{self.n_iterations}"
+        return f"{FINAL_MODEL}{self.n_iterations}"
 
     def to_toml(self) -> str:
         """Write the settings as a TOML file that ``--config`` reads back."""
@@ -306,6 +340,16 @@ def flag_of(field: str, command: Command = "train") -> str:
 def panel_of(field: str) -> str:
     """Return the group of settings that a field belongs to."""
     return _declared(field, "panel")
+
+
+def default_of(field: str) -> str:
+    """Return the words for a default that depends on other settings, such as ``sigma/2``; ``""`` if it does not."""
+    return (RunConfig.model_fields[field].description or "").partition("  [default: ")[2].removesuffix("]")
+
+
+def details_of(field: str) -> str:
+    """Return what ``docs/settings.md`` says about a field besides its description."""
+    return _declared(field, "details")
 
 
 def _declared(field: str, key: str) -> str:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 from unicodedata import category
 
+from esplug.utils.local_paths import absolute, exists
+
 _MAX_TEXT = 4096  # characters; also the longest path on Linux
 _NOT_IN_A_LINE = {"Cc", "Cs", "Zl", "Zp"}  # control characters, surrogates, line and paragraph separators
 
@@ -53,9 +55,37 @@ def one_line(value: str | None) -> str | None:
     return value
 
 
+def absolute_path(value: str | None) -> str | None:
+    """Make the path of an existing file or folder absolute, so that it has the same meaning in any directory."""
+    return value and absolute(value)
+
+
+def absolute_sources(value: str | None) -> str | None:
+    """Make the existing paths in a comma-separated list of data sources absolute, but keep names of other kinds."""
+    if value is None or exists(value):
+        return absolute_path(value)
+    sources = [_absolute_source(source.strip()) for source in value.split(",")]
+    return value if any("," in source for source in sources) else ",".join(sources)
+
+
+def _absolute_source(source: str) -> str:
+    """Make one source absolute. A folder's name can be followed by the configuration to use: ``folder:config``."""
+    folder, colon, config = source.rpartition(":")
+    if colon and config and not exists(source) and exists(folder):
+        return f"{absolute(folder)}:{config}"
+    return absolute(source)
+
+
 def each_one_line(value: list[str]) -> list[str]:
     """Require one line of text in every item."""
     return [item for item in value if one_line(item)]
+
+
+def short_names(value: list[str]) -> list[str]:
+    """Require one line of at most 64 characters, which is the limit of W&B, in every item. Drop repeated items."""
+    if any(len(item) > 64 for item in each_one_line(value)):
+        raise ValueError("must have at most 64 characters")
+    return list(dict.fromkeys(value))
 
 
 def ray_address(value: str | None) -> str | None:
@@ -74,9 +104,21 @@ def no_empty_text(value: list[str]) -> list[str]:
 
 def utf8(value: Any) -> Any:
     """Refuse surrogates, which stand for bytes on the command line that are not UTF-8 and which no file can hold."""
-    for item in value.values() if isinstance(value, Mapping) else value:
-        if isinstance(item, str) and any(category(character) == "Cs" for character in item):
+    if isinstance(value, str):
+        if any(category(character) == "Cs" for character in value):
             raise ValueError("must be UTF-8 text")
+    elif isinstance(value, Mapping):
+        utf8([*value, *value.values()])
+    elif isinstance(value, list):
+        for item in value:
+            utf8(item)
+    return value
+
+
+def not_blank(value: str | None) -> str | None:
+    """Require text, of any number of lines."""
+    if value is not None and not value.strip():
+        raise ValueError("must not be empty")
     return value
 
 

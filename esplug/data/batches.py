@@ -1,5 +1,6 @@
 """Batches of a task's rows: loads, checks and collates its splits, and draws training batches."""
 
+import json
 import re
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
@@ -143,8 +144,8 @@ def _first_rejected(task: Task, rows: Sequence[Row]) -> int:
 
 
 def _check_text(prompt: Prompt) -> None:
-    texts = [prompt] if isinstance(prompt, str) else [str(message["content"]) for message in prompt]
+    text = prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False, default=str)
     try:
-        "".join(texts).encode()
+        text.encode()
     except UnicodeEncodeError as error:  # JSON can escape half of a surrogate pair: \ud83d
         raise UserError(f"the prompt holds {error.object[error.start]!r}, which is not a character") from error

@@ -6,65 +6,80 @@ from pathlib import Path
 from typing import Any
 
 from esplug.checkpoints.base_model import longest_prompt
+from esplug.config import RunConfig
+from esplug.data.chat_template import ChatTemplate
+from esplug.data.end_tokens import end_tokens
 from esplug.errors import UserError
 from esplug.hookspecs import Prompt
-from esplug.utils.text import one_line
-
-#: Tokens that end a turn in the chat formats of ChatML, Llama, Gemma and Phi.
-_TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
+from esplug.utils.text import brief, one_line
 
 
 @dataclass(frozen=True)
 class PromptEncoder:
-    """Encodes prompts once for all engines and members."""
+    """Encodes prompts once for all engines and members.
 
-    tokenizer: Any  # of transformers
-    longest: int  # maximum number of tokens in a prompt, so that an answer of full length fits
+    Attributes:
+        tokenizer: of transformers.
+        longest: maximum number of tokens in a prompt, so that an answer of full length fits.
+        chat_template: renders chat messages.
+        end_tokens: ids at which an answer ends.
+    """
+
+    tokenizer: Any
+    longest: int
+    chat_template: ChatTemplate
+    end_tokens: tuple[int, ...] = ()
 
     @classmethod
-    def load(cls, folder: Path, max_model_len: int | None, max_tokens: int) -> "PromptEncoder":
-        """Load the tokenizer of a model folder."""
-        longest = longest_prompt(folder, max_model_len, max_tokens)
+    def load(cls, folder: Path, config: RunConfig) -> "PromptEncoder":
+        """Load the tokenizer of a model folder, and check the chat settings.
+
+        With ``config.trust_remote_code``, the tokenizer may be Python code in that folder.
+
+        Raises:
+            UserError: the tokenizer or a file of the model is damaged, or the chat template has no use for a setting.
+        """
+        longest = longest_prompt(folder, config.max_model_len, config.max_tokens)
         try:
             from transformers import AutoTokenizer
 
-            tokenizer = AutoTokenizer.from_pretrained(folder)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
         except Exception as error:
             raise UserError(f"{folder}: its tokenizer cannot be loaded ({one_line(error)})") from error
-        return cls(tokenizer, longest)
+        template = ChatTemplate(tokenizer, config.chat_template_options, config.system_prompt)
+        template.check()
+        return cls(tokenizer, longest, template, end_tokens(folder, tokenizer))
 
-    @property
-    def turn_ends(self) -> tuple[int, ...]:
-        """Tokens at which an answer ends, in addition to the model's end-of-text token.
+    def encode(self, prompts: Sequence[Prompt], where: str = "") -> list[list[int]]:
+        """Return the token ids of each prompt. Chat messages use the model's chat template.
 
-        A base model that is prompted in a chat format would otherwise go on and invent the next turns.
+        An error message begins with ``where`` and the number of the prompt, from 1.
         """
-        added = self.tokenizer.get_added_vocab()
-        return tuple(added[token] for token in _TURN_ENDS if token in added)
-
-    def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        """Return the token ids of each prompt. Chat messages use the model's chat template."""
         encoded: list[list[int]] = []
-        for prompt in prompts:
-            text = self.render(prompt)
-            ids = self.tokenizer(text, add_special_tokens=isinstance(prompt, str))["input_ids"]
-            if not 0 < len(ids) <= self.longest:
-                fault = f"has {len(ids)} tokens; at most {self.longest} fit before --max-tokens" if ids else "is empty"
-                raise UserError(f"prompt {text[:60]!r} {fault}")
-            encoded.append(ids)
+        for number, prompt in enumerate(prompts, start=1):
+            try:
+                encoded.append(self._ids(prompt))
+            except UserError as error:
+                raise type(error)(f"{where} {number}: {error}" if where else str(error)) from error
         return encoded
+
+    def _ids(self, prompt: Prompt) -> list[int]:
+        text = self.render(prompt)
+        ids: list[int] = self.tokenizer(text, add_special_tokens=isinstance(prompt, str))["input_ids"]
+        if not 0 < len(ids) <= self.longest:
+            fault = f"has {len(ids)} tokens; at most {self.longest} fit before --max-tokens" if ids else "is empty"
+            raise UserError(f"prompt {text[:60]!r} {fault}")
+        return ids
 
     def render(self, prompt: Prompt) -> str:
         """Return a prompt as the text that the model sees."""
         if isinstance(prompt, str):
+            if given := self.chat_template.given():
+                raise UserError(
+                    f"{given}: the task's prompt {brief(prompt, 60)!r} is text, so the chat template is not used; "
+                    "leave it out, or return chat messages from the task's template"
+                )
             return prompt
         if not isinstance(prompt, list):
             raise UserError(f"a prompt must be text or a list of chat messages, not {type(prompt).__name__}")
-        if self.tokenizer.chat_template is None:
-            raise UserError(
-                "the task's prompts are chat messages, but this model has no chat template; use an instruct model"
-            )
-        try:
-            return str(self.tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
-        except Exception as error:  # a template may raise errors of its own, for instance for a role
-            raise UserError(f"the model's chat template rejects the task's messages ({error})") from error
+        return self.chat_template.render(prompt)

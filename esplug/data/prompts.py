@@ -19,9 +19,9 @@ class PromptBuilder:
     encoder: PromptEncoder
     template: Callable[[Any], Prompt] | None  # returns the prompt of a question; None if questions are prompts
 
-    def encode(self, questions: Sequence[Any]) -> list[list[int]]:
-        """Return the token ids of each question's prompt."""
-        return self.encoder.encode([self._prompt(question) for question in questions])
+    def encode(self, questions: Sequence[Any], where: str = "") -> list[list[int]]:
+        """Return the token ids of each question's prompt. An error begins with ``where`` and the question's number."""
+        return self.encoder.encode([self._prompt(question) for question in questions], where)
 
     def split(self, name: str, loader: Iterable[Batch]) -> EvaluationSplit:
         """Return the rows of an evaluation split, after checking its batches and prompts."""
@@ -30,21 +30,22 @@ class PromptBuilder:
         targets = [target for _, targets in batches for target in targets]
         if not prompts:
             raise UserError(f"evaluation split {name!r} has no rows")
-        return EvaluationSplit([self.encoder.render(p) for p in prompts], self.encoder.encode(prompts), targets)
+        encoded = self.encoder.encode(prompts, f"evaluation split {name!r}, row")
+        return EvaluationSplit([self.encoder.render(prompt) for prompt in prompts], encoded, targets)
 
     def fingerprint(self, rows: Batches) -> dict[str, Any]:
         """Check every prompt, and return the number of training rows and their fingerprint."""
-        hashed = fingerprint(map(str, self.encode(rows.prompts)), rows.targets)
+        hashed = fingerprint(map(str, self.encode(rows.prompts, "training row")), rows.targets)
         return {"rows": len(rows.prompts), "fingerprint": hashed}
 
-    def batches(self, loader: Iterable[Batch], skipped: int) -> tuple[list[list[int]], Iterator[Batch]]:
-        """Return the token ids of the first training batch, and the endless stream of batches after ``skipped``.
+    def batches(self, loader: Iterable[Batch], skipped: int) -> tuple[Batch, Iterator[Batch]]:
+        """Return the first training batch, and the endless stream of batches after ``skipped``.
 
         The first batch is checked at once, a later one when it is drawn.
         """
         stream = _endless(loader)
         first = next(stream)
-        return self.encode(first[0]), islice(chain([first], stream), skipped, None)
+        return first, islice(chain([first], stream), skipped, None)
 
     def _prompt(self, question: Any) -> Prompt:
         prompt: Prompt = self.template(question) if self.template else question

@@ -9,6 +9,7 @@ from pathlib import Path
 from esplug.data.hub_datasets import Rows, check_files, load_from_hub, load_local_copy
 from esplug.data.row_files import SUFFIXES, read_rows
 from esplug.errors import UserError
+from esplug.utils.local_paths import exists, looks_local
 from esplug.utils.text import cause
 
 _MAX_DEPTH = 3  # of folders to search for saved data sets; links could form a loop
@@ -26,12 +27,12 @@ class SplitRows:
 
 def list_sources(value: str) -> list[str]:
     """Split a comma-separated list of sources. An existing path with a comma in it is one source."""
-    return [value] if _exists(value) else [source.strip() for source in value.split(",")]
+    return [value] if exists(value) else [source.strip() for source in value.split(",")]
 
 
 def source_names(source: str) -> tuple[str, ...]:
     """Return the names of a source, outermost first: the parts of its path, or a Hub id's owner and name."""
-    if _exists(source):
+    if exists(source):
         return Path(os.path.abspath(Path(source).expanduser())).parts
     return tuple(source.split("/"))
 
@@ -84,20 +85,13 @@ def read(source: str, flag: str) -> list[SplitRows]:
         path = Path(folder).expanduser()
         return _split_rows(origin, str(path), load_local_copy(path, config, origin))
     parts = _HUB_ID.fullmatch(source)
-    if path.suffix in SUFFIXES or source.startswith((".", "/", "~")) or not parts:
+    if path.suffix in SUFFIXES or looks_local(source.partition(":")[0]) or not parts:
         raise UserError(f"{origin}: no such file or folder")
     return _split_rows(origin, source, load_from_hub(parts["name"], parts["config"], parts["revision"], origin))
 
 
 def _split_rows(origin: str, source: str, splits: Mapping[str, Rows]) -> list[SplitRows]:
     return [SplitRows(origin, (*source_names(source), name), rows) for name, rows in splits.items()]
-
-
-def _exists(path: str) -> bool:
-    try:
-        return Path(path).expanduser().exists()
-    except (OSError, RuntimeError, ValueError):
-        return False
 
 
 def _read_folder(path: Path, flag: str, origin: str) -> list[SplitRows]:

@@ -7,7 +7,18 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from esplug.checkpoints.base_model import local_model_folder, longest_prompt, may_be_on_hub, model_folder, weights_size
+from esplug.checkpoints.base_model import (
+    check_on_hub,
+    is_in_local_folder,
+    kind_of_folder,
+    local_model_folder,
+    longest_prompt,
+    may_be_on_hub,
+    model_folder,
+    no_such_folder,
+    weights_size,
+)
+from esplug.checkpoints.model_kind import ModelUse
 from esplug.checkpoints.seed_log import read
 from esplug.checkpoints.seed_log_format import FILE_NAME
 from esplug.checkpoints.starting_model import kind_of
@@ -48,13 +59,15 @@ def described_by(config: RunConfig) -> tuple[str, str]:
 
 def check_model(config: RunConfig, stack: Stack) -> tuple[Path | None, list[Finding]]:
     """Check that the model is on this machine and complete. Return its folder, or ``None`` if it is not."""
+    use = ModelUse.of(config)
     try:
         name, flag = described_by(config)
         folder = local_model_folder(name, flag)
         if folder is None:
-            return None, [_download(name, flag)]
+            return None, [_download(name, flag, use)]
         if Path(name).expanduser().is_dir():
-            folder = model_folder(name, flag)
+            folder = model_folder(name, flag, use)
+        notes = kind_of_folder(folder, use).notes()
         longest_prompt(folder, config.max_model_len, config.max_tokens)
         stored, elements = weights_size(folder)
     except UserError as error:
@@ -63,6 +76,7 @@ def check_model(config: RunConfig, stack: Stack) -> tuple[Path | None, list[Find
     listed = ", ".join(kinds) or "no architecture given"
     findings = [Finding("model", "ok", f"{name}: {elements / 1e9:.2f} billion weights, {size(stored)}, {listed}")]
     findings.append(Finding("weights", "ok", how_written(kinds)))
+    findings += [Finding("model", "warning", note) for note in notes]
     if kinds and stack.architectures and not set(kinds) & set(stack.architectures):
         remedy = "vLLM may run it through transformers; otherwise choose a model that vLLM supports"
         findings.append(Finding("model", "warning", f"this vLLM has no implementation of {listed}", remedy))
@@ -166,10 +180,15 @@ def _use_less(config: RunConfig, memory: MemoryPlan, roomy: list[str]) -> str:
     return f"{remedy}, or set --gpu-memory-utilization {share:.2f}" if share >= 0.05 else remedy
 
 
-def _download(name: str, flag: str) -> Finding:
+def _download(name: str, flag: str, use: ModelUse) -> Finding:
     """Check that a model that is not on this machine can be downloaded."""
-    if not may_be_on_hub(name):
-        return Finding("model", "fail", f"{flag} {name}: no such folder", "give a folder or a Hugging Face id")
+    found = _on_hub(name, flag, use) if may_be_on_hub(name) else None
+    if found is None or (found.state == "fail" and is_in_local_folder(name)):
+        return Finding("model", "fail", no_such_folder(name, flag), "correct the path")
+    return found
+
+
+def _on_hub(name: str, flag: str, use: ModelUse) -> Finding:
     repo, _, revision = name.partition("@")
     remedy = f"on a machine that can reach the Hub: hf download {repo} --local-dir DIR, then {flag} DIR"
     for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
@@ -181,6 +200,7 @@ def _download(name: str, flag: str) -> Finding:
         return Finding("model", "fail", f"the Hub refuses {name}: {error}", "hf auth login, or correct the name")
     if commit is None:
         return Finding("model", "fail", f"{name} is not on this machine, and the Hub cannot be reached", remedy)
+    check_on_hub(name, commit, use, flag)
     from huggingface_hub import constants, get_token
 
     cache = nearest_folder(constants.HF_HUB_CACHE)

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from esplug.checkpoints.base_model import local_model_folder, may_be_on_hub, model_folder
+from esplug.checkpoints.model_kind import ModelUse
 from esplug.checkpoints.seed_log import read
 from esplug.config import RunConfig
 from esplug.data.batches import Batch, Batches, load_batch_source, load_eval_splits
+from esplug.data.chat_template import with_system_prompt
 from esplug.data.prompt_encoder import PromptEncoder
 from esplug.data.prompts import PromptBuilder
 from esplug.doctor.installation import version_of
@@ -49,7 +51,7 @@ def dry_run(config: RunConfig, task: Task, resume: Path | None, *, probe: bool) 
     name, flag = described_by(config)
     folder = local_model_folder(name, flag)
     if folder or probe or not may_be_on_hub(name):
-        folder = model_folder(name, flag)
+        folder = model_folder(name, flag, ModelUse.of(config))
     _show_data(config, task, train, splits, folder)
     if folder:
         _show_memory(config, folder)
@@ -75,33 +77,41 @@ def _show_data(
     config: RunConfig, task: Task, train: Batches | None, splits: dict[str, list[Batch]], folder: Path | None
 ) -> None:
     """Print row counts, prompt lengths and the first prompts, with the chat template if the model is available."""
-    encoder = PromptEncoder.load(folder, config.max_model_len, config.max_tokens) if folder else None
+    encoder = PromptEncoder.load(folder, config) if folder else None
     questions, targets = next(iter(train)) if train else next(iter(splits.values()))[0]
     if train:
-        lengths = _lengths(encoder, task, train.prompts)
+        lengths = _lengths(encoder, task, train.prompts, "training row")
         say(f"training: {len(train.prompts):,} rows, {train.batch_size:,} prompts per iteration{lengths}")
     for name, batches in splits.items():
         rows = [question for batch, _ in batches for question in batch]
-        say(f"evaluation: {name}, {len(rows):,} rows{_lengths(encoder, task, rows)}")
+        lengths = _lengths(encoder, task, rows, f"evaluation split {name!r}, row")
+        say(f"evaluation: {name}, {len(rows):,} rows{lengths}")
     if encoder is None:
         say("the model is not on this machine: prompts are shown without its chat template, lengths are unknown")
     for number, (question, target) in enumerate(zip(questions[:_N_PROMPTS], targets[:_N_PROMPTS], strict=True), 1):
         prompt = task.template(question)
-        text = encoder.render(prompt) if encoder else _without_template(prompt)
+        text = encoder.render(prompt) if encoder else _without_template(prompt, config.system_prompt)
         say(f"\n--- prompt {number} of {len(questions):,}, target: {printable(brief(repr(target), 200))}")
         say(printable(text if len(text) <= _HEAD + _TAIL else f"{text[:_HEAD]}\n[...]\n{text[-_TAIL:]}"))
-    say("---\n")
+    say("---")
+    if encoder:
+        ends = (
+            f"{printable(str(encoder.tokenizer.convert_ids_to_tokens(each)))} ({each})" for each in encoder.end_tokens
+        )
+        say(f"an answer ends at --stop, after --max-tokens, or at one of these tokens: {', '.join(ends) or 'none'}\n")
 
 
-def _lengths(encoder: PromptEncoder | None, task: Task, questions: Sequence[Any]) -> str:
+def _lengths(encoder: PromptEncoder | None, task: Task, questions: Sequence[Any], where: str) -> str:
     if encoder is None:
         return ""
-    lengths = [len(ids) for ids in PromptBuilder(encoder, task.template).encode(questions)]
+    lengths = [len(ids) for ids in PromptBuilder(encoder, task.template).encode(questions, where)]
     return f", {sum(lengths) / len(lengths):.0f} tokens per prompt on average, {max(lengths):,} at most"
 
 
-def _without_template(prompt: Prompt) -> str:
-    return prompt if isinstance(prompt, str) else "\n".join(f"{each['role']}: {each['content']}" for each in prompt)
+def _without_template(prompt: Prompt, system_prompt: str | None) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(f"{each['role']}: {each['content']}" for each in with_system_prompt(prompt, system_prompt))
 
 
 def _show_memory(config: RunConfig, folder: Path) -> None:

@@ -108,7 +108,7 @@ class Probe(EvolutionStrategiesTrainer):
                 rows -= len(split.texts)
         if not splits:
             return 0.0, 0.0, 0.0
-        evaluator = Evaluator(self.config, splits, self._plan.device, self._prompt_builder.encoder.turn_ends)
+        evaluator = Evaluator(self.config, splits, self._plan.device, self._prompt_builder.encoder.end_tokens)
         began = time.perf_counter()
         evaluated, _ = evaluator.evaluate(self.engines, self._grade, self.progress, "evaluation")
         seconds = time.perf_counter() - began

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from esplug.checkpoints.history import CatchUp, CaughtUp
+from esplug.engines.engine_errors import of_configuration, reason, with_plain_errors
 from esplug.engines.messages import Completion, EngineSettings, Generation, Sampling, Weights, Work
+from esplug.engines.usage import EngineUsage, UsageMeter
 from esplug.engines.vllm_options import llm_options, memory_share, rank_cores, set_environment
 from esplug.errors import UserError
 from esplug.planning.shared_prefix import common_prefix
 from esplug.utils.free_memory import free_memory
-from esplug.utils.text import one_line
 from esplug.vllm_worker.detokenizer import Detokenizer, Stops
 from esplug.vllm_worker.heartbeat import Heartbeat, beat_every_step
 from esplug.vllm_worker.scheduler_patch import SchedulerPatch, scheduler_of
@@ -26,11 +27,13 @@ if TYPE_CHECKING:
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 LOW_RANK_EXTENSION = "esplug.vllm_worker.low_rank_extension.LowRankWorkerExtension"
+PLAIN_EXTENSION = "esplug.vllm_worker.plain_extension.PlainWorkerExtension"
 
 
 def _with_heartbeat(method: Method) -> Method:
-    """Start the engine's heartbeat before a method, and stop it afterwards."""
+    """Start the engine's heartbeat before a method, and stop it afterwards. Its exceptions become plain ones."""
 
+    @with_plain_errors
     @functools.wraps(method)
     def run(self: "Engine", *arguments: Any, **named: Any) -> Any:
         self._heartbeat.beat()
@@ -45,7 +48,7 @@ def _with_heartbeat(method: Method) -> Method:
 class Engine:
     """The Ray actor. It is created idle, so that all engines can be placed before any of them loads a model.
 
-    All methods run in one thread, except for :meth:`pulse`, which has its own.
+    All methods run in one thread, except for :meth:`pulse` and :meth:`usage`, which have their own.
 
     Attributes:
         worker_extension: class that vLLM adds to its workers, as a dotted name.
@@ -75,6 +78,11 @@ class Engine:
         """Return the seconds since work last made progress; 0 without work, and while the model is being loaded."""
         return self._heartbeat.age()
 
+    def usage(self, seconds: float) -> EngineUsage:
+        """Return the usage of memory and GPUs in the last ``seconds``."""
+        return self._meter.usage(seconds)
+
+    @with_plain_errors
     def start(
         self,
         settings: EngineSettings,
@@ -93,9 +101,10 @@ class Engine:
             catch_up: updates of the run so far.
 
         Raises:
-            UserError: the model does not hold exactly the weights that esplug writes.
+            UserError: vLLM refuses the model or a setting, or the model does not hold the weights that esplug writes.
         """
         self._low_rank, self._prefix_caching = settings.low_rank, settings.prefix_caching
+        self._meter = UsageMeter(os.environ.get("CUDA_VISIBLE_DEVICES", "") if settings.device == "cuda" else "")
         cores = rank_cores(share, most_cores, settings.tensor_parallel_size)
         set_environment(settings.device, cores)  # vLLM reads it when it is imported
         from vllm import LLM
@@ -104,11 +113,12 @@ class Engine:
 
         gpu_share = (1 - memory_share(settings)) / settings.engines_per_gpu
         extension = LOW_RANK_EXTENSION if settings.low_rank else self.worker_extension
+        extension = extension if settings.writes_weights else PLAIN_EXTENSION
         options = llm_options(settings, kv_cache_bytes) | {"worker_extension_cls": extension}
         self._llm = _create_llm(LLM, settings, options)
         master = settings.master_dtype, settings.master_device, gpu_share
         self._master_setup = MasterSetup(settings.model, *master, settings.low_rank, cores, self._heartbeat.place)
-        unread = load_and_prove(self._llm, self._master_setup)
+        unread = load_and_prove(self._llm, self._master_setup) if settings.writes_weights else ()
         if self.light_bookkeeping:
             self._scheduler_patch = SchedulerPatch(scheduler_of(self._llm))
         beat_every_step(self._llm, self._heartbeat)
@@ -163,9 +173,7 @@ class Engine:
         for output in outputs:
             self._heartbeat.beat()
             (answer,) = output.outputs
-            text = answer.text
-            if not vllm_detokenizes:
-                text = self._detokenizer.text(output.prompt_token_ids, answer.token_ids)
+            text = self._text(output, sampling, vllm_detokenizes)
             text = stops.cut(text) if stops else text
             completions.append(Completion(text, len(answer.token_ids), answer.finish_reason == "stop"))
         undefined = self._take_undefined(adapters)
@@ -174,6 +182,16 @@ class Engine:
             Generation(completions[i * len(prompts) : (i + 1) * len(prompts)], (work,), undefined[i])
             for i in range(count)
         ]
+
+    def _text(self, output: Any, sampling: Sampling, vllm_detokenizes: bool) -> str:
+        """Return the text of vLLM's output, without the end token, which need not be a special one."""
+        (answer,) = output.outputs
+        *ids, last = answer.token_ids or [None]
+        ended = answer.finish_reason == "stop" and last in sampling.stop_token_ids
+        if not vllm_detokenizes:
+            return self._detokenizer.text(output.prompt_token_ids, ids if ended else answer.token_ids)
+        text: str = answer.text
+        return text.removesuffix(self._llm.get_tokenizer().decode([last])) if ended else text
 
     @functools.cached_property
     def _detokenizer(self) -> Detokenizer:
@@ -257,13 +275,19 @@ class Engine:
 
 
 def _create_llm(kind: Callable[..., Any], settings: EngineSettings, options: dict[str, Any]) -> Any:
-    """Create vLLM's engine. Raises ``UserError`` if vLLM has no adapters for this model."""
+    """Create vLLM's engine. Raises ``UserError`` if vLLM refuses the model or a setting."""
     try:
         return kind(**options)
-    except ValueError as error:
-        if settings.low_rank and "lora" in str(error).lower():
+    except Exception as error:
+        why = reason(error)
+        if settings.low_rank and isinstance(error, ValueError) and "lora" in str(error).lower():
             raise UserError(
-                f"--perturbation low-rank: not for this model ({one_line(error)}); choose --perturbation full"
+                f"--perturbation low-rank: not for this model ({why}); choose --perturbation full"
+            ) from error
+        if of_configuration(error):
+            raise UserError(
+                f"vLLM refuses the model {settings.model} with these settings: {why}; change the setting that this "
+                "names, or choose another model"
             ) from error
         raise
 

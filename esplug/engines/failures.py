@@ -1,12 +1,18 @@
 """Failure reports: what happened to an engine, the end of its log, and which weights differ."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
+from esplug.engines.engine_errors import EngineError, plain
 from esplug.engines.liveness import EngineSlot
 from esplug.errors import RunError, UserError
+from esplug.utils.text import cause, printable
 
 _LOG_TAIL = 15  # lines
+
+#: Failures of a device, a network or memory, which a new engine may not have.
+_OF_THE_MACHINE = re.compile(r"CUDA|HIP|NCCL|cuBLAS|cuDNN|memory|address already in use|timed out|connection", re.I)
 
 
 def raised(error: Exception) -> bool:
@@ -16,6 +22,21 @@ def raised(error: Exception) -> bool:
     return isinstance(error, ray.exceptions.RayTaskError)
 
 
+def deterministic(error: Exception) -> bool:
+    """Whether the engine raised an exception that does not come from the machine, so that every engine would."""
+    return raised(error) and isinstance(own := _own(error), EngineError) and not _OF_THE_MACHINE.search(str(own))
+
+
+def is_users(error: Exception) -> bool:
+    """Whether the engine raised an error that the user has to fix."""
+    return isinstance(getattr(error, "cause", None), UserError)
+
+
+def _own(error: Exception) -> Exception:
+    """Return the engine's own exception from the error that Ray wraps around it."""
+    return plain(getattr(error, "cause", None) or error)
+
+
 def describe(slot: EngineSlot, error: Exception) -> str:
     """Say what happened to an engine, as a predicate: ``died``, ``made no progress for 600 s (--engine-timeout)``."""
     import ray
@@ -23,23 +44,21 @@ def describe(slot: EngineSlot, error: Exception) -> str:
     if slot.silent_for:
         return f"made no progress for {slot.silent_for:g} s (--engine-timeout)"
     if raised(error):
-        cause = getattr(error, "cause", None) or error
-        lines = [line for line in str(cause).splitlines() if line.strip()]
-        return f"failed ({type(cause).__name__}: {lines[-1].strip() if lines else 'no message'})"
+        own = _own(error)
+        return f"failed ({own if isinstance(own, EngineError) else cause(own)})"
     return "ran out of memory and was killed" if isinstance(error, ray.exceptions.OutOfMemoryError) else "died"
 
 
 def run_error(slot: EngineSlot, error: Exception, more: str = "") -> Exception:
     """Make the error that ends the run: the engine's own if that is the user's to fix, else one with the log's end."""
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, UserError):
-        return cause
+    if is_users(error):
+        return _own(error)
     message = f"engine {slot.index} {describe(slot, error)}{more}"
     try:
         tail = slot.log.read_text(errors="replace").splitlines()[-_LOG_TAIL:]
     except OSError:
         return RunError(message)
-    return RunError("\n  ".join([f"{message}\nlast lines of {slot.log}:", *tail]))
+    return RunError("\n  ".join([f"{message}\nlast lines of {slot.log}:", *map(printable, tail)]))
 
 
 def mismatch(slots: Sequence[EngineSlot], tensors: Sequence[dict[str, int]]) -> dict[str, Any]:

@@ -49,6 +49,7 @@ class ManagedEngines:
         self._monitor = LivenessMonitor(self._slots, timeout)
         self._placement: Any = None
         self._history = History(0)
+        self._answered = False  # whether any engine has ever answered
 
     def _place(self) -> None:
         """Reserve resources for all engines and spawn their actors. Raises ``RunError`` if they are not free."""
@@ -133,9 +134,12 @@ class ManagedEngines:
 
         Raises:
             RunError: --max-restarts engines have been replaced already.
+            UserError: the engine raised it, so a new one would, too.
         """
         import ray
 
+        if failures.is_users(error):
+            raise failures.run_error(slot, error) from error
         if self.restarts >= self._max_restarts:
             more = f", and {self.restarts} were replaced already (--max-restarts)"
             raise failures.run_error(slot, error, more) from error

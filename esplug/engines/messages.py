@@ -13,6 +13,10 @@ class EngineSettings:
         memory_share: on CUDA of each GPU's memory; on a CPU of the free memory, for all engines of a machine.
         low_rank: rank of the members' perturbations; ``None`` if they are full.
         members_at_once: low-rank members that an engine answers with in one batch.
+        writes_weights: whether the engine keeps master weights and writes them into the model. Without, it can only
+            answer with the model as vLLM loaded it.
+        text_only: whether to load a multimodal model without its inputs other than text.
+        trust_remote_code: whether vLLM may run Python code of the model.
         prefix_caching: whether prompts of one member share a common prefix in the KV cache.
     """
 
@@ -28,6 +32,9 @@ class EngineSettings:
     members_at_once: int = 1
     engines_per_gpu: int = 1
     prefix_caching: bool = True
+    writes_weights: bool = True
+    text_only: bool = False
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from esplug.engines.lifecycle import ManagedEngines
 from esplug.engines.liveness import EngineSlot
 from esplug.engines.messages import Generation
 from esplug.engines.scheduler import Piece, WorkScheduler
+from esplug.engines.usage import EngineUsage
 from esplug.errors import RunError
 from esplug.utils.json_files import write_json
 
@@ -56,7 +57,8 @@ class EnginePool(ManagedEngines):
         """Answer jobs, each on the first engine that is free, and yield keys and answers as jobs finish.
 
         Raises:
-            RunError: a job failed on two engines, or too many engines had to be replaced.
+            RunError: a job failed on two engines, the first generation failed for a reason that is not the machine's,
+                or too many engines had to be replaced.
         """
         import ray
 
@@ -91,7 +93,8 @@ class EnginePool(ManagedEngines):
             except ray.exceptions.RayError as error:
                 if piece is not None:
                     name = (piece.job.keys[0], piece.number)
-                    if failures.raised(error) and name in raised:
+                    hopeless = not self._answered and failures.deterministic(error)
+                    if hopeless or (failures.raised(error) and name in raised):
                         raise failures.run_error(slot, error) from error
                     raised |= {name} if failures.raised(error) else set()
                     scheduler.requeue(slot.index, piece)
@@ -101,6 +104,7 @@ class EnginePool(ManagedEngines):
             if piece is None:
                 self._check_replacement(slot, result)
                 continue
+            self._answered = True
             work = result[0].work
             scheduler.done(sum(each.switch_seconds for each in work), sum(each.generate_seconds for each in work))
             finished = answers.add(piece, slot.index, result)
@@ -124,6 +128,16 @@ class EnginePool(ManagedEngines):
             OSError: they could not be written.
         """
         self._call(self._slots[:1], "save", str(folder.absolute()), exact)
+
+    def usage(self, seconds: float) -> list[EngineUsage]:
+        """Return each engine's usage of hardware in the last ``seconds``; an empty list if one does not answer."""
+        import ray
+
+        with suppress(Exception):  # it is information for people, and no reason to stop
+            refs = [slot.actor.usage.options(concurrency_group="pulse").remote(seconds) for slot in self._slots]
+            found: list[EngineUsage] = ray.get(refs, timeout=1)
+            return found
+        return []
 
     def close(self) -> None:
         """Stop all engines."""

@@ -60,6 +60,8 @@ def llm_options(settings: EngineSettings, kv_cache_bytes: int | None) -> dict[st
         "gpu_memory_utilization": share / settings.engines_per_gpu,
         "generation_config": "vllm",
         "seed": 0,
+        "trust_remote_code": settings.trust_remote_code,
+        "language_model_only": settings.text_only,
     }
     if settings.low_rank:
         model, members = Path(settings.model), settings.members_at_once

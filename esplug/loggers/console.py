@@ -1,9 +1,10 @@
-"""Logger ``console``: one line per iteration and per evaluated split, and two answers of each split."""
+"""Logger ``console``: the settings, one line per iteration and per evaluated split, and two answers of each split."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from esplug.config import RunConfig
 from esplug.hookspecs import hookimpl
 from esplug.loggers.services import as_text
 from esplug.utils.console import say
@@ -13,6 +14,12 @@ synchronous = True
 _SHOWN = 2  # prompts of each split; always the first ones
 _LONGEST = 100  # characters of each text
 _PHASES = {"generate": "engine_generate", "switch": "switch", "grade": "grade_wait", "update": "update"}
+
+
+@hookimpl
+def start(config: RunConfig) -> None:
+    """Print the settings. Loggers start when everything that needs no engine has been checked."""
+    say(config.to_toml())
 
 
 @hookimpl

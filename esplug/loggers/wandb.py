@@ -39,7 +39,7 @@ class WandbLogger:
 
     @hookimpl
     def start(self, config: RunConfig, run_dir: Path) -> None:
-        """Open a run named after the experiment, with all settings."""
+        """Open a run named after the experiment, with all settings, notes and tags."""
         import wandb
 
         # Otherwise wandb's error reports delay the exit of the interpreter when the server is gone.
@@ -49,6 +49,8 @@ class WandbLogger:
             "project": config.wandb_project,
             "name": config.experiment_name or run_dir.name,
             "config": config.model_dump(),
+            "notes": config.notes,
+            "tags": config.tags,
             "dir": str(run_dir),
             # Leave alone a run that another trainer or the user has open.
             "reinit": "create_new" if wandb.run else "default",

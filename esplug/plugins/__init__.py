@@ -4,7 +4,7 @@ Runs in the driver and in grader processes. Listing plugins reads package metada
 import :mod:`esplug.hookspecs`, :mod:`esplug.config` and :mod:`esplug.utils`.
 """
 
-from esplug.plugins.discovery import Kind, PluginInfo, find, list_plugins
+from esplug.plugins.discovery import PUBLISHED, Kind, PluginInfo, find, list_plugins, not_installed
 from esplug.plugins.loading import load
 
-__all__ = ["Kind", "PluginInfo", "find", "list_plugins", "load"]
+__all__ = ["PUBLISHED", "Kind", "PluginInfo", "find", "list_plugins", "load", "not_installed"]

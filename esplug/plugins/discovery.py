@@ -2,20 +2,31 @@
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import Distribution, distributions
 from typing import Literal, get_args
 
 from esplug.errors import PluginError
-from esplug.utils.text import brief, cause, suggest
+from esplug.utils.text import brief, cause
 
 Kind = Literal["task", "dataset", "shaping", "logger"]
 
 _KINDS: tuple[Kind, ...] = get_args(Kind)
 _KIND_OF_GROUP: dict[str, Kind] = {f"esplug.{kind}s": kind for kind in _KINDS}
 _UNKNOWN = "unknown"
+
+#: Names of published plugins that are not part of esplug, and their packages.
+PUBLISHED: Mapping[Kind, Mapping[str, str]] = {
+    "task": {"countdown": "esplug-tasks-countdown", "math": "esplug-tasks-math"},
+    "dataset": {
+        "countdown": "esplug-tasks-countdown",
+        "math": "esplug-tasks-math",
+        "math_small": "esplug-tasks-math",
+    },
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +66,27 @@ def find(kind: Kind, name: str) -> PluginInfo:
             extra = others[0].distribution if first.distribution == "esplug" else first.distribution  # never esplug
             raise PluginError(f"{kind} {name!r} comes from {owners}; keep one of them: pip uninstall {extra}")
         case _:
-            installed = [plugin.name for plugin in of_kind]
-            fault = f"no {kind} {brief(repr(name))} is installed (installed: {', '.join(installed) or 'none'})"
-            may_exist = kind == "task" and re.fullmatch(r"[A-Za-z0-9][\w.-]{,99}", name, re.ASCII)
-            install = f"to install it: pip install esplug-tasks-{name}" if may_exist else ""
-            raise PluginError("; ".join(filter(None, [fault, suggest(name, installed), install])))
+            names = [plugin.name for plugin in of_kind]
+            raise not_installed("data set" if kind == "dataset" else kind, name, names, PUBLISHED.get(kind, {}))
+
+
+def not_installed(what: str, name: str, installed: Collection[str], published: Mapping[str, str]) -> PluginError:
+    """Return the error for an unknown plugin, which names those that are known, and the nearest of them.
+
+    Args:
+        what: the kind in words, such as ``data set``.
+        name: the name that was given.
+        installed: names of the installed plugins.
+        published: packages of published plugins by name. No other package is proposed to pip, as it might be anybody's.
+    """
+    elsewhere = {each: package for each, package in published.items() if each not in installed}
+    known = "".join(f"; published: {each} in {package}" for each, package in elsewhere.items())
+    fault = f"no {what} {brief(repr(name))} is installed (installed: {', '.join(installed) or 'none'}{known})"
+    short = re.sub("^esplug[-_][a-z]+[-_]", "", name.lower())
+    nearest = next(iter(get_close_matches(short, [*installed, *elsewhere], n=1)), "")
+    hints = [f"did you mean {nearest!r}?"] if nearest not in ("", name) else []
+    hints += [f"to install it: pip install {elsewhere[nearest]}"] if nearest in elsewhere else []
+    return PluginError("; ".join([fault, *(hints or ["choose one of them, or install the package that has it"])]))
 
 
 @cache

@@ -11,9 +11,7 @@ from esplug.errors import PluginError, UserError
 from esplug.hookspecs import Prompt, Row
 from esplug.plugins.discovery import PluginInfo, find
 from esplug.plugins.loading import hook_errors, load
-from esplug.utils.text import cause, suggest
-
-_BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+from esplug.utils.text import BOOLEANS, cause, suggest
 
 
 @dataclass(frozen=True)
@@ -132,7 +130,7 @@ def _converted(info: PluginInfo, name: str, value: object, default: object) -> o
         raise PluginError(f"{info}: {fault}")
     try:
         if isinstance(value, str):
-            return _BOOLEANS[value.strip().lower()] if expected is bool else expected(value)
+            return BOOLEANS[value.strip().lower()] if expected is bool else expected(value)
         if expected is float and type(value) is int:
             return float(value)
         if type(value) is expected:

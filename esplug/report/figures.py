@@ -1,6 +1,5 @@
 """Figures of a report: runs compared with each other, and the parts of a single run's iterations."""
 
-import html
 from collections.abc import Sequence
 from functools import partial
 
@@ -22,16 +21,22 @@ def compared(runs: Sequence[RunData]) -> list[Panel]:
     steps = "Scale of the perturbations and of the update."
     rewards = _training("train/reward/mean", ("train/reward/min", "train/reward/max"))
     correlation = _training("train/mirrored_correlation")
+    utilization = "Share of the time in which a GPU ran a kernel, averaged over the run's GPUs."
+    memory = "Resident memory of the driver and of all engines together."
+    if any("system/gpu_memory" in row.values for run in runs for row in run.iterations):
+        memory += " Of GPUs, the most in use, averaged over the run's GPUs."
     panels = [
         _evaluation(runs),
         lines(runs, "reward", "Training reward", reward, "reward", rewards),
         lines(runs, "length", "Answer length", length, "tokens per answer", partial(_lengths, len(runs) == 1)),
         lines(runs, "speed", "Speed", speed, "tokens/s", _training("train/tokens_per_second")),
+        lines(runs, "gpu", "GPU utilization", utilization, "% of the time", _training("system/gpu_utilization")),
+        lines(runs, "memory", "Memory", memory, "GiB", _memory),
         lines(runs, "correlation", "Correlation of mirrored members", mirrored, "correlation", correlation),
         lines(runs, "steps", "Sigma and alpha", steps, "sigma, alpha", _sigma_and_alpha),
         *_task_metrics(runs),
     ]
-    return [panel for panel in panels if panel.figure.data]
+    return [panel for panel in panels if panel.lines]
 
 
 def of_one(run: RunData) -> list[Panel]:
@@ -44,7 +49,7 @@ def of_one(run: RunData) -> list[Panel]:
 def of_run(run: RunData) -> list[Panel]:
     """Draw the parts of a run's iterations as stacked bars."""
     panels = [_labels(run), _phases(run), _engines(run)]
-    return [panel for panel in panels if panel.figure.data]
+    return [panel for panel in panels if panel.bars]
 
 
 def _training(metric: str, bounds: tuple[str, str] | None = None) -> SeriesOf:
@@ -53,6 +58,11 @@ def _training(metric: str, bounds: tuple[str, str] | None = None) -> SeriesOf:
 
 def _sigma_and_alpha(run: RunData) -> list[Series]:
     return [(name, run.iterations, f"train/{name}", None) for name in ("alpha", "sigma")]
+
+
+def _memory(run: RunData) -> list[Series]:
+    names = {"driver": "driver", "engines": "engine", "GPU": "gpu"}
+    return [(label, run.iterations, f"system/{name}_memory", None) for label, name in names.items()]
 
 
 def _phases(run: RunData) -> Panel:
@@ -90,7 +100,7 @@ def _evaluation(runs: Sequence[RunData]) -> Panel:
 
     several_splits = any(len(run.splits) > 1 for run in runs)
     caption = "Held-out prompts, with 95% intervals" + ("; average of the splits." if several_splits else ".")
-    return lines(runs, "evaluation", "Evaluation", caption, unit, series, marked=True)
+    return lines(runs, "evaluation", "Evaluation", caption, unit, series)
 
 
 def _lengths(one_run: bool, run: RunData) -> list[Series]:
@@ -110,7 +120,7 @@ def _task_metrics(runs: Sequence[RunData]) -> list[Panel]:
     for number, metric in enumerate(sorted(names)[:_TASK_METRICS]):
         title = visible(metric.removeprefix(prefix).removesuffix(suffix), 40)
         caption, series = "Metric of the task, averaged over the members' answers.", _training(metric)
-        panels.append(lines(runs, f"metric-{number}", title, caption, html.escape(title), series))
+        panels.append(lines(runs, f"metric-{number}", title, caption, title, series))
     return panels
 
 

@@ -1,6 +1,5 @@
 """The page: one self-contained HTML file that loads nothing from the network."""
 
-import json
 import time
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
@@ -12,13 +11,28 @@ from typing import Any
 from esplug.config import RunConfig, panel_of
 from esplug.evaluation.statistics import Estimate
 from esplug.report.figures import of_run
-from esplug.report.plots import Panel, template
+from esplug.report.plots import Panel
 from esplug.report.run_data import RunData
 from esplug.report.samples import groups
 from esplug.report.text import shown, visible
 from esplug.runs.summary import Score, duration, scores_of
 
 _LOCATION = ("output_directory", "experiment_name")  # settings that are not compared between runs
+SIZE = 1_000_000  # bytes that a page has at most, unless it is asked to be full
+
+
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """How much a page shows: points of a curve, samples per group (``None``: all), and characters of an answer."""
+
+    points: int
+    samples: int | None
+    longest: int
+
+
+_FULL = Detail(1_000_000, None, 100_000)
+#: A page takes the first that keeps it below :data:`SIZE`.
+_LEVELS = (Detail(400, 4, 3000), Detail(200, 2, 1500), Detail(100, 1, 600), Detail(30, 0, 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,42 +43,57 @@ class Table:
     rows: Sequence[tuple[str, ...]]
 
 
-def render(runs: Sequence[RunData], panels: Sequence[Panel]) -> str:
-    """Return the page on one or several runs, with the figures of :func:`esplug.report.figures.compared`."""
+def render(runs: Sequence[RunData], panels: Sequence[Panel], *, smoothing: float = 0.0, full: bool = False) -> str:
+    """Return the page on one or several runs, with the figures of :func:`esplug.report.figures.compared`.
+
+    Args:
+        runs: the runs.
+        panels: the figures.
+        smoothing: weight of the moving average that the page starts with, in [0, 1).
+        full: show every point and sample. Otherwise the page has about 1 MB at most.
+    """
+    page = ""
+    for detail in [_FULL] if full else _LEVELS:
+        page = _render(runs, panels, smoothing, detail)
+        if len(page.encode(errors="backslashreplace")) < SIZE:
+            break
+    return page
+
+
+def _render(runs: Sequence[RunData], panels: Sequence[Panel], smoothing: float, detail: Detail) -> str:
     from jinja2 import Environment, StrictUndefined
     from jinja2.utils import htmlsafe_json_dumps
-    from plotly.offline import get_plotlyjs
 
     here = files("esplug.report")
     style, script = (here.joinpath(f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
-    library = get_plotlyjs()
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
         "visible": visible,
         "shown": shown,
-        "figure": lambda panel: htmlsafe_json_dumps(json.loads(panel.figure.to_json())),
+        "figure": lambda panel: htmlsafe_json_dumps(panel.drawing()),
     }
     page = environment.from_string(here.joinpath("page.html").read_text(encoding="utf-8"))
     return page.render(
         title=" · ".join(run.label for run in runs) if len(runs) < 4 else f"{len(runs)} runs",
         made=time.strftime("%Y-%m-%d %H:%M"),
-        runs=[_run_view(run, of_run(run) if len(runs) > 1 else []) for run in runs],
+        runs=[_run_view(run, of_run(run) if len(runs) > 1 else [], detail) for run in runs],
         comparison=_comparison(runs) if len(runs) > 1 else None,
-        panels=panels,
+        panels=[panel.thinned(detail.points) for panel in panels],
+        smooth=smoothing,
+        longest=detail.longest,
+        left_out=lambda groups: sum(len(group.pairs) for group in groups) < groups[0].total,
         style=style,
-        library=library,
         script=script,
-        templates=htmlsafe_json_dumps({"light": template(False), "dark": template(True)}),
-        # Whatever a model wrote, the browser runs only these two scripts and loads nothing.
-        policy=f"default-src 'none'; script-src {_hash(library)} {_hash(script)}; "
-        "style-src 'unsafe-inline'; img-src data: blob:",
+        # Whatever a model wrote, the browser runs only this script and loads nothing.
+        policy=f"default-src 'none'; script-src {_hash(script)}; style-src 'unsafe-inline'",
     )
 
 
-def _run_view(run: RunData, panels: Sequence[Panel]) -> dict[str, Any]:
+def _run_view(run: RunData, panels: Sequence[Panel], detail: Detail) -> dict[str, Any]:
     """Collect what the template shows of a run beside its data."""
-    own = {"tiles": _tiles(run), "splits": _split_table(run), "groups": groups(run.before, run.after)}
-    return own | {"data": run, "panels": panels, "settings": _settings(run.settings)}
+    chosen = groups(run.before, run.after, detail.samples)
+    own = {"tiles": _tiles(run), "splits": _split_table(run), "groups": chosen, "data": run}
+    return own | {"panels": [panel.thinned(detail.points) for panel in panels], "settings": _settings(run.settings)}
 
 
 def _tiles(run: RunData) -> list[tuple[str, str, str]]:
@@ -84,8 +113,6 @@ def _tiles(run: RunData) -> list[tuple[str, str, str]]:
         tiles.append(("iterations", f"{summary.iterations:,}{planned}", _population(run.settings)))
     tokens = f"{run.tokens:,.0f} training tokens" if run.tokens else ""
     tiles.append(("time", duration(summary.seconds), tokens))
-    if run.checksum:
-        tiles.append(("weights", run.checksum, "64-bit checksum"))
     return tiles
 
 

@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from esplug.checkpoints.seed_log import read
+from esplug.config.run_config import FINAL_MODEL
 from esplug.errors import UserError
 from esplug.evaluation.figures import Sample, SplitEvaluation
 from esplug.evaluation.statistics import Estimate, average, compare
@@ -33,6 +34,7 @@ class RunData:
         main_metric: ``pass@1`` or ``reward``.
         settings: content of ``config.toml``, not validated.
         checksum: of the final weights, 16 hex digits; empty if unknown.
+        model: the saved model's folder, relative to the run's directory; empty if there is none.
         iterations, evaluations: metrics in order.
         before, after: samples of the first and last evaluation by split; a single evaluation is in both.
         notes: warnings for the reader, such as damaged lines that were left out.
@@ -44,6 +46,7 @@ class RunData:
     settings: Mapping[str, Any]
     environment: Mapping[str, Any]
     checksum: str
+    model: str
     iterations: tuple[Row, ...]
     evaluations: tuple[Row, ...]
     before: Mapping[str, SplitEvaluation]
@@ -105,6 +108,8 @@ def read_run(path: Path) -> RunData:
     settings, fault = read_settings(path)
     notes += [fault] if fault else []
     checksum, summary = _checksum(run, results, notes), summarise(path)
+    if summary.unchanged:
+        notes.insert(0, f"nothing was learnt: weights unchanged, as {summary.unchanged}")
     return RunData(
         summary=summary,
         label=summary.name,
@@ -112,6 +117,7 @@ def read_run(path: Path) -> RunData:
         settings=settings,
         environment=read_json(path / "environment.json"),
         checksum=checksum,
+        model=_model(run, summary.planned),
         iterations=iterations,
         evaluations=by_step(rows, "eval/"),
         before=before,
@@ -222,6 +228,11 @@ def _checksum(run: RunDirectory, results: Mapping[str, Any], notes: list[str]) -
         notes.append(f"{run.seed_log.name} cannot be read to its end: {fault}")
         return known
     return f"{steps[-1].checksum:016x}" if steps else known
+
+
+def _model(run: RunDirectory, planned: int | None) -> str:
+    folder = run.checkpoints / f"{FINAL_MODEL}{planned}"
+    return str(folder.relative_to(run.path)) if folder.is_dir() else ""
 
 
 def _mapping(value: Any) -> Mapping[Any, Any]:

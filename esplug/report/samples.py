@@ -5,8 +5,6 @@ from dataclasses import dataclass
 
 from esplug.evaluation.figures import Sample, SplitEvaluation
 
-SHOWN = 4  # samples per group
-
 
 @dataclass(frozen=True, slots=True)
 class Pair:
@@ -23,7 +21,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The first few of ``count`` samples, of ``total`` in all, that have the title in common."""
+    """The first few of ``count`` samples, of ``total`` in all, that the title describes."""
 
     title: str
     count: int
@@ -31,8 +29,15 @@ class Group:
     pairs: tuple[Pair, ...]
 
 
-def groups(before: Mapping[str, SplitEvaluation], after: Mapping[str, SplitEvaluation]) -> list[Group]:
-    """Choose the samples of all splits that improved or worsened most; the best and worst if none changed."""
+def groups(
+    before: Mapping[str, SplitEvaluation], after: Mapping[str, SplitEvaluation], most: int | None = 4
+) -> list[Group]:
+    """Choose the samples of all splits that improved or worsened most; the best and worst if none changed.
+
+    Args:
+        before, after: the first and the last evaluation, by split.
+        most: samples per group; ``None`` for all samples of the evaluation.
+    """
     pairs = [pair for name in after for pair in _pairs(before.get(name), after[name])]
     better = sorted((pair for pair in pairs if pair.gain > 0), key=lambda pair: -pair.gain)
     worse = sorted((pair for pair in pairs if pair.gain < 0), key=lambda pair: pair.gain)
@@ -45,7 +50,10 @@ def groups(before: Mapping[str, SplitEvaluation], after: Mapping[str, SplitEvalu
             top, bottom = (ranked[end].after.reward for end in (0, -1)) if ranked else (0.0, 0.0)
             best = [pair for pair in ranked if pair.after.reward == top]
             chosen = [("Best", best), ("Worst", [pair for pair in ranked if pair.after.reward == bottom])]
-    return [Group(title, len(found), len(pairs), tuple(found[:SHOWN])) for title, found in chosen if found]
+    if most is None:
+        listed = [pair for _, found in chosen for pair in found]
+        chosen.append(("Others", [pair for pair in pairs if pair not in listed]))
+    return [Group(title, len(found), len(pairs), tuple(found[:most])) for title, found in chosen if found]
 
 
 def _pairs(before: SplitEvaluation | None, after: SplitEvaluation) -> Iterable[Pair]:

@@ -1,7 +1,8 @@
 """Rewards: graders score completions in separate processes that can be killed, while the engines generate.
 
 :mod:`.pool` runs in the driver; :mod:`.grader` is the program of a grader process. A reward's time-out is enforced in
-:meth:`.grader_process.GraderProcess.ask`. May import :mod:`esplug.hookspecs` and :mod:`esplug.utils`.
+:meth:`.grader_process.GraderProcess.ask`. :mod:`.trial` refuses a reward that grades nothing. A grader process imports
+only :mod:`esplug.hookspecs` and :mod:`esplug.utils`.
 """
 
 from importlib import import_module

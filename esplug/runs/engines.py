@@ -6,6 +6,7 @@ from pathlib import Path
 from esplug.checkpoints.base_model import revision_of, weights_size
 from esplug.checkpoints.folders import newest_first, rename_aside
 from esplug.checkpoints.history import CaughtUp, History
+from esplug.checkpoints.model_kind import ModelKind
 from esplug.checkpoints.seed_log import SeedLog
 from esplug.checkpoints.seed_log_records import Base, Header
 from esplug.config import RunConfig
@@ -27,8 +28,10 @@ def shares_prefixes(config: RunConfig, model: Path, plan: Plan, batches: Sequenc
     return any(sharing_saves_time(prompts, config.max_tokens, weights) for prompts in batches)
 
 
-def engine_settings(config: RunConfig, plan: Plan, model: Path, *, prefix_caching: bool) -> EngineSettings:
-    """Return the settings of each engine; ``model`` is the folder of the model to load."""
+def engine_settings(
+    config: RunConfig, plan: Plan, model: Path, kind: ModelKind, *, prefix_caching: bool
+) -> EngineSettings:
+    """Return the settings of each engine; ``model`` is the folder of the model to load, and ``kind`` its kind."""
     return EngineSettings(
         model=str(model),
         dtype=config.dtype,
@@ -42,6 +45,9 @@ def engine_settings(config: RunConfig, plan: Plan, model: Path, *, prefix_cachin
         members_at_once=config.members_at_once(plan.n_engines),
         engines_per_gpu=plan.engines_per_gpu,
         prefix_caching=prefix_caching,
+        writes_weights=not kind.quantised,
+        text_only=kind.multimodal,
+        trust_remote_code=config.trust_remote_code,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from esplug.checkpoints.seed_log_records import Step
 from esplug.engines.messages import Generation
+from esplug.engines.usage import EngineUsage
 from esplug.es.members import Member, mirrored_correlation
 from esplug.es.update import FloatArray
 from esplug.rewards import Graded
@@ -94,6 +95,24 @@ def train_metrics(result: PopulationResult, n_engines: int, *, antithetic: bool)
         metrics[f"train/metrics/{name}/mean"] = sum(values) / len(values)
     if antithetic:
         metrics["train/mirrored_correlation"] = mirrored_correlation(result.rewards)
+    return metrics
+
+
+def usage_metrics(driver_memory: int, engines: Sequence[EngineUsage]) -> dict[str, float]:
+    """Return metrics of the hardware: memory in GiB, utilization in percent. Whatever is unknown is left out.
+
+    ``system/engine_memory`` is the sum over the engines. The metrics of GPUs are averages over the GPUs of the run, of
+    their largest memory and of their utilization.
+    """
+    gpus = {uuid: gpu for engine in engines for uuid, gpu in engine.gpus.items()}.values()  # engines may share one
+    shares = [gpu.utilization for gpu in gpus if gpu.utilization is not None]
+    metrics = {"system/driver_memory": driver_memory / 2**30}
+    if engines:
+        metrics["system/engine_memory"] = sum(engine.host_memory for engine in engines) / 2**30
+    if gpus:
+        metrics["system/gpu_memory"] = sum(gpu.memory for gpu in gpus) / len(gpus) / 2**30
+    if shares:
+        metrics["system/gpu_utilization"] = sum(shares) / len(shares)
     return metrics
 
 

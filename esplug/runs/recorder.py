@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -14,11 +15,12 @@ from esplug.checkpoints.seed_log import SeedLog
 from esplug.checkpoints.seed_log_records import Step
 from esplug.config import RunConfig
 from esplug.engines.pool import EnginePool
+from esplug.engines.usage import resident_memory
 from esplug.errors import RunError
 from esplug.evaluation.figures import Evaluation
 from esplug.loggers.logger_set import LoggerSet
 from esplug.runs.directory import RunDirectory
-from esplug.runs.metrics import Iteration, iteration_record, train_metrics
+from esplug.runs.metrics import Iteration, iteration_record, train_metrics, usage_metrics
 from esplug.runs.trace import trace
 from esplug.utils.console import say
 from esplug.utils.json_files import write_json
@@ -52,6 +54,7 @@ class Recorder:
         metrics = train_metrics(iteration.result, len(self._engines), antithetic=config.antithetic)
         metrics |= {"time/update": iteration.update_seconds, "time/iteration": iteration.seconds}
         metrics |= {"train/sigma": config.sigma_at(number), "train/alpha": config.alpha_at(number)}
+        metrics |= usage_metrics(resident_memory([os.getpid()]), self._engines.usage(iteration.seconds))
         with self._disk_may_fail(self._run_dir.iterations):
             self._run_dir.write_iteration(number, iteration_record(step, iteration, metrics))
         self._loggers.log(number, metrics)

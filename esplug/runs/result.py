@@ -27,6 +27,8 @@ class RunResult:
         checksum: 64-bit checksum of the final master weights.
         plan: number and kind of the engines.
         seconds: duration of the run.
+        unchanged: why the updates left the weights as they were, and what to try; ``""`` if they moved them, or if
+            the run made none.
     """
 
     run_dir: Path
@@ -35,6 +37,7 @@ class RunResult:
     checksum: int
     plan: Plan
     seconds: float
+    unchanged: str = ""
 
 
 def results(

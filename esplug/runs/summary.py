@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from esplug.errors import UserError
 from esplug.loggers.metrics_file import FILE_NAME, Row, by_step, read_bytes, rows_of, seconds_of
 from esplug.runs.directory import RunDirectory
 from esplug.utils.file_lock import is_held
@@ -45,7 +46,10 @@ class RunSummary:
         iterations: number of updates in the seed log.
         planned: number of updates that the settings ask for.
         seconds: time spent in iterations and evaluations.
+        notes, tags: of the run's settings.
         changed: time of the last write, in Unix seconds.
+        unchanged: why the updates left the weights as they were, and what to try; ``""`` if they moved them, or if
+            there are none.
     """
 
     path: Path
@@ -61,6 +65,9 @@ class RunSummary:
     best: Score | None
     seconds: float
     changed: float
+    unchanged: str
+    notes: str = ""
+    tags: tuple[str, ...] = ()
 
 
 def is_run(path: Path) -> bool:
@@ -105,6 +112,9 @@ def summarise(path: Path) -> RunSummary:
         best=max(scores, key=lambda score: score.mean, default=None),
         seconds=seconds_of(metrics),
         changed=_changed(run),
+        unchanged=_unchanged(run.seed_log),
+        notes=str(settings.get("notes") or ""),
+        tags=tuple(map(str, tags)) if isinstance(tags := settings.get("tags"), list) else (),
     )
 
 
@@ -181,6 +191,16 @@ def _iterations(seed_log: Path) -> int:
     with suppress(OSError):
         return count_records(seed_log)
     return 0
+
+
+def _unchanged(seed_log: Path) -> str:
+    from esplug.checkpoints.seed_log_format import scan
+    from esplug.checkpoints.seed_log_records import why_unchanged
+
+    with suppress(OSError, UserError):  # missing or damaged
+        log = scan(seed_log)[0]
+        return why_unchanged(log.header.base.weights_checksum, log.steps)
+    return ""
 
 
 def _changed(run: RunDirectory) -> float:

@@ -24,3 +24,13 @@ def hub_revision(name: str, revision: str | None, kind: Literal["dataset", "mode
         raise LookupError(one_line(error)) from error
     except Exception:  # its type depends on the versions of the library and of its HTTP client
         return None
+
+
+def hub_files(name: str, revision: str) -> list[str]:
+    """Return the names of a model repository's files; ``[]`` if the Hub does not tell."""
+    from huggingface_hub import HfApi
+
+    try:
+        return HfApi().list_repo_files(name, revision=revision)
+    except Exception:  # its type depends on the versions of the library and of its HTTP client
+        return []

@@ -8,6 +8,9 @@ from unicodedata import category
 #: surrogates, private and unassigned ones, and ends of lines.
 _UNPRINTABLE = {"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"}
 
+#: Words for true and false, in lower case.
+BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
 
 def cause(error: BaseException) -> str:
     """Describe an exception in one line, for the brackets of an error message."""

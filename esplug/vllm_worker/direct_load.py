@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from esplug.vllm_worker.experts import ExpertPlaces, has_experts, is_packed, put
+from esplug.vllm_worker.experts import DOWN, GATE_UP, ExpertPlaces, has_experts, is_packed, put
 from esplug.vllm_worker.fingerprint import output_embeddings
 from esplug.weights.master import MasterWeights
 from esplug.weights.partition import TensorBlock
@@ -73,7 +73,7 @@ class ParameterMap:
                     continue
                 seen.add(id(parameter))
                 target, stored = f"{path}.{kind}", f"{name}.{kind}"
-                if experts:
+                if experts and kind in (GATE_UP, DOWN):
                     places._add(target, experts.parts.get(kind, ()), {})
                     continue
                 parts = [stored] if stored in shapes else [f"{parent}.{each}.{kind}" for each in fused.get(leaf, ())]
@@ -140,11 +140,12 @@ class DirectLoader:
             self._finish[target] = functools.partial(_pack_linear, module)
             return
         parameter, given = getattr(module, kind), self._layout.shapes[target]
-        if has_experts(module) and is_packed(module):
+        experts = has_experts(module) and kind in (GATE_UP, DOWN)
+        if experts and is_packed(module):
             self._finish[target] = functools.partial(put, module, kind, (len(parameter), -1, given[-1]))
             return
         wanted = tuple(parameter.shape)
-        if has_experts(module) and len(given) == 2:  # a matrix of each expert, end to end
+        if experts and len(given) == 2:  # a matrix of each expert, end to end
             wanted = (wanted[0] * wanted[1], wanted[2])
         if isinstance(module, VocabParallelEmbedding):  # padded
             wanted = (min(given[0], wanted[0]), *wanted[1:])

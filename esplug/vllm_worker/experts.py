@@ -14,7 +14,7 @@ from esplug.weights.partition import TensorBlock
 VLLM_INTERNALS = {
     "vllm.model_executor.layers.fused_moe.config:FusedMoEConfig": "moe_parallel_config num_experts",
     "vllm.model_executor.layers.fused_moe.config:FusedMoEParallelConfig": "tp_rank tp_size",
-    "vllm.model_executor.layers.fused_moe.routed_experts:RoutedExperts": "_expert_map moe_config quant_method",
+    "vllm.model_executor.layers.fused_moe.routed_experts:RoutedExperts": "expert_map moe_config quant_method",
     "vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method:UnquantizedFusedMoEMethod": "moe_kernel "
     "process_weights_after_loading(layer)",
     "vllm.model_executor.layers.fused_moe.modular_kernel:FusedMoEKernel": "fused_experts",
@@ -23,14 +23,15 @@ VLLM_INTERNALS = {
 }
 
 GATE_UP, DOWN = "w13_weight", "w2_weight"
+_SHARED = "e_score_correction_bias"  # the router's
 _NAMES = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"))  # of an expert's matrices in checkpoints
 
 Shape = tuple[int, ...]
 
 
 def has_experts(module: torch.nn.Module) -> bool:
-    """Return whether a layer of vLLM holds routed experts, fused and not quantized."""
-    return {name for name, _ in module.named_parameters(recurse=False)} == {GATE_UP, DOWN}
+    """Return whether a layer of vLLM holds routed experts, fused, not quantized and without biases."""
+    return {name for name, _ in module.named_parameters(recurse=False)} - {_SHARED} == {GATE_UP, DOWN}
 
 
 class ExpertPlaces:
@@ -52,7 +53,7 @@ class ExpertPlaces:
         self._shapes, self._rank = shapes, rank
         parallel, experts = layer.moe_config.moe_parallel_config, range(layer.moe_config.num_experts)
         self._shard = parallel.tp_rank, parallel.tp_size
-        placed = getattr(layer, "_expert_map", None)  # with expert parallelism, each expert's place on this rank, or -1
+        placed = getattr(layer, "expert_map", None)  # with expert parallelism, each expert's place on this rank, or -1
         slots = list(experts) if placed is None else placed.tolist()
         here = sorted((expert for expert in experts if slots[expert] >= 0), key=lambda expert: slots[expert])
         self._one_copy = placed is not None or parallel.tp_size > 1  # ranks have different tensors, or parts of them
@@ -114,7 +115,9 @@ def pack_when_reloading(model: torch.nn.Module) -> None:
 
     Otherwise it copies unpacked weights over the packed ones, because it packs only while a layer has no kernel yet.
     """
+    from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
+
     for layer in model.modules():
         method: Any = getattr(layer, "quant_method", None)
-        if has_experts(layer) and hasattr(method, "moe_kernel"):
+        if isinstance(method, UnquantizedFusedMoEMethod):
             method.moe_kernel = None

@@ -93,6 +93,7 @@ class ESWorkerExtension:
     def es_load_without_places(self, setup: MasterSetup) -> None:
         """Load all master weights on every rank, and have vLLM reload its model from now on."""
         self._es_places, self._es_fast_path = None, None
+        vars(self).pop("_es_in_host", None)  # whole tensors need more memory than blocks
         self._es_load_master(setup, {}, RankGroup())
 
     def es_write_and_check(self, member_seed: int | None, scale: float) -> str:
@@ -154,9 +155,9 @@ class ESWorkerExtension:
             self._es_load_master(setup, places.blocks, ranks)
             loader = _on_all_ranks(ranks, DirectLoader, model, self._es_master, places, dtype)
         if loader is None:
-            places = None
-            self._es_load_master(setup, {}, RankGroup())
-        self._es_places, self._es_fast_path = places, loader
+            self.es_load_without_places(setup)
+        else:
+            self._es_places, self._es_fast_path = places, loader
 
     def _es_load_master(self, setup: MasterSetup, blocks: Mapping[str, TensorBlock], ranks: RankGroup) -> None:
         """Load the base model's weights: this rank's ``blocks``, or all if there are none."""

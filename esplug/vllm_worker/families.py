@@ -7,6 +7,7 @@ DIRECT = {
     "GemmaForCausalLM": True,
     "Gemma2ForCausalLM": True,
     "Gemma3ForCausalLM": True,
+    "Glm4MoeForCausalLM": True,
     "GraniteForCausalLM": True,
     "GraniteMoeForCausalLM": False,
     "LlamaForCausalLM": True,

@@ -1,5 +1,6 @@
 """Fingerprint of vLLM's model: checksums of its parameters, and of what layers compute whose weights are packed."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,17 +29,16 @@ def fingerprint(model: torch.nn.Module, dtype: torch.dtype) -> Fingerprint:
         dtype: of the packed layers' inputs.
     """
     parameters = {name: each.data for name, each in model.named_parameters() if each.numel()}
+    floats = {name: tensor for name, tensor in parameters.items() if tensor.is_floating_point()}
     seen: Fingerprint = {}
-    for name, tensor in parameters.items():
-        if tensor.is_floating_point():
-            kernels = kernels_for(tensor.device)
-            seen[name] = (tensor.dtype, tensor.device, tuple(tensor.shape), kernels.checksum(_bits(tensor), 0, ""))
+    for name, value in zip(floats, _checksums(list(floats.values())), strict=True):
+        seen[name] = (floats[name].dtype, tuple(floats[name].shape), value)
     for name, layer in model.named_modules():
         if hasattr(layer, "cpu_linear") and _is_used(model, layer):
             generator = torch.Generator().manual_seed(0)
             inputs = torch.randn(_PROBES, _input_size(layer), generator=generator).to(dtype)
             outputs = layer.cpu_linear(inputs, layer.weight, getattr(layer, "bias", None))
-            seen[f"{name} (packed)"] = (kernels_for(outputs.device).checksum(_bits(outputs), 0, ""),)
+            seen[f"{name} (packed)"] = tuple(_checksums([outputs]))
     return seen
 
 
@@ -49,6 +49,14 @@ def output_embeddings(model: torch.nn.Module, parameter: torch.nn.Parameter) -> 
     embeddings = [module for module in model.modules() if isinstance(module, VocabParallelEmbedding)]
     layers = [each for each in embeddings if each.weight is parameter and hasattr(each, "cpu_linear")]
     return [layer for layer in layers if isinstance(layer, ParallelLMHead)] or layers
+
+
+def _checksums(tensors: Sequence[torch.Tensor]) -> list[int]:
+    """Return the checksums of tensors on one device."""
+    if not tensors:
+        return []
+    values: list[int] = kernels_for(tensors[0].device).checksum_all([(_bits(each), 0, "", 0) for each in tensors])
+    return values
 
 
 def _bits(tensor: torch.Tensor) -> Any:

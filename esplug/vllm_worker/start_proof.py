@@ -16,6 +16,12 @@ from esplug.errors import UserError
 if TYPE_CHECKING:
     from esplug.vllm_worker.extension import MasterSetup
 
+VLLM_INTERNALS = {
+    "vllm": "LLM.llm_engine SamplingParams TokensPrompt",
+    "vllm.v1.engine.llm_engine:LLMEngine": "model_config",
+    "vllm.config:ModelConfig": "max_model_len get_vocab_size()",
+}
+
 _MEMBER = 1, 0.1  # seed, and a scale that moves every weight, rounded to any type, but not to infinity
 _ANSWER_TOKENS = 4
 _GPU_TOLERANCE = 0.01  # of log-probabilities, because a GPU's kernels may add in another order
@@ -35,6 +41,9 @@ def load_and_prove(llm: Any, setup: "MasterSetup") -> tuple[str, ...]:
     loaded, again = _outputs(llm), _outputs(llm)
     tolerance = max(0.0 if cpu else _GPU_TOLERANCE, 4 * _distance(loaded, again))
     direct = all(llm.collective_rpc("es_load", args=(setup,)))
+    if any(value != value for value in loaded):
+        _forget_answers(llm)
+        return ()  # the run refuses a model that answers with NaN
     fault = _fault(llm, loaded, tolerance)
     if fault and direct:
         logging.getLogger(__name__).warning("esplug writes weights through vLLM's reload_weights: %s", fault)
@@ -51,7 +60,7 @@ def load_and_prove(llm: Any, setup: "MasterSetup") -> tuple[str, ...]:
 
 
 def _fault(llm: Any, loaded: Outputs, tolerance: float) -> str:
-    """Write a member and then the master. Return what is wrong, or nothing."""
+    """Write a member and then the master. Returns what is wrong, or nothing."""
     try:
         for seed, scale in (_MEMBER, (None, 0.0)):
             for fault in filter(None, llm.collective_rpc("es_write_and_check", args=(seed, scale))):
@@ -63,9 +72,14 @@ def _fault(llm: Any, loaded: Outputs, tolerance: float) -> str:
                 return "log-probabilities do not change with the weights"
         return ""
     finally:
-        if any(map(any, llm.collective_rpc("es_take_undefined"))):
-            llm.collective_rpc("es_clear_cache")
-        llm.reset_prefix_cache()
+        _forget_answers(llm)
+
+
+def _forget_answers(llm: Any) -> None:
+    """Leave no trace of earlier answers, such as NaN in the KV cache."""
+    if any(map(any, llm.collective_rpc("es_take_undefined"))):
+        llm.collective_rpc("es_clear_cache")
+    llm.reset_prefix_cache()
 
 
 def _outputs(llm: Any) -> Outputs:

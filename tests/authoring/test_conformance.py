@@ -20,7 +20,7 @@ from esplug.plugins import PluginInfo, loading
 from esplug.testing import Check, check_logger, check_shaping, check_task, logger_checks, shaping_checks, task_checks
 from esplug.utils.console import get_console
 from tests.helpers.cli import errors_of, run_cli, slowness
-from tests.helpers.packages import write
+from tests.helpers.packages import run_with, write
 from tests.helpers.plugins import Task
 
 
@@ -183,7 +183,6 @@ def broken(hook: str, body: str) -> type:
         ("defaults", "{'max_tokens': 0}", "defaults", "--max-tokens 0"),
         ("load_rows", "[]", "train rows", "no rows"),
         ("load_rows", "[{'q': 'a'}]", "train rows", "column 'a'"),
-        ("load_rows", "None", "train rows", "--train-dataset"),
         ("load_rows", "[{'q': 'q', 'a': random.random()}]", "train rows", "differ when they are loaded again"),
         ("load_rows", "int('x')", "eval rows", "invalid literal"),
         ("load_rows", "exit(1)", "train rows", "SystemExit"),
@@ -219,7 +218,51 @@ def test_mistakes_in_the_users_data_are_raised(tmp_path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"q": "1", "a": "2"}\n')
     checks = check_task(broken("load_rows", "None"), train_dataset=str(rows))
-    assert "name some with --eval-dataset" in {check.name: check.detail for check in checks}["eval rows"]
+    (skipped,) = (check for check in checks if check.skipped)
+    assert (skipped.name, skipped.ok) == ("eval rows", True)
+    assert skipped.detail == "skipped: the task has no eval rows of its own; give --eval-dataset"
+
+
+NO_ROWS = """
+from esplug import hookimpl
+
+@hookimpl
+def collate(batch):
+    return [row["q"] for row in batch], [row["a"] for row in batch]
+
+@hookimpl
+def template(question):
+    return question
+
+@hookimpl
+def reward(model_output, target):
+    return float(target in model_output)
+"""
+
+
+@pytest.mark.parametrize(
+    ("flags", "skipped", "last"),
+    [
+        ([], ["train rows", "eval rows", "prompts and rewards"], "all 3 checks pass (3 skipped)"),
+        (["--train-dataset", "{tmp}/rows.jsonl"], ["eval rows"], "all 12 checks pass (1 skipped)"),
+        (["--eval-dataset", "{tmp}/rows.jsonl"], ["train rows"], "all 12 checks pass (1 skipped)"),
+        (["--train-dataset", "{tmp}/rows.jsonl", "--eval-dataset", "{tmp}/rows.jsonl"], [], "all 13 checks pass"),
+    ],
+)
+def test_a_task_without_rows_of_its_own(flags, skipped, last, tmp_path) -> None:
+    info = "esplug_tasks_bare-0.1.dist-info"
+    files = {
+        "bare.py": NO_ROWS,
+        f"{info}/METADATA": "Name: esplug-tasks-bare\nVersion: 0.1\n",
+        f"{info}/entry_points.txt": "[esplug.tasks]\nbare = bare\n",
+        "rows.jsonl": '{"q": "1", "a": "2"}\n',
+    }
+    write(files, tmp_path)
+    done = run_with(tmp_path, "esplug", "check", "bare", *(flag.format(tmp=tmp_path) for flag in flags))
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert [line[:31].strip() for line in lines if line[31:].startswith("skip ")] == skipped
+    assert lines[-1] == last
 
 
 def test_the_assertion_lists_the_failed_checks() -> None:

@@ -168,3 +168,19 @@ def test_new_packages_train_together(new_packages, tiny_model, tmp_path) -> None
     assert [row["step"] for row in rows] == [0, 0, 1]
     members = json.loads((run / "train-output" / "iteration0.json").read_text())["members"]
     assert sorted(member["utility"] for member in members) in ([-1.0, 1.0], [0.0, 0.0])
+
+
+@pytest.mark.vllm
+@pytest.mark.install
+def test_the_example_of_a_new_task_gives_a_signal(new_packages, small_model, tmp_path) -> None:
+    _, site = new_packages
+    words = NewPlugin.named("task", NEW["task"]).training.split()[1:]
+    words[words.index("--model-name") + 1] = str(small_model)
+    words[words.index("--n-iterations") + 1] = "1"
+    done = run_with(site, "esplug", *words, "--dtype", "float32", "--output-directory", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    (record,) = tmp_path.glob("*/train-output/iteration0.json")
+    metrics = json.loads(record.read_text())["metrics"]
+    assert metrics["train/reward/mean"] > 0.1
+    assert metrics["train/reward/std"] > 0
+    assert "nothing was learnt" not in done.stdout

@@ -205,7 +205,9 @@ def test_a_base_from_the_hub_is_asked_for_at_its_revision(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr("esplug.checkpoints.starting_model.model_folder", lambda name, flag: asked.append(name) or base)
+    monkeypatch.setattr(
+        "esplug.checkpoints.starting_model.model_folder", lambda name, flag, use: asked.append(name) or base
+    )
     checksum = MasterWeights.load(base).checksum()
     for name in ("org/model", "org/model@main"):
         log = tmp_path / f"{len(asked)}.log"
@@ -216,14 +218,17 @@ def test_a_base_from_the_hub_is_asked_for_at_its_revision(
 
 @pytest.mark.parametrize(
     ("tensor", "message"),
-    [(torch.ones(3, dtype=torch.float64), "F64"), (torch.ones(3).to(torch.float8_e4m3fn), "F8_E4M3")],
+    [
+        (torch.ones(3, dtype=torch.float64), "tensor w has type F64"),
+        (torch.ones(3).to(torch.float8_e4m3fn), r"a quantised model \(FP8, tensor w\)"),
+    ],
 )
 def test_types_that_cannot_be_updated_are_refused(
     base: Path, tmp_path: Path, tensor: torch.Tensor, message: str
 ) -> None:
     make_log(tmp_path / "seeds.log", base)
     save_file({"w": tensor}, base / "model.safetensors")
-    with pytest.raises(UserError, match=rf"tensor w has type {message}"):
+    with pytest.raises(UserError, match=message):
         export(tmp_path / "seeds.log", tmp_path / "out")
 
 
@@ -235,7 +240,7 @@ def test_a_damaged_base_is_one_line(base: Path, tmp_path: Path) -> None:
         export(tmp_path / "seeds.log", tmp_path / "out")
     (base / "model.safetensors.index.json").write_text('{"weight_map": {"other": "model.safetensors"}}')
     (base / "model.safetensors").write_bytes(content)
-    with pytest.raises(UserError, match=r"tensor other is missing"):
+    with pytest.raises(UserError, match=r"does not contain tensor other"):
         export(tmp_path / "seeds.log", tmp_path / "out")
 
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from esplug.checkpoints.seed_log import SeedLog, read
-from esplug.checkpoints.seed_log_records import Base, Header, Step, movement, weighted_steps
+from esplug.checkpoints.seed_log_records import Base, Header, Step, movement, weighted_steps, why_unchanged
 from esplug.errors import UserError
 from esplug.es.members import population
 
@@ -368,3 +368,20 @@ def test_a_log_of_version_1_is_read_and_continued(path: Path) -> None:
     with SeedLog.open(path) as log:
         log.append(Step(1, (1.0,), False, 6))
     assert read(path) == (HEADER, [Step(0, (0.5, -0.25), True, 5), Step(1, (1.0,), False, 6)], False)
+
+
+@pytest.mark.parametrize(
+    ("steps", "reason"),
+    [
+        ([], ""),
+        ([((0.0, 0.0), 7), ((0.0, 0.0), 7)], "all members earned the same in every iteration; try a reward that"),
+        ([((0.0, 0.0), 7), ((1e-30, -1e-30), 7)], "every update was too small to change a weight; try a larger alpha"),
+        ([((0.0, 0.0), 7), ((0.5, -0.5), 8)], ""),
+        ([((0.5, -0.5), 8), ((0.0, 0.0), 8)], ""),
+    ],
+)
+def test_the_reason_why_weights_did_not_change(steps, reason) -> None:
+    made = [Step(number, coefficients, False, checksum) for number, (coefficients, checksum) in enumerate(steps)]
+    found = why_unchanged(7, made)
+    assert found.startswith(reason)
+    assert bool(found) == bool(reason)

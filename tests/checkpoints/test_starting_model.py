@@ -124,7 +124,7 @@ def test_a_log_of_a_pth_is_exported_by_its_settings_or_with_base(base, tmp_path)
 @pytest.mark.parametrize("name", ["org/model", "org/model@main"])
 def test_a_hub_id_is_pinned(base, tmp_path, work, monkeypatch, name) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(starting_module, "model_folder", lambda name, flag: asked.append(name) or base)
+    monkeypatch.setattr(starting_module, "model_folder", lambda name, flag, use: asked.append(name) or base)
     torch.save(load_file(base / "model.safetensors"), tmp_path / "w.pth")
     find(name, revision="a" * 40, scratch=work)
     find("x", name, revision="a" * 40, scratch=work)

@@ -62,6 +62,8 @@ BAD_FLAGS = [
     (["--max-model-len", "1"], "--max-model-len"),
     (["--train-temperature", "-1"], "--train-temperature"),
     (["--stop", ""], "--stop"),
+    (["--tag", ""], "--tag"),
+    (["--tag", "x" * 65], "at most 64 characters"),
     (["--master-dtype", "int4"], "--master-dtype"),
     (["--n-vllm-engines", "0"], "--n-vllm-engines"),
     (["--n-gpu-per-vllm-engine", "0"], "--n-gpu-per-vllm-engine"),
@@ -69,7 +71,7 @@ BAD_FLAGS = [
     (["--reward-function-timeout", "0"], "--reward-function-timeout"),
     (["--output-directory", " "], "--output-directory"),
     (["--model-name", ""], "--model-name"),
-    (["--task", "chess"], "esplug-tasks-chess"),
+    (["--task", "cuntdown"], "did you mean 'countdown'?"),
     (["--task-option", "shots"], "key=value"),
     (["--task-option", "shorts=1"], "shots"),
     (["--task-option", "shots=many"], "shots"),
@@ -92,11 +94,48 @@ BAD_FLAGS = [
 def test_a_bad_flag_gets_one_line_and_writes_nothing(arguments, word, monkeypatch, capfd, tmp_path, tiny_model) -> None:
     out_dir = tmp_path / "out"
     base = ["train", "--model-name", str(tiny_model), "--output-directory", str(out_dir), "--max-tokens", "8"]
-    code, _, err = run_cli(monkeypatch, capfd, *base, *arguments)
+    code, out, err = run_cli(monkeypatch, capfd, *base, *arguments)
     assert (code, len(errors_of(err))) == (2, 1), err
+    assert out == ""  # the error comes first
     assert word in errors_of(err)[0]
     assert "Traceback" not in err
     assert not out_dir.exists()
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_a_gpu_that_is_not_there_is_the_first_thing_printed(command, monkeypatch, capfd, tmp_path, tiny_model) -> None:
+    arguments = [command, "--model-name", str(tiny_model), "--output-directory", str(tmp_path), "--use-gpus", "77"]
+    code, out, err = run_cli(monkeypatch, capfd, *arguments, "--max-tokens", "8")
+    assert (code, out, len(errors_of(err))) == (2, "", 1), err
+    assert "--use-gpus 77" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+USAGE = [
+    ("train --lr 1", "No such option: --lr; did you mean '--alpha'?"),
+    ("train --model x", "No such option: --model; did you mean '--model-name'?"),
+    ("train --model_name x", "No such option: --model_name; did you mean '--model-name'?"),
+    ("train --epochs 3", "No such option: --epochs; did you mean '--n-iterations'?"),
+    ("train --steps 3", "No such option: --steps; did you mean '--n-iterations'?"),
+    ("train --gpus 0", "No such option: --gpus; did you mean '--use-gpus'?"),
+    ("eval --lr 1", "No such option: --lr; see `esplug eval --help`"),
+    ("eval --zzz", "No such option: --zzz; see `esplug eval --help`"),
+    ("--task countdown", "No such option: --task; see `esplug --help`"),
+    ("train countdown", "Got unexpected extra argument(s) (countdown); see `esplug train --help`"),
+    ("plugins x", "Got unexpected extra argument(s) (x); see `esplug plugins --help`"),
+    ("train --task", "Option '--task' requires an argument."),
+    ("report", "Missing argument 'RUN...'; see `esplug report --help`"),
+    ("export", "Missing argument 'RUN_OR_LOG'; see `esplug export --help`"),
+    ("data build", "Missing argument 'name'; see `esplug data build --help`"),
+    ("help", "No such command 'help'; see `esplug --help`"),
+    ("trian", "No such command 'trian'. Did you mean 'train'?"),
+]
+
+
+@pytest.mark.parametrize(("words", "line"), USAGE, ids=[words for words, _ in USAGE])
+def test_a_malformed_command_line_gets_a_suggestion(words, line, monkeypatch, capfd) -> None:
+    assert run_cli(monkeypatch, capfd, *words.split()) == (2, "", f"error: {line}\n")
 
 
 NOT_FOR_EVAL = {
@@ -170,8 +209,8 @@ def test_a_mistake_in_eval_gets_one_line_and_writes_nothing(
     arguments, words = ([each.format(tmp=tmp_path, tiny=tiny_model) for each in part] for part in (arguments, words))
     base = ["eval", "--output-directory", str(tmp_path / "out"), "--limit", "4", "--max-tokens", "8"]
     base += [] if "--compare" in arguments else ["--model-name", str(tiny_model)]
-    code, _, err = run_cli(monkeypatch, capfd, *base, *arguments)
-    assert (code, len(errors_of(err))) == (2, 1), err
+    code, out, err = run_cli(monkeypatch, capfd, *base, *arguments)
+    assert (code, out, len(errors_of(err))) == (2, "", 1), err
     assert all(word in errors_of(err)[0] for word in words), err
     assert "Traceback" not in err
     assert sorted(tmp_path.rglob("*")) == before

@@ -24,10 +24,14 @@ def test_each_setting_says_where_it_comes_from(monkeypatch, capfd, tmp_path) -> 
     file = tmp_path / "run.toml"
     file.write_text(
         '"$schema" = "esplug.json"\nbatch-size = 7\nmax_tokens = 9\nrecipe = "fast"\n[task_options]\nshots = 1\n'
+        '[chat_template_options]\nenable_thinking = true\nmode = "true"\n'
     )
     flags = ["--max-tokens", "8", "--task-option", "level=easy", "--stop", 'a\n", ', "--stop", "b"]
+    flags += ["--chat-template-option", "enable_thinking=false", "--chat-template-option", 'words=["a", "b"]']
     out, origins = shown(monkeypatch, capfd, "--config", str(file), *flags)
-    assert origins.keys() == (RunConfig.model_fields.keys() - {"task_options"}) | {"shots", "level"}
+    tables = {"task_options", "chat_template_options"}
+    options = {"shots", "level", "think_words", "enable_thinking", "mode", "words"}
+    assert origins.keys() == (RunConfig.model_fields.keys() - tables) | options
     for name, origin in {
         "batch_size": "file",
         "max_tokens": "flag",
@@ -38,11 +42,16 @@ def test_each_setting_says_where_it_comes_from(monkeypatch, capfd, tmp_path) -> 
         "sigma": "default",
         "shots": "file",
         "level": "flag",
+        "enable_thinking": "flag",
+        "mode": "file",
+        "words": "flag",
         "checkpoint": "not set: the base model's",
         "profile": "not set",
     }.items():
         assert origins[name] == origin, name
     assert tomllib.loads(out)["stop"] == ['a\n", ', "b"]
+    wanted = {"enable_thinking": False, "mode": "true", "words": ["a", "b"]}
+    assert tomllib.loads(out)["chat_template_options"] == wanted
 
 
 def test_the_tasks_own_recommendations_are_the_tasks(monkeypatch, capfd) -> None:

@@ -15,7 +15,7 @@ from esplug.errors import RunError
 from esplug.runs.summary import duration, summarise
 from esplug.utils.file_lock import locked
 from tests.helpers.cli import HEAVY, run_cli
-from tests.helpers.runs import make_run
+from tests.helpers.runs import CHECKSUM, make_run
 
 
 @pytest.fixture
@@ -38,6 +38,45 @@ def test_a_line_says_how_a_run_went(monkeypatch, capfd, tmp_path) -> None:
     assert head.split()[:3] == ["run", "state", "iterations"]
     assert line.split()[:6] == ["mine", "finished", "2/2", "sums", "tiny", "0.250"]
     assert "0.750 [0.301, 0.954] pass@1  24 s" in line  # two iterations of 10 s, two evaluations of 2 s
+
+
+@pytest.mark.parametrize(("base", "done", "unchanged"), [(1, 2, False), (CHECKSUM, 2, True), (CHECKSUM, 0, False)])
+def test_a_run_that_learnt_nothing_is_marked(base, done, unchanged, listed, monkeypatch, capfd, tmp_path) -> None:
+    make_run(tmp_path, "mine", base=base, done=done)
+    assert bool(listed()["mine"]["unchanged"]) == unchanged
+    _, out, _ = run_cli(monkeypatch, capfd, "runs", str(tmp_path))
+    assert ("finished, nothing learnt" in out) == unchanged
+
+
+def test_notes_and_tags_are_listed_and_tags_select(monkeypatch, capfd, tmp_path) -> None:
+    make_run(tmp_path, "one", tags=["cpu", "base"], notes="First try\x1b[31m\nof many.")
+    make_run(tmp_path, "two", tags=["cpu"])
+    make_run(tmp_path, "three")
+
+    def names(*flags: str) -> set[str]:
+        code, out, _ = run_cli(monkeypatch, capfd, "runs", str(tmp_path), *flags)
+        assert code == 0
+        return {line.split()[0] for line in out.splitlines()[1:]}
+
+    assert names() == {"one", "two", "three"}
+    assert names("--tag", "cpu") == {"one", "two"}
+    assert names("--tag", "cpu", "--tag", "base") == {"one"}
+    code, out, _ = run_cli(monkeypatch, capfd, "runs", str(tmp_path), "--tag", "base")
+    head, line = out.splitlines()
+    assert head.split()[-2:] == ["tags", "notes"]
+    assert line.endswith("cpu, base  First try␛[31m of many.")
+    code, out, _ = run_cli(monkeypatch, capfd, "runs", str(tmp_path), "--tag", "gpu")
+    assert (code, out) == (0, f"no runs in {tmp_path} have the tag gpu\n")
+    code, out, _ = run_cli(monkeypatch, capfd, "runs", str(tmp_path), "--tag", "base", "--json")
+    assert [(run["tags"], run["notes"]) for run in json.loads(out)] == [
+        (["cpu", "base"], "First try\x1b[31m\nof many.")
+    ]
+
+
+@pytest.mark.parametrize("settings", ["tags = 3\nnotes = [1]", 'tags = [1, "\\u0007"]'])
+def test_tags_that_were_edited_into_something_else_are_no_obstacle(settings, listed, monkeypatch, tmp_path) -> None:
+    make_run(tmp_path).config.write_text(settings)
+    assert listed()["run"]["state"] == "finished"
 
 
 def test_the_last_changed_comes_first(listed, tmp_path) -> None:

@@ -4,7 +4,7 @@ import datetime
 
 import pytest
 
-from esplug.config import RunConfig, flag_of, make_config, read_toml
+from esplug.config import RunConfig, default_of, flag_of, make_config, read_toml
 from esplug.errors import UserError
 
 
@@ -73,6 +73,12 @@ def test_later_layers_win() -> None:
 def test_toml_round_trip(tmp_path) -> None:
     config = make_config(
         {"task_options": {"shots": 2}, "stop": ["</answer>", "\n"], "logging": "jsonl,wandb", "seed": 0},
+        {
+            "system_prompt": 'Think.\n"Hard"',
+            "chat_template_options": {"a": False, "b": [1, "x"], "c": 0.5, "d": "true"},
+            "tags": ["a b", "c"],
+            "notes": "two\nlines",
+        },
         {"eval_splits": "a,b", "eval_n_samples": 4, "eval_temperature": 0.8, "pass_k": "1,4", "max_reward": -0.5},
     )
     file = tmp_path / "config.toml"
@@ -106,6 +112,13 @@ def test_toml_round_trip(tmp_path) -> None:
         ({"task": " "}, ["--task", "empty"]),
         ({"experiment_name": "a/b"}, ["--experiment-name", "slashes"]),
         ({"task_options": ["shots"]}, ["--task-option", "key=value"]),
+        ({"chat_template_options": ["style"]}, ["--chat-template-option", "key=value"]),
+        ({"chat_template_options": "style=x"}, ["--chat-template-option", "key=value"]),
+        ({"chat_template_options": {"style": None}}, ["--chat-template-option", "style must be text"]),
+        ({"chat_template_options": {"style": "\udcff"}}, ["--chat-template-option", "UTF-8"]),
+        ({"chat_template_options": {"words": ["\udcff"]}}, ["--chat-template-option", "UTF-8"]),
+        ({"system_prompt": "\udcff"}, ["--system-prompt", "UTF-8"]),
+        ({"system_prompt": " \n"}, ["--system-prompt", "empty"]),
         ({"reward_function_timeout": float("inf")}, ["--reward-function-timeout"]),
         ({"populaton_size": 4}, ["populaton_size", "population_size"]),
         ({"n_iterations": "many"}, ["--n-iterations", "many"]),
@@ -124,6 +137,50 @@ def test_mistakes_get_one_line_that_names_the_flag(settings, words) -> None:
     message = str(caught.value)
     assert "\n" not in message
     assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [
+        ("false", False),
+        ("3", 3),
+        ("-0.5", -0.5),
+        ('"3"', "3"),
+        ('["a", 1]', ["a", 1]),
+        ("high", "high"),
+        ("False", False),
+        ('"False"', "False"),
+        ("NaN", "NaN"),
+        ("", ""),
+        ("a=b", "a=b"),
+    ],
+)
+def test_a_chat_template_option_is_json_or_text(text, parsed) -> None:
+    config = make_config({"chat_template_options": {"key": 0, "other": 1}}, {"chat_template_options": [f"key={text}"]})
+    assert config.chat_template_options == {"key": parsed, "other": 1}
+    assert type(config.chat_template_options["key"]) is type(parsed)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name, field in RunConfig.model_fields.items()
+        if default_of(name) and any(hasattr(limit, key) for limit in field.metadata for key in ("gt", "ge"))
+    ],
+)
+@pytest.mark.parametrize("value", [-1, "auto", "none"])
+def test_a_number_that_may_be_left_out_says_what_that_means(name, value) -> None:
+    """People give -1 or a word where they mean the default."""
+    with pytest.raises(UserError) as caught:
+        make_config({"sigma_schedule": "linear", "alpha_schedule": "linear", "perturbation": "low-rank", name: value})
+    assert str(caught.value).startswith(f"{flag_of(name)} ")
+    assert str(caught.value).endswith(f"; leave it out for the default, {default_of(name)}")
+
+
+def test_alpha_that_is_left_out_is_half_of_sigma() -> None:
+    with pytest.raises(UserError, match=r"^--alpha -1: must be .*; leave it out for the default, sigma/2, or 2 sigma"):
+        make_config({"alpha": "-1"})
 
 
 @pytest.mark.parametrize(

@@ -172,3 +172,17 @@ def test_a_missing_column_that_an_option_names_says_which_option(tmp_path) -> No
         "columns found: question, a; name another with --task-option question=COLUMN"
     )
     assert load_eval_splits(task(question="question"), str(path), None, only=["hard"]) == {"hard": [(["x"], [1])]}
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a\ud83d",
+        [{"role": "user", "content": "a\ud83d"}],
+        [{"role": "user", "content": [{"type": "text", "text": "a\ud83d"}]}],
+    ],
+)
+def test_half_a_character_anywhere_in_a_prompt_names_the_row(prompt) -> None:
+    rows = [{"q": "fine", "a": 1}, {"q": prompt, "a": 2}]
+    with pytest.raises(UserError, match=r"row 2: the prompt holds '\\ud83d', which is not a character"):
+        load_batch_source(task({"train": rows}), None, batch_size=2, seed=1)

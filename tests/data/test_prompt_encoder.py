@@ -3,18 +3,26 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from esplug.config import make_config
+from esplug.data.chat_template import ChatTemplate
 from esplug.data.prompt_encoder import PromptEncoder
 from esplug.errors import UserError
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi <b>"}]
 
 
+def load(folder: Path, max_model_len: int | None, max_tokens: int, **settings: Any) -> PromptEncoder:
+    lengths = {"max_model_len": max_model_len, "max_tokens": max_tokens}
+    return PromptEncoder.load(folder, make_config({"task": "custom"}, settings).model_copy(update=lengths))
+
+
 @pytest.fixture
 def encoder(tiny_model) -> PromptEncoder:
-    return PromptEncoder.load(tiny_model, max_model_len=None, max_tokens=24)
+    return load(tiny_model, None, 24)
 
 
 @pytest.fixture
@@ -50,7 +58,7 @@ class Marking:
 
 
 def test_a_chat_templates_own_special_tokens_are_not_doubled() -> None:
-    encoder = PromptEncoder(Marking(), longest=100)
+    encoder = PromptEncoder(Marking(), 100, ChatTemplate(Marking()))
     assert encoder.encode(["ab", [{"role": "user", "content": "ab"}]]) == [[1, 100, 100], [100] * 5]
 
 
@@ -93,7 +101,7 @@ def test_messages_need_a_chat_template(own_copy) -> None:
             path.write_text(json.dumps(config))
         else:
             path.unlink(missing_ok=True)
-    encoder = PromptEncoder.load(own_copy, None, 8)
+    encoder = load(own_copy, None, 8)
     assert encoder.encode(["text will do"])
     with pytest.raises(UserError, match="no chat template; use an instruct model"):
         encoder.encode([CHAT])
@@ -101,26 +109,26 @@ def test_messages_need_a_chat_template(own_copy) -> None:
 
 @pytest.mark.parametrize(("max_model_len", "max_tokens", "longest"), [(None, 24, 1000), (100, 24, 76), (100, 99, 1)])
 def test_the_users_length_wins(max_model_len, max_tokens, longest, tiny_model) -> None:
-    assert PromptEncoder.load(tiny_model, max_model_len, max_tokens).longest == longest
+    assert load(tiny_model, max_model_len, max_tokens).longest == longest
 
 
 @pytest.mark.parametrize(("max_model_len", "max_tokens"), [(None, 1024), (100, 100), (None, 5000)])
 def test_answers_must_leave_room_for_a_prompt(max_model_len, max_tokens, tiny_model) -> None:
     with pytest.raises(UserError, match=rf"^--max-tokens {max_tokens}: .* no token for a prompt"):
-        PromptEncoder.load(tiny_model, max_model_len, max_tokens)
+        load(tiny_model, max_model_len, max_tokens)
 
 
 def test_a_model_that_does_not_say_its_length_has_no_limit(own_copy) -> None:
     config = json.loads((own_copy / "config.json").read_text())
     del config["max_position_embeddings"]
     (own_copy / "config.json").write_text(json.dumps(config))
-    assert PromptEncoder.load(own_copy, None, 8).longest > 10**6
+    assert load(own_copy, None, 8).longest > 10**6
 
 
 def test_a_damaged_tokenizer_is_one_line(own_copy) -> None:
     (own_copy / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match="tokenizer cannot be loaded") as caught:
-        PromptEncoder.load(own_copy, None, 8)
+        load(own_copy, None, 8)
     assert "\n" not in str(caught.value)
 
 
@@ -128,12 +136,12 @@ def test_a_damaged_tokenizer_is_one_line(own_copy) -> None:
 def test_a_damaged_configuration_is_one_line(content, own_copy) -> None:
     (own_copy / "config.json").write_text(content)
     with pytest.raises(UserError, match=r"config\.json"):
-        PromptEncoder.load(own_copy, None, 8)
+        load(own_copy, None, 8)
 
 
 def test_a_length_beyond_the_models_own_is_refused(tiny_model) -> None:
     with pytest.raises(UserError, match=r"--max-model-len 4096.*1024"):
-        PromptEncoder.load(tiny_model, 4096, 8)
+        load(tiny_model, 4096, 8)
 
 
 def test_a_chat_template_that_refuses_is_one_line(encoder) -> None:
@@ -146,10 +154,3 @@ def test_a_chat_template_that_refuses_is_one_line(encoder) -> None:
 def test_an_invalid_prompt_is_one_line(prompt, encoder) -> None:
     with pytest.raises(UserError, match="prompt"):
         encoder.encode([prompt])
-
-
-def test_an_answer_ends_where_a_turn_ends(small_model, tiny_model) -> None:
-    encoder = PromptEncoder.load(small_model, None, 8)
-    (end,) = encoder.turn_ends
-    assert encoder.tokenizer.decode([end]) == "<|im_end|>"
-    assert PromptEncoder.load(tiny_model, None, 8).turn_ends == ()

@@ -54,6 +54,20 @@ def test_chat_messages_are_shown_as_the_model_sees_them(no_engines, monkeypatch,
         monkeypatch, capfd, "--task", "math", "--task-option", "template=chat", "--model-name", str(tiny_model)
     )
     assert "<assistant>" in out  # from the model's own chat template
+    assert "or at one of these tokens: </s> (2)" in " ".join(out.split())
+
+
+def test_a_system_prompt_is_recorded_and_shown(no_engines, monkeypatch, capfd, tmp_path, tiny_model) -> None:
+    task = ["--task", "math", "--task-option", "template=chat", "--system-prompt", "Think\nhard."]
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for model, shown in (
+        (str(tiny_model), "<system>Think\nhard.<user>"),
+        ("nobody/no-such", "system: Think\nhard.\nuser:"),
+    ):
+        code, out, _ = dry_run(monkeypatch, capfd, *task, "--model-name", model, "--output-directory", str(tmp_path))
+        assert code == 0
+        assert shown in out
+        assert make_config(tomllib.loads(out.partition("training: ")[0])).system_prompt == "Think\nhard."
 
 
 @pytest.mark.parametrize(
@@ -63,6 +77,10 @@ def test_chat_messages_are_shown_as_the_model_sees_them(no_engines, monkeypatch,
         (["--max-tokens", "5000", "--model-name", "{tiny}"], "--max-tokens 5000"),
         (["--max-model-len", "24", "--model-name", "{tiny}"], "at most 16 fit"),
         (["--output-directory", "/dev/null/x"], "--output-directory"),
+        (["--system-prompt", "Think.", "--model-name", "{tiny}"], "--system-prompt: the task's prompt"),
+        (["--chat-template-option", "style=x", "--model-name", "{tiny}"], "does not read it"),
+        (["--chat-template-option", "style"], "write it as key=value"),
+        (["--chat-template-option", "style=null"], "must be text, a number, true, false"),
     ],
 )
 def test_a_mistake_is_one_line(arguments, words, no_engines, monkeypatch, capfd, tiny_model) -> None:

@@ -17,13 +17,21 @@ import pytest
 from esplug.checkpoints.history import CatchUp, CaughtUp, History
 from esplug.checkpoints.seed_log_records import Step
 from esplug.engines import EnginePool, Job
+from esplug.engines.engine_errors import with_plain_errors
 from esplug.engines.messages import Completion, EngineSettings, Generation, Sampling, Weights, Work
+from esplug.engines.usage import EngineUsage
 from esplug.errors import RunError, UserError
 from esplug.planning.placement import Plan
 
 pytestmark = pytest.mark.vllm
 
 BASE = 1000
+
+
+class Unpicklable(Exception):  # noqa: N818
+    def __init__(self, lock: Any, more: Any) -> None:
+        super().__init__("the true reason")
+        self.lock = lock
 
 
 class QuickEngine:
@@ -53,6 +61,8 @@ class QuickEngine:
                 "disk": OSError(28, "No space left on device"),
                 "port": RuntimeError("[Errno 98] Address already in use"),
                 "user": UserError("a damaged file"),
+                "bug": NotImplementedError("no kernel for float16\nsee https://example.org"),
+                "odd": Unpicklable(threading.Lock(), "unused"),
             }.get(kind, RuntimeError("CUDA error"))
 
     def location(self) -> tuple[str, int]:
@@ -62,6 +72,7 @@ class QuickEngine:
     def pulse(self) -> float:
         return 0.0
 
+    @with_plain_errors
     def start(self, settings: Any, share: Any, most: Any, cache: Any, catch_up: CatchUp) -> CaughtUp:
         assert share[1] == 2, "it was started before its machine was divided"
         assert not hasattr(self, "state"), "it was started twice"
@@ -70,6 +81,7 @@ class QuickEngine:
         self.state = BASE + sum(round(1000 * sum(step.coefficients)) for step in moving)
         return CaughtUp(BASE, self.state, len(moving))
 
+    @with_plain_errors
     def generate(self, weights: Any, prompts: Any, seeds: Any, sampling: Any) -> list[Generation]:
         time.sleep(0.05)
         self._misbehave("generate")
@@ -88,6 +100,10 @@ class QuickEngine:
     def save(self, folder: str, exact: bool) -> None:
         self._misbehave("save")
         Path(folder, "weights").write_text(f"{self.state} {exact}")
+
+    def usage(self, seconds: float) -> EngineUsage:
+        self._misbehave("usage")
+        return EngineUsage(self.index, {})
 
     def tensor_checksums(self) -> dict[str, int]:
         return {"same": 5, "other": self.state}
@@ -297,13 +313,49 @@ def test_a_job_that_fails_on_two_engines_ends_the_run_at_once(pool, tmp_path) ->
     assert mine.restarts <= 3
 
 
-@pytest.mark.parametrize(("kind", "error"), [("raise", RunError), ("user", UserError)])
-def test_a_model_that_cannot_be_loaded_ends_the_run_at_once(kind, error, pool, tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "error", "text"),
+    [
+        ("raise", RunError, "engine 1 failed (RuntimeError: CUDA error)"),
+        ("odd", RunError, "engine 1 failed (Unpicklable: the true reason)"),
+        ("user", UserError, "a damaged file"),
+    ],
+)
+def test_a_model_that_cannot_be_loaded_ends_the_run_at_once(kind, error, text, pool, tmp_path) -> None:
     order(tmp_path, "start", 1, kind, times=99)
     mine = pool()
-    with pytest.raises(error, match=r"CUDA error|a damaged file"):
+    with pytest.raises(error) as caught:
         begin(mine)
+    assert str(caught.value).splitlines()[0] == text
     assert mine.restarts == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "text"),
+    [
+        ("bug", RunError, "failed (NotImplementedError: no kernel for float16 see https://example.org)"),
+        ("odd", RunError, "failed (Unpicklable: the true reason)"),
+        ("user", UserError, "a damaged file"),
+    ],
+)
+def test_a_first_generation_that_every_engine_would_fail_is_not_repeated(kind, error, text, pool, tmp_path) -> None:
+    for index in range(2):
+        order(tmp_path, "generate", index, kind, times=99)
+    mine = pool()
+    begin(mine)
+    with pytest.raises(error) as caught:
+        dict(mine.run(jobs(4)))
+    assert str(caught.value).splitlines()[0].endswith(text)
+    assert mine.restarts == 0
+
+
+def test_a_later_generation_that_fails_once_is_repeated(pool, undisturbed, tmp_path) -> None:
+    mine = pool()
+    history = begin(mine)
+    seen = work(mine, history, 1)
+    order(tmp_path, "generate", 1, "bug")
+    assert [*seen, *work(mine, history, 2)][:2] == undisturbed[:2]
+    assert mine.restarts == 1
 
 
 def test_a_full_disk_is_an_os_error_and_replaces_no_engine(pool, tmp_path) -> None:
@@ -317,6 +369,19 @@ def test_a_full_disk_is_an_os_error_and_replaces_no_engine(pool, tmp_path) -> No
     mine.save(tmp_path, exact=True)
     assert (tmp_path / "weights").read_text() == f"{BASE} True"
     assert mine.restarts == 1
+
+
+@pytest.mark.parametrize("fault", ["none", "slow", "raise", "die"])
+def test_usage_that_cannot_be_measured_neither_stops_nor_delays(fault, pool, tmp_path) -> None:
+    mine = pool()
+    history = begin(mine)
+    if fault != "none":
+        order(tmp_path, "usage", 1, fault)
+    started = time.monotonic()
+    found = mine.usage(1.0)
+    assert time.monotonic() - started < 2.5
+    assert found == ([EngineUsage(0, {}), EngineUsage(1, {})] if fault == "none" else [])
+    assert len(work(mine, history, 1)) == 2
 
 
 def test_weights_that_differ_stop_the_run_and_leave_evidence(pool, tmp_path) -> None:

@@ -67,9 +67,13 @@ def make_run(
     done: int = 2,
     evaluations: Sequence[Evaluation] | None = None,
     status: str | None = "finished",
+    base: int = 1,
     **settings: Any,
 ) -> RunDirectory:
-    """Make a run with ``done`` iterations, and with an evaluation of four prompts before and after them."""
+    """Make a run with ``done`` iterations, and with an evaluation of four prompts before and after them.
+
+    ``base`` is the checksum of the weights before the iterations; that of those after them is ``CHECKSUM``.
+    """
     config: RunConfig = make_config(
         {"output_directory": str(folder), "experiment_name": name, "task": "sums", "model_name": "owner/tiny"},
         {"n_iterations": done} | settings,
@@ -81,7 +85,7 @@ def make_run(
         after = [sample(i, float(i != 0), output=f"after {i}") for i in range(4)]
         evaluations = [evaluation(0, before), *([evaluation(done, after)] if done else [])]
     if config.n_iterations:
-        with SeedLog.create(run.seed_log, Header(Base("owner/tiny", None, 1), "float32", config.seed)) as log:
+        with SeedLog.create(run.seed_log, Header(Base("owner/tiny", None, base), "float32", config.seed)) as log:
             for iteration in range(done):
                 run.write_iteration(iteration, {"iteration": iteration, "metrics": metrics(iteration)})
                 logger.log(iteration, metrics(iteration))

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 _EXPERTS = {"num_experts_per_tok": 2, "num_experts": 4, "moe_intermediate_size": 32}
-_MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 32, "mamba_n_groups": 1, "mamba_d_state": 16}
 
 #: Settings of architectures that differ from those below.
 ARCHITECTURES = {
@@ -13,14 +12,12 @@ ARCHITECTURES = {
     "gemma3_text": {"sliding_window": 16, "query_pre_attn_scalar": 32},
     "phi3": {"num_key_value_heads": 2, "original_max_position_embeddings": 1024},
     "qwen2_moe": _EXPERTS | {"num_key_value_heads": 2, "shared_expert_intermediate_size": 64},
-    "qwen3_moe": _EXPERTS,
+    "qwen3_moe": _EXPERTS | {"moe_intermediate_size": 48},  # vLLM pads it on a CPU
     "mixtral": {"num_local_experts": 4, "sliding_window": None},
     "olmoe": {"num_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 2},
-    "phimoe": {"num_local_experts": 4, "num_key_value_heads": 2},
+    "glm4_moe": {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "n_shared_experts": 1}
+    | {"first_k_dense_replace": 1},
     "granitemoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
-    "bamba": _MAMBA | {"attn_layer_indices": [1]},
-    "falcon_h1": _MAMBA | {"mamba_d_ssm": 128, "num_key_value_heads": 2},
-    "lfm2": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
 }
 
 CHAT = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}<assistant>"

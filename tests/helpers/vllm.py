@@ -173,7 +173,7 @@ def _reference(folder: Path, tensors):
     with tempfile.TemporaryDirectory() as place:
         shutil.copy(folder / "config.json", place)
         save_file(tensors, Path(place) / "model.safetensors", {"format": "pt"})
-        return AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
+        return AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, attn_implementation="eager")
 
 
 class UnpackedExperts(ESWorkerExtension):

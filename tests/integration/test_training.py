@@ -259,7 +259,7 @@ def test_a_third_party_task_trains_amid_broken_ones(trained, run) -> None:
     last = read_iteration(run, 1)
     assert f"run directory  {Path('runs') / run.name}" in trained.out
     assert f"model          {Path('runs') / run.name}/checkpoints/checkpoint-es_fine_tuned_iteration_2" in trained.out
-    assert f"weights        checksum {last['checksum']}" in trained.out
+    assert f"details        weights checksum {last['checksum']}" in trained.out
     assert "Traceback" not in trained.out + trained.err
     assert "acme" not in trained.err
 
@@ -308,6 +308,8 @@ def test_its_metrics_are_one_strict_json_line_an_iteration_and_evaluation(run) -
         assert row["train/labels/even"] + row.get("train/labels/odd", 0) == pytest.approx(1)
         assert 0 < row["train/metrics/characters/mean"] <= row["train/tokens/mean"] <= 8
         assert row["time/iteration"] > row["time/generate"] > 0
+        assert row["system/engine_memory"] > row["system/driver_memory"] > 0.01
+        assert not [name for name in row if name.startswith("system/gpu")]
     for iteration, row in enumerate(rows[0::2]):
         for split in ("low", "high"):
             rewards = [sample["reward"] for sample in read_evaluation(run, split, iteration)["samples"]]
@@ -647,8 +649,22 @@ def test_a_reward_that_sometimes_raises_or_hangs_is_counted(start, one_engine, c
     assert graders() == []
 
 
-def test_a_reward_that_always_raises_is_a_run_error_from_python_too(start, one_engine, capsys) -> None:
-    trainer = start(one_engine, reward_function=lambda output, target: 1 / 0)
+@pytest.mark.parametrize(
+    ("reward", "reason"),
+    [
+        (lambda output, target: 1 / 0, "cannot grade any of the answers that were tried.*ZeroDivisionError"),
+        (lambda output: 1.0, r"takes 1 positional argument but 2 were given.*must take \(model_output, target\)"),
+        (7, r"reward_function is not callable \(int\)"),
+    ],
+)
+def test_a_reward_that_can_grade_nothing_is_refused_before_engines_start(reward, reason, start, one_engine) -> None:
+    with pytest.raises(UserError, match=reason):
+        start(one_engine, reward_function=reward, experiment_name="refused").fit()
+    assert start(one_engine, experiment_name="refused").fit().evaluations == []  # the name is free
+
+
+def test_a_reward_that_raises_on_all_answers_of_a_model_is_a_run_error(start, one_engine, capsys) -> None:
+    trainer = start(one_engine, reward_function=lambda output, target: 1 / (not output))
     with pytest.raises(RunError, match=r"every reward failed \(error:ZeroDivisionError x32\)"):
         trainer.fit()
     assert "ZeroDivisionError: division by zero" in capsys.readouterr().out
@@ -753,7 +769,26 @@ def test_equal_rewards_make_no_update(start, one_engine, capsys) -> None:
     base, model = (tensors_of(Path(folder)) for folder in (start(one_engine).config.model_name, result.model))
     assert all(np.array_equal(base[name], model[name]) for name in base)
     assert read_iteration(result.run_dir, 0)["checksum"] == f"{result.checksum:016x}"
-    assert "every utility is zero" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "every utility is zero" in out
+    assert result.unchanged.startswith("all members earned the same in every iteration; try ")
+    assert out.splitlines()[-1] == f"nothing was learnt: weights unchanged, as {result.unchanged}"
+    assert summarise(result.run_dir).unchanged == result.unchanged
+
+
+@pytest.mark.parametrize(
+    ("logging", "summary", "lines"),
+    [("console", True, 4), ("none", True, 1), (None, True, 1), ("jsonl", True, 1), ("none", False, 0)],
+)
+def test_a_run_in_python_ends_with_its_results_or_at_least_their_place(
+    logging, summary, lines, start, one_engine, capsys
+) -> None:
+    result = start(one_engine, logging=logging).fit(summary=summary)
+    out = capsys.readouterr().out.splitlines()
+    end = out[-lines:] if lines else []
+    assert [line.split()[0] for line in end] == ["run", "model", "weights", "time"][:lines]
+    assert any(str(result.run_dir) in line for line in end) == bool(lines)
+    assert bool(result.unchanged) is False
 
 
 def test_an_explicit_name_is_not_used_twice(start, one_engine) -> None:

@@ -13,6 +13,7 @@ def console(capsys: pytest.CaptureFixture[str], step: int, metrics: Mapping[str,
     LoggerSet(["console"]).log(step, metrics)  # not started: silent
     loggers = LoggerSet(["console"])
     loggers.start(CONFIG, Path())
+    assert capsys.readouterr().out.strip() == CONFIG.to_toml().strip()
     loggers.log(step, metrics)
     return capsys.readouterr().out.splitlines()
 
@@ -56,6 +57,7 @@ def test_console_prints_a_few_escaped_answers(capsys: pytest.CaptureFixture[str]
     rows.append(row | {"split": "\x1b]0;", "label": "\x1b[8m\x9b", "index": 0, "prompt": "\x1b", "output": ""})
     loggers = LoggerSet(["console"])
     loggers.start(CONFIG, Path())
+    capsys.readouterr()
     loggers.samples(5, rows)
     first, second, third = capsys.readouterr().out.splitlines()
     assert third == r"evaluation 5  ␛]0;  reward 0.5000 ␛[8m\x9b  '\x1b' -> ''"

@@ -27,6 +27,8 @@ def wandb_process(code: str, tmp_path: Path, **env: str) -> "subprocess.Complete
         config = SimpleNamespace(
             wandb_project="tests",
             experiment_name=None,
+            notes="why",
+            tags=["first", "cpu"],
             model_dump=lambda: {"sigma": 0.001, "folder": Path("x")},
         )
         loggers = LoggerSet(["wandb"])
@@ -68,6 +70,7 @@ def test_wandb_offline(tmp_path: Path) -> None:
     records = list(wandb_records(next(kept.glob("*.wandb"))))
     (opened,) = [record.run for record in records if record.HasField("run")]
     assert (opened.project, opened.display_name) == ("tests", "run-7")
+    assert (opened.notes, list(opened.tags)) == ("why", ["first", "cpu"])
     assert {item.key: json.loads(item.value_json) for item in opened.config.update}["sigma"] == 0.001
     logged = [
         {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}

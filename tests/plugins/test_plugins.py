@@ -14,7 +14,7 @@ import pytest
 
 from esplug.cli.plugins import render
 from esplug.errors import PluginError, UserError
-from esplug.plugins import find, list_plugins, load
+from esplug.plugins import PUBLISHED, find, list_plugins, load
 from esplug.plugins.task import Task
 
 GOOD = """
@@ -155,15 +155,49 @@ def test_listing_is_sorted_and_survives_damaged_metadata(install: Install) -> No
     assert "other" not in tasks
 
 
-def test_unknown_name_suggests_a_near_name_and_an_install_command(install: Install) -> None:
+@pytest.mark.parametrize(
+    ("kind", "name", "words"),
+    [
+        ("task", "cuntdown", ["no task 'cuntdown'", "did you mean 'countdown'?"]),
+        ("task", "Countdown", ["did you mean 'countdown'?"]),
+        ("task", "esplug-tasks-countdown", ["did you mean 'countdown'?"]),
+        ("task", "ader", ["installed: adder, countdown, math)", "did you mean 'adder'?"]),
+        ("task", "chess", ["installed: adder, countdown, math)", "install the package that has it"]),
+        ("dataset", "math_smal", ["no data set 'math_smal'", "did you mean 'math_small'?"]),
+        ("shaping", "z_scores", ["did you mean 'z-scores'?", "centered-ranks, mean-centered"]),
+        ("shaping", "nes", ["no shaping 'nes'", "z-scores"]),
+        ("logger", "wandbb", ["no logger 'wandbb'", "did you mean 'wandb'?"]),
+        ("logger", "mlflow", ["no logger 'mlflow'", "console", "install the package that has it"]),
+    ],
+)
+def test_an_unknown_name_gets_the_known_ones_and_never_a_package_of_that_name(install, kind, name, words) -> None:
     install("adder")
-    message = error_of("task", "ader")
-    assert "did you mean 'adder'?" in message
-    assert "pip install esplug-tasks-ader" in message
-    message = error_of("shaping", "z_scores")
-    assert "did you mean 'z-scores'?" in message
-    assert "centered-ranks, mean-centered" in message
+    message = error_of(kind, name)
+    assert all(word in message for word in words), message
     assert "pip install" not in message
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "package"),
+    [
+        ("task", "math", "esplug-tasks-math"),
+        ("task", "maths", "esplug-tasks-math"),
+        ("task", "cuntdown", "esplug-tasks-countdown"),
+        ("dataset", "math-small", "esplug-tasks-math"),
+    ],
+)
+def test_a_published_plugin_that_is_not_installed_gets_its_package(kind, name, package, monkeypatch) -> None:
+    monkeypatch.setattr("esplug.plugins.discovery.distributions", lambda: [])
+    message = error_of(kind, name)
+    assert f"no {'data set' if kind == 'dataset' else kind} {name!r} is installed (installed: none; " in message
+    assert message.endswith(f"; to install it: pip install {package}")
+
+
+@pytest.mark.parametrize("kind", ["task", "dataset"])
+def test_the_published_plugins_are_those_of_the_packages_here(kind) -> None:
+    here = {each.name: each.distribution for each in list_plugins() if each.distribution.startswith("esplug-")}
+    of_kind = {each.name for each in list_plugins() if each.kind == kind}
+    assert PUBLISHED[kind] == {name: package for name, package in here.items() if name in of_kind}
 
 
 @pytest.mark.parametrize(

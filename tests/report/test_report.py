@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from html import escape, unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ import tomli_w
 
 from esplug.errors import RunError
 from esplug.evaluation.statistics import compare
-from esplug.loggers.metrics_file import Row
 from esplug.report.figures import of_one, of_run
-from esplug.report.plots import LIMIT, curve
+from esplug.report.page import SIZE
+from esplug.report.plots import Bars, Line, Panel
+from esplug.report.png import figure
 from esplug.report.run_data import read_run, read_runs
 from esplug.report.samples import groups
 from esplug.report.text import visible
+from esplug.runs.directory import RunDirectory
 from tests.helpers.cli import errors_of, run_cli
 from tests.helpers.runs import evaluation, make_run, metrics, sample
 
@@ -67,8 +70,8 @@ def report(monkeypatch, capfd, tmp_path):
 
 
 def lines_of(page: Page, name: str) -> dict[str, Any]:
-    """Return a figure's lines by name, without bands."""
-    return {trace["name"]: trace for trace in page.figures[name]["data"] if "name" in trace}
+    """Return a figure's lines or bars by their label."""
+    return {each["label"]: each for each in page.figures[name]["lines"] + page.figures[name]["bars"]}
 
 
 def test_the_page_shows_the_results(report, tmp_path) -> None:
@@ -79,7 +82,8 @@ def test_the_page_shows_the_results(report, tmp_path) -> None:
     assert "best pass@1 0.750 [0.301, 0.954] at iteration 2" in page.text
     assert "iterations 2 of 2" in page.text
     assert "time 24 s 1,600 training tokens" in page.text
-    assert "weights 0000000000c0ffee" in page.text
+    assert page.text.count("0000000000c0ffee") == 1
+    assert "Details checksum of the weights 0000000000c0ffee" in page.text
     assert "Improved 3 of 4 answers" in page.text
     assert "Worsened 1 of 4 answers" in page.text
     assert "before 0" in page.text
@@ -93,10 +97,10 @@ def test_the_figures_show_what_was_measured(report, tmp_path) -> None:
     page = report(rows.path)
     (scores,) = lines_of(page, "run-evaluation").values()
     assert (scores["x"], scores["y"]) == ([0], [0.5])
-    assert scores["error_y"]["array"][0] > 0.3
+    assert scores["high"][0] > 0.8
     (rewards,) = lines_of(page, "run-reward").values()
     assert rewards["y"] == [0.2, 0.21]
-    assert rewards["customdata"] == [[0.1, 0.3], [0.1, 0.31]]
+    assert (rewards["low"], rewards["high"]) == ([0.1, 0.1], [0.3, 0.31])
     phases = {name: trace["y"] for name, trace in lines_of(page, "run-phases").items()}
     assert phases == {
         "generation": [8, 8],
@@ -162,6 +166,7 @@ def test_text_from_models_and_tasks_is_never_markup(text, report, tmp_path) -> N
     run.write_status("failed", RunError(text))
     in_toml = text.replace("\ud83d", "")
     settings = {"task": in_toml, "model_name": in_toml, in_toml: in_toml, "task_options": {in_toml: in_toml}}
+    settings |= {"notes": in_toml, "tags": [in_toml]}
     run.config.write_text(tomli_w.dumps(settings), encoding="utf-8")
     (run.path / "environment.json").write_text(json.dumps({text: text, "packages": {text: [text]}}))
     with (run.path / "metrics.jsonl").open("a") as file:
@@ -170,16 +175,14 @@ def test_text_from_models_and_tasks_is_never_markup(text, report, tmp_path) -> N
     renamed = tmp_path / text.translate({ord("/"): "\u2215", 0: None, 0xD83D: "\udcff"})  # legal in a folder's name
     run.path.rename(renamed)
     page = report(renamed, other)
-    kinds = {tag for tag, _ in harmless.elements}
+    kinds = {tag for tag, _ in harmless.elements} | {"code"}
     assert {tag for tag, _ in page.elements} <= kinds
-    assert sum(tag == "script" for tag, _ in page.elements) == len(page.figures) + 2
+    assert sum(tag == "script" for tag, _ in page.elements) == len(page.figures) + 1
     assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
     assert not [attributes for _, attributes in page.elements if attributes.keys() & {"src", "href"}]
     shown = "".join(page.texts)
     assert [each for each in (text, in_toml, renamed.name) if visible(each) not in shown] == []
     assert visible(shown, len(shown)) == shown
-    names = [trace["name"] for figure in page.figures.values() for trace in figure.get("data", []) if "name" in trace]
-    assert not [name for name in names if "<" in name], "plotly reads names as markup"
 
 
 def test_invisible_characters_are_spelled_out_and_long_text_is_cut() -> None:
@@ -289,7 +292,7 @@ def test_a_resumed_run_names_the_iteration_and_the_changed_settings(report, tmp_
 def test_a_run_with_one_evaluation_or_none(evaluations, report, tmp_path) -> None:
     run = make_run(tmp_path, done=0 if evaluations is None else 2, evaluations=evaluations)
     page = report(run.path)
-    figures = {name.partition("-")[2] for name in page.figures if name != "templates"}
+    figures = {name.partition("-")[2] for name in page.figures}
     if evaluations is None:
         assert "run evaluated" in page.text
         assert figures == {"evaluation", "length", "phases"}
@@ -326,26 +329,103 @@ def test_different_prompts_are_not_compared(tmp_path) -> None:
     assert groups(run.before, run.after) == []
 
 
+def add_iterations(run: RunDirectory, count: int, **others: float) -> None:
+    with (run.path / "metrics.jsonl").open("a") as file:
+        for iteration in range(count):
+            file.write(json.dumps({"step": iteration, **metrics(iteration, **others)}) + "\n")
+
+
 def test_long_runs_make_small_figures_with_the_true_extremes(tmp_path) -> None:
     run = make_run(tmp_path, done=1, evaluations=[], n_iterations=5000)
+    add_iterations(run, 5000)
     with (run.path / "metrics.jsonl").open("a") as file:
-        for iteration in range(5000):
-            peak = {"train/reward/max": 999.0} if iteration == 3333 else {}
-            file.write(json.dumps({"step": iteration, **metrics(iteration, **peak)}) + "\n")
-    data = read_run(run.path)
-    panels = of_one(data)
-    assert sum(len(panel.figure.to_json()) for panel in panels) < 1_000_000
+        file.write(json.dumps({"step": 3333, **metrics(3333, **{"train/reward/max": 999.0})}) + "\n")
+    panels = [panel.thinned(400) for panel in of_one(read_run(run.path))]
+    assert sum(len(json.dumps(panel.drawing())) for panel in panels) < 200_000
     assert all("Each point is 13 iterations" in panel.caption for panel in panels)
-    line = curve(data.iterations, "train/reward/mean", ("train/reward/min", "train/reward/max"))
+    (line,) = next(panel.lines for panel in panels if panel.name == "reward")
     assert max(line.high) == 999
-    assert len(line.x) <= LIMIT
+    assert len(line.x) <= 400
 
 
-def test_points_of_long_curves_are_means_and_short_curves_are_unchanged() -> None:
-    rows = [Row(step, {"m": float(step)}) for step in range(2 * LIMIT)]
-    assert curve(rows, "m").y[:2] == [0.5, 2.5]
-    assert curve(rows[:LIMIT], "m").y == [float(step) for step in range(LIMIT)]
-    assert curve(rows, "other").x == []
+def test_points_of_thinned_curves_are_means_and_short_curves_are_unchanged() -> None:
+    line = Line("m", "#000000", 0, list(range(8)), [float(step) for step in range(8)], [], [], False)
+    panel = Panel("m", "M", "Caption.", "m", (line,))
+    (thinned,) = panel.thinned(4).lines
+    assert (thinned.x, thinned.y) == ([0, 2, 4, 6], [0.5, 2.5, 4.5, 6.5])
+    assert panel.thinned(8) is panel
+
+
+def big_runs(folder: Path, count: int, rows: int, iterations: int) -> list[Path]:
+    """Make runs with long answers, in characters that take several bytes."""
+    found = []
+    for number in range(count):
+        before, after = (
+            [sample(i, float(i % 3 == k), output="<é&>" * 3000, prompt="<é&>" * 3000 + str(i)) for i in range(rows)]
+            for k in range(2)
+        )
+        both = [evaluation(0, before), evaluation(iterations, after)]
+        run = make_run(folder, f"run{number}", done=1, n_iterations=iterations, evaluations=both)
+        add_iterations(run, iterations, **{f"train/labels/{letter}": 0.1 for letter in "abcdefgh"})
+        found.append(run.path)
+    return found
+
+
+@pytest.mark.parametrize(("count", "rows", "iterations"), [(1, 64, 3000), (6, 8, 450)])
+def test_a_page_has_less_than_a_megabyte_unless_it_is_asked_to_be_full(
+    count, rows, iterations, monkeypatch, capfd, tmp_path
+) -> None:
+    runs = big_runs(tmp_path, count, rows, iterations)
+    pages = []
+    for flags in ([], ["--full"]):
+        page = tmp_path / "page.html"
+        assert run_cli(monkeypatch, capfd, "report", *map(str, runs), "--output", str(page), *flags)[0] == 0
+        pages.append((page.stat().st_size, Page(page.read_text(encoding="utf-8"))))
+    (size, short), (_, full) = pages
+    assert size < SIZE
+    assert "characters left out" in short.text
+    assert "esplug report --full shows all answers" in short.text
+    assert "Each point is " in short.text
+    assert "--full" not in full.text
+    assert "left out" not in full.text
+    assert "Each point is " not in full.text
+    n_pages = count * rows
+    assert sum(attributes.get("class") == "sample" for _, attributes in full.elements) == n_pages
+
+
+def test_smoothing_is_the_debiased_moving_average_of_training_curves_only() -> None:
+    line = Line("m", "#000000", 0, [0, 1, 2], [1.0, 3.0, 2.0], [], [], False)
+    assert line.smoothed(0.5) == pytest.approx([1.0, (0.5 + 3) / 1.5, (0.25 + 1.5 + 2) / 1.75])
+    assert line.smoothed(0.0) == [1.0, 3.0, 2.0]
+
+
+@pytest.mark.parametrize(("evaluated", "points", "curves"), [(False, 3, 2), (True, 3, 1), (False, 2, 1)])
+def test_plotly_gets_smoothed_curves_and_no_markup(evaluated, points, curves) -> None:
+    pytest.importorskip("plotly", reason='no plotly: pip install "esplug[png]"')
+    line = Line("<b>m</b>", "#000000", 0, [0, 1, 2][:points], [1.0, 3.0, 2.0][:points], [], [], evaluated)
+    part = Bars("<i>", "#000000", [1.0])
+    drawn = figure(Panel("m", "M", "", "<u>", (line,), (part,), [0]), 0.5)
+    assert len(drawn.data) == curves + 1
+    assert "<" not in str(drawn.to_plotly_json())
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_hardware_is_drawn_as_far_as_it_is_known(device, report, tmp_path) -> None:
+    run = make_run(tmp_path)
+    known = {"system/driver_memory": 0.5, "system/engine_memory": 3.0}
+    if device == "gpu":
+        known |= {"system/gpu_memory": 70.0, "system/gpu_utilization": 90.0}
+    add_iterations(run, 3, **known)
+    page = report(run.path)
+    drawn = {label: line["y"][0] for label, line in lines_of(page, "run-memory").items()}
+    assert drawn == {"driver": 0.5, "engines": 3.0} | ({"GPU": 70.0} if device == "gpu" else {})
+    assert ("run-gpu" in page.figures) == (device == "gpu")
+    assert ("GPU" in page.text) == (device == "gpu")
+
+
+def test_notes_and_tags_are_shown(report, tmp_path) -> None:
+    page = report(make_run(tmp_path, notes="One line.\nAnother.", tags=["cpu", "first try"]).path)
+    assert "model owner/tiny cpu first try One line. Another." in page.text
 
 
 def test_the_page_is_written_to_the_run_or_the_current_folder(monkeypatch, capfd, tmp_path) -> None:
@@ -355,7 +435,7 @@ def test_the_page_is_written_to_the_run_or_the_current_folder(monkeypatch, capfd
         for _ in range(2):  # the second page replaces the first
             code, out, _ = run_cli(monkeypatch, capfd, "report", *map(str, arguments))
             assert (code, out) == (0, f"{page}\n")
-            assert page.stat().st_size < 10_000_000
+            assert page.stat().st_size < 100_000
 
 
 @pytest.mark.parametrize(
@@ -366,6 +446,8 @@ def test_the_page_is_written_to_the_run_or_the_current_folder(monkeypatch, capfd
         (["mine/config.toml"], ["not a directory"]),
         (["mine", "--output", "no/where/page.html"], ["no/where/page.html", "cannot be written", "--output"]),
         (["mine", "--output", "mine"], ["cannot be written", "--output"]),
+        (["mine", "--smooth", "1.5"], ["--smooth 1.5", "0.99"]),
+        (["mine", "--smooth", "nan"], ["--smooth nan", "0.99"]),
     ],
 )
 def test_mistakes_are_one_line(arguments, words, monkeypatch, capfd, tmp_path) -> None:
@@ -382,14 +464,14 @@ def test_frequent_labels_are_drawn_one_by_one_as_counts_or_shares(tmp_path) -> N
     many = {f"train/labels/error:{number}": 0.01 * number for number in range(1, 9)}
     row = {"step": 1, **metrics(1, **many)}
     (run.path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
-    traces = {panel.name: panel.figure.data for panel in of_run(read_run(run.path))}["labels"]
-    assert [trace.name for trace in traces] == [
+    traces = {panel.name: panel.bars for panel in of_run(read_run(run.path))}["labels"]
+    assert [trace.label for trace in traces] == [
         *("correct", "wrong", "error:8", "error:7", "error:6", "error:5", "others")
     ]
-    assert traces[-1].y == (4.0,)
+    assert traces[-1].y == [4.0]
     (run.path / "metrics.jsonl").write_text(json.dumps(row | {"train/tokens_per_second": None}) + "\n")
-    traces = {panel.name: panel.figure.data for panel in of_run(read_run(run.path))}["labels"]
-    assert (traces[0].y, traces[-1].y) == ((25.0,), (10.0,))
+    traces = {panel.name: panel.bars for panel in of_run(read_run(run.path))}["labels"]
+    assert (traces[0].y, traces[-1].y) == ([25.0], [10.0])
 
 
 def test_png_without_kaleido_is_a_one_line_error_and_the_page_is_written(monkeypatch, capfd, tmp_path) -> None:
@@ -433,7 +515,7 @@ def test_a_browser_draws_the_page_without_messages_or_network(report, tmp_path) 
     page = report(make_run(tmp_path, evaluations=hostile).path, make_run(tmp_path, "other", antithetic=True).path)
     elements, messages, fetched = browse(tmp_path / "page.html")
     assert (messages, fetched) == ("", []), "an error, or a violation of the page's policy"
-    assert elements.count('class="main-svg"') >= len(page.figures) - 1 > 10
+    assert elements.count('viewBox="0 0 ') >= len(page.figures) > 10
     colours = Image.open(tmp_path / "page.png").convert("RGB").getcolors(1 << 24)
     assert colours is not None
     assert len(colours) > 100
@@ -444,7 +526,90 @@ def test_a_browser_draws_the_page_without_messages_or_network(report, tmp_path) 
     assert fetched == ["http://esplug.invalid/x"]
 
 
-@pytest.mark.skipif(not BROWSER, reason="no chromium: apt-get install chromium")
+def look(page: Path, width: int, script: str) -> Any:
+    """Open a page in a frame of a width, without its policy, and return the value of a JavaScript expression there."""
+    text = re.sub(r"<meta http-equiv=[^>]*>", "", page.read_text(encoding="utf-8"))
+    probe = f"<script>setTimeout(() => {{ parent.document.title = JSON.stringify({script}) }}, 500)</script></body>"
+    frame = escape(text.replace("</body>", probe))
+    outer = page.with_name("outer.html")
+    outer.write_text(f'<iframe width={width} height=900 frameborder=0 srcdoc="{frame}"></iframe>', encoding="utf-8")
+    title = re.search(r"<title>(.*?)</title>", browse(outer)[0])
+    assert title
+    return json.loads(unescape(title[1]))
+
+
+needs_browser = pytest.mark.skipif(not BROWSER, reason="no chromium: apt-get install chromium")
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [320, 400, 1280])
+def test_the_page_fits_every_width(width, report, tmp_path) -> None:
+    name = "a_long_name_without_a_blank_" * 6
+    long = {"task": name, "model_name": name, "notes": name, "tags": [name[:64]], "task_options": {name: name}}
+    runs = [make_run(tmp_path, f"{k}{name}", **long).path for k in "ab"]
+    for run in runs:
+        with (run / "metrics.jsonl").open("a") as file:
+            named = {f"train/labels/{name}": 0.5, f"train/metrics/{name}/mean": 1e300, "train/tokens/mean": -1e-300}
+            file.write(json.dumps({"step": 2, **metrics(2, **named)}) + "\n")
+    for paths in (runs[:1], runs):
+        page = report(*paths)
+        found = look(
+            tmp_path / "page.html",
+            width,
+            "[innerWidth, document.documentElement.scrollWidth, document.querySelectorAll('.plot > svg').length]",
+        )
+        assert found[0] == width >= found[1]
+        assert found[2] == len(page.figures)
+
+
+@needs_browser
+@pytest.mark.parametrize(("evaluations", "intervals", "lines"), [(1, 1, 0), (2, 2, 0), (3, 0, 1)])
+def test_only_three_evaluations_or_more_make_a_curve(evaluations, intervals, lines, report, tmp_path) -> None:
+    made = [evaluation(k, [sample(i, float(i < k)) for i in range(4)]) for k in range(evaluations)]
+    report(make_run(tmp_path, done=4, evaluations=made).path)
+    drawn = "['.interval', '.line:not(.interval)', 'circle'].map((kind) => document.querySelector(" + (
+        "'[data-figure=run-evaluation]').querySelectorAll('svg ' + kind).length)"
+    )
+    assert look(tmp_path / "page.html", 800, drawn) == [intervals, lines, evaluations]
+
+
+ACT = """(() => {
+    const plot = document.querySelector('[data-figure=run-length]');
+    const key = (name) => plot.dispatchEvent(new KeyboardEvent('keydown', { key: name }));
+    key('ArrowRight'), key('ArrowRight');
+    const tip = plot.querySelector('.tip').textContent;
+    const button = plot.parentElement.querySelector('button');
+    button.click();
+    const slider = document.getElementById('smoothing');
+    const before = document.querySelectorAll('.smoothed').length;
+    slider.value = 0;
+    slider.dispatchEvent(new Event('input'));
+    return [tip, button.getAttribute('aria-pressed'), plot.querySelectorAll('.raw, .line').length,
+            before, document.querySelectorAll('.smoothed').length];
+})()"""
+
+
+@needs_browser
+def test_keys_show_values_the_legend_hides_lines_and_the_slider_smooths(monkeypatch, capfd, tmp_path) -> None:
+    run = make_run(tmp_path, evaluations=[])
+    with (run.path / "metrics.jsonl").open("a") as file:
+        for step, tokens in enumerate((10.0, 30.0, 20.0)):
+            values = metrics(step, **{"train/tokens/mean": tokens, "train/metrics/x/mean": 1.0})
+            file.write(json.dumps({"step": step, **values}) + "\n")
+    made = [evaluation(k, [sample(0, 1.0, tokens=7)]) for k in (0, 1, 3)]
+    for each in made:
+        with (run.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": each.iteration, **each.metrics()}) + "\n")
+    page = tmp_path / "page.html"
+    assert run_cli(monkeypatch, capfd, "report", str(run.path), "--output", str(page), "--smooth", "0.5")[0] == 0
+    tip, pressed, drawn, smooth, none = look(page, 800, ACT)
+    assert tip == "iteration 1training 30, smoothed 23.33evaluation 7 [7, 7]"
+    assert (pressed, drawn) == ("false", 1), "the evaluation's line is left"
+    assert smooth > 4
+    assert none == 0
+
+
+@needs_browser
 def test_png_files_have_the_size_for_papers(monkeypatch, capfd, tmp_path) -> None:
     pytest.importorskip("kaleido", reason='no kaleido: pip install "esplug[png]"')
     from PIL import Image

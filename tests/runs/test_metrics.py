@@ -8,11 +8,12 @@ import pytest
 
 from esplug.checkpoints.seed_log_records import Step
 from esplug.engines.messages import Completion, Generation, Work
+from esplug.engines.usage import EngineUsage, GpuUsage
 from esplug.es.members import population
 from esplug.es.update import coefficients
 from esplug.hookspecs import Reward
 from esplug.rewards import Graded
-from esplug.runs.metrics import Iteration, PopulationResult, iteration_record, train_metrics
+from esplug.runs.metrics import Iteration, PopulationResult, iteration_record, train_metrics, usage_metrics
 
 RIGHT = Graded(Reward(1.0, "right", True, {"format": 1.0, "steps": 4.0}))
 WRONG = Graded(Reward(0.2, "wrong", False, {"format": 0.5}))
@@ -31,6 +32,30 @@ def result(graded: list[list[Graded]], tokens: int = 10) -> PopulationResult:
     ]
     rewards = np.array([[grade.reward.value for grade in row] for row in graded])
     return PopulationResult(rewards, graded, generations, generate_seconds=5.0, grade_seconds=0.5)
+
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("engines", "expected"),
+    [
+        ([], {}),
+        ([EngineUsage(3 * GIB, {}), EngineUsage(4 * GIB, {})], {"engine_memory": 7.0}),
+        (
+            [EngineUsage(GIB, {"a": GpuUsage(60 * GIB, 80.0)}), EngineUsage(GIB, {"b": GpuUsage(70 * GIB, 90.0)})],
+            {"engine_memory": 2.0, "gpu_memory": 65.0, "gpu_utilization": 85.0},
+        ),
+        (  # engines that share a GPU
+            [EngineUsage(GIB, {"a": GpuUsage(60 * GIB, 80.0)})] * 3,
+            {"engine_memory": 3.0, "gpu_memory": 60.0, "gpu_utilization": 80.0},
+        ),
+        ([EngineUsage(GIB, {"a": GpuUsage(GIB, None)})], {"engine_memory": 1.0, "gpu_memory": 1.0}),
+    ],
+)
+def test_usage_of_hardware_is_reported_as_far_as_it_is_known(engines, expected) -> None:
+    wanted = {"driver_memory": 0.5} | expected
+    assert usage_metrics(GIB // 2, engines) == {f"system/{name}": value for name, value in wanted.items()}
 
 
 def test_rewards_describe_the_members_means() -> None:

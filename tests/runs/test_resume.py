@@ -22,6 +22,7 @@ from tests.helpers.files import files_no_longer_than
 SETTINGS: dict[str, Any] = {"task": "custom", "n_iterations": 4, "experiment_name": "run", "n_vllm_engines": 1}
 #: Another value for each setting that cannot just be doubled.
 OTHERS: dict[str, Any] = {
+    "trust_remote_code": True,
     "task": "other",
     "task_options": {"a": 1},
     "train_dataset": "x",
@@ -61,6 +62,8 @@ OTHERS: dict[str, Any] = {
     "experiment_name": "x",
     "save_best_models": True,
     "wandb_project": "x",
+    "notes": "x",
+    "tags": ["x"],
 }
 FREE = {"n_iterations", "model_name", "checkpoint", "eval_dataset"}
 

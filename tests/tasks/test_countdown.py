@@ -23,7 +23,7 @@ from esplug_tasks_countdown import columns, grading, prompts, puzzles
 
 DATASETS = Path(__file__).parents[2] / "datasets"
 SPLITS = [(level, split) for level in puzzles.LEVELS for split in ("train", "eval")]
-OPTIONS = {"shots": 0, "level": "standard"}
+OPTIONS = {"shots": 0, "level": "standard", "think_words": 0}
 
 
 def answer(expression: str) -> str:
@@ -68,10 +68,8 @@ def answer(expression: str) -> str:
         ("2* *5", [2, 5], "32", "bad_expression"),
         ("5//2", [2, 5], "2", "bad_expression"),
         ("007+1", [7, 1], "8", "bad_expression"),
-        ("3+5=8", [3, 5], "8", "bad_expression"),
         ("3.0+5", [3, 5], "8", "bad_expression"),
         ("1_0+5", [10, 5], "15", "bad_expression"),
-        ("3+\n5", [3, 5], "8", "bad_expression"),
         ("3+5#", [3, 5], "8", "bad_expression"),
         ("\u0663+\u0665", [3, 5], "8", "bad_expression"),
         ("\uff13+\uff15", [3, 5], "8", "bad_expression"),
@@ -86,6 +84,140 @@ def test_answers_are_graded(expression, numbers, target, label):
     assert (result.label, result.correct) == (label, label == "correct")
     assert result.metrics == {"format": 1.0}
     assert result.value == pytest.approx(1.1 if label == "correct" else 0.1)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "\n3 + 5 * 8\n",
+        "\t3\t+\n5\r\n*\u00a08",
+        "3 + 5 * 8 = 43",
+        "3+5*8=43",
+        "3 + 5 * 8\n= 43.0",
+        "3 + 5 * 8 = +43",
+        "3 + 5 * 8 = 86/2",
+        "3 + 5 \u00d7 8",
+        "3 + 5 \u00b7 8",
+        "3 + 5 \u22c5 8",
+        r"3 + 5 \times 8",
+        r"3+5\times8",
+        r"3+5\cdot 8",
+        "[3 + [5 * 8]]",
+        "{3} + (5 * [8])",
+        r"\left[3 + \left(5 * 8\right)\right]",
+        "-[-3 - 5 * 8]",
+        "(((((((((((((((((((((((((3+5*8)))))))))))))))))))))))))",
+    ],
+)
+def test_plain_meanings_are_accepted(expression):
+    assert grading.grade(answer(expression), [3, 5, 8], Fraction(43)).label == "correct"
+
+
+@pytest.mark.parametrize(
+    ("expression", "value"),
+    [
+        ("8 \u00f7 2", "4"),
+        (r"8 \div 2", "4"),
+        ("8 \u2212 2", "6"),
+        ("8 \u2013 2", "6"),
+        ("2 - 8 = \u22126", "-6"),
+        ("2/8 = 1/4", "1/4"),
+    ],
+)
+def test_other_signs_are_read(expression, value):
+    assert grading.grade(answer(expression), [2, 8], Fraction(value)).label == "correct"
+
+
+@pytest.mark.parametrize(
+    ("expression", "label"),
+    [
+        ("3+5=9", "wrong_value"),  # a wrong value behind a right expression
+        ("3+5=-8", "wrong_value"),
+        ("3*5=8", "wrong_value"),  # a right value behind a wrong expression
+        ("8=3+5", "bad_expression"),
+        ("3+5=3+5", "bad_expression"),
+        ("3+5=8=8", "bad_expression"),
+        ("3+5==8", "bad_expression"),
+        ("3+5=", "bad_expression"),
+        ("=8", "bad_expression"),
+        ("3+5=x", "bad_expression"),
+        ("3+5 8", "bad_expression"),
+        ("3+5, 8", "bad_expression"),
+        ("3+5;3+5", "bad_expression"),
+        ("3+5 or 4+4", "bad_expression"),
+        ("[3+5)", "bad_expression"),
+        ("(3+5]", "bad_expression"),
+        ("{3+5)", "bad_expression"),
+        ("[3,5]", "bad_expression"),
+        ("3[5]", "bad_expression"),
+        ("[3][5]", "bad_expression"),
+        ("[]+3+5", "bad_expression"),
+        ("{}+3+5", "bad_expression"),
+        ("-[-3]+5", "bad_expression"),
+        ("-{-{3}}+5", "bad_expression"),
+        ("3\u00d7*5", "bad_expression"),  # ** in disguise
+        (r"3*\times5", "bad_expression"),
+        ("3*\n*5", "bad_expression"),
+        ("3\u00f7\u00f75", "bad_expression"),  # // in disguise
+        ("3/\t/5", "bad_expression"),
+        ("3\u2212\u22125", "bad_expression"),
+        ("3---5", "bad_expression"),
+        (r"3\timesx5", "bad_expression"),
+        (r"3\left5", "bad_expression"),  # never 35
+        (r"3\right 5", "bad_expression"),
+        ("3\n5", "bad_expression"),
+        ("3\u200b5", "bad_expression"),
+        ("3\u200b+5", "bad_expression"),
+        ("03+5", "bad_expression"),
+        ("00+3+5", "bad_expression"),
+        ("3+05", "bad_expression"),
+        ("0x3+5", "bad_expression"),
+        ("3e0+5", "bad_expression"),
+        ("3+5j", "bad_expression"),
+        ("3+~5", "bad_expression"),
+        ("3^5", "bad_expression"),
+        ("3%5", "bad_expression"),
+        ("3@5", "bad_expression"),
+        ("3<<5", "bad_expression"),
+        ("3if 5else 5", "bad_expression"),
+        ("3+5 # 1", "bad_expression"),
+        ("3+5\\\n", "bad_expression"),
+        ("3+'5'", "bad_expression"),
+        ("(3:=5)", "bad_expression"),
+        ("lambda:8", "bad_expression"),
+        ("\u2462+\u2464", "bad_expression"),  # circled digits
+        ("\u00b3+5", "bad_expression"),
+        ("\u09e9+\u09eb", "bad_expression"),
+        ("(" * 98 + "3+5" + ")" * 98, "correct"),
+        ("(" * 99 + "3+5" + ")" * 99, "bad_expression"),
+        ("3+5" + "+0" * 98, "wrong_numbers"),
+        ("<answer>3+5", "correct"),  # the last opening tag counts
+        ("3+5<answer>", "bad_expression"),
+    ],
+)
+def test_loopholes_are_closed(expression, label):
+    assert grading.grade(answer(expression), [3, 5], Fraction(8)).label == label
+
+
+@pytest.mark.parametrize(
+    ("thought", "words", "form"),
+    [
+        ("", 0, 1.0),
+        (" \n", 0, 1.0),
+        ("", 1, 0.5),
+        (" \n\t ", 1, 0.5),
+        ("...", 1, 0.5),
+        ("so", 1, 1.0),
+        ("3 + 5 makes 8", 4, 1.0),
+        ("3 + 5 makes 8", 5, 0.5),
+        ("so so so so so", 2, 0.5),
+    ],
+)
+def test_a_think_block_can_be_required(hooks, thought, words, form):
+    _, (target,) = hooks.collate(batch=[ROW], options=OPTIONS | {"think_words": words})
+    result = hooks.reward(model_output=f"{thought}</think>\n<answer>3+5</answer>", target=target, options=OPTIONS)
+    assert result.correct
+    assert result.metrics["format"] == pytest.approx(form)
 
 
 @pytest.mark.parametrize(
@@ -202,6 +334,10 @@ def test_never_raises(output):
         answer("1" + "/9" * 99),
         answer(" " * 2_000_000),
         answer("9" + "**9" * 60),
+        answer("[" * 2_000_000),
+        answer("\\times" * 400_000),
+        answer("3+5=" + "8" * 2_000_000),
+        answer("3+5=" + "8" * 190),
         "<answer>" * 250_000,
         "</answer>" * 250_000,
         "<answer></answer>" * 120_000,
@@ -347,6 +483,11 @@ def test_too_many_shots_are_rejected(hooks, shots):
         hooks.defaults(options=options)
     with pytest.raises(ValueError, match=r"^shots must be"):
         hooks.collate(batch=[ROW], options=options)
+
+
+def test_negative_think_words_are_rejected(hooks):
+    with pytest.raises(ValueError, match=r"^think_words must be 0 or more, not -1$"):
+        hooks.defaults(options=OPTIONS | {"think_words": -1})
 
 
 def test_own_rows_are_generated_and_files_are_read_by_esplug(hooks):

@@ -39,7 +39,11 @@ OPTIONS = dict(options())
         (r"\boxed{a\{b}", r"a\{b"),
         (r"\boxed{\{1,2\}}", r"\{1,2\}"),
         (r"\boxed{a\}", None),
-        (r"\boxed{1} then \boxed{2", "1"),
+        (r"\boxed{1} then \boxed{2", None),
+        (r"\boxed{5} so \boxed{7 and more", None),
+        (r"\boxed{5} so \fbox {7", None),
+        (r"\boxed{5} so \boxed", "5"),
+        (r"\boxed{5} so \boxed as asked", "5"),
         (r"\boxed{a {b} {c {d}}} }", "a {b} {c {d}}"),
         ("{" * 5 + r"\boxed{3}", "3"),
         (r"\boxed 5", "5"),
@@ -72,13 +76,13 @@ def test_a_box_is_found_behind_any_text(before, answer) -> None:
 
 @pytest.mark.parametrize(("category", "answer", "gold", "same"), PAIRS)
 def test_pairs(category, answer, gold, same) -> None:
-    assert same_answer(answer, gold) == same
-    assert same_answer(gold, answer) == same
+    assert same_answer(answer, gold, "off") == same
+    assert same_answer(gold, answer, "off") == same
 
 
 @pytest.mark.parametrize(("category", "answer", "gold", "same"), ONE_WAY)
 def test_pairs_that_depend_on_the_gold_answer(category, answer, gold, same) -> None:
-    assert same_answer(answer, gold) == same
+    assert same_answer(answer, gold, "off") == same
 
 
 def test_there_are_enough_pairs_of_both_kinds() -> None:
@@ -174,8 +178,8 @@ def test_a_fraction_is_the_same_however_it_is_written(value: Fraction, factor) -
         rf"\frac{{{top}}}{{{bottom}}}",
         rf"\dfrac{{{top * factor}}}{{{bottom * factor}}}",
     ]
-    assert all(same_answer(form, other) for form in forms for other in forms)
-    assert not any(same_answer(form, f"{top + 1}/{bottom}") for form in forms)
+    assert all(same_answer(form, other, "off") for form in forms for other in forms)
+    assert not any(same_answer(form, f"{top + 1}/{bottom}", "off") for form in forms)
 
 
 @UNHURRIED
@@ -352,14 +356,14 @@ def test_an_unknown_template_is_rejected_early(hook) -> None:
         hook(OPTIONS | {"template": "gpt"})
 
 
-def test_importing_the_task_imports_sympy_but_no_engine() -> None:
+def test_importing_the_task_imports_neither_sympy_nor_an_engine() -> None:
     code = (
         "import sys, esplug_tasks_math; "
         "print(*sorted({'sympy', 'torch', 'vllm', 'ray', 'numba', 'transformers', 'datasets'} & set(sys.modules)))"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
-    assert done.stdout.split() == ["sympy"]
+    assert done.stdout.split() == []
 
 
 # --- what review found -----------------------------------------------------------------------------------
@@ -388,7 +392,7 @@ def test_importing_the_task_imports_sympy_but_no_engine() -> None:
     ],
 )
 def test_small_numbers_bare_exponents_and_steps(given, gold, same) -> None:
-    assert same_answer(given, gold) is same
+    assert same_answer(given, gold, "off") is same
 
 
 @pytest.mark.parametrize("pole", [r"\tan(\frac{\pi}{2})", r"\tan 90^\circ", r"\frac{1}{\sin\pi}", r"\cot 180^\circ"])
@@ -398,8 +402,8 @@ def test_a_pole_is_not_a_number_and_is_graded_fast(pole) -> None:
     assert time.process_time() - started < 3
 
 
-def test_broken_latex_beside_words_is_unparsable() -> None:
-    assert grade(r"\boxed{\begin{pmatrix}}", r"\text{yes}").label == "unparsable"
+def test_broken_latex_beside_words_is_wrong() -> None:
+    assert grade(r"\boxed{\begin{pmatrix}}", r"\text{yes}").label == "wrong"
 
 
 def test_a_sentence_about_boxes_is_not_a_box() -> None:

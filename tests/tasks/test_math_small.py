@@ -141,7 +141,7 @@ def test_counts_and_columns() -> None:
     )
     assert {kind: sum(row["kind"] == kind for row in TRAIN) for kind in small.KINDS} == dict.fromkeys(EVAL, 250)
     for row in [*TRAIN, *(row for rows in EVAL.values() for row in rows)]:
-        assert list(row) == ["problem", "answer", "kind"]
+        assert list(row) == ["problem", "answer", "kind", "exact_form"]
         assert all(type(cell) is str and cell == cell.strip() and cell for cell in row.values())
         assert not re.search(r"[<>@]|\{[a-z0-9]+\}(?<!\{[a-z0-9]\})(?<!\d\})", row["problem"])
     assert {row["kind"] for row in EVAL["fractions"]} == {"fractions"}

@@ -43,7 +43,7 @@ def model(block: str, nested: bool, shard: tuple[int, int], local: list[int] | N
     parallel = SimpleNamespace(tp_rank=rank, tp_size=ranks)
     layer.moe_config = SimpleNamespace(moe_parallel_config=parallel, num_experts=EXPERTS)
     if local is not None:
-        layer._expert_map = torch.tensor([local.index(each) if each in local else -1 for each in range(EXPERTS)])
+        layer.expert_map = torch.tensor([local.index(each) if each in local else -1 for each in range(EXPERTS)])
     runner = torch.nn.Module()
     runner.routed_experts = layer
     whole, part = torch.nn.Module(), torch.nn.Module()

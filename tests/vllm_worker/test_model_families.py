@@ -1,8 +1,11 @@
 """Model families in a real vLLM engine: answers and log-probabilities are those of transformers, before and after."""
 
+import json
+
 import numpy as np
 import pytest
 
+from esplug.vllm_worker.families import DIRECT
 from tests.helpers.vllm import reference_answer, reference_logprobs, start_probe
 
 pytestmark = pytest.mark.vllm
@@ -23,6 +26,7 @@ FAMILIES = {
     "qwen3_moe": (True, True),
     "mixtral": (True, True),
     "olmoe": (True, False),
+    "glm4_moe": (True, False),
     "granitemoe": (False, False),
 }
 TIED = {"qwen3", "gemma", "gemma2", "gemma3_text"}
@@ -57,6 +61,8 @@ def test_answers_are_those_of_transformers(cluster, tiny_models, architecture) -
 
     direct, tensor_by_tensor = FAMILIES[architecture]
     folder = tiny_models(architecture, architecture in TIED)
+    (name,) = json.loads((folder / "config.json").read_text())["architectures"]
+    assert DIRECT[name] == direct
     tensors = load_file(folder / "model.safetensors")
     probe, _ = start_probe(folder)
     assert (ray.get(probe.kept.remote()) != [0]) == direct
@@ -94,10 +100,11 @@ def test_a_model_that_vllm_reloads_wrongly_is_refused_in_one_line(cluster, tiny_
         worker_extension = "tests.helpers.vllm.UnpackedExperts"
 
     with pytest.raises(ray.exceptions.RayTaskError) as raised:
-        start_probe(tiny_models("qwen3_moe"), kind=Broken)
+        start_probe(tiny_models("qwen2_moe", False), kind=Broken)
     refused = failures.run_error(None, raised.value)
     assert isinstance(refused, UserError)
-    assert "Qwen3MoeForCausalLM (model.layers.0.mlp.experts.routed_experts.w13_weight is not as" in str(refused)
+    assert "the weights of a Qwen2MoeForCausalLM are written anew" in str(refused)
+    assert "(model.layers.0.mlp.experts.routed_experts.w13_weight is not as vLLM has loaded it)" in str(refused)
     assert "\n" not in str(refused)
 
 

@@ -93,6 +93,14 @@ def test_a_model_that_cannot_be_written_is_refused_in_one_line(direct, outputs, 
     assert "\n" not in str(refused.value)
 
 
+def test_a_model_that_answers_with_nan_is_left_to_later_checks(tmp_path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    llm = FakeLLM(True, True, {"direct": {"loaded": NAN}}, {})
+    assert load_and_prove(llm, SimpleNamespace(model=str(tmp_path))) == ()
+    assert "es_write_and_check" not in llm.calls
+    assert "es_clear_cache" in llm.calls
+
+
 @pytest.mark.parametrize(
     ("again", "master", "fine"), [(-1.0, -1.009, True), (-1.0, -1.02, False), (-1.01, -1.02, True)]
 )

@@ -11,13 +11,12 @@ from esplug.authoring.conformance.checklist import Checklist, Fault
 from esplug.config import RunConfig
 from esplug.hookspecs import Reward
 from esplug.rewards import Graded, RewardPool
+from esplug.rewards.trial import texts_in
 
 Gold: TypeAlias = Callable[[Any], str]
 
 _HUGE = 2**20  # characters
-_MOST_TEXTS = 5  # of one target, tried as its gold answer
 _GOLD = "gold answer"
-_FORMS = ("{}", "<answer>{}</answer>", "\\boxed{{{}}}")  # usual formats of an answer
 ANSWERS: Mapping[str, tuple[str, ...]] = {
     "empty answer": ("", " \n\t "),
     "garbage": (
@@ -55,7 +54,8 @@ def reward_checks(
     answers = {
         kind: [_Answer(kind, text, target) for text in texts for target in targets] for kind, texts in ANSWERS.items()
     }
-    answers[_GOLD] = [_Answer(_GOLD, text, target) for target in targets for text in _gold_texts(target, gold)]
+    gold_texts = texts_in if gold is None else lambda target: [gold(target)]
+    answers[_GOLD] = [_Answer(_GOLD, text, target) for target in targets for text in gold_texts(target)]
     grades: dict[str, list[Graded]] = {kind: [] for kind in answers}
     with closing(pool):
         for kind in ANSWERS:
@@ -125,14 +125,3 @@ def _span(rewards: Iterable[Reward]) -> str:
     lowest, highest = (of(reward.value for reward in rewards) for of in (min, max))
     labels = ", ".join(sorted({reward.label for reward in rewards if reward.label}))
     return (f"{lowest:g}" if lowest == highest else f"{lowest:g} to {highest:g}") + (f" ({labels})" if labels else "")
-
-
-def _gold_texts(target: Any, gold: Gold | None) -> list[str]:
-    if gold is not None:
-        return [gold(target)]
-    values = target if isinstance(target, list | tuple) else [target]
-    if isinstance(target, Mapping):
-        values = list(target.values())
-    texts = [str(value) for value in values if isinstance(value, str | int | float) and not isinstance(value, bool)]
-    tried = [text for text in texts if text.strip()][:_MOST_TEXTS]
-    return [form.format(text) for text in tried for form in _FORMS]

@@ -24,6 +24,7 @@ class Check:
     name: str
     ok: bool  #: whether the plugin passes
     detail: str  #: one line about what was found
+    skipped: bool = False  #: whether it did not run, for want of what ``detail`` names
 
 
 #: Called twice for each check: with its name and ``None`` before it runs, and with its name and result afterwards.
@@ -34,6 +35,10 @@ class Fault(Exception):  # noqa: N818 - it never leaves the kit
     """A plugin fails a check."""
 
 
+class Skipped(Exception):  # noqa: N818 - it never leaves the kit
+    """A check cannot run; the message says what to give."""
+
+
 class Checklist:
     """Runs checks one after the other, and reports each before and after it runs, so that one that hangs is seen."""
 
@@ -42,11 +47,12 @@ class Checklist:
         self._report = report or (lambda name, made: None)
 
     def run(self, name: str, probe: Callable[[], tuple[T, str]], *, users: bool = False) -> T | None:
-        """Run a check and return its value, or ``None`` if it fails.
+        """Run a check and return its value, or ``None`` if it fails or is skipped.
 
         Args:
             name: name of the check.
-            probe: performs the check: returns a value and a detail, or raises an exception to fail.
+            probe: performs the check: returns a value and a detail, raises :class:`Skipped`, or raises another
+                exception to fail.
             users: whether the probe reads the user's own data, so that a :class:`UserError` is raised, not a failure.
         """
         self._report(name, None)
@@ -54,6 +60,9 @@ class Checklist:
             value, detail = probe()
         except KeyboardInterrupt:
             raise
+        except Skipped as what:
+            self._add(name, True, f"skipped: {what}", skipped=True)
+            return None
         except BaseException as error:  # a plugin must not end the program
             if users and isinstance(error, UserError) and not isinstance(error, PluginError):
                 raise
@@ -63,8 +72,8 @@ class Checklist:
         self._add(name, True, detail)
         return value
 
-    def _add(self, name: str, ok: bool, detail: str) -> None:
-        made = Check(name, ok, printable(brief(detail, _LONGEST_DETAIL)))
+    def _add(self, name: str, ok: bool, detail: str, *, skipped: bool = False) -> None:
+        made = Check(name, ok, printable(brief(detail, _LONGEST_DETAIL)), skipped)
         self.results.append(made)
         self._report(name, made)
 

@@ -14,7 +14,7 @@ import cloudpickle
 import pluggy
 
 from esplug.authoring.conformance.answers import Gold, reward_checks
-from esplug.authoring.conformance.checklist import Check, Checklist, Fault, Report, loads, resolved
+from esplug.authoring.conformance.checklist import Check, Checklist, Fault, Report, Skipped, loads, resolved
 from esplug.config import RunConfig, make_config
 from esplug.data.batches import Batch, Split, load_batch_source, load_eval_splits
 from esplug.data.splits import fingerprint
@@ -53,6 +53,8 @@ def task_checks(
     for split, path in paths.items():
         rows = partial(_rows, task, split, path, isinstance(plugin, str))
         batches += checks.run(f"{split} rows", rows, users=path is not None) or []
+    if not batches and all(check.ok for check in checks.results):
+        checks.run("prompts and rewards", _no_rows)
     if config is None or not batches:
         return checks.results
     questions = [question for batch in batches for question in batch[0]]
@@ -94,8 +96,8 @@ def _defaults(task: Task) -> tuple[RunConfig, str]:
 
 def _rows(task: Task, split: Split, path: str | None, installed: bool) -> tuple[list[Batch], str]:
     """Load a split twice and compare: in another process if the task is installed, otherwise in this one."""
-    if split == "eval" and path is None and task.load_rows(split, None) is None:
-        return [], "none: the task has no evaluation data of its own; name some with --eval-dataset"
+    if path is None and task.load_rows(split, None) is None:
+        raise Skipped(f"the task has no {split} rows of its own; give --{split}-dataset")
     batches = _load(task, split, path)
     first = _contents(task, batches)
     again = _contents_elsewhere(task, split, path) if installed else _contents(task, _load(task, split, path))
@@ -105,6 +107,10 @@ def _rows(task: Task, split: Split, path: str | None, installed: bool) -> tuple[
         raise Fault(f"they differ when they are loaded {where}, so a run could be neither resumed nor repeated")
     counts = ", ".join(f"{len(batch[0])} in {name}" for name, batch in batches.items())
     return list(batches.values()), f"{counts}; one question and one target each; the same when loaded {where}"
+
+
+def _no_rows() -> tuple[None, str]:
+    raise Skipped("they need rows; give --train-dataset")
 
 
 def _load(task: Task, split: Split, path: str | None) -> dict[str, Batch]:

@@ -35,6 +35,7 @@ VALUES = {
 MOST_SECONDS = 5
 COMMANDS = {"train": RunConfig.model_fields, "eval": [f for f in RunConfig.model_fields if f not in _TRAINING_ONLY]}
 
+SWITCH = {"zero": "means off"}
 ZERO = {"zero": "none of them is a sensible wish"}
 HUGE = dict.fromkeys(("zero", "minus one", "1e308", "10**30"), "any finite reward may be asked for")
 NAME = dict.fromkeys(("zero", "minus one", "nan", "inf", "1e308", "10**30", "abc", "arabic 3"), "may be a name")
@@ -51,7 +52,9 @@ ACCEPTED: dict[str, dict[str, str]] = {  # all other values are refused
     "max_reward": HUGE,
     "pass_k": NOTHING,
     "use_gpus": {"zero": "the first GPU"},
+    **{name: SWITCH for name, field in RunConfig.model_fields.items() if field.annotation is bool},
     "stop": TEXT,
+    "system_prompt": {value: "any text may be a system message" for value in TEXT if value != "blank"},
 }
 
 

@@ -1,4 +1,4 @@
-"""Summaries that a run, an evaluation or a comparison prints when it is done."""
+"""Tables on the console: the summaries of a run, an evaluation or a comparison that is done."""
 
 from collections.abc import Sequence
 
@@ -9,24 +9,36 @@ from esplug.evaluation.figures import Evaluation
 from esplug.evaluation.statistics import Estimate
 from esplug.runs.compare import ModelComparison, SplitComparison, average_changes, compare_evaluations
 from esplug.runs.result import RunResult
+from esplug.runs.summary import duration
 from esplug.utils.console import get_console, say
 
 
-def print_summary(result: RunResult) -> None:
-    """Print the splits before and after training, with intervals, and the paths of the results."""
+def print_summary(result: RunResult, *, tables: bool = True) -> None:
+    """Print the splits before and after training, with intervals, and the paths of the results; last, details.
+
+    Without ``tables``, print only the run's directory. A run whose weights did not change says so in any case.
+    """
+    if tables:
+        _print_evaluations(result)
+    say(f"run directory  {result.run_dir}")
+    if tables:
+        if result.model:
+            say(f"model          {result.model}")
+        say(f"time           {duration(result.seconds)}")
+        say(f"details        weights checksum {result.checksum:016x}", style="dim")
+    if result.unchanged:
+        say(f"nothing was learnt: weights unchanged, as {result.unchanged}", style="bold red")
+
+
+def _print_evaluations(result: RunResult) -> None:
     evaluations = result.evaluations
-    if len(evaluations) > 1:
+    if len(evaluations) > 1 and not result.unchanged:
         first, last = evaluations[0], evaluations[-1]
         print_comparison(compare_evaluations(first, last), ("before", f"after {last.iteration}"))
     elif evaluations:
-        print_evaluation(evaluations[0])
+        print_evaluation(evaluations[-1])
     if evaluations:
         _print_notes(evaluations[-1])
-    say(f"run directory  {result.run_dir}")
-    if result.model:
-        say(f"model          {result.model}")
-    say(f"weights        checksum {result.checksum:016x}")
-    say(f"time           {result.seconds:.0f} s")
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
@@ -74,15 +86,18 @@ def print_model_comparison(comparison: ModelComparison) -> None:
     """Print the result of `esplug eval --compare`."""
     print_comparison(comparison.splits, ("A", "B"))
     _print_notes(comparison.runs[0].evaluations[-1])
-    for place, model, run in zip("AB", comparison.models, comparison.runs, strict=True):
-        say(f"{place}              {model}, checksum {run.checksum:016x}")
+    for place, model in zip("AB", comparison.models, strict=True):
+        say(f"{place}              {model}")
     say(f"run directory  {comparison.folder}")
+    weights = [
+        f"{place}: weights checksum {run.checksum:016x}" for place, run in zip("AB", comparison.runs, strict=True)
+    ]
+    say(f"details        {'; '.join(weights)}", style="dim")
 
 
 def _print_notes(evaluation: Evaluation) -> None:
     rule = "the task says it is correct" if evaluation.splits[0].by_task else "its reward reaches --max-reward"
-    kinds = "Intervals are Wilson's or, of changes, Newcombe's for proportions, else the bootstrap's."
-    get_console().print(f"n counts prompts. {kinds} An answer passes where {rule}.", markup=False, style="dim")
+    get_console().print(f"n counts prompts. An answer passes where {rule}.", markup=False, style="dim")
 
 
 def _table(*columns: str) -> Table:

@@ -2,11 +2,11 @@
 
 import pytest
 
-from esplug.cli.summary import print_comparison, print_evaluation, print_summary
 from esplug.evaluation.figures import Evaluation, SplitEvaluation
 from esplug.planning.placement import Plan
 from esplug.runs.compare import compare_evaluations
 from esplug.runs.result import RunResult
+from esplug.runs.tables import print_comparison, print_evaluation, print_summary
 from esplug.utils.console import get_console
 from tests.helpers.evaluations import sample
 
@@ -100,15 +100,36 @@ def test_the_end_of_a_run(by_task, rule, printed, tmp_path) -> None:
     assert any("before 0.000" in line for line in lines)
     assert any("after 7 0.500" in line for line in lines)
     assert any("1 up, 0 down" in line for line in lines)
-    assert any(rule in line for line in lines)
+    assert f"n counts prompts. An answer passes where {rule}." in lines
     assert lines[-4:] == [
         f"run directory {tmp_path}",
         f"model {tmp_path}/model",
-        "weights checksum 0000000000000abc",
-        "time 62 s",
+        "time 1 min 02 s",
+        "details weights checksum 0000000000000abc",
     ]
 
 
 def test_a_run_without_evaluation_data_says_where_it_lies(printed, tmp_path) -> None:
     print_summary(RunResult(tmp_path, [], None, 1, PLAN, 0.2))
-    assert printed() == [f"run directory {tmp_path}", "weights checksum 0000000000000001", "time 0 s"]
+    assert printed() == [f"run directory {tmp_path}", "time 0.2 s", "details weights checksum 0000000000000001"]
+
+
+REASON = "all members earned the same in every iteration; try a larger model"
+
+
+@pytest.mark.parametrize("tables", [True, False])
+def test_a_run_that_learnt_nothing_ends_by_saying_so(tables, printed, tmp_path) -> None:
+    first, last = evaluation([0.0], [0.25]), evaluation([0.0], [0.25], iteration=7)
+    result = RunResult(tmp_path, [first, last], tmp_path / "model", 1, PLAN, 2.0, unchanged=REASON)
+    print_summary(result, tables=tables)
+    lines = printed()
+    assert lines[-1] == f"nothing was learnt: weights unchanged, as {REASON}"
+    assert f"run directory {tmp_path}" in lines
+    assert not any(word in line for line in lines for word in ("before", "after 7", "change "))
+    assert any("pass@1" in line for line in lines) == tables
+
+
+def test_without_tables_one_line_says_where_the_run_is(printed, tmp_path) -> None:
+    result = RunResult(tmp_path, [evaluation([0.0])], tmp_path / "model", 1, PLAN, 2.0)
+    print_summary(result, tables=False)
+    assert printed() == [f"run directory {tmp_path}"]
