@@ -28,9 +28,12 @@ def apart(work: Callable[..., Result], *arguments: Any) -> Result:
 
 
 class LocalEngine:
-    """An engine in this process. ``share`` is vLLM's share of the GPU's memory; the rest is left for the master."""
+    """An engine in this process. ``share`` is vLLM's share of the GPU's memory; the rest is left for the master.
 
-    def __init__(self, model: Path, dtype: str, share: float, **low_rank: int) -> None:
+    A fixed size of the ``cache``, in bytes, lets several engines start on a GPU at the same time.
+    """
+
+    def __init__(self, model: Path, dtype: str, share: float, cache: int | None = None, **low_rank: int) -> None:
         os.environ.pop("TRITON_INTERPRET", None)
         from benchmarks.shared.reference import BenchmarkEngine
         from esplug.checkpoints.history import CatchUp
@@ -39,7 +42,7 @@ class LocalEngine:
         device = "cuda" if GPU else "cpu"
         settings = EngineSettings(str(model), dtype, "float32", "auto", device, 1, 1024, share, **low_rank)
         self.engine = BenchmarkEngine(None)
-        self.checksum = self.engine.start(settings, (0, 1), None, None if GPU else 2**26, CatchUp(0)).checksum
+        self.checksum = self.engine.start(settings, (0, 1), None, cache if GPU else 2**26, CatchUp(0)).checksum
         self.llm = self.engine._llm
 
     def ask(self, work: Callable[[Any], Result]) -> Result:
