@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu                 # everything, on the first GPU
     python -m benchmarks.gpu --quick         # five minutes: a model of 0.5B
-    python -m benchmarks.gpu --only kernels  # or checks, families, adapters, engines, iterations, batches, memory, countdown
+    python -m benchmarks.gpu --only kernels  # or checks, families, adapters, engines, iterations, ...
 
 It needs no network. The checks perturb, update and sum random blocks on the GPU and on the CPU. They update a whole
 model for some iterations on both, with noise of full and of low rank and with the master on the GPU and in host memory.
