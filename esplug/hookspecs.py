@@ -2,14 +2,14 @@
 
 A plugin is a module, class or object whose hooks are marked with :data:`hookimpl`. An entry point registers it::
 
-    # esplug_tasks_reverse/__init__.py               # pyproject.toml
+    # esplug_tasks_sentiment/__init__.py             # pyproject.toml
     from esplug import hookimpl                      # [project.entry-points."esplug.tasks"]
-                                                     # reverse = "esplug_tasks_reverse"
+                                                     # sentiment = "esplug_tasks_sentiment"
     @hookimpl
     def reward(model_output, target):
-        return float(model_output.strip() == target[::-1])
+        return float(model_output.split()[:1] == [target])
 
-Users select a plugin by the name of its entry point (``--task reverse``). esplug imports a plugin when a run names
+Users select a plugin by the name of its entry point (``--task sentiment``). esplug imports a plugin when a run names
 it; of a class, it makes one instance. esplug passes arguments by name, so a hook lists only those that it needs. An
 unknown hook or argument is an error, so a misspelled name never goes unnoticed.
 

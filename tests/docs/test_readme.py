@@ -75,9 +75,9 @@ def test_the_command_in_the_readme_learns(folder, site) -> None:
     arguments = [sys.executable, "-m", "esplug", *command.split(), "--experiment-name", "run"]
     done = subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "nothing was learnt" not in done.stdout
+    assert re.search(r"change +\+0\.\d", done.stdout)  # the summary says what was learnt
     run = summarise(folder / "experiments" / "run")
     assert (run.iterations, run.unchanged) == (10, "")
     assert run.first.figure == "reward"
     assert run.first.mean > 0.1  # a signal from the start
-    assert run.last.mean > run.first.mean + 0.05
+    assert run.last.mean > run.first.mean + 0.15
