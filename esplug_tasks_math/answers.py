@@ -48,7 +48,7 @@ def parse_list(tokens: Tokens) -> Answer | None:
     """Parse commas as separators even if they could group the digits of one number."""
     listed = _list(_bare(tokens))
     if isinstance(listed, Items) and any(
-        isinstance(item, Expression) and len(item.tokens[0]) > 1 and item.tokens[0].startswith("0")
+        isinstance(item, Expression) and any(len(token) > 1 and token.startswith("0") for token in item.tokens[:1])
         for item in listed.items
     ):
         return None  # the 000 of 1,000 is no item

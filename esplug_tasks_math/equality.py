@@ -17,6 +17,7 @@ from esplug_tasks_math.shapes import Answer, Expression, Interval, Items, Matrix
 
 _PER_DEGREE: Tokens = (r"\cdot", r"\frac", "{", r"\pi", "}", "{", "180", "}")
 _LEAD = re.compile(r"(?!.*\b(?:or|nor|not|either|never)\b)[A-Za-z' ]*(?: is|:|=)")
+_SUBSCRIPT = re.compile(r"_(?:\{[^{}]*\}|[0-9A-Za-z])")
 _LONG_WORD, _PAIR = 4, 2
 
 
@@ -36,6 +37,8 @@ def same(given: Tokens, gold: Tokens, exact_form: ExactForm = "off") -> bool:
     if given[0] in ("=", r"\approx"):
         given = given[1:]
     answer, wanted = parse(given), parse(gold)
+    if isinstance(wanted, Relation) and not isinstance(answer, Relation) and set(wanted.signs) <= EQUALITIES:
+        wanted = _value(wanted) or wanted
     if _same(answer, wanted):
         return is_simplified(answer, wanted, exact_form)
     if "," in given and "," in gold:  # 100,200 may be one number or two
@@ -71,9 +74,13 @@ def _same(given: Answer, gold: Answer) -> bool:
         case Matrix(rows), Matrix(others):
             return len(rows) == len(others) and all(map(_in_order, rows, others))
         case (Matrix(rows), Items("tuple", items)) | (Items("tuple", items), Matrix(rows)):
-            return all(len(row) == 1 for row in rows) and _in_order([row[0] for row in rows], items)
+            if all(len(row) == 1 for row in rows):
+                return _in_order([row[0] for row in rows], items)
         case Expression(), Items("set", (item,)):
             return _same(given, item)
+    if isinstance(gold, Matrix):  # [[1,2],[3,4]]
+        listed = [_row(part) for part in _row(given)]
+        return all(listed) and len(listed) == len(gold.rows) and all(map(_in_order, listed, gold.rows))
     return _same_sets(given, gold)
 
 
@@ -89,6 +96,8 @@ def _same_expression(given: Tokens, gold: Tokens) -> bool:
         return words(given) == words(gold)
     if not left or not right:
         return False
+    if {unit.name, gold_unit.name} == {"degree", "radian"} and r"\pi" in left + right:
+        unit, gold_unit = (NONE if each.name == "radian" else each for each in (unit, gold_unit))
     x, y = rational(left), rational(right)
     if not units.may_be_same(unit, gold_unit, x):
         return _is_percentage(x, unit, y, gold_unit)
@@ -177,6 +186,15 @@ def _coordinates(items: Items) -> list[Answer] | None:
     return [named[name] for name in sorted(named)]
 
 
+def _row(answer: Answer) -> Sequence[Answer]:
+    match answer:
+        case Items("tuple", items):
+            return items
+        case Interval(low, high, (True, True)):
+            return (low, high)
+    return ()
+
+
 def _in_order(given: Sequence[Answer], gold: Sequence[Answer]) -> bool:
     return len(given) == len(gold) and all(map(_same, given, gold))
 
@@ -223,7 +241,8 @@ def _value(gold: Relation) -> Answer | None:
     if label(gold):
         return _side(gold)
     left, right = gold.sides[0], gold.sides[-1]
-    named = has_letters(left) and not has_letters(right) and not re.search(r"[0-9+^!-]", spell(left))
+    operated = re.search(r"[0-9+^!-]", _SUBSCRIPT.sub("", spell(left)))
+    named = has_letters(left) and not has_letters(right) and not operated
     return parse(right) if named and gold.signs == ("=",) else None
 
 

@@ -192,7 +192,10 @@ class _Evaluation:
 
     def _factorial(self, number: Any) -> Any:
         spend(10 * COSTLY * self._scale)
-        if abs(number) > (LARGEST_FACTORIAL if mpmath.isint(number) else LARGEST_GAMMA):
+        if mpmath.im(number):
+            raise Undefined
+        whole = mpmath.isint(number)
+        if abs(number) > (LARGEST_FACTORIAL if whole else LARGEST_GAMMA) or (not whole and mpmath.mp.prec > 2 * BITS):
             raise Unreadable("too large")
         return mpmath.factorial(number)
 

@@ -44,7 +44,10 @@ def is_simplified(given: Answer, gold: Answer, exact_form: ExactForm) -> bool:
     if strict and wanted_units and not found_units <= wanted_units:
         return False
     numbers = [rationals.number(leaf) for leaf in wanted if leaf not in _INFINITE]
-    if all(numbers):
+    in_radians = wanted_units == {"degree"} and found_units <= {"radian"} and any(r"\pi" in leaf for leaf in found)
+    if strict and in_radians:
+        return False
+    if all(numbers) and not in_radians:
         reduced = strict and all(number.reduced for number in numbers if number)
         powers = any(
             number.form in ("power", "scientific") or number.value.denominator > 1 for number in numbers if number
@@ -120,15 +123,15 @@ def _over_one(leaf: Tokens) -> bool:
 def _undone(node: Node, *, strict: bool) -> Iterator[str]:
     match node.head:
         case "sum":
-            yield from _undone_sum(node)
+            yield from _undone_sum(node, strict=strict)
         case "product":
-            yield from _undone_product(node)
+            yield from _undone_product(node, strict=strict)
         case "quotient":
             yield from _undone_quotient(node, strict=strict)
         case "negative" if node.parts[0].head == "negative":
             yield "sign"
         case "power":
-            yield from _undone_power(node)
+            yield from _undone_power(node, strict=strict)
         case "root":
             if _literal(node.parts[0]) is not None and _has_power(node.parts[1], _literal(node.parts[0])):
                 yield "root"
@@ -138,25 +141,57 @@ def _undone(node: Node, *, strict: bool) -> Iterator[str]:
         yield "factors"
 
 
-def _undone_sum(node: Node) -> Iterator[str]:
-    terms = [_coefficient(part) for part in node.parts]
-    if sum(_literal(part) is not None for part in node.parts) > 1:
+def _undone_sum(node: Node, *, strict: bool) -> Iterator[str]:
+    parts = list(_terms(node))
+    terms = [_coefficient(part) for part in parts]
+    if sum(_literal(part) is not None for part in parts) > 1:
         yield "sum"
     if any(count > 1 for key, count in Counter(key for _, key in terms if key).items()):
         yield "like terms"
+    products = [part for part in parts if part.head == "product" and any(each.head == "sum" for each in part.parts)]
+    if any(strict or not names(product) for product in products):
+        yield "expansion"
 
 
-def _undone_product(node: Node) -> Iterator[str]:
-    if sum(_literal(part) is not None for part in node.parts) > 1:
+def _terms(node: Node) -> Iterator[Node]:
+    """Yield the terms of a sum, and of the sums in brackets in it."""
+    for part in node.parts:
+        inner = part.parts[0] if part.head == "negative" else part
+        if inner.head == "sum":
+            yield from _terms(inner)
+        else:
+            yield part
+
+
+def _undone_product(node: Node, *, strict: bool) -> Iterator[str]:
+    parts = list(_factors(node))
+    constant = [part for part in parts if not names(part)]
+    if sum(part.head == "sum" for part in constant) > 1:
+        yield "expansion"
+    if sum(_is_complex(part) for part in constant) > 1:
+        yield "complex product"
+    bases = [base for part in parts for base in _named_bases(part)]
+    if strict and len(set(bases)) < len(bases):
+        yield "product of powers of a name"
+    if sum(_literal(part) is not None for part in parts) > 1:
         yield "product"
-    powers = Counter(_power_base(part) for part in node.parts)
-    joined = {_literal(part.parts[0]) for part in node.parts if part.head == "factorial"} - {None}
+    powers = Counter(_power_base(part) for part in parts)
+    joined = {_literal(part.parts[0]) for part in parts if part.head == "factorial"} - {None}
     if any(count > 1 and base and abs(base) != 1 for base, count in powers.items()):
         yield "product of powers"
     if any(base and base - 1 in joined for base in powers):
         yield "product of factorials"
-    if sum(part.head == "root" and _literal(part.parts[1]) is not None for part in node.parts) > 1:
+    if sum(part.head == "root" and _literal(part.parts[1]) is not None for part in parts) > 1:
         yield "product of roots"
+
+
+def _factors(node: Node) -> Iterator[Node]:
+    """Yield the factors of a product, and of the products in brackets in it."""
+    for part in node.parts:
+        if part.head == "product":
+            yield from _factors(part)
+        else:
+            yield part
 
 
 def _power_base(factor: Node) -> Fraction | None:
@@ -168,11 +203,17 @@ def _power_base(factor: Node) -> Fraction | None:
 
 def _undone_quotient(node: Node, *, strict: bool) -> Iterator[str]:
     top, bottom = node.parts
-    if any(each.head == "quotient" for part in node.parts for each in walk(part) if _literal(each) is not None):
+    if any(
+        each.head == "quotient" for part in node.parts for each in _outside_powers(part) if _literal(each) is not None
+    ):
         yield "fraction of fractions"
     (over, above), (under, below) = _coefficient(top), _coefficient(bottom)
-    if set(above) & set(below):
+    if set(above) & set(below) or (strict and set(_named_bases(top)) & set(_named_bases(bottom))):
         yield "cancellation"
+    if _is_complex(bottom) and not names(bottom):
+        yield "complex quotient"
+    if strict and _is_sum(bottom):
+        yield "division by a sum"
     if not under or over.denominator * under.denominator > 1:
         return
     if abs(under) > 1 and (over / under).denominator == 1:
@@ -181,13 +222,37 @@ def _undone_quotient(node: Node, *, strict: bool) -> Iterator[str]:
         yield "lowest terms"
 
 
-def _undone_power(node: Node) -> Iterator[str]:
+def _undone_power(node: Node, *, strict: bool) -> Iterator[str]:
     base, exponent = node.parts
     power = _literal(exponent)
+    if strict and power is not None and base.head == "power" and names(base) and _literal(base.parts[1]) is not None:
+        yield "power of a power"
     if power is None or names(base) or base.head in ("pi", "e"):
         return
     if power.denominator == 1 or (_literal(base) is not None and _has_power(base, Fraction(power.denominator))):
         yield "power"
+
+
+def _named_bases(node: Node) -> Iterator[str]:
+    """Yield the names that occur in a product, as they are or with a number as the exponent."""
+    if node.head == "name" and node.name != "i":
+        yield node.name
+    elif node.head == "power" and _literal(node.parts[1]) is not None:
+        yield from _named_bases(node.parts[0])
+    elif node.head in ("product", "negative"):
+        for part in node.parts:
+            yield from _named_bases(part)
+
+
+def _is_complex(node: Node) -> bool:
+    return any(each.head == "name" and each.name == "i" for each in walk(node))
+
+
+def _outside_powers(node: Node) -> Iterator[Node]:
+    """Yield a node and the nodes inside it, but no exponents."""
+    yield node
+    for part in node.parts[:1] if node.head == "power" else node.parts:
+        yield from _outside_powers(part)
 
 
 def _literal(node: Node) -> Fraction | None:

@@ -13,6 +13,7 @@ from esplug_tasks_math.boxes import last_boxed
 from esplug_tasks_math.form import ExactForm
 from esplug_tasks_math.latex import Tokens, tokens
 from esplug_tasks_math.limits import LONGEST_ANSWER, Unreadable, budget
+from esplug_tasks_math.measures import NONE
 
 #: Largest relative difference between an answer and the rounded number that it rounds to.
 TOLERANCE = Fraction(1, 100)
@@ -57,7 +58,7 @@ def outcome(given: str, gold: str, exact_form: ExactForm = "numbers") -> str:
         if not readings[0]:
             return "unparsable"
         with budget():
-            right = any(_same(readings, text, exact_form, rounded=_is_list(gold)) for text in accepted(gold))
+            right = any(_same(given, readings, text, exact_form, rounded=_is_list(gold)) for text in accepted(gold))
         return "correct" if right else "wrong"
     except (Unreadable, RecursionError):
         return "unparsable"
@@ -72,21 +73,23 @@ def accepted(gold: str) -> list[str]:
     return listed if listed and all(isinstance(text, str) for text in listed) else [gold]
 
 
-def _readings(given: str) -> list[Tokens]:
+def _readings(given: str, *, glued: bool = False) -> list[Tokens]:
     """Return the tokens of an answer, and those with bare words after a number as text, if they differ."""
     plain = tokens(given)
     try:
-        spelt = tokens(units.spelt_out(given))
+        spelt = tokens(units.spelt_out(given, glued=glued))
     except Unreadable:
         return [plain]
     return [plain] if spelt == plain else [plain, spelt]
 
 
-def _same(readings: list[Tokens], text: str, exact_form: ExactForm, *, rounded: bool) -> bool:
+def _same(given: str, readings: list[Tokens], text: str, exact_form: ExactForm, *, rounded: bool) -> bool:
     try:
         gold = tokens(text)
     except Unreadable:  # not the fault of the model; only identical text could have been correct
         return False
+    if units.split(gold)[1] != NONE:  # 5m is five meters only if the gold answer has a unit
+        readings = _readings(given, glued=True)
     return bool(gold) and any(_reading_is(answer, gold, exact_form, rounded=rounded) for answer in readings)
 
 

@@ -28,12 +28,12 @@ _MARKS = (
 _FONT = re.compile(
     r"\\(?:text|mbox|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|emph|underline|bm|pmb)\s*\{([^{}]*)\}"
 )
-_INVISIBLE = re.compile(r"\\[hv]?phantom\s*\{[^{}]*\}")
 # A product of units in one font: \mathrm{m\,s^{-1}}.
 _UNITS = re.compile(
     r"\\(?:mathrm|text|rm|mathsf)\s*\{((?:\s|\\[,;: ]|~|\\cdot\b|[A-Za-z/]|\^-?[0-9]|\^\{-?[0-9]\})+)\}"
 )
-_COLOR = re.compile(r"\\(?:text)?color\s*(?:\[[A-Za-z]*\]\s*)?\{[^{}]*\}")
+# All colors but white, and no mixtures or numbers, which may be white.
+_COLOR = re.compile(r"\\(?:text)?color\s*\{\s*(?![Ww]hite)[A-Za-z]+\s*\}")
 
 _FUNCTIONS = listed(
     """sin cos tan cot sec csc sinh cosh tanh arcsin arccos arctan arcsinh arccosh arctanh asin acos atan
@@ -49,15 +49,23 @@ _WORDS = (
 _WORD = re.compile(
     r"\\(?:text[a-z]*|mbox|hbox|mathrm|mathbf|mathit|mathsf|operatorname\*?|begin|end|emph)\s*\{[^{}]*\}|\\[A-Za-z]+|[A-Za-z]+"
 )
-_NUMBERS = {
-    word: str(number)
-    for number, word in enumerate(listed("zero one two three four five six seven eight nine ten eleven twelve"))
-} | {"infinity": r"\infty", "negative infinity": r"-\infty"}
+_ONES = listed(
+    """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
+    eighteen nineteen"""
+)
+_TENS = dict(enumerate(listed("twenty thirty forty fifty sixty seventy eighty ninety"), start=2))
+_NUMBERS = (
+    {word: str(number) for number, word in enumerate(_ONES)}
+    | {word: f"{ten}0" for ten, word in _TENS.items()}
+    | {f"{word}{gap}{_ONES[one]}": f"{ten}{one}" for ten, word in _TENS.items() for one in range(1, 10) for gap in "- "}
+    | {"one hundred": "100", "infinity": r"\infty", "negative infinity": r"-\infty"}
+)
 _PLAIN = (
     (re.compile(r"(?:\\\\|\\newline)\s*$"), ""),
     (re.compile(r"\\hspace\*?\s*\{[^{}]*\}|\\ensuremath\b|\\checkmark\b|(?:US|USD)(?=\s*\\?\$)"), ""),
     (re.compile(r"^\s*(?:the )?(?:final )?answer(?: is)?\s*[:=]?\s*", re.IGNORECASE), ""),
     (re.compile(r":="), "="),
+    (re.compile(r"\\not\s*="), r"\\neq "),
     (re.compile("。"), "."),
     (re.compile(r"√\s*([0-9]+(?:\.[0-9]+)?)|(?<![A-Za-z\\])sqrt\s*([0-9]+)"), r"\\sqrt{\1\2}"),
     (re.compile(r"\\(?:left|right)\s*\."), ""),
@@ -83,7 +91,7 @@ def latex(text: str) -> str:
     """
     if len(text) > LONGEST_ANSWER:
         raise Unreadable("too long")
-    text = _unwrapped(_COLOR.sub("", _INVISIBLE.sub("", _ascii(text))))
+    text = _unwrapped(_COLOR.sub("", _ascii(text)))
     text = _UNITS.sub(_product_of_units, text)
     for pattern, written in _PLAIN:
         text = pattern.sub(written, text)

@@ -29,6 +29,7 @@ _DOTS = re.compile(r"\\dot ?[0-9]+(?: ?[0-9]*\\dot ?[0-9]+)*")
 _CONTINUED = re.compile(
     r"(?P<sign>[-+]?)(?P<whole>[0-9]*)\.(?P<digits>[0-9]*?)(?P<period>[0-9]+?)(?P=period)(?:(?P=period))*\\ldots"
 )
+_BRACKETED = re.compile(r"([-+])\(([^()+-]*)\)")  # -(5)
 _LEAST_REPEATED, _LONGEST_CONTINUED = 3, 80
 
 
@@ -63,6 +64,8 @@ def number(answer: Tokens) -> Number | None:
     33/100.
     """
     text = spell(answer)
+    bracketed = _BRACKETED.fullmatch(text)
+    text = bracketed[1] + bracketed[2] if bracketed else text
     return _number(text) or _recurring(text) or _continued(text) or _fraction(text)
 
 

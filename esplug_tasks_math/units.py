@@ -85,14 +85,17 @@ def scaled(value: Tokens, given: Unit, gold: Unit) -> Tokens:
     return ("(", *value, ")", r"\cdot", r"\frac", "{", str(factor.numerator), "}", "{", str(factor.denominator), "}")
 
 
-def spelt_out(text: str) -> str:
-    r"""Mark bare words after a number as text: ``10 ways`` becomes ``10 \text{ways}``."""
+def spelt_out(text: str, *, glued: bool = False) -> str:
+    r"""Mark bare words after a number as text: ``10 ways`` becomes ``10 \text{ways}``.
+
+    A single letter is a unit after a space, or if ``glued``, without one: ``5m``.
+    """
     match = _SPELT_TAIL.fullmatch(text.strip())
     if match is None:
         return text
     words = match["words"]
     first = re.match("[A-Za-z]+", words)
-    if first and len(first[0]) == 1 and not (match["space"] and words[0] in SINGLE_LETTERS):
+    if first and len(first[0]) == 1 and not ((match["space"] or glued) and words[0] in SINGLE_LETTERS):
         return text
     return rf"{match['number']}\text{{{words.replace('^{', '^').removesuffix('}')}}}"
 
