@@ -64,6 +64,8 @@ OTHERS: dict[str, Any] = {
     "wandb_project": "x",
     "notes": "x",
     "tags": ["x"],
+    "system_prompt": "Think.",
+    "chat_template_options": {"enable_thinking": False},
 }
 FREE = {"n_iterations", "model_name", "checkpoint", "eval_dataset"}
 
