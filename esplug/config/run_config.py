@@ -44,7 +44,7 @@ class RunConfig(BaseModel):
     model_name: str = MODEL.setting("Qwen/Qwen2.5-1.5B-Instruct", "Base model: folder or Hugging Face id[@revision].")
     checkpoint: str | None = MODEL.setting(
         None,
-        "Weights to start from: model folder, run, seed log or .pth file.  [default: the base model's]",
+        "Weights to start from: folder, seed log or .pth file.  [default: the base model's]",
         details="A Hugging Face folder, a run directory, its seeds.log, or a .pth file of ES-at-Scale.",
     )
     trust_remote_code: bool = MODEL.setting(

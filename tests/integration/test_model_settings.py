@@ -81,7 +81,6 @@ def test_answers_end_at_the_models_own_tokens_after_training_and_from_a_seed_log
             {"dtype": "float32"},
             "torch.float32 is not supported for quantization method awq",
         ),
-        ({"architectures": ["NoSuchForCausalLM"]}, {}, "Model architectures ['NoSuchForCausalLM'] are not supported"),
         ({"max_seq_len": 512}, {"max_model_len": 1000}, "max_model_len (1000) is greater than the derived"),
     ],
 )

@@ -320,7 +320,7 @@ def without_times(record: Any) -> Any:
         return {
             key: without_times(value)
             for key, value in record.items()
-            if not key.endswith(timed) and not key.startswith("time/") and key != "time"
+            if not key.endswith(timed) and not key.startswith(("time/", "system/")) and key != "time"
         }
     return [without_times(item) for item in record] if isinstance(record, list) else record
 

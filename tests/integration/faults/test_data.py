@@ -330,7 +330,10 @@ def test_a_row_of_any_length_is_read(monkeypatch, capfd, tmp_path) -> None:
     )
     arguments = ["eval", "--model-name", "./no-such-model", "--eval-dataset", ",".join(map(str, sources))]
     code, _, err = run_cli(monkeypatch, capfd, *arguments, "--output-directory", str(tmp_path / "out"))
-    assert (code, err) == (2, "error: --model-name ./no-such-model: no such folder\n")
+    assert (code, err) == (
+        2,
+        f"error: --model-name ./no-such-model: no such folder ({Path('no-such-model').absolute()})\n",
+    )
 
 
 @pytest.mark.parametrize("fault", ["pipe", "device", "torn in line 7", "Hub out of reach"])

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
@@ -55,6 +56,8 @@ ACCEPTED: dict[str, dict[str, str]] = {  # all other values are refused
     **{name: SWITCH for name, field in RunConfig.model_fields.items() if field.annotation is bool},
     "stop": TEXT,
     "system_prompt": {value: "any text may be a system message" for value in TEXT if value != "blank"},
+    "notes": {value: "any text may be a note" for value in VALUES if value != "not UTF-8"},
+    "tags": NAME,
 }
 
 
@@ -217,6 +220,9 @@ def small_machine(monkeypatch, tmp_path) -> Iterator[None]:
 
         def ready(self) -> None: ...
 
+        def submit(self, *_: object) -> SimpleNamespace:
+            return SimpleNamespace(result=lambda: [SimpleNamespace(failed=False)])
+
         def close(self) -> None: ...
 
     monkeypatch.setattr("esplug.trainer.Cluster", Cluster)
@@ -318,7 +324,7 @@ def test_data(value, monkeypatch, capfd, tmp_path) -> None:
     monkeypatch.chdir(tmp_path)
     given = VALUES[value]
     code, line = verdict(monkeypatch, capfd, "data", "build", "--", given)
-    assert (code, "no dataset" in line) == (2, True), line[:300]
+    assert (code, "no data set" in line) == (2, True), line[:300]
     code, line = verdict(monkeypatch, capfd, "data", "build", "math", f"--source={given}")
     assert (code, "--source" in line) == (2, True), line[:300]
     no_folder = value in ("empty", "blank", "100 kB", "two lines")
@@ -342,7 +348,7 @@ def test_data_sets_are_written_only_to_folders(place, monkeypatch, capfd, tmp_pa
 
 @pytest.mark.parametrize("value", VALUES)
 def test_plugins_takes_no_arguments(value, monkeypatch, capfd) -> None:
-    for arguments in (["--", VALUES[value]], [f"--json={VALUES[value]}"]):
+    for arguments in (["--", VALUES[value]], *([] if value in SWITCH else [[f"--json={VALUES[value]}"]])):
         assert verdict(monkeypatch, capfd, "plugins", *arguments)[0] == 2
 
 
