@@ -314,7 +314,7 @@ def record_of(run: Path, iterations: int) -> dict[str, Any]:
 
 
 def without_times(record: Any) -> Any:
-    """Drop measured times and speeds."""
+    """Drop measured times, speeds and usage of memory."""
     if isinstance(record, dict):
         timed = ("_seconds", "_per_second")
         return {
