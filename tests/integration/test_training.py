@@ -786,7 +786,7 @@ def test_a_run_in_python_ends_with_its_results_or_at_least_their_place(
     result = start(one_engine, logging=logging).fit(summary=summary)
     out = capsys.readouterr().out.splitlines()
     end = out[-lines:] if lines else []
-    assert [line.split()[0] for line in end] == ["run", "model", "weights", "time"][:lines]
+    assert [line.split()[0] for line in end] == ["run", "model", "time", "details"][:lines]
     assert any(str(result.run_dir) in line for line in end) == bool(lines)
     assert bool(result.unchanged) is False
 
