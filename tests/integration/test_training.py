@@ -35,6 +35,7 @@ from esplug.runs.result import RunResult
 from esplug.runs.summary import summarise
 from esplug.weights.master import MasterWeights
 from tests.helpers.training import KeptEngines, Trainer
+from tests.integration.faults.harness import without_times
 
 pytestmark = pytest.mark.vllm
 
@@ -524,16 +525,8 @@ def start(tiny_model, tmp_path):
     return start
 
 
-def without_times(record: Any) -> Any:
-    """Drop what a clock has measured."""
-    if isinstance(record, dict):
-        timed = ("_seconds", "_per_second")
-        return {k: without_times(v) for k, v in record.items() if not k.endswith(timed) and not k.startswith("time/")}
-    return [without_times(item) for item in record] if isinstance(record, list) else record
-
-
 def record_of(result: RunResult) -> list[Any]:
-    """Read all that a run wrote and that is not time."""
+    """Read all that a run wrote and that is no measurement."""
     files = sorted(result.run_dir.glob("*-output/*"))
     return [(file.name, without_times(strict_json(file.read_text()))) for file in files]
 
