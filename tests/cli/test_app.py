@@ -28,7 +28,7 @@ def test_help_and_listing_are_fast_and_import_nothing_heavy(arguments) -> None:
         seconds.append(time.perf_counter() - started)
         assert done.returncode == 0, done.stderr
         assert "LOADED []" in done.stderr
-    assert min(seconds) < 3 * library_seconds()
+    assert min(seconds) < 4 * library_seconds()
 
 
 def test_plugins_json_names_both_tasks(monkeypatch, capfd) -> None:
