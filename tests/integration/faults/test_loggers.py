@@ -70,6 +70,8 @@ SETUP = """
         relay(bad[name], PluginInfo("logger", name, "tests", "1", "tests")) if name in bad else real(kind, name)
     )
     config = SimpleNamespace(
+        notes=None,
+        tags=[],
         wandb_project="tests", experiment_name=None, eval_freq=2, n_iterations=6, model_dump=lambda: {"sigma": 0.001}
     )
 
