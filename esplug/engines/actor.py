@@ -112,8 +112,9 @@ class Engine:
         from esplug.vllm_worker.extension import MasterSetup
 
         gpu_share = (1 - memory_share(settings)) / settings.engines_per_gpu
-        extension = LOW_RANK_EXTENSION if settings.low_rank else self.worker_extension
-        extension = extension if settings.writes_weights else PLAIN_EXTENSION
+        extension = PLAIN_EXTENSION
+        if settings.writes_weights:
+            extension = LOW_RANK_EXTENSION if settings.low_rank else self.worker_extension
         options = llm_options(settings, kv_cache_bytes) | {"worker_extension_cls": extension}
         self._llm = _create_llm(LLM, settings, options)
         master = settings.master_dtype, settings.master_device, gpu_share

@@ -22,6 +22,21 @@ def start_probe(model: Path, dtype: str = "float32", ranks: int = 1, kind: type 
     return probe, ray.get(probe.start.remote(settings, (0, 1), ranks, 2**26, CatchUp(0))).checksum
 
 
+def written_both_ways(probe) -> list[list[float]]:
+    """Return the log-probabilities of a member and of the master, written directly, and of the member through vLLM."""
+    import ray
+
+    from esplug.engines.messages import Weights
+
+    seen = []
+    for weights in (Weights(3, 0.05), Weights(), Weights(3, 0.05)):
+        ray.get(probe.set_weights.remote(weights))
+        seen.append(ray.get(probe.logprobs.remote()))
+        if len(seen) == 2:
+            ray.get(probe.forget_fast_path.remote())
+    return seen
+
+
 def _probe_class():
     from esplug.engines.actor import Engine
 

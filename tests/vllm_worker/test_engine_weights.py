@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.helpers.vllm import reference_logprobs, start_probe
+from tests.helpers.vllm import reference_logprobs, start_probe, written_both_ways
 
 pytestmark = pytest.mark.vllm
 
@@ -62,17 +62,10 @@ def test_the_direct_loader_and_reload_agree_in_bfloat16(cluster, tiny_models) ->
     """In bfloat16, vLLM makes biases float32 and packs weights differently."""
     import ray
 
-    from esplug.engines.messages import Weights
-
     probe, _ = start_probe(tiny_models("qwen2", False), "bfloat16")
     assert ray.get(probe.kept.remote()) != [0]
-    seen = []
-    for weights in (Weights(3, 0.05), Weights(), Weights(3, 0.05)):
-        ray.get(probe.set_weights.remote(weights))
-        seen.append(ray.get(probe.logprobs.remote()))
-        if len(seen) == 2:
-            ray.get(probe.forget_fast_path.remote())
-    assert seen[0] == seen[2] != seen[1]
+    member, master, again = written_both_ways(probe)
+    assert member == again != master
     ray.kill(probe)
 
 

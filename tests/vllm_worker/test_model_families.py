@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from esplug.vllm_worker.families import DIRECT
-from tests.helpers.vllm import reference_answer, reference_logprobs, start_probe
+from tests.helpers.vllm import reference_answer, reference_logprobs, start_probe, written_both_ways
 
 pytestmark = pytest.mark.vllm
 
@@ -111,17 +111,10 @@ def test_a_model_that_vllm_reloads_wrongly_is_refused_in_one_line(cluster, tiny_
 def test_experts_are_reloaded_by_vllm_as_they_are_written_directly(cluster, tiny_models) -> None:
     import ray
 
-    from esplug.engines.messages import Weights
-
     probe, _ = start_probe(tiny_models("qwen2_moe"))
-    seen = []
-    for weights in (Weights(3, 0.05), Weights(), Weights(3, 0.05)):
-        ray.get(probe.set_weights.remote(weights))
-        seen.append(ray.get(probe.logprobs.remote()))
-        if len(seen) == 2:
-            ray.get(probe.forget_fast_path.remote())
-            assert ray.get(probe.fault.remote(False, 1)) == ray.get(probe.fault.remote(False, None)) == ""
-    assert seen[0] == seen[2] != seen[1]
+    member, master, again = written_both_ways(probe)
+    assert member == again != master
+    assert ray.get(probe.fault.remote(False, 1)) == ray.get(probe.fault.remote(False, None)) == ""
     ray.kill(probe)
 
 
