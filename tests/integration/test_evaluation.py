@@ -164,7 +164,7 @@ def test_results_say_all_it_takes_to_get_them_again(desk, small_model, capsys) -
     assert f"checksum {checksum}" in table
     assert record["task"]["name"] == "countdown"
     assert record["task"]["distribution"] == "esplug-tasks-countdown"
-    assert record["task"]["options"] == {"level": "easy", "shots": 1}
+    assert record["task"]["options"] == {"level": "easy", "shots": 1, "think_words": 0}
     assert record["sampling"] == {
         **{"n_samples": 2, "temperature": 0.8, "top_p": 1.0, "max_tokens": TOKENS, "seed": 3},
         **{"stop": ["</answer>", "zz"], "mini_batch_size": 512, "dtype": "float32"},
