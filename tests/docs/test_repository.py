@@ -46,7 +46,9 @@ def test_issue_templates_have_what_github_asks_for(path) -> None:
 def test_pre_commit_runs_the_tools_of_make_lint() -> None:
     (repository,) = parsed(".pre-commit-config.yaml")["repos"]
     lint = MAKEFILE[MAKEFILE.index("\nlint:") :].split("\n\n")[0].replace("--check ", "").replace("$(BIN)/", "")
-    lint = lint.replace("$(TASKS)", "esplug_tasks_countdown esplug_tasks_math")
+    lint = lint.replace(
+        "$(TASKS)", " ".join(sorted(str(file.parent) for file in Path().glob("esplug_tasks_*/pyproject.toml")))
+    )
     commands = [
         hook["entry"].removeprefix(".venv/bin/").removesuffix(" --force-exclude") for hook in repository["hooks"]
     ]
