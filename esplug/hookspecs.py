@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from esplug.config import RunConfig
+    from esplug.events import EvaluationEnd, IterationEnd, RunEnd
 
 
 #: Version of the hooks below. It increases when a change can break plugins, after a deprecation period:
@@ -209,16 +210,20 @@ class ShapingSpec:
 
 
 class LoggerSpec:
-    """Hooks of a logger. A logger cannot stop or delay a run that has started.
+    """Hooks of a logger, and of a callback: an object that is passed to the trainer, as it is, in ``callbacks``.
 
     Each logger has its own thread, which makes all calls to it, in order. The run does not wait for ``log`` and
-    ``samples``. Once 256 calls are waiting, further ones are dropped with a warning.
+    ``samples``. Once 256 calls are waiting, further ones are dropped with a warning. The run does wait for the answers
+    of ``on_iteration_end`` and ``on_evaluation_end``, because they can stop it: so it stops at the same iteration
+    whatever the speed of threads.
 
     - If ``start`` raises, the run does not start. If another hook raises, esplug warns once and continues to call the
       logger.
     - If ``start`` hangs, the run goes on without it after 5 seconds: the calls wait until ``start`` returns, and an
       exception then is a warning. If ``finish`` has not returned 5 seconds after the run, esplug warns and abandons the
       logger. Both limits apply to all loggers together.
+    - If ``on_iteration_end`` or ``on_evaluation_end`` has not answered after 60 seconds, esplug warns, ignores the
+      answer, and makes no further calls to the logger. An answer of a wrong type is an exception.
 
     The thread is a daemon: it ends with the process, even in the middle of a call. It cannot read from the terminal.
 
@@ -265,6 +270,45 @@ class LoggerSpec:
                 ``passed``, ``tokens``, ``finished``, and ``metrics`` if the task returns any.
         """
 
+    @hookspec(firstresult=True)
+    def on_iteration_end(self, event: "IterationEnd") -> str | None:
+        """Look at an iteration, and stop the run if it should not go on. Optional.
+
+        Called once an iteration, after ``log`` and when the update is on the disk.
+
+        Args:
+            event: the iteration.
+
+        Returns:
+            ``None``; or a text that says why the run should stop. It then makes no further update, saves and evaluates
+            the model, and ends with the status ``stopped``. It can be resumed. If several loggers ask for a stop, the
+            reason of the first one counts.
+        """
+
+    @hookspec(firstresult=True)
+    def on_evaluation_end(self, event: "EvaluationEnd") -> str | None:
+        """Look at an evaluation, and stop the run if it should not go on. Optional.
+
+        Called once an evaluation, after ``log`` and ``samples``.
+
+        Args:
+            event: the evaluation. It includes the earlier ones. A callback that computes its answer from these alone
+                stops a resumed run where it would have stopped without the interruption.
+
+        Returns:
+            As ``on_iteration_end`` does.
+        """
+
+    @hookspec
+    def on_run_end(self, event: "RunEnd") -> None:
+        """Look at the end of the run. Optional.
+
+        Called once, before ``finish``, if ``start`` returned.
+
+        Args:
+            event: status, reason and directory of the run.
+        """
+
     @hookspec
     def finish(self, status: str) -> None:
         """Close the log. Optional.
@@ -272,5 +316,5 @@ class LoggerSpec:
         Called once, when the run ends, if ``start`` returned.
 
         Args:
-            status: ``finished``, ``failed`` or ``interrupted``.
+            status: ``finished``, also for a run that was stopped early; ``failed`` or ``interrupted``.
         """

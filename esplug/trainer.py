@@ -3,48 +3,42 @@
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
 from esplug import plugins
-from esplug.checkpoints.base_model import kind_of_folder, longest_prompt
 from esplug.checkpoints.folders import weights_hash
-from esplug.checkpoints.model_kind import ModelUse
-from esplug.checkpoints.seed_log import SeedLog
-from esplug.checkpoints.seed_log_records import Step, movement, why_unchanged
-from esplug.checkpoints.starting_model import starting_model
+from esplug.checkpoints.seed_log_records import why_unchanged
 from esplug.config import RunConfig, make_config
-from esplug.data.batches import Batch, Batches
-from esplug.data.prompt_encoder import PromptEncoder
+from esplug.data.batches import Batch
 from esplug.data.prompts import PromptBuilder
 from esplug.doctor.installation import require_installation
 from esplug.engines import EnginePool, Job
-from esplug.engines.cluster import Cluster
 from esplug.engines.messages import Generation
-from esplug.errors import RunError, UserError
+from esplug.errors import UserError
 from esplug.es import update
 from esplug.es.members import Member, population
-from esplug.evaluation.evaluator import Evaluator
 from esplug.evaluation.figures import Evaluation
 from esplug.hookspecs import Prompt
+from esplug.loggers.callbacks import callback_hooks
 from esplug.loggers.logger_set import LoggerSet
-from esplug.planning.memory import cpu_items, cpu_kv_cache_most
-from esplug.planning.placement import plan_engines
-from esplug.rewards import PendingRewards, RewardPool
+from esplug.planning.memory import cpu_kv_cache_most
+from esplug.rewards import PendingRewards
 from esplug.rewards.anomalies import UNDEFINED, AnomalyReporter
 from esplug.rewards.trial import try_reward
-from esplug.runs.directory import RunDirectory, environment
-from esplug.runs.engines import create_seed_log, engine_settings, population_jobs, shares_prefixes, start_engines
+from esplug.runs.directory import RunDirectory
+from esplug.runs.early_stopping import Stop, early_stop
+from esplug.runs.engines import create_seed_log, engine_settings, population_jobs, start_engines
 from esplug.runs.metrics import Iteration, PopulationResult
+from esplug.runs.preparation import check_inputs, check_prompts, find_model, start_graders_and_ray
 from esplug.runs.recorder import Recorder
-from esplug.runs.result import RunResult, results
+from esplug.runs.result import RunResult, run_end
 from esplug.runs.resume import check_environment, note_changes, past_evaluations, reopen
 from esplug.runs.tables import print_summary
+from esplug.runs.updating import make_update, shaped
 from esplug.utils.console import say
 from esplug.utils.progress import LiveProgress
 
@@ -52,8 +46,9 @@ from esplug.utils.progress import LiveProgress
 class EvolutionStrategiesTrainer:
     """Fine-tunes a model with Evolution Strategies. Construct it, then call :meth:`fit`.
 
-    Subclasses can override :meth:`launch_engines`, :meth:`evaluate_population_on_batch`, :meth:`eval_step` and
-    :meth:`_postprocess_outputs`. Arguments not listed are the fields of :class:`esplug.config.RunConfig` of that name.
+    To look at a run or to stop it, pass ``callbacks``. To change what it does, override :meth:`launch_engines`,
+    :meth:`evaluate_population_on_batch` or :meth:`_postprocess_outputs`. Arguments not listed are the fields of
+    :class:`esplug.config.RunConfig` of that name.
 
     Args:
         reward_function: ``(model_output, target)`` to a float, ``(label, float)`` or :class:`esplug.hookspecs.Reward`.
@@ -62,6 +57,8 @@ class EvolutionStrategiesTrainer:
             restarted when it ends. ``batch_size`` does not change its batches.
         template_function: maps a question to the prompt (text or chat messages), in training and evaluation.
         eval_dataloader_dict: maps a split name to an iterable of batches.
+        callbacks: objects whose methods ``on_iteration_end``, ``on_evaluation_end`` and ``on_run_end`` look at the run,
+            and may stop it. They may have all hooks of :class:`esplug.hookspecs.LoggerSpec`, without ``@hookimpl``.
         num_iterations: number of updates; 0 only evaluates.
         global_seed: seed of all random numbers.
         settings: any other field of :class:`esplug.config.RunConfig`, such as ``antithetic``.
@@ -89,6 +86,7 @@ class EvolutionStrategiesTrainer:
         template_function: Callable[[Any], Prompt] | None = None,
         train_dataloader: Iterable[Batch] | None = None,
         eval_dataloader_dict: Mapping[str, Iterable[Batch]] | None = None,
+        callbacks: Sequence[object] = (),
         eval_freq: int = 5,
         n_vllm_engines: int | None = None,
         n_gpu_per_vllm_engine: int = 1,
@@ -104,7 +102,7 @@ class EvolutionStrategiesTrainer:
     ) -> None:
         given = {name: value for name, value in locals().items() if name in RunConfig.model_fields}
         config = make_config({"task": "custom"}, given, {"n_iterations": num_iterations, "seed": global_seed}, settings)
-        self._setup(config, reward_function, template_function, train_dataloader, eval_dataloader_dict)
+        self._setup(config, reward_function, template_function, train_dataloader, eval_dataloader_dict, callbacks)
 
     @classmethod
     def from_config(
@@ -114,10 +112,11 @@ class EvolutionStrategiesTrainer:
         template_function: Callable[[Any], Prompt] | None,
         train_dataloader: Iterable[Batch] | None,
         eval_dataloader_dict: Mapping[str, Iterable[Batch]] | None,
+        callbacks: Sequence[object] = (),
     ) -> Self:
         """Make a trainer from a validated configuration."""
         trainer = cls.__new__(cls)
-        trainer._setup(config, reward_function, template_function, train_dataloader, eval_dataloader_dict)
+        trainer._setup(config, reward_function, template_function, train_dataloader, eval_dataloader_dict, callbacks)
         return trainer
 
     def _setup(
@@ -127,21 +126,17 @@ class EvolutionStrategiesTrainer:
         template_function: Callable[[Any], Prompt] | None,
         train_dataloader: Iterable[Batch] | None,
         eval_dataloader_dict: Mapping[str, Iterable[Batch]] | None,
+        callbacks: Sequence[object],
     ) -> None:
-        if not callable(reward_function):
-            found = "is missing" if reward_function is None else f"is not callable ({type(reward_function).__name__})"
-            raise UserError(f"reward_function {found}: give a function (model_output, target) -> float")
-        if train_dataloader is None and config.n_iterations > 0:
-            raise UserError("train_dataloader is missing: give an iterable of (prompts, targets) batches")
-        if isinstance(train_dataloader, Iterator):
-            raise UserError("train_dataloader can be iterated only once; give a list or a DataLoader instead")
         self.config = config
-        self.reward_function = reward_function
+        self.reward_function = check_inputs(config, reward_function, train_dataloader)
         self.template_function = template_function
         self.train_dataloader = train_dataloader
         self.eval_dataloader_dict = dict(eval_dataloader_dict or {})
         self.evaluations: list[Evaluation] = []
         self.checksum = 0
+        self._callbacks = callback_hooks(callbacks)
+        self._stop: Stop | None = None
         self._anomalies = AnomalyReporter()
         self._running = False
 
@@ -167,18 +162,22 @@ class EvolutionStrategiesTrainer:
             for iteration in self._iterations:
                 if config.evaluates_at(iteration):
                     self.eval_step(iteration)
+                if self._stop:
+                    break
                 self.train_step(iteration)
-                if config.checkpoint_every and (iteration + 1) % config.checkpoint_every == 0:
-                    self.recorder.checkpoint(iteration + 1)
+                self.recorder.checkpoint_if_due(iteration + 1)
                 self.progress.iteration_done()
+                if self._stop:
+                    break
+            updates = len(self.history.steps)
             if config.n_iterations:  # before the evaluation, which may fail
-                model = self.recorder.final_model(config.final_name)
-            self.eval_step(config.n_iterations)
+                model = self.recorder.final_model(updates)
+            if not self.evaluations or self.evaluations[-1].iteration < updates:
+                self.eval_step(updates)
         seconds = time.perf_counter() - started
         unchanged = why_unchanged(self.history.base or 0, self.history.steps)
-        result = RunResult(
-            self.run_dir.path, self.evaluations, model, self.checksum, self._plan, seconds, unchanged=unchanged
-        )
+        outcome = self.evaluations, model, self.checksum, self._plan, seconds, unchanged, self._stop
+        result = RunResult(self.run_dir.path, *outcome)
         if summary:
             print_summary(result, tables="console" in config.logging)
         return result
@@ -186,19 +185,20 @@ class EvolutionStrategiesTrainer:
     def train_step(self, iteration: int) -> None:
         """Make one update from the next batch."""
         config, began, started = self.config, time.time(), time.perf_counter()
-        questions, targets = next(self._batches)
+        questions, targets = next(self._prompts.batches)
         members = population(config.seed, iteration, config.population_size, antithetic=config.antithetic)
         self.progress.begin(f"iteration {iteration + 1}", len(members))
         result = self.evaluate_population_on_batch(members, questions, targets)
         self._anomalies.check_grades(result.grades)
 
-        utilities = self._utilities(result.rewards)
+        utilities = shaped(self._shape, config.reward_shaping, result.rewards)
         coefficients = update.coefficients(config.alpha_at(iteration), utilities, members)
         evaluated = time.perf_counter()
-        step = self._update(iteration, coefficients)
+        step = make_update(config, self.engines, self.history, iteration, coefficients, self.checksum)
         updated = time.perf_counter()
+        self.checksum = step.checksum
         record = Iteration(members, result, utilities, began, updated - started, updated - evaluated)
-        self.recorder.iteration(step, record)
+        self._request_stop(self.recorder.iteration(step, record))
 
     def evaluate_population_on_batch(
         self, members: Sequence[Member], questions: Sequence[Any], targets: Sequence[Any]
@@ -224,10 +224,12 @@ class EvolutionStrategiesTrainer:
 
         With ``save_best_models``, save the model if the evaluation is the best so far.
         """
-        if not self._evaluator.splits:
+        if not self._prompts.evaluator.splits:
             return None
         started = time.perf_counter()
-        splits, grades = self._evaluator.evaluate(self.engines, self._grade, self.progress, f"evaluation {iteration}")
+        splits, grades = self._prompts.evaluator.evaluate(
+            self.engines, self._grade, self.progress, f"evaluation {iteration}"
+        )
         self._anomalies.check_grades(grades)
         self._anomalies.check_outputs(sample.output for split in splits for sample in split.samples)
         evaluation = Evaluation(iteration, splits, time.perf_counter() - started)
@@ -235,13 +237,20 @@ class EvolutionStrategiesTrainer:
         self.evaluations.append(evaluation)
         if self.config.save_best_models and evaluation.mean > best:
             self.recorder.best_model(f"{self.config.run_name}-mean{evaluation.mean:.4f}")
-        record = results(self.config, self._model, self.checksum, self._plan, self._evaluator.splits, evaluation)
-        self.recorder.evaluation(evaluation, record)
+        reason = self.recorder.evaluation(self.evaluations)
+        self._request_stop(early_stop(self.config, self.evaluations))
+        self._request_stop(reason)
+        self.recorder.results(evaluation, self._prompts.evaluator.splits, self.checksum, self._plan, self._stop)
         return evaluation
+
+    def _request_stop(self, stop: Stop | str | None) -> None:
+        """End the run before its next update, for the first of several reasons, unless it was the last one anyway."""
+        if stop and not self._stop and len(self.history.steps) < self.config.n_iterations:
+            self._stop = Stop(stop) if isinstance(stop, str) else stop
 
     def _jobs(self, members: Sequence[Member], questions: Sequence[Any]) -> Iterator[Job[int]]:
         """Make the members' jobs: the same prompts with the same sampling seeds."""
-        prompts, ends = self._prompt_builder.encode(questions), self._prompt_builder.encoder.end_tokens
+        prompts, ends = self._prompts.builder.encode(questions), self._prompts.builder.encoder.end_tokens
         sigma = self.config.sigma_at(len(self.history.steps))
         return population_jobs(self.config, members, prompts, ends, sigma, len(self.engines))
 
@@ -256,36 +265,12 @@ class EvolutionStrategiesTrainer:
         """Send answers to the graders. Called as soon as an engine has generated them."""
         return self._reward_pool.submit(outputs, targets)
 
-    def _utilities(self, rewards: update.FloatArray) -> update.FloatArray:
-        """Shape the rewards float64[N, B] to utilities float64[N]."""
-        size, utilities = len(rewards), np.asarray(self._shape(rewards=rewards), dtype=np.float64)
-        if utilities.shape != (size,) or not np.isfinite(utilities).all():
-            name = self.config.reward_shaping
-            raise RunError(f"reward shaping {name!r} must return {size} finite utilities, not {utilities.tolist()}")
-        return utilities
-
-    def _update(self, iteration: int, coefficients: list[float]) -> Step:
-        """Add the members' noise, times their coefficients, to the weights of all engines."""
-        config = self.config
-        if not np.isfinite(coefficients).all():
-            raise RunError(f"{config.reward_shaping!r} makes utilities of these rewards that are too large for float32")
-        step = Step(iteration, tuple(coefficients), config.antithetic, self.checksum, config.momentum)
-        seeds, scales = movement([*self.history.steps, step], config.seed)
-        if not any(coefficients):
-            effect = "only momentum moves the weights" if seeds else "no update"
-            say(f"iteration {iteration}: every utility is zero (all rewards equal?), so {effect}")
-        if seeds:
-            self.checksum = self.engines.update(seeds, scales)
-            step = replace(step, checksum=self.checksum)
-        self.history.append(step)
-        return step
-
     # --- start and end of a run -------------------------------------------------------------------------
 
     def _open(self, stack: ExitStack, resume: Path | None, allow_change: bool) -> None:
         """Set up the run: cheap checks first, engines last."""
         require_installation()
-        requested, self._resume, log = self.config, resume, None
+        requested, self._resume, self._stop, log = self.config, resume, None, None
         if resume:
             self.run_dir, log, self.config = reopen(resume, requested, allow_change=allow_change, stack=stack)
         else:
@@ -293,78 +278,36 @@ class EvolutionStrategiesTrainer:
         config, first = self.config, len(log.steps) if log else 0
         self._iterations = range(first, config.n_iterations)
         self._shape = plugins.load("shaping", config.reward_shaping).shape
-        self.loggers = LoggerSet(config.logging)
-        self._find_model(stack, log)
-        encoder = self._start_graders_and_ray(stack)
-        train_data = self._check_prompts(encoder)
+        self.loggers = LoggerSet(config.logging, callbacks=self._callbacks)
+        self._model = find_model(config, resume, log, stack)
+        self._reward_pool, self._plan, encoder = start_graders_and_ray(config, self.reward_function, self._model, stack)
+        builder = PromptBuilder(encoder, self.template_function)
+        data = self.train_dataloader, self.eval_dataloader_dict
+        self._prompts = check_prompts(config, self._model, self._plan, builder, *data, first)
         self._try_reward()
-        about = {"engines": asdict(self._plan), "train_data": train_data, "end_tokens": list(encoder.end_tokens)}
-        surroundings = environment() | about
+        surroundings = self._prompts.surroundings(self._plan)
         self._open_directory(stack, surroundings, allow_change)
-        say(f"{self._plan.describe()}; loading {self._model.name}")
+        say(f"{self._plan.describe()}; loading {self._model.folder.name}")
         self.engines = self.launch_engines()
         stack.callback(self.engines.close)
-        self.history, found = start_engines(self.engines, config, self.run_dir, self._model, log)
-        self.checksum = weights_hash(self._model) if self._kind.quantised else found.checksum
+        self.history, found = start_engines(self.engines, config, self.run_dir, self._model.folder, log)
+        self.checksum = weights_hash(self._model.folder) if self._model.kind.quantised else found.checksum
         if log is None and config.n_iterations:
-            log = stack.enter_context(create_seed_log(config, self.run_dir, self._model, found.base))
-        self.recorder = Recorder(config, self.run_dir, self.loggers, log, self.engines, self._model)
-        self.evaluations = past_evaluations(self.run_dir, self._evaluator.splits, config, first)
+            log = stack.enter_context(create_seed_log(config, self.run_dir, self._model.folder, found.base))
+        self.recorder = Recorder(config, self.run_dir, self.loggers, log, self.engines, self._model.folder)
+        self.evaluations = past_evaluations(self.run_dir, self._prompts.evaluator.splits, config, first)
         if resume and log:  # only now is it known that the new settings work
             note_changes(self.run_dir, requested, surroundings, log)
         self._running = True
         progress = LiveProgress(config.n_iterations, first, enabled="console" in config.logging)
         self.progress = stack.enter_context(progress)
 
-    def _find_model(self, stack: ExitStack, log: SeedLog | None) -> None:
-        """Find or convert the model to start from, and check that it fits the settings."""
-        config, revision = self.config, log.header.base.revision if log else None
-        # A converted model goes to the folder of runs, as engines on other machines see it.
-        runs = self._resume.absolute().parent if self._resume else Path(config.output_directory).expanduser().absolute()
-        use = ModelUse.of(config)
-        self._model = starting_model(config.model_name, config.checkpoint, revision, runs, stack, use)
-        self._kind = kind_of_folder(self._model, use)
-        for note in self._kind.notes():
-            say(f"note: {note}")
-        self._engine_bytes = sum(item.nbytes for item in cpu_items(self._model, config))
-        longest_prompt(self._model, config.max_model_len, config.max_tokens)
-
-    def _start_graders_and_ray(self, stack: ExitStack) -> PromptEncoder:
-        """Start graders and Ray, and load the tokenizer meanwhile: each takes seconds."""
-        config = self.config
-        helper = ThreadPoolExecutor(1)
-        loading = helper.submit(PromptEncoder.load, self._model, config)
-        helper.shutdown(wait=False)
-        timeout, memory = config.reward_function_timeout, config.reward_memory
-        self._reward_pool = RewardPool(self.reward_function, timeout=timeout, memory=memory)
-        stack.callback(self._reward_pool.close)
-        self._reward_pool.begin()
-        cluster = Cluster(config.ray_address, config.use_gpus)
-        stack.callback(cluster.close)
-        self._plan = plan_engines(config, cluster.resources(), self._engine_bytes)
-        return loading.result()
-
-    def _check_prompts(self, encoder: PromptEncoder) -> dict[str, Any] | None:
-        """Check all prompts known before the run. Returns the row count and fingerprint of training data in memory."""
-        self._prompt_builder = builder = PromptBuilder(encoder, self.template_function)
-        splits = {name: builder.split(name, loader) for name, loader in self.eval_dataloader_dict.items()}
-        self._evaluator = Evaluator(self.config, splits, self._plan.device, encoder.end_tokens)
-        known = [split.prompts for split in splits.values()]
-        self._some_targets = [target for split in splits.values() for target in split.targets]
-        train, iterations = self.train_dataloader, self._iterations
-        train_data = builder.fingerprint(train) if isinstance(train, Batches) else None
-        if train is not None and iterations.stop:
-            first, self._batches = builder.batches(train, iterations.start)
-            known.append(builder.encode(first[0], "first training batch, prompt"))
-            self._some_targets = first[1]
-        self._prefix_caching = shares_prefixes(self.config, self._model, self._plan, known)
-        return train_data
-
     def _try_reward(self) -> None:
         """Wait for the graders, and check that the reward function can grade, unless a subclass grades otherwise."""
         self._reward_pool.ready()
-        if self._some_targets and type(self)._postprocess_outputs is EvolutionStrategiesTrainer._postprocess_outputs:
-            try_reward(self._reward_pool, self._some_targets)
+        targets, own = self._prompts.some_targets, EvolutionStrategiesTrainer._postprocess_outputs
+        if targets and type(self)._postprocess_outputs is own:
+            try_reward(self._reward_pool, targets)
 
     def _open_directory(self, stack: ExitStack, surroundings: dict[str, Any], allow_change: bool) -> None:
         """Create the run directory, or compare a resumed run's environment with the present one; start the loggers."""
@@ -381,12 +324,14 @@ class EvolutionStrategiesTrainer:
     def launch_engines(self) -> EnginePool:
         """Make the engine pool, which the trainer then starts."""
         config, plan = self.config, self._plan
-        settings = engine_settings(config, plan, self._model, self._kind, prefix_caching=self._prefix_caching)
+        settings = engine_settings(
+            config, plan, self._model.folder, self._model.kind, prefix_caching=self._prompts.prefix_caching
+        )
         return self.pool(
             plan,
             settings,
-            self._engine_bytes,
-            cpu_kv_cache_most(self._model, config),
+            self._model.engine_bytes,
+            cpu_kv_cache_most(self._model.folder, config),
             self.run_dir.path,
             timeout=config.engine_timeout,
             max_restarts=config.max_restarts,
@@ -394,11 +339,13 @@ class EvolutionStrategiesTrainer:
 
     def _finish(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         """Close the loggers, write the status, and remove the directory of a new run that could not start."""
-        status = "finished" if kind is None else "interrupted" if issubclass(kind, KeyboardInterrupt) else "failed"
-        self.loggers.finish(status)
-        self.run_dir.write_status(status, error)
+        updates = len(self.history.steps) if self._running else self._iterations.start
+        end = run_end(error, self._stop, updates, self.checksum, self.run_dir.path)
+        self.loggers.run_end(end)
+        self.loggers.finish("finished" if end.status == "stopped" else end.status)
+        self.run_dir.write_status(end.status, error, None if error else self._stop)
         if isinstance(error, UserError) and not self._running and not self._resume:
             shutil.rmtree(self.run_dir.path, ignore_errors=True)
         elif error is not None:
             hint = f"; to resume: {self.config.how_to_resume(self.run_dir.path)}" if self.config.n_iterations else ""
-            say(f"{status}; see {self.run_dir.path}{hint}")
+            say(f"{end.status}; see {self.run_dir.path}{hint}")

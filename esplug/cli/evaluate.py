@@ -16,7 +16,7 @@ _TRAINING_ONLY = frozenset(
     name
     for name in RunConfig.model_fields
     if panel_of(name) == ES.title
-    or name.startswith(("train_", "checkpoint_"))
+    or name.startswith(("train_", "checkpoint_", "early_stopping_"))
     or name in ("batch_size", "members_per_batch", "eval_freq", "save_best_models", "keep_checkpoints", "profile")
 )
 

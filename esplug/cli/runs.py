@@ -40,7 +40,7 @@ def runs(
     if as_json:
         print(json.dumps([{**asdict(run), "path": str(run.path)} for run in found], indent=2))
     elif found:
-        extra = [name for name in ("tags", "notes") if any(getattr(run, name) for run in found)]
+        extra = [name for name in ("tags", "notes", "reason") if any(getattr(run, name) for run in found)]
         print(aligned([(*_COLUMNS, *extra), *(_row(run, directory, extra) for run in found)]))
     elif paths and wanted:
         print(printable(f"no runs in {directory} have the tag {' and '.join(sorted(wanted))}"))
@@ -52,7 +52,7 @@ def _row(run: "RunSummary", directory: Path, extra: list[str]) -> tuple[str, ...
     from esplug.runs.summary import duration
 
     planned = "?" if run.planned is None else run.planned
-    more = {"tags": ", ".join(run.tags), "notes": brief(run.notes, 100)}
+    more = {"tags": ", ".join(run.tags), "notes": brief(run.notes, 100), "reason": run.reason}
     return (
         _cell(run.name if run.path == directory else str(run.path.relative_to(directory))),
         f"{run.state}, nothing learnt" if run.unchanged else run.state,

@@ -9,8 +9,9 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import ValidationError
 
+from esplug.config.declarations import default_of, flag_of
 from esplug.config.fields import Command
-from esplug.config.run_config import RunConfig, default_of, flag_of
+from esplug.config.run_config import RunConfig
 from esplug.config.sources import merge
 from esplug.errors import UserError
 from esplug.utils.text import brief, cause, suggest

@@ -11,13 +11,13 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from esplug.config import validation
-from esplug.config.fields import ENGINES, ES, EVALUATION, GENERATION, MODEL, OUTPUT, TASK, Command
+from esplug.config.combinations import MAIN_METRIC, check_combination
+from esplug.config.fields import ENGINES, ES, EVALUATION, GENERATION, MODEL, OUTPUT, TASK
 from esplug.config.sources import STEPS, Recipe, read_json_options, read_options
 from esplug.es.schedules import Schedule, scheduled
 from esplug.noise.low_rank import MAX_RANK
 
 MAX_SEED = 2**64 - 1
-FINAL_MODEL = "checkpoint-es_fine_tuned_iteration_"  # and the number of iterations: the fine-tuned model's folder
 _MAX_MEMBERS_PER_BATCH = 64  # unless the user asks for more: they keep a GPU busy
 
 
@@ -144,6 +144,17 @@ class RunConfig(BaseModel):
         [1], "Values of k for pass@k (unbiased), separated by commas: 1,4,8.", eval_flag="--pass-k"
     )
     max_reward: float = EVALUATION.number(1.0, "Reward from which an answer passes, if the task does not decide that.")
+    early_stopping_patience: int = EVALUATION.count(
+        0, "Stop training after so many evaluations in a row without improvement; 0 never.", ge=0
+    )
+    early_stopping_metric: str = EVALUATION.setting(
+        MAIN_METRIC,
+        "Metric of the evaluations that has to improve.",
+        details="Higher is better. `metrics.jsonl` has the names, such as `eval/<split>/pass@1/mean`.",
+    )
+    early_stopping_min_delta: float = EVALUATION.number(
+        0.0, "Smallest increase of the metric that is an improvement.", ge=0
+    )
 
     n_vllm_engines: int | None = ENGINES.count(None, "Number of vLLM engines.  [default: all that fit]", ge=1)
     n_gpu_per_vllm_engine: int = ENGINES.count(
@@ -229,40 +240,16 @@ class RunConfig(BaseModel):
     _stop = field_validator("stop")(validation.no_empty_text)
     _text = field_validator("stop", "task_options", "chat_template_options", "system_prompt", "notes")(validation.utf8)
     _prompt = field_validator("system_prompt")(validation.not_blank)
+    _metric = field_validator("early_stopping_metric")(validation.evaluation_metric)
 
     @model_validator(mode="after")
-    def _check_combination(self) -> Self:
-        """Fill in defaults that depend on other settings. In a message, ``<name>`` stands for a setting's flag."""
+    def _complete(self) -> Self:
+        """Fill in defaults that depend on other settings, and check the combination."""
         if self.alpha is None:
             object.__setattr__(self, "alpha", self.sigma * STEPS[self.recipe])
         if self.perturbation == "low-rank" and self.rank is None:
             object.__setattr__(self, "rank", 1)
-        for name in ("rank", "members_per_batch"):
-            if self.perturbation == "full" and getattr(self, name) is not None:
-                raise ValueError(f"<{name}> {getattr(self, name)} is for <perturbation> low-rank; give that too")
-        for name in ("sigma", "alpha"):
-            end, schedule = getattr(self, f"{name}_end"), getattr(self, f"{name}_schedule")
-            if end is not None and schedule == "constant":
-                raise ValueError(f"<{name}_end> {end:g} is for <{name}_schedule> linear or cosine; give that too")
-        if self.n_vllm_engines_per_gpu > 1 and self.n_gpu_per_vllm_engine > 1:
-            raise ValueError(
-                "<n_vllm_engines_per_gpu> and <n_gpu_per_vllm_engine> exclude each other; give one of them"
-            )
-        if self.antithetic and self.population_size % 2:
-            raise ValueError("<population_size> must be even with <antithetic> (members come in pairs)")
-        if self.profile is not None and self.profile >= self.n_iterations > 0:
-            raise ValueError(f"<profile> {self.profile}: the last iteration is {self.n_iterations - 1}")
-        if self.max_model_len is not None and self.max_tokens >= self.max_model_len:
-            raise ValueError(
-                f"<max_tokens> {self.max_tokens} leaves no room for a prompt: <max_model_len> is {self.max_model_len}"
-            )
-        k, samples = self.pass_k[-1], self.eval_n_samples
-        if k > samples:
-            raise ValueError(f"<pass_k> {k} needs at least {k} answers per prompt: <eval_n_samples> is {samples}")
-        if samples > 1 and self.eval_temperature == 0:
-            raise ValueError(
-                f"<eval_n_samples> {samples} greedy answers would all be the same; give <eval_temperature>, such as 0.8"
-            )
+        check_combination(self)
         return self
 
     @property
@@ -319,40 +306,8 @@ class RunConfig(BaseModel):
             name = f"eval-{self.task}-{Path(self.checkpoint).name if self.checkpoint else model}"
         return name.encode()[:180].decode(errors="ignore")  # file systems count bytes
 
-    @property
-    def final_name(self) -> str:
-        """Folder name of the fine-tuned model."""
-        return f"{FINAL_MODEL}{self.n_iterations}"
-
     def to_toml(self) -> str:
         """Write the settings as a TOML file that ``--config`` reads back."""
         import tomli_w
 
         return tomli_w.dumps(self.model_dump(exclude_none=True))
-
-
-def flag_of(field: str, command: Command = "train") -> str:
-    """Return the command-line flag of a field: ``n_iterations`` -> ``--n-iterations``."""
-    own = (command == "eval" and _declared(field, "eval_flag")) or _declared(field, "flag")
-    return own or "--" + field.replace("_", "-")
-
-
-def panel_of(field: str) -> str:
-    """Return the group of settings that a field belongs to."""
-    return _declared(field, "panel")
-
-
-def default_of(field: str) -> str:
-    """Return the words for a default that depends on other settings, such as ``sigma/2``; ``""`` if it does not."""
-    return (RunConfig.model_fields[field].description or "").partition("  [default: ")[2].removesuffix("]")
-
-
-def details_of(field: str) -> str:
-    """Return what ``docs/settings.md`` says about a field besides its description."""
-    return _declared(field, "details")
-
-
-def _declared(field: str, key: str) -> str:
-    extra = RunConfig.model_fields[field].json_schema_extra
-    assert isinstance(extra, dict)
-    return str(extra[key] or "")

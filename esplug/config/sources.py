@@ -33,8 +33,8 @@ def merge(sources: Mapping[str, Mapping[str, Any]]) -> MergedSettings:
     """Merge settings; later sources override earlier ones, and tables such as task options are merged key by key.
 
     A source that names a recipe replaces alpha and its schedule from earlier sources. One that makes a schedule
-    constant, or perturbations full, drops the settings that apply only to the other choice. ``sources`` maps the name
-    of each source to its settings.
+    constant, perturbations full, or the patience of early stopping 0, drops the settings that apply only to the other
+    choice. ``sources`` maps the name of each source to its settings.
     """
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
@@ -50,6 +50,9 @@ def merge(sources: Mapping[str, Mapping[str, Any]]) -> MergedSettings:
         if given.get("perturbation") == "full":
             merged.pop("rank", None)
             merged.pop("members_per_batch", None)
+        if str(given.get("early_stopping_patience")) == "0":
+            merged.pop("early_stopping_metric", None)
+            merged.pop("early_stopping_min_delta", None)
         for key, value in given.items():
             if read := _TABLES.get(key):
                 with suppress(ValueError):  # validation refuses options that cannot be read

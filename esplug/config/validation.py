@@ -129,3 +129,10 @@ def folder_name(value: str | None) -> str | None:
     ):
         raise ValueError("must be one folder name of at most 200 bytes, without slashes or a leading dash")
     return value
+
+
+def evaluation_metric(value: str) -> str:
+    """Require the name of a metric of evaluations."""
+    if not re.fullmatch(r"eval/.+/.+", one_line(value) or ""):
+        raise ValueError("must be a metric of evaluations, such as eval/average/pass@1/mean")
+    return value

@@ -21,6 +21,7 @@ from esplug.hookspecs import Prompt
 from esplug.planning.cost import Speed, Times, Work, times_of, work_of
 from esplug.plugins.task import Task
 from esplug.runs.directory import RunDirectory
+from esplug.runs.early_stopping import check_metric, described
 from esplug.runs.summary import duration
 from esplug.utils.console import get_console, say
 from esplug.utils.text import brief, printable
@@ -55,8 +56,11 @@ def dry_run(config: RunConfig, task: Task, resume: Path | None, *, probe: bool) 
     _show_data(config, task, train, splits, folder)
     if folder:
         _show_memory(config, folder)
+    check_metric(config, splits)
     evaluation_rows = sum(len(questions) for batches in splits.values() for questions, _ in batches)
     work = work_of(config, train.batch_size if train else 0, evaluation_rows, done)
+    if rule := described(config):
+        say(f"the run {rule}; the costs are those of all iterations")
     if not probe:
         _show_cost(work, None)
         return

@@ -75,7 +75,7 @@ class Probe(EvolutionStrategiesTrainer):
 
     def _measure_generation(self, size: int) -> tuple[PopulationResult, int]:
         """Evaluate ``size`` members on more and more prompts, until that takes long or uses a whole mini-batch."""
-        questions, targets = next(self._batches)
+        questions, targets = next(self._prompts.batches)
         most = min(len(questions), self.config.mini_batch_size)
         prompts, number = min(_FIRST, most), 0
         while True:
@@ -102,13 +102,13 @@ class Probe(EvolutionStrategiesTrainer):
         """Return one engine's seconds per answer, the mean tokens per answer, and all engines' tokens per second."""
         rows = max(1, answers // self.config.eval_n_samples)
         splits = {}
-        for name, split in self._evaluator.splits.items():
+        for name, split in self._prompts.evaluator.splits.items():
             if rows > 0:
                 splits[name] = EvaluationSplit(split.texts[:rows], split.prompts[:rows], split.targets[:rows])
                 rows -= len(split.texts)
         if not splits:
             return 0.0, 0.0, 0.0
-        evaluator = Evaluator(self.config, splits, self._plan.device, self._prompt_builder.encoder.end_tokens)
+        evaluator = Evaluator(self.config, splits, self._plan.device, self._prompts.builder.encoder.end_tokens)
         began = time.perf_counter()
         evaluated, _ = evaluator.evaluate(self.engines, self._grade, self.progress, "evaluation")
         seconds = time.perf_counter() - began

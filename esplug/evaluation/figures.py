@@ -1,14 +1,16 @@
 """Figures of an evaluation, with confidence intervals."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 from statistics import fmean
+from types import MappingProxyType
 from typing import Any
 
 from esplug.evaluation.statistics import Estimate, average, estimate, mean_estimate, pass_at_k
+from esplug.events import EvaluationEnd
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +138,22 @@ class Evaluation:
         for split in self.splits:
             out |= split.metrics()
         return out | _logged("eval/average", self.average) | {"time/evaluate": self.seconds}
+
+
+def evaluation_end(evaluations: Sequence[Evaluation]) -> EvaluationEnd:
+    """Return the record for callbacks of the last of a run's evaluations."""
+    *earlier, last = evaluations
+    return EvaluationEnd(
+        last.iteration,
+        MappingProxyType(last.metrics()),
+        tuple((each.iteration, MappingProxyType(_figures_of(each))) for each in earlier),
+        tuple(sample.row() for split in last.splits for sample in split.samples),
+    )
+
+
+def _figures_of(evaluation: Evaluation) -> dict[str, float]:
+    """Return the metrics without times, which are unknown for the evaluations of earlier processes."""
+    return {name: value for name, value in evaluation.metrics().items() if not name.startswith("time/")}
 
 
 def _logged(root: str, figures: Mapping[str, Estimate]) -> dict[str, float]:

@@ -27,6 +27,7 @@ from esplug.utils.text import cause
 
 _PROBE_TIMEOUT = 2.0  # seconds in which the server must answer a first request
 _PRIVATE = {"console": "off", "disable_git": True, "save_code": False}
+_WHO = "logger 'wandb'"
 _LOGIN = "run 'wandb login', set WANDB_API_KEY, or set WANDB_MODE=offline"
 
 
@@ -73,7 +74,9 @@ class WandbLogger:
                 problem, identity = cause(error), secrets.token_hex(4)  # the failed attempt may still use the old id
         if problem:
             self._run = wandb.init(mode="offline", id=identity, **options)
-            warn("wandb", f"does not reach {found.base_url} [{problem}]; to send the run later: {self._sync()}")
+            warn(
+                "logger 'wandb'", f"does not reach {found.base_url} [{problem}]; to send the run later: {self._sync()}"
+            )
 
     @hookimpl
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -98,7 +101,7 @@ class WandbLogger:
         try:
             self._run.finish(exit_code=0 if status == "finished" else 1)
         except TimeoutError:
-            warn("wandb", f"has not sent all of the run in time; to send the rest: {self._sync()}")
+            warn(_WHO, f"has not sent all of the run in time; to send the rest: {self._sync()}")
             # Otherwise the interpreter waits for the uploads when it exits, and for longer.
             closing = Thread(target=wandb.teardown, daemon=True)
             closing.start()

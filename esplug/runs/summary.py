@@ -13,8 +13,8 @@ from esplug.loggers.metrics_file import FILE_NAME, Row, by_step, read_bytes, row
 from esplug.runs.directory import RunDirectory
 from esplug.utils.file_lock import is_held
 
-State = Literal["running", "finished", "evaluated", "interrupted", "failed", "damaged"]
-_ENDED: tuple[State, ...] = ("finished", "interrupted", "failed")
+State = Literal["running", "finished", "stopped", "evaluated", "interrupted", "failed", "damaged"]
+_ENDED: tuple[State, ...] = ("finished", "stopped", "interrupted", "failed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class RunSummary:
 
     Attributes:
         state: ``evaluated`` if the run finished and had no iterations; ``damaged`` if its settings cannot be read.
-        reason: why the run failed or is damaged, if known.
+        reason: why the run stopped early, failed or is damaged, if known.
         iterations: number of updates in the seed log.
         planned: number of updates that the settings ask for.
         seconds: time spent in iterations and evaluations.

@@ -16,7 +16,8 @@ from esplug.utils.console import get_console, say
 def print_summary(result: RunResult, *, tables: bool = True) -> None:
     """Print the splits before and after training, with intervals, and the paths of the results; last, details.
 
-    Without ``tables``, print only the run's directory. A run whose weights did not change says so in any case.
+    Without ``tables``, print only the run's directory. A run that stopped early, or whose weights did not change, says
+    so in any case.
     """
     if tables:
         _print_evaluations(result)
@@ -26,6 +27,8 @@ def print_summary(result: RunResult, *, tables: bool = True) -> None:
             say(f"model          {result.model}")
         say(f"time           {duration(result.seconds)}")
         say(f"details        weights checksum {result.checksum:016x}", style="dim")
+    if result.stopped:
+        say(f"stopped early: {result.stopped.reason}")
     if result.unchanged:
         say(f"nothing was learnt: weights unchanged, as {result.unchanged}", style="bold red")
 
