@@ -33,7 +33,7 @@ def callback_hooks(callbacks: Sequence[object]) -> dict[str, pluggy.HookRelay]:
 def _hooks(callback: object, name: str) -> pluggy.HookRelay:
     if inspect.isclass(callback):
         raise UserError(f"callbacks has the class {callback.__name__}; give an object: {callback.__name__}()")
-    methods = [each for each in dir(type(callback)) if inspect.isroutine(getattr(type(callback), each, None))]
+    methods = [each for each in dir(callback) if inspect.isroutine(inspect.getattr_static(callback, each, None))]
     for method in methods:
         if method.startswith("on_") and method not in _HOOKS:
             hint = suggest(method, _HOOKS) or f"the hooks are {', '.join(_HOOKS)}"

@@ -110,7 +110,7 @@ class _HooksByName(pluggy.PluginManager):
     """Takes methods with the names of hooks as hooks, and looks at nothing else of an object."""
 
     def parse_hookimpl_opts(self, plugin: object, name: str) -> "pluggy.HookimplOpts | None":
-        if name not in vars(self.hook) or not inspect.isroutine(getattr(plugin, name)):
+        if name not in vars(self.hook) or not inspect.isroutine(inspect.getattr_static(plugin, name)):
             return None
         flags = dict.fromkeys(("wrapper", "hookwrapper", "optionalhook", "tryfirst", "trylast"), False)
         return cast("pluggy.HookimplOpts", {**flags, "specname": None})

@@ -77,7 +77,7 @@ class Desk:
         """Let trainers have the engines."""
 
         def launch(trainer: EvolutionStrategiesTrainer) -> KeptEngines:
-            self.engines._settings = dataclasses.replace(self.engines._settings, model=str(trainer._model))
+            self.engines._settings = dataclasses.replace(self.engines._settings, model=str(trainer._model.folder))
             return self.engines
 
         with pytest.MonkeyPatch.context() as patch:

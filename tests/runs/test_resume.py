@@ -16,6 +16,7 @@ from esplug.data.splits import EvaluationSplit
 from esplug.errors import UserError
 from esplug.evaluation.figures import Evaluation, Sample, SplitEvaluation
 from esplug.runs.directory import RunDirectory
+from esplug.runs.early_stopping import Stop
 from esplug.runs.resume import check_environment, note_changes, past_evaluations, reopen, stored_config
 from tests.helpers.files import files_no_longer_than
 
@@ -56,6 +57,9 @@ OTHERS: dict[str, Any] = {
     "train_top_p": 0.5,
     "checkpoint_every": 5,
     "eval_top_p": 0.5,
+    "early_stopping_patience": 3,
+    "early_stopping_metric": "eval/average/pass@1/mean",
+    "early_stopping_min_delta": 0.1,
     "ray_address": "auto",
     "logging": ["none"],
     "output_directory": "x",
@@ -100,7 +104,9 @@ def contents(run: Path) -> dict[Path, bytes]:
 def test_what_changes_the_mathematics_is_refused_unless_allowed(field, tmp_path) -> None:
     schedules = {f"{name}_schedule": "linear" for name in ("sigma", "alpha") if field == f"{name}_end"}
     low_rank = {"perturbation": "low-rank"} if field in ("rank", "members_per_batch") else {}
-    run, before = make_run(tmp_path, steps=2, eval_n_samples=4, eval_temperature=0.8, **schedules, **low_rank)
+    others = {"early_stopping_patience": 2} if field.startswith("early_stopping_") else {}
+    others |= {"eval_n_samples": 4, "eval_temperature": 0.8} | schedules | low_rank
+    run, before = make_run(tmp_path, steps=2, **others)
     value = OTHERS[field] if field in OTHERS else getattr(before, field) * 2
     now = make_config(before.model_dump(exclude_none=True), {field: value})
     assert now != before
@@ -229,7 +235,7 @@ def test_as_many_engines_as_before(tmp_path) -> None:
 def test_a_finished_run_wants_more_iterations(tmp_path) -> None:
     run, config = make_run(tmp_path, steps=4)
     assert open_again(run, config)[0] == 4  # the model was not saved yet
-    (run / "checkpoints" / config.final_name).mkdir(parents=True)
+    RunDirectory(run).final_model(4).mkdir(parents=True)
     with pytest.raises(UserError, match=r"4 iterations are done; .*--n-iterations.*8"):
         open_again(run, config)
     (run / "eval-output").mkdir()
@@ -244,6 +250,32 @@ def test_a_finished_run_wants_more_iterations(tmp_path) -> None:
     for fewer, words in ((3, "4 iterations are done"), (0, "--n-iterations 0 leaves nothing")):
         with pytest.raises(UserError, match=words):
             open_again(run, config.model_copy(update={"n_iterations": fewer}))
+
+
+@pytest.mark.parametrize(
+    ("change", "goes_on"),
+    [
+        ({}, False),
+        ({"n_iterations": 9}, False),
+        ({"notes": "x"}, False),
+        ({"early_stopping_patience": 3}, True),
+        ({"early_stopping_patience": 0}, True),
+        ({"early_stopping_min_delta": 0.01}, True),
+        ({"eval_freq": 1}, True),
+        ({"eval_limit": 7}, True),
+    ],
+)
+def test_a_run_that_stopped_early_goes_on_if_that_can_change(change, goes_on, tmp_path) -> None:
+    run, config = make_run(tmp_path, steps=2, early_stopping_patience=2)
+    now = make_config(config.model_dump(exclude_none=True), change)
+    RunDirectory(run).write_status("stopped", stop=Stop("it did not improve"))
+    assert open_again(run, config)[0] == 2  # a callback had stopped it
+    RunDirectory(run).write_status("stopped", stop=Stop("it did not improve", by_settings=True))
+    if goes_on:
+        assert open_again(run, now)[0] == 2
+        return
+    with pytest.raises(UserError, match=r"it stopped early, as it did not improve; .*-patience, or .*-patience 0$"):
+        open_again(run, now)
 
 
 @pytest.mark.parametrize(

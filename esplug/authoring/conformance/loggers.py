@@ -11,6 +11,7 @@ from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,6 +19,7 @@ import pluggy
 
 from esplug.authoring.conformance.checklist import Check, Checklist, Fault, Report, loads, resolved
 from esplug.config import make_config
+from esplug.events import EvaluationEnd, IterationEnd, RunEnd, Status
 from esplug.loggers.logger_set import LoggerSet, is_synchronous
 
 _Rows: TypeAlias = Sequence[Mapping[str, Any]]
@@ -75,14 +77,22 @@ def logger_checks(plugin: object, report: Report | None = None) -> list[Check]:
             checks.run("no samples", partial(run, [_METRICS, {}], []))
             checks.run("odd metrics", partial(run, [{name: value} for name, value in _ODD_METRICS.items()], [_SAMPLE]))
             checks.run("odd samples", partial(run, [_METRICS], _ODD_SAMPLES))
-            for status in ("failed", "interrupted"):
+            ends: tuple[Status, ...] = ("failed", "interrupted")
+            for status in ends:
                 checks.run(f"a run that ends as {status}", partial(run, [_METRICS], [], status=status))
         checks.run("files", partial(_files, run_dir, elsewhere))
     return checks.results
 
 
 def _run(
-    name: str, load: Any, run_dir: Path, metrics: _Rows, samples: _Rows, *, iteration: int = 0, status: str = "finished"
+    name: str,
+    load: Any,
+    run_dir: Path,
+    metrics: _Rows,
+    samples: _Rows,
+    *,
+    iteration: int = 0,
+    status: Status = "finished",
 ) -> tuple[bool, str]:
     """Simulate a run of a few calls. A warning of the run is a fault."""
     warnings = _Warnings()
@@ -97,6 +107,9 @@ def _run(
         seconds += [_seconds(loggers.log, step, row) for step, row in enumerate(metrics, start=iteration)]
         for _, rows in groupby(samples, itemgetter("split")):  # one call per split, as in a run
             seconds.append(_seconds(loggers.samples, iteration + len(metrics), list(rows)))
+        loggers.iteration_end(partial(_iteration_end, iteration))
+        loggers.evaluation_end(partial(_evaluation_end, iteration + 1, samples))
+        loggers.run_end(RunEnd(status, "", iteration + 1, 0, run_dir))
         finish = _seconds(loggers.finish, status)
         seconds += [start, finish] if is_synchronous(relay) else []
     finally:
@@ -106,7 +119,18 @@ def _run(
         raise Fault("; ".join(warnings.lines))
     if (slowest := max(seconds)) > _SLOW:
         raise Fault(f"one call delayed the run by {slowest:.1f} s; leave out synchronous = True")
-    return True, f"start, log, samples, finish; delayed the run by {slowest:.2g} s at most"
+    return True, f"start, log, samples, events, finish; delayed the run by {slowest:.2g} s at most"
+
+
+def _iteration_end(number: int) -> IterationEnd:
+    rewards, utilities = np.array([[0.5, 0.25], [0.0, 0.25]]), np.array([1.0, -1.0])
+    return IterationEnd(number, rewards, utilities, (0.0005, -0.0005), 2**63, MappingProxyType(_METRICS))
+
+
+def _evaluation_end(updates: int, samples: _Rows) -> EvaluationEnd:
+    names = [f"eval/{split}/{figure}/mean" for split in ("average", "held_out") for figure in ("reward", "pass@1")]
+    metrics = MappingProxyType(dict.fromkeys(names, 0.5))
+    return EvaluationEnd(updates, metrics, ((0, metrics),) if updates else (), tuple(samples))
 
 
 def _seconds(call: Any, *arguments: Any) -> float:
