@@ -19,6 +19,8 @@ from esplug.checkpoints.seed_log import SeedLog
 from esplug.checkpoints.seed_log_records import Step, movement, why_unchanged
 from esplug.checkpoints.starting_model import starting_model
 from esplug.config import RunConfig, make_config
+from esplug.conversations.dialogues import Dialogues, Rows
+from esplug.conversations.turns import max_turns
 from esplug.data.batches import Batch, Batches
 from esplug.data.prompt_encoder import PromptEncoder
 from esplug.data.prompts import PromptBuilder
@@ -64,6 +66,8 @@ class EvolutionStrategiesTrainer:
         eval_dataloader_dict: maps a split name to an iterable of batches.
         num_iterations: number of updates; 0 only evaluates.
         global_seed: seed of all random numbers.
+        turn_function: ``(messages, target)`` to the environment's messages or ``None``, for tasks with several turns;
+            see :meth:`esplug.hookspecs.TaskSpec.turn`. The reward function may then take ``messages``, too.
         settings: any other field of :class:`esplug.config.RunConfig`, such as ``antithetic``.
 
     Raises:
@@ -100,11 +104,13 @@ class EvolutionStrategiesTrainer:
         reward_function_timeout: float = 10.0,
         save_best_models: bool = False,
         output_directory: str = "./experiments/",
+        turn_function: Callable[..., Any] | None = None,
         **settings: Any,
     ) -> None:
         given = {name: value for name, value in locals().items() if name in RunConfig.model_fields}
         config = make_config({"task": "custom"}, given, {"n_iterations": num_iterations, "seed": global_seed}, settings)
-        self._setup(config, reward_function, template_function, train_dataloader, eval_dataloader_dict)
+        functions = reward_function, template_function
+        self._setup(config, *functions, train_dataloader, eval_dataloader_dict, turn_function)
 
     @classmethod
     def from_config(
@@ -114,10 +120,11 @@ class EvolutionStrategiesTrainer:
         template_function: Callable[[Any], Prompt] | None,
         train_dataloader: Iterable[Batch] | None,
         eval_dataloader_dict: Mapping[str, Iterable[Batch]] | None,
+        turn_function: Callable[..., Any] | None = None,
     ) -> Self:
         """Make a trainer from a validated configuration."""
-        trainer = cls.__new__(cls)
-        trainer._setup(config, reward_function, template_function, train_dataloader, eval_dataloader_dict)
+        trainer, functions = cls.__new__(cls), (reward_function, template_function)
+        trainer._setup(config, *functions, train_dataloader, eval_dataloader_dict, turn_function)
         return trainer
 
     def _setup(
@@ -127,6 +134,7 @@ class EvolutionStrategiesTrainer:
         template_function: Callable[[Any], Prompt] | None,
         train_dataloader: Iterable[Batch] | None,
         eval_dataloader_dict: Mapping[str, Iterable[Batch]] | None,
+        turn_function: Callable[..., Any] | None,
     ) -> None:
         if not callable(reward_function):
             found = "is missing" if reward_function is None else f"is not callable ({type(reward_function).__name__})"
@@ -138,6 +146,7 @@ class EvolutionStrategiesTrainer:
         self.config = config
         self.reward_function = reward_function
         self.template_function = template_function
+        self.turn_function, self.max_turns = turn_function, max_turns(config, turn_function)
         self.train_dataloader = train_dataloader
         self.eval_dataloader_dict = dict(eval_dataloader_dict or {})
         self.evaluations: list[Evaluation] = []
@@ -209,7 +218,8 @@ class EvolutionStrategiesTrainer:
         """
         started = time.perf_counter()
         answered: dict[int, tuple[Generation, PendingRewards]] = {}
-        for i, generation in self.engines.run(self._jobs(members, questions)):
+        prompts = self._prompt_builder.prompts(questions) if self.turn_function else []
+        for i, generation in self._generate(self._jobs(members, questions), lambda _: (prompts, targets)):
             answered[i] = generation, self._grade(generation, targets)
             self.progress.advance()
         generations = [answered[i][0] for i in range(len(members))]
@@ -227,7 +237,7 @@ class EvolutionStrategiesTrainer:
         if not self._evaluator.splits:
             return None
         started = time.perf_counter()
-        splits, grades = self._evaluator.evaluate(self.engines, self._grade, self.progress, f"evaluation {iteration}")
+        splits, grades = self._evaluator.evaluate(self._generate, self._grade, self.progress, f"evaluation {iteration}")
         self._anomalies.check_grades(grades)
         self._anomalies.check_outputs(sample.output for split in splits for sample in split.samples)
         evaluation = Evaluation(iteration, splits, time.perf_counter() - started)
@@ -235,7 +245,8 @@ class EvolutionStrategiesTrainer:
         self.evaluations.append(evaluation)
         if self.config.save_best_models and evaluation.mean > best:
             self.recorder.best_model(f"{self.config.run_name}-mean{evaluation.mean:.4f}")
-        record = results(self.config, self._model, self.checksum, self._plan, self._evaluator.splits, evaluation)
+        about = self._plan, self._evaluator.splits, evaluation, self.max_turns
+        record = results(self.config, self._model, self.checksum, *about)
         self.recorder.evaluation(evaluation, record)
         return evaluation
 
@@ -245,12 +256,22 @@ class EvolutionStrategiesTrainer:
         sigma = self.config.sigma_at(len(self.history.steps))
         return population_jobs(self.config, members, prompts, ends, sigma, len(self.engines))
 
+    def _generate(self, jobs: Iterable[Job[int]], rows: Rows) -> Iterator[tuple[int, Generation]]:
+        """Let the engines answer jobs, or carry on the conversations that they begin, in a task of several turns."""
+        if self.turn_function is None:
+            return self.engines.run(jobs)
+        turns = self._prompt_builder.encoder, self._reward_pool, self.max_turns
+        return Dialogues[int](*turns, rows).run(self.engines, jobs)
+
     def _grade(self, generation: Generation, targets: Sequence[Any]) -> PendingRewards:
         """Start grading answers; those of a model that computed NaN or infinity fail without grading."""
         if generation.undefined:
             why = f"the model gave NaN or infinity for {generation.undefined} tokens, so its answers mean nothing"
             return PendingRewards.failed(len(targets), UNDEFINED, why)
-        return self._postprocess_outputs([completion.text for completion in generation.completions], targets)
+        outputs = [completion.text for completion in generation.completions]
+        if self.turn_function is None:
+            return self._postprocess_outputs(outputs, targets)
+        return self._reward_pool.submit(outputs, targets, generation.conversations)
 
     def _postprocess_outputs(self, outputs: list[str], targets: Sequence[Any]) -> PendingRewards:
         """Send answers to the graders. Called as soon as an engine has generated them."""
@@ -336,7 +357,8 @@ class EvolutionStrategiesTrainer:
         loading = helper.submit(PromptEncoder.load, self._model, config)
         helper.shutdown(wait=False)
         timeout, memory = config.reward_function_timeout, config.reward_memory
-        self._reward_pool = RewardPool(self.reward_function, timeout=timeout, memory=memory)
+        functions = self.reward_function, self.turn_function
+        self._reward_pool = RewardPool(functions[0], timeout=timeout, memory=memory, turn_function=functions[1])
         stack.callback(self._reward_pool.close)
         self._reward_pool.begin()
         cluster = Cluster(config.ray_address, config.use_gpus)
@@ -351,12 +373,15 @@ class EvolutionStrategiesTrainer:
         self._evaluator = Evaluator(self.config, splits, self._plan.device, encoder.end_tokens)
         known = [split.prompts for split in splits.values()]
         self._some_targets = [target for split in splits.values() for target in split.targets]
+        self._some_prompts = [prompt for split in splits.values() for prompt in split.templates]
         train, iterations = self.train_dataloader, self._iterations
         train_data = builder.fingerprint(train) if isinstance(train, Batches) else None
         if train is not None and iterations.stop:
             first, self._batches = builder.batches(train, iterations.start)
             known.append(builder.encode(first[0], "first training batch, prompt"))
-            self._some_targets = first[1]
+            self._some_prompts, self._some_targets = builder.prompts(first[0]), first[1]
+        if self.turn_function and self._some_prompts:
+            encoder.check_turns(self._some_prompts[0])
         self._prefix_caching = shares_prefixes(self.config, self._model, self._plan, known)
         return train_data
 
@@ -364,7 +389,7 @@ class EvolutionStrategiesTrainer:
         """Wait for the graders, and check that the reward function can grade, unless a subclass grades otherwise."""
         self._reward_pool.ready()
         if self._some_targets and type(self)._postprocess_outputs is EvolutionStrategiesTrainer._postprocess_outputs:
-            try_reward(self._reward_pool, self._some_targets)
+            try_reward(self._reward_pool, self._some_targets, self._some_prompts if self.turn_function else None)
 
     def _open_directory(self, stack: ExitStack, surroundings: dict[str, Any], allow_change: bool) -> None:
         """Create the run directory, or compare a resumed run's environment with the present one; start the loggers."""

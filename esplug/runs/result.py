@@ -47,6 +47,7 @@ def results(
     plan: Plan,
     splits: Mapping[str, EvaluationSplit],
     evaluation: Evaluation,
+    max_turns: int = 1,
 ) -> dict[str, Any]:
     """Return the content of ``results.json``: an evaluation's figures and everything needed to reproduce them.
 
@@ -71,6 +72,7 @@ def results(
             "seed": config.seed,
             "mini_batch_size": config.mini_batch_size,
             "dtype": config.dtype,
+            **({"max_turns": max_turns} if max_turns > 1 else {}),
         },
         "engines": asdict(plan),
         "splits": {
