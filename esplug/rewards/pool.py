@@ -165,14 +165,15 @@ class RewardPool:
             raise
 
     def submit(
-        self, outputs: Sequence[str], targets: Sequence[Any], conversations: Sequence[Conversation] | None = None
+        self, outputs: Sequence[str], targets: Sequence[Any], conversations: Sequence[Conversation | None] | None = None
     ) -> PendingRewards:
         """Queue completions for grading and return at once.
 
         Args:
             outputs: B generated texts.
             targets: their B targets; anything that pickle or cloudpickle can pickle.
-            conversations: B conversations that ended with the texts. One that failed gets its grade without grading.
+            conversations: B conversations that ended with the texts, in a task of several turns. One that failed gets
+                its grade without grading.
 
         Raises:
             UserError: a target cannot be pickled.
