@@ -200,6 +200,7 @@ def test_a_template_for_which_there_are_no_further_turns_is_refused(template, me
 def test_thoughts_that_a_template_would_remove_do_not_matter(own_copy) -> None:
     """As in Qwen3's: the text after an answer is the same, whatever the template makes of the answer."""
     encoder = load(own_copy, None, 24)
-    encoder.tokenizer.chat_template = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'].split('</think>')[-1] | trim }}|{% endfor %}<assistant>"
-    said = [{"role": "assistant", "content": "<think>7?</think> 7 "}]
-    assert encoder.tokenizer.decode(encoder.between_turns(CHAT, said, REPLY)) == "|<user>No: lower.|<assistant>"
+    content = "{{ m['content'].split('</think>')[-1] | trim }}"
+    encoder.tokenizer.chat_template = "{% for m in messages %}<{{ m['role'] }}>" + content + "|{% endfor %}<assistant>"
+    between = encoder.between_turns(CHAT, [{"role": "assistant", "content": "<think>7?</think> 7 "}], REPLY)
+    assert encoder.tokenizer.decode(between) == "|<user>No: lower.|<assistant>"
