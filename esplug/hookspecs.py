@@ -71,7 +71,8 @@ class TaskSpec:
     """Hooks of a task: where its rows come from, how to prompt with them, and how to grade answers.
 
     A run calls ``options`` and ``defaults`` to resolve its settings. It then calls ``load_rows`` and ``collate`` once a
-    data set, ``template`` for every question, and ``reward`` for every answer.
+    data set, ``template`` for every question, and ``reward`` for every answer. If the task has the hook ``turn``, every
+    question starts a conversation of several turns, and ``reward`` grades the whole conversation.
 
     The argument ``options`` maps the name of each of the task's options to the user's value or the default.
     """
@@ -108,10 +109,32 @@ class TaskSpec:
         """
 
     @hookspec(firstresult=True)
+    def turn(self, messages: list[Message], target: Any, options: Mapping[str, Any]) -> Sequence[Message] | str | None:
+        """Reply to the model's last answer, in a task whose environment answers back. Optional.
+
+        Called in a grading process after each answer, but not after the answer that reaches ``--max-turns``. The calls
+        for one conversation may run in different processes, so the reply must follow from the arguments alone. It may
+        be an ``async def``. The limits of ``reward`` apply: if the hook raises, takes too long or returns something
+        else, that conversation ends with reward 0.0 and the label ``turn:error:<Type>`` or ``turn:timeout``.
+
+        Args:
+            messages: the conversation so far: the prompt's messages, then answers (role ``assistant``) and replies in
+                turn. A prompt that is text is one message of the role ``user``. The last message is an answer. Answers
+                are untrusted.
+            target: from ``collate``.
+
+        Returns:
+            The messages of the environment, to which the model then answers; or ``None`` to end the conversation. Their
+            roles may be any that the chat template knows, except ``assistant``. A text is one message of the role
+            ``user``. They may have 80,000 characters in all. After a prompt that is text, the model reads only their
+            contents, without anything between them.
+        """
+
+    @hookspec(firstresult=True)
     def reward(
-        self, model_output: str, target: Any, options: Mapping[str, Any]
+        self, model_output: str, target: Any, messages: list[Message], options: Mapping[str, Any]
     ) -> float | tuple[str | Mapping[str, Any], float] | Reward:
-        """Grade one answer. Required.
+        """Grade one answer, or one conversation. Required.
 
         Called in a separate grading process, whose printed output is discarded. It may be an ``async def``. A run does
         not stop on a failure here: an exception counts as reward 0.0 with the label ``error:<Type>``. A call that takes
@@ -119,8 +142,10 @@ class TaskSpec:
         killed and replaced. A reward that fails on every made-up answer is refused before the run.
 
         Args:
-            model_output: the generated text, without the prompt. It is untrusted: parse it, and never ``eval`` it.
+            model_output: the generated text, without the prompt; of a conversation, the last answer. It is untrusted:
+                parse it, and never ``eval`` it.
             target: from ``collate``.
+            messages: the whole conversation, as ``turn`` gets it; empty if the task has no hook ``turn``.
 
         Returns:
             A number, ``(label, number)`` or a :class:`Reward`. Higher is better. The label may be a mapping: its
@@ -267,7 +292,8 @@ class LoggerSpec:
             step: number of updates made before the evaluation.
             rows: samples of one split. Their keys are ``split``, ``index`` (of the prompt), ``sample`` (of the answer
                 to that prompt, from 0), ``prompt``, ``target``, ``output``, ``reward``, ``label``, ``correct``,
-                ``passed``, ``tokens``, ``finished``, and ``metrics`` if the task returns any.
+                ``passed``, ``tokens``, ``finished``, and ``metrics`` if the task returns any. Samples of tasks with
+                several turns also have ``conversation``, the list of messages after the prompt, and ``ended``.
         """
 
     @hookspec(firstresult=True)

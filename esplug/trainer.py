@@ -13,6 +13,8 @@ from esplug import plugins
 from esplug.checkpoints.folders import weights_hash
 from esplug.checkpoints.seed_log_records import why_unchanged
 from esplug.config import RunConfig, make_config
+from esplug.conversations.dialogues import Dialogues, Rows
+from esplug.conversations.turns import max_turns
 from esplug.data.batches import Batch
 from esplug.data.prompts import PromptBuilder
 from esplug.doctor.installation import require_installation
@@ -61,6 +63,8 @@ class EvolutionStrategiesTrainer:
             and may stop it. They may have all hooks of :class:`esplug.hookspecs.LoggerSpec`, without ``@hookimpl``.
         num_iterations: number of updates; 0 only evaluates.
         global_seed: seed of all random numbers.
+        turn_function: ``(messages, target)`` to the environment's messages or ``None``, for tasks with several turns;
+            see :meth:`esplug.hookspecs.TaskSpec.turn`. The reward function may then take ``messages``, too.
         settings: any other field of :class:`esplug.config.RunConfig`, such as ``antithetic``.
 
     Raises:
@@ -98,11 +102,13 @@ class EvolutionStrategiesTrainer:
         reward_function_timeout: float = 10.0,
         save_best_models: bool = False,
         output_directory: str = "./experiments/",
+        turn_function: Callable[..., Any] | None = None,
         **settings: Any,
     ) -> None:
         given = {name: value for name, value in locals().items() if name in RunConfig.model_fields}
         config = make_config({"task": "custom"}, given, {"n_iterations": num_iterations, "seed": global_seed}, settings)
-        self._setup(config, reward_function, template_function, train_dataloader, eval_dataloader_dict, callbacks)
+        functions = reward_function, template_function
+        self._setup(config, *functions, train_dataloader, eval_dataloader_dict, callbacks, turn_function)
 
     @classmethod
     def from_config(
@@ -113,10 +119,11 @@ class EvolutionStrategiesTrainer:
         train_dataloader: Iterable[Batch] | None,
         eval_dataloader_dict: Mapping[str, Iterable[Batch]] | None,
         callbacks: Sequence[object] = (),
+        turn_function: Callable[..., Any] | None = None,
     ) -> Self:
         """Make a trainer from a validated configuration."""
-        trainer = cls.__new__(cls)
-        trainer._setup(config, reward_function, template_function, train_dataloader, eval_dataloader_dict, callbacks)
+        trainer, functions = cls.__new__(cls), (reward_function, template_function)
+        trainer._setup(config, *functions, train_dataloader, eval_dataloader_dict, callbacks, turn_function)
         return trainer
 
     def _setup(
@@ -127,10 +134,12 @@ class EvolutionStrategiesTrainer:
         train_dataloader: Iterable[Batch] | None,
         eval_dataloader_dict: Mapping[str, Iterable[Batch]] | None,
         callbacks: Sequence[object],
+        turn_function: Callable[..., Any] | None,
     ) -> None:
         self.config = config
         self.reward_function = check_inputs(config, reward_function, train_dataloader)
         self.template_function = template_function
+        self.turn_function, self.max_turns = turn_function, max_turns(config, turn_function)
         self.train_dataloader = train_dataloader
         self.eval_dataloader_dict = dict(eval_dataloader_dict or {})
         self.evaluations: list[Evaluation] = []
@@ -209,7 +218,8 @@ class EvolutionStrategiesTrainer:
         """
         started = time.perf_counter()
         answered: dict[int, tuple[Generation, PendingRewards]] = {}
-        for i, generation in self.engines.run(self._jobs(members, questions)):
+        prompts = self._prompts.builder.prompts(questions) if self.turn_function else []
+        for i, generation in self._generate(self._jobs(members, questions), lambda _: (prompts, targets)):
             answered[i] = generation, self._grade(generation, targets)
             self.progress.advance()
         generations = [answered[i][0] for i in range(len(members))]
@@ -228,7 +238,7 @@ class EvolutionStrategiesTrainer:
             return None
         started = time.perf_counter()
         splits, grades = self._prompts.evaluator.evaluate(
-            self.engines, self._grade, self.progress, f"evaluation {iteration}"
+            self._generate, self._grade, self.progress, f"evaluation {iteration}"
         )
         self._anomalies.check_grades(grades)
         self._anomalies.check_outputs(sample.output for split in splits for sample in split.samples)
@@ -240,7 +250,8 @@ class EvolutionStrategiesTrainer:
         reason = self.recorder.evaluation(self.evaluations)
         self._request_stop(early_stop(self.config, self.evaluations))
         self._request_stop(reason)
-        self.recorder.results(evaluation, self._prompts.evaluator.splits, self.checksum, self._plan, self._stop)
+        about = self.checksum, self._plan, self._stop, self.max_turns
+        self.recorder.results(evaluation, self._prompts.evaluator.splits, *about)
         return evaluation
 
     def _request_stop(self, stop: Stop | str | None) -> None:
@@ -254,12 +265,22 @@ class EvolutionStrategiesTrainer:
         sigma = self.config.sigma_at(len(self.history.steps))
         return population_jobs(self.config, members, prompts, ends, sigma, len(self.engines))
 
+    def _generate(self, jobs: Iterable[Job[int]], rows: Rows) -> Iterator[tuple[int, Generation]]:
+        """Let the engines answer jobs, or carry on the conversations that they begin, in a task of several turns."""
+        if self.turn_function is None:
+            return self.engines.run(jobs)
+        turns = self._prompts.builder.encoder, self._reward_pool, self.max_turns
+        return Dialogues[int](*turns, rows).run(self.engines, jobs)
+
     def _grade(self, generation: Generation, targets: Sequence[Any]) -> PendingRewards:
         """Start grading answers; those of a model that computed NaN or infinity fail without grading."""
         if generation.undefined:
             why = f"the model gave NaN or infinity for {generation.undefined} tokens, so its answers mean nothing"
             return PendingRewards.failed(len(targets), UNDEFINED, why)
-        return self._postprocess_outputs([completion.text for completion in generation.completions], targets)
+        outputs = [completion.text for completion in generation.completions]
+        if self.turn_function is None:
+            return self._postprocess_outputs(outputs, targets)
+        return self._reward_pool.submit(outputs, targets, generation.conversations)
 
     def _postprocess_outputs(self, outputs: list[str], targets: Sequence[Any]) -> PendingRewards:
         """Send answers to the graders. Called as soon as an engine has generated them."""
@@ -280,10 +301,13 @@ class EvolutionStrategiesTrainer:
         self._shape = plugins.load("shaping", config.reward_shaping).shape
         self.loggers = LoggerSet(config.logging, callbacks=self._callbacks)
         self._model = find_model(config, resume, log, stack)
-        self._reward_pool, self._plan, encoder = start_graders_and_ray(config, self.reward_function, self._model, stack)
+        functions = self.reward_function, self.turn_function
+        self._reward_pool, self._plan, encoder = start_graders_and_ray(config, *functions, self._model, stack)
         builder = PromptBuilder(encoder, self.template_function)
         data = self.train_dataloader, self.eval_dataloader_dict
         self._prompts = check_prompts(config, self._model, self._plan, builder, *data, first)
+        if self.turn_function and self._prompts.some_prompts:
+            encoder.check_turns(self._prompts.some_prompts[0])
         self._try_reward()
         surroundings = self._prompts.surroundings(self._plan)
         self._open_directory(stack, surroundings, allow_change)
@@ -307,7 +331,7 @@ class EvolutionStrategiesTrainer:
         self._reward_pool.ready()
         targets, own = self._prompts.some_targets, EvolutionStrategiesTrainer._postprocess_outputs
         if targets and type(self)._postprocess_outputs is own:
-            try_reward(self._reward_pool, targets)
+            try_reward(self._reward_pool, targets, self._prompts.some_prompts if self.turn_function else None)
 
     def _open_directory(self, stack: ExitStack, surroundings: dict[str, Any], allow_change: bool) -> None:
         """Create the run directory, or compare a resumed run's environment with the present one; start the loggers."""

@@ -29,12 +29,15 @@ def init(
             metavar="DIR", help="Folder to create, or an empty folder.  \\[default: ./ and the package's name]"
         ),
     ] = None,
+    turns: Annotated[
+        bool, typer.Option("--turns", help="With --kind task: a task of several turns, whose environment replies.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Write a new plugin package that works as it is: hooks, tests, README, and CI that publishes it."""
     from esplug.authoring.scaffold.new_plugin import NewPlugin
 
-    plugin = NewPlugin.named(kind.value, name)
+    plugin = NewPlugin.named(kind.value, name, turns=turns)
     try:
         folder = Path(plugin.distribution) if directory is None else directory.expanduser()
     except RuntimeError as error:

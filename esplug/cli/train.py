@@ -66,4 +66,7 @@ def make_trainer(config: RunConfig, task: "Task", command: Command) -> "Evolutio
     splits = load_eval_splits(task, config.eval_dataset, config.eval_limit, config.eval_splits, flag)
     from esplug.trainer import EvolutionStrategiesTrainer
 
-    return EvolutionStrategiesTrainer.from_config(config, task.reward, task.template, train_rows, splits)
+    functions = task.reward, task.template
+    return EvolutionStrategiesTrainer.from_config(
+        config, *functions, train_rows, splits, turn_function=task.turn_function
+    )

@@ -120,6 +120,13 @@ class RunConfig(BaseModel):
         le=1024,
     )
     max_tokens: int = GENERATION.count(512, "Maximum length of an answer, in tokens.", ge=1)
+    max_turns: int | None = GENERATION.setting(
+        None,
+        "Answers in a conversation, for a task with several turns.  [default: the task's, or 8]",
+        details="At most; each may have --max-tokens.",
+        ge=1,
+        le=1000,
+    )
     train_temperature: float = GENERATION.number(0.0, "Sampling temperature in training; 0 is greedy.", ge=0, le=100)
     train_top_p: float = GENERATION.number(1.0, "Nucleus sampling (top-p) in training.", gt=0, le=1)
     stop: list[str] = GENERATION.setting([], "Text that ends an answer and is kept in it. Repeatable.")

@@ -1,5 +1,6 @@
 """Prompt encoder: turns prompts, text or chat messages, into the model's token ids."""
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +9,14 @@ from typing import Any
 from esplug.checkpoints.base_model import longest_prompt
 from esplug.config import RunConfig
 from esplug.data.chat_template import ChatTemplate
+from esplug.data.conversation import answered
 from esplug.data.end_tokens import end_tokens
 from esplug.errors import UserError
-from esplug.hookspecs import Prompt
+from esplug.hookspecs import Message, Prompt
 from esplug.utils.text import brief, one_line
+
+#: Stands for an answer while the text after it is rendered. Nobody can guess it, so no message contains it.
+_ANSWER = f"answer{secrets.token_hex(8)}"
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,32 @@ class PromptEncoder:
             fault = f"has {len(ids)} tokens; at most {self.longest} fit before --max-tokens" if ids else "is empty"
             raise UserError(f"prompt {text[:60]!r} {fault}")
         return ids
+
+    def between_turns(self, prompt: Prompt, said: Sequence[Message], reply: Sequence[Message]) -> list[int]:
+        """Return the token ids between an answer and the next one: the end of the turn, the reply, a new turn's start.
+
+        They follow the tokens of the conversation so far, which therefore stay exactly as they were generated.
+
+        Args:
+            prompt: of the conversation. After a text, the contents of the reply follow as they are.
+            said: the messages after it; the last one is the answer.
+            reply: the environment's messages.
+
+        Raises:
+            UserError: the chat template rejects the messages, or does not show answers as they are.
+        """
+        if isinstance(prompt, str):
+            text = "".join(message["content"] for message in reply)
+        else:
+            _, found, text = self.render([*prompt, *said[:-1], answered(_ANSWER), *reply]).partition(_ANSWER)
+            if not found or _ANSWER in text:
+                raise UserError("the model's chat template does not show earlier answers once each; use another model")
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def check_turns(self, prompt: Prompt) -> None:
+        """Check that a conversation can follow a prompt; raises like :meth:`between_turns`."""
+        self.between_turns(prompt, [answered("Yes.")], [{"role": "user", "content": "Go on."}])
 
     def render(self, prompt: Prompt) -> str:
         """Return a prompt as the text that the model sees."""

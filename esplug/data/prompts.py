@@ -21,7 +21,11 @@ class PromptBuilder:
 
     def encode(self, questions: Sequence[Any], where: str = "") -> list[list[int]]:
         """Return the token ids of each question's prompt. An error begins with ``where`` and the question's number."""
-        return self.encoder.encode([self._prompt(question) for question in questions], where)
+        return self.encoder.encode(self.prompts(questions), where)
+
+    def prompts(self, questions: Sequence[Any]) -> list[Prompt]:
+        """Return each question's prompt."""
+        return [self._prompt(question) for question in questions]
 
     def split(self, name: str, loader: Iterable[Batch]) -> EvaluationSplit:
         """Return the rows of an evaluation split, after checking its batches and prompts."""
@@ -31,7 +35,7 @@ class PromptBuilder:
         if not prompts:
             raise UserError(f"evaluation split {name!r} has no rows")
         encoded = self.encoder.encode(prompts, f"evaluation split {name!r}, row")
-        return EvaluationSplit([self.encoder.render(prompt) for prompt in prompts], encoded, targets)
+        return EvaluationSplit([self.encoder.render(prompt) for prompt in prompts], encoded, targets, prompts)
 
     def fingerprint(self, rows: Batches) -> dict[str, Any]:
         """Check every prompt, and return the number of training rows and their fingerprint."""

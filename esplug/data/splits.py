@@ -1,19 +1,27 @@
 """Evaluation splits, and the fingerprint that identifies rows."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
+from esplug.hookspecs import Prompt
+
 
 @dataclass(frozen=True, slots=True)
 class EvaluationSplit:
-    """A split's R rows: prompts as text and as token ids, and targets."""
+    """A split's R rows: prompts as text and as token ids, targets, and prompts as the task gave them."""
 
     texts: list[str]
     prompts: list[list[int]]
     targets: list[Any]
+    templates: Sequence[Prompt] = ()
+
+    @property
+    def columns(self) -> tuple[Any, ...]:
+        """The fields, in order."""
+        return self.texts, self.prompts, self.targets, self.templates
 
     def fingerprint(self) -> str:
         """Return the :func:`fingerprint` of the prompts and targets."""

@@ -8,6 +8,7 @@ from esplug.checkpoints.base_model import local_model_folder, may_be_on_hub, mod
 from esplug.checkpoints.model_kind import ModelUse
 from esplug.checkpoints.seed_log import read
 from esplug.config import RunConfig
+from esplug.conversations.turns import max_turns
 from esplug.data.batches import Batch, Batches, load_batch_source, load_eval_splits
 from esplug.data.chat_template import with_system_prompt
 from esplug.data.prompt_encoder import PromptEncoder
@@ -41,6 +42,7 @@ def dry_run(config: RunConfig, task: Task, resume: Path | None, *, probe: bool) 
         UserError: the run would raise the same error before training.
         RunError: the engines do not start, or no answer can be graded.
     """
+    turns = max_turns(config, task.turn_function)
     if not resume:
         RunDirectory.check(config)
     done = _iterations_done(resume)
@@ -58,7 +60,12 @@ def dry_run(config: RunConfig, task: Task, resume: Path | None, *, probe: bool) 
         _show_memory(config, folder)
     check_metric(config, splits)
     evaluation_rows = sum(len(questions) for batches in splits.values() for questions, _ in batches)
-    work = work_of(config, train.batch_size if train else 0, evaluation_rows, done)
+    work = work_of(config, train.batch_size if train else 0, evaluation_rows, done, turns)
+    if turns > 1:
+        say(
+            f"several turns: a conversation has up to {turns} answers of up to {config.max_tokens:,} tokens; below, it "
+            "counts as one answer. It ends early where the next answer would not fit into --max-model-len"
+        )
     if rule := described(config):
         say(f"the run {rule}; the costs are those of all iterations")
     if not probe:
@@ -66,7 +73,7 @@ def dry_run(config: RunConfig, task: Task, resume: Path | None, *, probe: bool) 
         return
     from esplug.dry_run.probe import Probe
 
-    prober = Probe.from_config(config, task.reward, task.template, train, splits)
+    prober = Probe.from_config(config, task.reward, task.template, train, splits, turn_function=task.turn_function)
     speed = prober.measure(nearest_folder(config.output_directory))
     _show_cost(work, times_of(config, work, speed, prober.n_engines, prober.chunk))
     _show_probe(speed)

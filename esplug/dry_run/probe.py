@@ -104,13 +104,13 @@ class Probe(EvolutionStrategiesTrainer):
         splits = {}
         for name, split in self._prompts.evaluator.splits.items():
             if rows > 0:
-                splits[name] = EvaluationSplit(split.texts[:rows], split.prompts[:rows], split.targets[:rows])
+                splits[name] = EvaluationSplit(*(column[:rows] for column in split.columns))
                 rows -= len(split.texts)
         if not splits:
             return 0.0, 0.0, 0.0
         evaluator = Evaluator(self.config, splits, self._plan.device, self._prompts.builder.encoder.end_tokens)
         began = time.perf_counter()
-        evaluated, _ = evaluator.evaluate(self.engines, self._grade, self.progress, "evaluation")
+        evaluated, _ = evaluator.evaluate(self._generate, self._grade, self.progress, "evaluation")
         seconds = time.perf_counter() - began
         lengths = [sample.tokens for split in evaluated for sample in split.samples]
         busy = min(self.n_engines, math.ceil(len(lengths) / self.chunk))

@@ -176,7 +176,8 @@ class Engine:
             (answer,) = output.outputs
             text = self._text(output, sampling, vllm_detokenizes)
             text = stops.cut(text) if stops else text
-            completions.append(Completion(text, len(answer.token_ids), answer.finish_reason == "stop"))
+            ids = tuple(_without_end(answer, sampling)) if sampling.return_ids else ()
+            completions.append(Completion(text, len(answer.token_ids), answer.finish_reason == "stop", ids))
         undefined = self._take_undefined(adapters)
         work = Work(-1, began, switch_seconds, time.perf_counter() - started - switch_seconds, count)
         return [
@@ -187,12 +188,12 @@ class Engine:
     def _text(self, output: Any, sampling: Sampling, vllm_detokenizes: bool) -> str:
         """Return the text of vLLM's output, without the end token, which need not be a special one."""
         (answer,) = output.outputs
-        *ids, last = answer.token_ids or [None]
-        ended = answer.finish_reason == "stop" and last in sampling.stop_token_ids
+        ids = _without_end(answer, sampling)
         if not vllm_detokenizes:
-            return self._detokenizer.text(output.prompt_token_ids, ids if ended else answer.token_ids)
+            return self._detokenizer.text(output.prompt_token_ids, ids)
         text: str = answer.text
-        return text.removesuffix(self._llm.get_tokenizer().decode([last])) if ended else text
+        ended = len(ids) < len(answer.token_ids)
+        return text.removesuffix(self._llm.get_tokenizer().decode([answer.token_ids[-1]])) if ended else text
 
     @functools.cached_property
     def _detokenizer(self) -> Detokenizer:
@@ -310,6 +311,13 @@ def _sampling_params(sampling: Sampling, seeds: Sequence[int], vllm_detokenizes:
         )
         for seed in seeds
     ]
+
+
+def _without_end(answer: Any, sampling: Sampling) -> Sequence[int]:
+    """Return the token ids of vLLM's answer without the end token."""
+    ids: Sequence[int] = answer.token_ids
+    ended = answer.finish_reason == "stop" and ids and ids[-1] in sampling.stop_token_ids
+    return ids[:-1] if ended else ids
 
 
 def _redirect_output(path: Path) -> None:

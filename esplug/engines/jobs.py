@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
 
 from esplug.engines.messages import Generation, Sampling, Weights
 from esplug.engines.scheduler import Piece
@@ -21,6 +21,7 @@ class Job(Generic[Key]):
         prompts: token ids of B prompts.
         seeds: sampling seed of each prompt; below 2**63.
         mini_batch_size: prompts that an engine answers at a time. Engines can share a job by mini-batches.
+        shared_prompts: whether other jobs have the same prompts.
     """
 
     keys: Sequence[Key]
@@ -29,6 +30,7 @@ class Job(Generic[Key]):
     seeds: Sequence[int]
     sampling: Sampling
     mini_batch_size: int
+    shared_prompts: bool = True
 
     def n_mini_batches(self) -> int:
         """Return the number of mini-batches; at least 1."""
@@ -39,6 +41,33 @@ class Job(Generic[Key]):
         return slice(number * self.mini_batch_size, (number + 1) * self.mini_batch_size)
 
 
+class FollowUps(Protocol[Key]):
+    """Jobs that follow from the answers to others, such as the next turns of conversations."""
+
+    def ready(self) -> list[tuple[Piece[Job[Key]], Job[Key]]]:
+        """Return the jobs that have become ready, each after the piece that it follows from."""
+
+    def expected(self) -> bool:
+        """Whether more jobs may become ready without another answer."""
+
+    def some_ready(self) -> bool:
+        """Whether :meth:`ready` has something to do."""
+
+
+class NoFollowUps:
+    """No jobs follow."""
+
+    def ready(self) -> list[Any]:
+        """Return nothing."""
+        return []
+
+    def expected(self) -> bool:
+        """Return that nothing is expected."""
+        return False
+
+    some_ready = expected
+
+
 class PromptStore:
     """Ray references to mini-batches of prompts: a mini-batch travels once, not once for each member."""
 
@@ -47,10 +76,12 @@ class PromptStore:
         self._refs: dict[int, Any] = {}
 
     def ref(self, piece: Piece[Job[Any]]) -> Any:
-        """Return a reference to a piece's prompts. Only the last job's prompts are kept."""
+        """Return a reference to a piece's prompts. Only the last shared prompts are kept."""
         import ray
 
         prompts = piece.job.prompts
+        if not piece.job.shared_prompts:
+            return ray.put(prompts[piece.job.mini_batch(piece.number)])
         if prompts is not self._prompts:
             self._prompts, self._refs = prompts, {}
         if piece.number not in self._refs:
@@ -64,13 +95,11 @@ class AnswerCollector(Generic[Key]):
     def __init__(self) -> None:
         self._parts: dict[Key, dict[int, list[Generation]]] = {}  # by a job's first key, then by mini-batch
 
-    def add(self, piece: Piece[Job[Key]], engine: int, generations: list[Generation]) -> list[tuple[Key, Generation]]:
-        """Add what ``engine`` answered. Return the job's keys and answers if this was its last mini-batch."""
+    def add(self, piece: Piece[Job[Key]], generations: list[Generation]) -> list[tuple[Key, Generation]]:
+        """Add the answers to a piece. Return the job's keys and answers if this was its last mini-batch."""
         job = piece.job
         parts = self._parts.setdefault(job.keys[0], {})
-        parts[piece.number] = [
-            replace(each, work=tuple(replace(work, engine=engine) for work in each.work)) for each in generations
-        ]
+        parts[piece.number] = generations
         if len(parts) < job.n_mini_batches():
             return []
         del self._parts[job.keys[0]]

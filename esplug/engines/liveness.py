@@ -1,13 +1,14 @@
 """Liveness monitor: kills engines that stop making progress."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 #: Least time for an engine to start, in seconds, whatever the timeout.
 START_TIMEOUT = 300.0
+_LOOK_EVERY = 0.02  # seconds between two looks at something else that the caller waits for
 
 
 @dataclass(slots=True, eq=False)
@@ -40,24 +41,32 @@ class LivenessMonitor:
         self._interval = min(30.0, timeout / 10)  # seconds between two questions
         self._listened = time.monotonic()
 
-    def wait(self, refs: list[Any]) -> Any:
-        """Return the first of ``refs`` that is ready. A killed engine's reference is ready, with an error."""
+    def wait(self, refs: list[Any], until: Callable[[], bool] | None = None) -> Any:
+        """Return the first of ``refs`` that is ready; ``None`` if ``until`` returns true before.
+
+        A killed engine's reference is ready, with an error. ``refs`` may be empty if there is ``until``.
+        """
         import ray
 
-        while True:
+        interval = self._interval if until is None else _LOOK_EVERY
+        while until is None or not until():
             now = time.monotonic()
             unheard, self._listened = now - self._listened, now
             if unheard > 2 * self._interval:  # the driver was busy or stopped, so do not blame the engines
                 for slot in self._slots:
                     slot.heard = min(slot.heard + unheard, now)
             pulses = {slot.pulse: slot for slot in self._slots if slot.pulse is not None}
-            done, _ = ray.wait([*refs, *pulses], num_returns=1, timeout=self._interval)
+            if not refs and not pulses:
+                time.sleep(interval)
+                continue
+            done, _ = ray.wait([*refs, *pulses], num_returns=1, timeout=interval)
             if done and done[0] not in pulses:
                 return done[0]
             for ref in done:
                 self._receive(pulses[ref])
             for slot in self._slots:
                 self._check(slot)
+        return None
 
     def _receive(self, slot: EngineSlot) -> None:
         """Note when the engine last made progress, from its pulse."""

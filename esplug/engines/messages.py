@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from esplug.data.conversation import Conversation
+
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
@@ -47,22 +49,36 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to sample. Temperature 0 is greedy; ``stop`` texts are kept in the answer, ``stop_token_ids`` are not."""
+    """How to sample. Temperature 0 is greedy; ``stop`` texts are kept in the answer, ``stop_token_ids`` are not.
+
+    ``return_ids`` asks for the token ids of the answers.
+    """
 
     max_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
+    return_ids: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One answer: its text without the prompt, its length in tokens, and whether it ended before ``max_tokens``."""
+    """One answer, or one conversation.
+
+    Attributes:
+        text: without the prompt; of a conversation, the last answer.
+        tokens: length; of a conversation, of all its answers.
+        finished: whether the answer, or each of them, ended before ``max_tokens``.
+        ids: token ids of one answer without the end token, if they were asked for.
+        conversation: the whole conversation, in a task of several turns.
+    """
 
     text: str
     tokens: int
     finished: bool
+    ids: tuple[int, ...] = ()
+    conversation: Conversation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +111,11 @@ class Generation:
     completions: list[Completion]
     work: tuple[Work, ...] = ()
     undefined: int = 0
+
+    @property
+    def conversations(self) -> list[Conversation]:
+        """The conversations, in a task of several turns."""
+        return [each.conversation for each in self.completions if each.conversation]
 
     @property
     def switch_seconds(self) -> float:

@@ -3,12 +3,13 @@
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from esplug.checkpoints.history import CaughtUp, History
 from esplug.engines import failures
-from esplug.engines.jobs import AnswerCollector, Job, Key, PromptStore
+from esplug.engines.jobs import AnswerCollector, FollowUps, Job, Key, NoFollowUps, PromptStore
 from esplug.engines.lifecycle import ManagedEngines
 from esplug.engines.liveness import EngineSlot
 from esplug.engines.messages import Generation
@@ -60,15 +61,29 @@ class EnginePool(ManagedEngines):
             RunError: a job failed on two engines, the first generation failed for a reason that is not the machine's,
                 or too many engines had to be replaced.
         """
+        answers = AnswerCollector[Key]()
+        for piece, generations in self.run_pieces(jobs):
+            yield from answers.add(piece, generations)
+
+    def run_pieces(
+        self, jobs: Iterable[Job[Key]], follow_ups: FollowUps[Key] | None = None
+    ) -> Iterator[tuple[Piece[Job[Key]], list[Generation]]]:
+        """Answer jobs and those that follow from them; yield mini-batches and their answers in any order.
+
+        Jobs that are ready never wait for others. The keys of a job must differ from those of all others. Raises like
+        :meth:`run`.
+        """
         import ray
 
         scheduler: WorkScheduler[Job[Key]] = WorkScheduler(jobs, Job.n_mini_batches)
         idle = deque(self._slots)
         running: dict[Any, tuple[EngineSlot, Piece[Job[Key]] | None]] = {}  # without a piece, an engine is starting
         raised: set[tuple[Key, int]] = set()
-        prompts, answers = PromptStore(), AnswerCollector[Key]()
+        prompts, later = PromptStore(), follow_ups or NoFollowUps()
 
         def hand_out() -> None:
+            for after, job in later.ready():
+                scheduler.add(job, after)
             for _ in range(len(idle)):
                 slot = idle.popleft()
                 piece = scheduler.take(slot.index)
@@ -79,14 +94,16 @@ class EnginePool(ManagedEngines):
                 ref = slot.actor.generate.remote(job.weights, prompts.ref(piece), seeds, job.sampling)
                 running[ref] = (slot, piece)
 
-        finished: list[tuple[Key, Generation]] = []
+        finished: list[tuple[Piece[Job[Key]], list[Generation]]] = []
         while True:
             hand_out()
             yield from finished  # the engines work on while the caller uses these
             finished = []
-            if not running:
+            if not running and not later.expected():
                 return
-            done = self._monitor.wait(list(running))
+            done = self._monitor.wait(list(running), later.some_ready if idle and later.expected() else None)
+            if done is None:
+                continue
             slot, piece = running.pop(done)
             try:
                 result = ray.get(done)
@@ -107,7 +124,7 @@ class EnginePool(ManagedEngines):
             self._answered = True
             work = result[0].work
             scheduler.done(sum(each.switch_seconds for each in work), sum(each.generate_seconds for each in work))
-            finished = answers.add(piece, slot.index, result)
+            finished = [(piece, [_by_engine(each, slot.index) for each in result])]
 
     def update(self, seeds: list[int], coefficients: list[float]) -> int:
         """Apply one update to the weights of all engines. Returns their checksum.
@@ -170,3 +187,8 @@ class EnginePool(ManagedEngines):
             f"the engines' weights differ after {when} of iteration {iteration} ({each}); going on would give "
             f"wrong results. {path} says which tensors differ"
         )
+
+
+def _by_engine(generation: Generation, engine: int) -> Generation:
+    """Fill in which engine did the work."""
+    return replace(generation, work=tuple(replace(work, engine=engine) for work in generation.work))

@@ -9,11 +9,11 @@ Job = TypeVar("Job")
 
 @dataclass(slots=True, eq=False)
 class _StartedJob(Generic[Job]):
-    """A job that at least one engine has started."""
+    """A job that at least one engine has started, with the jobs that follow from it."""
 
-    job: Job
-    left: list[int]  # pieces that no engine has taken; the next one is last
+    left: list[tuple[Job, int]]  # pieces that no engine has taken; the next one is last
     engines: set[int] = field(default_factory=set)  # those that hold the job's weights and will ask for more of it
+    lost: bool = False  # whether an engine failed on a piece that is left
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,9 @@ class WorkScheduler(Generic[Job]):
     then starts the next job. When there is no job to start, an idle engine helps with the job that would take longest,
     if its help would arrive in time. The answers do not depend on the engine.
 
+    A job can be followed by others that need its weights (:meth:`add`). An engine that still holds the weights does
+    them first. Other engines first start the jobs that nobody has started, which have the longest way to go.
+
     Args:
         jobs: consumed one by one, as engines ask.
         pieces: number of pieces of a job; at least 1.
@@ -49,15 +52,23 @@ class WorkScheduler(Generic[Job]):
         started = self._current.get(engine)
         if started is None or not started.left:
             self._leave(engine)
-            started = self._abandoned() or self._next() or self._worth_helping()
+            started = self._lost() or self._next() or self._abandoned() or self._worth_helping()
             if started is None:
                 return None
             started.engines.add(engine)
             self._current[engine] = started
-        number = started.left.pop()
+        job, number = started.left.pop()
         if not started.left:
             self._unfinished.remove(started)
-        return Piece(started.job, number, started)
+            started.lost = False
+        return Piece(job, number, started)
+
+    def add(self, job: Job, after: Piece[Job]) -> None:
+        """Add a job that follows from a piece that is done, and needs the same weights."""
+        started = after.started
+        if not started.left:
+            self._unfinished.append(started)
+        started.left[:0] = self._pieces_of(job)
 
     def done(self, switch_seconds: float, seconds: float) -> None:
         """Record how long a piece took: to switch weights, 0 if the engine held them already, and then to answer."""
@@ -71,22 +82,31 @@ class WorkScheduler(Generic[Job]):
         self._leave(engine)
         if not piece.started.left:
             self._unfinished.append(piece.started)
-        piece.started.left.append(piece.number)
+        piece.started.left.append((piece.job, piece.number))
+        piece.started.lost = True
 
     def _leave(self, engine: int) -> None:
         started = self._current.pop(engine, None)
         if started is not None:
             started.engines.remove(engine)
 
+    def _lost(self) -> _StartedJob[Job] | None:
+        """Return an unfinished job whose engines have all failed or left it, one of them by failing."""
+        return next((started for started in self._unfinished if started.lost and not started.engines), None)
+
     def _abandoned(self) -> _StartedJob[Job] | None:
-        """Return an unfinished job that has lost all its engines."""
+        """Return an unfinished job that all its engines have left, before other jobs followed from it."""
         return next((started for started in self._unfinished if not started.engines), None)
 
     def _next(self) -> _StartedJob[Job] | None:
         for job in self._jobs:
-            self._unfinished.append(_StartedJob(job, list(reversed(range(self._pieces(job))))))
+            self._unfinished.append(_StartedJob(self._pieces_of(job)))
             return self._unfinished[-1]
         return None
+
+    def _pieces_of(self, job: Job) -> list[tuple[Job, int]]:
+        """Return the pieces of a job, the first one last."""
+        return [(job, number) for number in reversed(range(self._pieces(job)))]
 
     def _worth_helping(self) -> _StartedJob[Job] | None:
         """Return the job that would take longest. On average, its engines are half through with their pieces."""

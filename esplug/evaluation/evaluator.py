@@ -1,16 +1,18 @@
 """Evaluator: spreads every split's prompts over the engines and grades answers as they arrive."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from itertools import chain
 from typing import Any
 
 from esplug.config import RunConfig
+from esplug.conversations.dialogues import Rows
 from esplug.data.splits import EvaluationSplit
-from esplug.engines import EnginePool, Job
+from esplug.engines import Job
 from esplug.engines.messages import Completion, Generation, Sampling, Weights
 from esplug.evaluation.figures import Sample, SplitEvaluation
+from esplug.hookspecs import Prompt
 from esplug.rewards import Graded, PendingRewards
 from esplug.utils.progress import LiveProgress
 
@@ -45,17 +47,21 @@ class Evaluator:
 
     def evaluate(
         self,
-        engines: EnginePool,
+        generate: Callable[[Iterable[Job[int]], Rows], Iterable[tuple[int, Generation]]],
         grade: Callable[[Generation, Sequence[Any]], PendingRewards],
         progress: LiveProgress,
         title: str,
     ) -> tuple[list[SplitEvaluation], list[Graded]]:
-        """Generate and grade all answers. Returns the splits in order, and all grades."""
+        """Generate and grade all answers. Returns the splits in order, and all grades.
+
+        Args:
+            generate: answers jobs, in any order; it also gets a function from a job's key to its prompts and targets.
+            grade: starts grading the answers to a job.
+        """
         progress.begin(title, len(self._chunks))
         answered: dict[int, tuple[list[Completion], PendingRewards]] = {}
-        for number, generation in engines.run(map(self._job, range(len(self._chunks)))):
-            targets = [self.splits[request.split].targets[request.index] for request in self._chunks[number]]
-            answered[number] = generation.completions, grade(generation, targets)
+        for number, generation in generate(map(self._job, range(len(self._chunks))), self._rows):
+            answered[number] = generation.completions, grade(generation, self._rows(number)[1])
             progress.advance()
         in_order = [answered[number] for number in range(len(self._chunks))]
         completions = [completion for each, _ in in_order for completion in each]
@@ -85,9 +91,14 @@ class Evaluator:
             mini_batch_size=config.mini_batch_size,
         )
 
+    def _rows(self, number: int) -> tuple[list[Prompt], list[Any]]:
+        """Return the prompts, as the task gave them, and the targets of a chunk."""
+        splits = [(self.splits[request.split], request.index) for request in self._chunks[number]]
+        return [s.templates[i] for s, i in splits if s.templates], [s.targets[i] for s, i in splits]
+
     def _sample(self, request: Request, completion: Completion, grade: Graded, by_task: bool) -> Sample:
         """Join an answer and its grade. If grading failed, it does not pass, even if ``max_reward`` is 0 or less."""
-        split, reward = self.splits[request.split], grade.reward
+        split, reward, conversation = self.splits[request.split], grade.reward, completion.conversation
         passed = bool(reward.correct) if by_task else not grade.failed and reward.value >= self.config.max_reward
         return Sample(
             **asdict(request),
@@ -101,4 +112,6 @@ class Evaluator:
             tokens=completion.tokens,
             finished=completion.finished,
             metrics=reward.metrics,
+            conversation=conversation.said if conversation else (),
+            ended=conversation.ended if conversation else "",
         )

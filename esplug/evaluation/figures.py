@@ -9,8 +9,10 @@ from statistics import fmean
 from types import MappingProxyType
 from typing import Any
 
+from esplug.data.conversation import n_answers
 from esplug.evaluation.statistics import Estimate, average, estimate, mean_estimate, pass_at_k
 from esplug.events import EvaluationEnd
+from esplug.hookspecs import Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +23,10 @@ class Sample:
         index: position of the row in its split.
         sample: number of the answer to that row, from 0.
         finished: whether the answer ended before ``max_tokens``.
+        output: the answer; of a conversation, the last one.
         passed: ``correct`` if the task sets it, else whether the reward reaches ``max_reward``.
+        conversation: in a task of several turns, the messages after the prompt: answers and the environment's replies.
+        ended: why the conversation ended (:data:`esplug.data.conversation.Ended`).
     """
 
     split: str
@@ -37,11 +42,19 @@ class Sample:
     tokens: int
     finished: bool
     metrics: Mapping[str, float] = field(default_factory=dict)
+    conversation: Sequence[Message] = ()
+    ended: str = ""
+
+    @property
+    def turns(self) -> int:
+        """Number of answers."""
+        return n_answers(self.conversation) or 1
 
     def row(self) -> dict[str, Any]:
-        """Return the sample as a row for loggers and files."""
-        names = (name for name in self.__slots__ if name != "metrics")
-        return {name: getattr(self, name) for name in names} | ({"metrics": dict(self.metrics)} if self.metrics else {})
+        """Return the sample as a row for loggers and files, without optional parts that it lacks."""
+        row = {name: getattr(self, name) for name in self.__slots__}
+        optional = {"metrics": dict(self.metrics), "conversation": list(self.conversation), "ended": self.ended}
+        return {name: value for name, value in (row | optional).items() if value or name not in optional}
 
 
 @dataclass(frozen=True)
@@ -89,12 +102,18 @@ class SplitEvaluation:
         values = {f"pass@{k}": self.passes(k) for k in self.pass_k} | {"reward": self.rewards}
         values["tokens"] = [fmean(sample.tokens for sample in row) for row in self.rows]
         values["finished"] = [sum(sample.finished for sample in row) / len(row) for row in self.rows]
+        if any(sample.conversation for sample in self.samples):
+            values["turns"] = [fmean(sample.turns for sample in row) for row in self.rows]
+            for name in ("too_long", "failed"):
+                values[name] = [sum(sample.ended == name for sample in row) / len(row) for row in self.rows]
         for name in sorted({name for sample in self.samples for name in sample.metrics}):
             measured = [[s.metrics[name] for s in row if name in s.metrics] for row in self.rows]
             values[f"metrics/{name}"] = [fmean(each) for each in measured if each]
         for label in sorted({sample.label for sample in self.samples if sample.label}):
             values[f"labels/{label}"] = [Counter(s.label for s in row)[label] / len(row) for row in self.rows]
-        return {name: (mean_estimate if name == "tokens" else estimate)(each) for name, each in values.items()}
+        return {
+            name: (mean_estimate if name in ("tokens", "turns") else estimate)(each) for name, each in values.items()
+        }
 
     def record(self, iteration: int) -> dict[str, Any]:
         """Return the record for ``eval-output/``: figures and all samples."""

@@ -45,4 +45,6 @@ def as_text(value: Any) -> str:
 
 
 def _table_row(sample: Mapping[str, Any]) -> TableRow:
-    return as_text(sample["prompt"]), as_text(sample["target"]), sample["output"], sample["reward"], sample["label"]
+    said = [f"{each['role']}: {each['content']}" for each in sample.get("conversation", ())]
+    answer = "\n".join(said) or sample["output"]
+    return as_text(sample["prompt"]), as_text(sample["target"]), answer, sample["reward"], sample["label"]

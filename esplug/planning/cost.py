@@ -16,7 +16,7 @@ class Work:
     prompts: int  # in a batch
     answers: int  # per iteration
     evaluation_answers: int  # per evaluation
-    max_tokens: int  # per answer
+    max_tokens: int  # per answer; in a task of several turns, of all answers of a conversation
 
     @property
     def all_answers(self) -> int:
@@ -59,8 +59,11 @@ class Times:
         return self.generate + self.switch + self.grade + self.update
 
 
-def work_of(config: RunConfig, prompts: int, evaluation_rows: int, done: int = 0) -> Work:
-    """Count the work that a run has left after ``done`` iterations. ``evaluation_rows`` are those of all splits."""
+def work_of(config: RunConfig, prompts: int, evaluation_rows: int, done: int = 0, turns: int = 1) -> Work:
+    """Count the work that a run has left after ``done`` iterations.
+
+    ``evaluation_rows`` are those of all splits, and ``turns`` the answers of a conversation at most.
+    """
     last, every = config.n_iterations, config.eval_freq
     if every:
         evaluations = (last - 1) // every - (done - 1) // every + 1 if last else 1
@@ -69,7 +72,7 @@ def work_of(config: RunConfig, prompts: int, evaluation_rows: int, done: int = 0
     answers = config.population_size * prompts if last else 0
     evaluation_answers = evaluation_rows * config.eval_n_samples
     evaluations = evaluations if evaluation_rows else 0
-    return Work(last - done, evaluations, prompts, answers, evaluation_answers, config.max_tokens)
+    return Work(last - done, evaluations, prompts, answers, evaluation_answers, turns * config.max_tokens)
 
 
 def times_of(config: RunConfig, work: Work, speed: Speed, n_engines: int, chunk: int) -> Times:

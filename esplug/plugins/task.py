@@ -1,6 +1,6 @@
 """Task wrapper: a task plugin's hooks, called with its options and with their results checked."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,7 @@ import pluggy
 
 from esplug.config import make_config
 from esplug.errors import PluginError, UserError
-from esplug.hookspecs import Prompt, Row
+from esplug.hookspecs import Message, Prompt, Row
 from esplug.plugins.discovery import PluginInfo, find
 from esplug.plugins.loading import hook_errors, load
 from esplug.utils.text import BOOLEANS, cause, suggest
@@ -89,9 +89,19 @@ class Task:
             raise PluginError(f"{self.info}: template returned {type(prompt).__name__}; it must return {wanted}")
         return prompt
 
-    def reward(self, model_output: str, target: Any) -> Any:
-        """Grade one answer. The caller handles exceptions and validates the result."""
-        return self.relay.reward(model_output=model_output, target=target, options=self.options)
+    def reward(self, model_output: str, target: Any, messages: Sequence[Message] = ()) -> Any:
+        """Grade one answer or conversation. The caller handles exceptions and validates the result."""
+        asked = {"model_output": model_output, "target": target, "messages": list(messages)}
+        return self.relay.reward(**asked, options=self.options)
+
+    @property
+    def turn_function(self) -> Callable[[list[Message], Any], Any] | None:
+        """:meth:`turn`, if the task has that hook."""
+        return self.turn if self.relay.turn.get_hookimpls() else None
+
+    def turn(self, messages: list[Message], target: Any) -> Any:
+        """Reply to the model. The caller handles exceptions and validates the result."""
+        return self.relay.turn(messages=messages, target=target, options=self.options)
 
 
 def _missing_column(info: PluginInfo, options: Mapping[str, Any], error: KeyError, rows: Sequence[Row]) -> UserError:

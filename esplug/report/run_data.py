@@ -175,7 +175,13 @@ def _sample(row: Any) -> Sample | None:
     texts = all(isinstance(row.get(name), str) for name in _TEXTS)
     figures = numbers({name: row.get(name) for name in _NUMBERS})
     booleans = all(isinstance(row.get(name), bool) for name in ("passed", "finished"))
-    if not texts or not booleans or len(figures) < len(_NUMBERS):
+    said = row.get("conversation", [])
+    if not isinstance(said, list) or not all(
+        isinstance(each, Mapping) and all(isinstance(each.get(key), str) for key in ("role", "content"))
+        for each in said
+    ):
+        return None
+    if not texts or not booleans or len(figures) < len(_NUMBERS) or not isinstance(row.get("ended", ""), str):
         return None
     try:
         return Sample(**{name: row[name] for name in Sample.__slots__ if name in row})

@@ -9,6 +9,8 @@ from esplug.utils.console import say
 
 #: Label of completions whose logits held NaN or infinity.
 UNDEFINED = "error:NaN"
+#: Start of the labels of conversations that failed in the hook ``turn``.
+TURN = "turn:"
 
 
 class AnomalyReporter:
@@ -26,12 +28,15 @@ class AnomalyReporter:
         failed = [grade for grade in grades if grade.failed]
         for grade in failed:
             detail = f"\n{grade.traceback}" if grade.traceback else ""
-            self._report(f"a reward failed [{grade.reward.label}] and counts 0.0", detail)
+            what = "a turn" if grade.reward.label.startswith(TURN) else "a reward"
+            self._report(f"{what} failed [{grade.reward.label}] and counts 0.0", detail)
         if len(failed) == len(grades):
             labels = Counter(grade.reward.label for grade in failed).most_common()
             remedy = "fix the reward function"
             if labels[0][0] == UNDEFINED:
                 remedy = "weights or activations overflow: try a smaller --sigma or --alpha, or --dtype float32"
+            elif labels[0][0].startswith(TURN):
+                remedy = "fix the task's turn"
             listed = ", ".join(f"{label} x{n}" for label, n in labels)
             raise RunError(f"every reward failed ({listed}), so there is nothing to learn from; {remedy}")
 

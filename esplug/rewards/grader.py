@@ -1,9 +1,10 @@
 """Grader process: ``python -m esplug.rewards.grader SOCKET DRIVER MEMORY``, started by :mod:`.grader_process`.
 
-It reads pickles from file descriptor ``SOCKET``. The first is ``(PYTHONPATH, pickled reward function)``; each further
-one is a completion, ``(output, target)``, until the driver (process id ``DRIVER``) hangs up. It answers each with one
-line of JSON, never with objects of user code: ``[value, label, correct, metrics, traceback]``, with a traceback only
-if grading failed. A process can allocate at most ``MEMORY`` bytes; an empty ``MEMORY`` means no limit.
+It reads pickles from file descriptor ``SOCKET``. The first is ``(PYTHONPATH, pickled functions)``, those for rewards
+and for turns; each further one is a request, ``(output, target, messages, is_turn)``, until the driver (process id
+``DRIVER``) hangs up. It answers each with one line of JSON, never with objects of user code: ``[value, label,
+correct, metrics, traceback, reply]``, with a traceback only if the request failed, and a reply only to a turn. A
+process can allocate at most ``MEMORY`` bytes; an empty ``MEMORY`` means no limit.
 
 There are two processes: a worker that runs user code, and its parent, a supervisor that runs none. The supervisor
 adopts the worker's orphans, so that all of them can be found and killed even after worker or driver died.
@@ -22,16 +23,17 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, BinaryIO
 
-from esplug.hookspecs import Reward
+from esplug.hookspecs import Message, Reward
 
 LABEL_LENGTH = 200
 MAX_REWARD = 1e100  # keeps the variance of many rewards finite
 TRACEBACK_LENGTH = 4000
 MAX_FRAMES = 50  # endless recursion leaves very many
+MAX_REPLY_CHARACTERS = 80_000  # of the messages of one turn; as JSON, a character has up to 12 bytes
 
 OUT_OF_MEMORY, PROCESS_DIED = "error:MemoryError", "error:ProcessDied"
 
@@ -72,6 +74,32 @@ def as_reward(result: Any) -> Reward:
     )
 
 
+def as_messages(result: Any) -> list[Message] | None:
+    """Check what the hook ``turn`` returned: messages, the text of one by the user, or ``None``.
+
+    Raises:
+        TypeError: the result is none of these.
+        ValueError: a message is the model's, or there are no messages, or too many characters.
+    """
+    if result is None:
+        return None
+    if isinstance(result, str):
+        result = [{"role": "user", "content": result}]
+    if not isinstance(result, Sequence) or not all(_is_message(each) for each in result):
+        raise TypeError('turn must return None, text, or a list of {"role": text, "content": text}')
+    if not result:
+        raise ValueError("turn returned no messages; return None to end the conversation")
+    if any(each["role"] == "assistant" for each in result):
+        raise ValueError("turn returned a message of the role 'assistant', which is the model's")
+    if (size := sum(len(each["role"]) + len(each["content"]) for each in result)) > MAX_REPLY_CHARACTERS:
+        raise ValueError(f"turn returned {size:,} characters, more than {MAX_REPLY_CHARACTERS:,}")
+    return [{"role": _clean(each["role"]), "content": _clean(each["content"])} for each in result]
+
+
+def _is_message(value: object) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(value.get(key), str) for key in ("role", "content"))
+
+
 def _is_number(value: object) -> bool:
     return hasattr(value, "__float__") and not isinstance(value, str)  # NumPy's str has __float__, too
 
@@ -90,13 +118,15 @@ def _clean(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
-def _reply(grade: Callable[..., Reward], *arguments: Any, after: Callable[[], None]) -> bytes:
+def _reply(serve: Callable[..., Reward | list[Message] | None], *arguments: Any, after: Callable[[], None]) -> bytes:
     """Run user code, catch whatever it raises, and return the outcome as a line of JSON."""
+    reply = None
     try:
         try:
-            reward, trace = grade(*arguments), None
+            result, trace = serve(*arguments), None
         finally:
             after()
+        reward, reply = (result, None) if isinstance(result, Reward) else (Reward(0.0), result)
     except BaseException as error:  # SystemExit and KeyboardInterrupt fail only this completion
         if isinstance(error, MemoryError):
             _lift_memory_limit()
@@ -106,11 +136,12 @@ def _reply(grade: Callable[..., Reward], *arguments: Any, after: Callable[[], No
         reward = Reward(0.0, OUT_OF_MEMORY if out_of_memory else f"error:{type(error).__name__}"[:LABEL_LENGTH])
         if len(trace) > TRACEBACK_LENGTH:
             trace = f"{trace[: TRACEBACK_LENGTH // 2]}\n[...]\n{trace[-TRACEBACK_LENGTH // 2 :]}"
-    return _reply_line(reward, trace)
+    return _reply_line(reward, trace, reply)
 
 
-def _reply_line(reward: Reward, trace: str | None) -> bytes:
-    return json.dumps([reward.value, reward.label, reward.correct, dict(reward.metrics), trace]).encode() + b"\n"
+def _reply_line(reward: Reward, trace: str | None, reply: list[Message] | None = None) -> bytes:
+    line = [reward.value, reward.label, reward.correct, dict(reward.metrics), trace, reply]
+    return json.dumps(line).encode() + b"\n"
 
 
 def _restorer() -> Callable[[], None]:
@@ -140,16 +171,23 @@ def _lift_memory_limit() -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
 
 
-def _load(pickled: bytes) -> Callable[..., Any]:
-    """Unpickle the reward function, and bind ``fast=False`` if it has an unbound parameter ``fast``."""
-    function: Callable[..., Any] = pickle.loads(pickled)
+def _load(pickled: bytes) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Unpickle the functions for rewards and turns. That for rewards then takes an output, a target and messages.
+
+    Its ``fast=False`` is bound if it has an unbound parameter ``fast``; it gets ``messages`` if it has that parameter.
+    """
+    function, turn = pickle.loads(pickled)
     try:
-        takes_fast = "fast" in inspect.signature(function).parameters
+        parameters = set(inspect.signature(function).parameters)
     except (TypeError, ValueError):  # some callables written in C have no signature
-        takes_fast = False
-    if takes_fast and "fast" not in getattr(function, "keywords", {}):
-        return functools.partial(function, fast=False)
-    return function
+        parameters = set()
+    unbound = parameters - getattr(function, "keywords", {}).keys()
+    fast = {"fast": False} if "fast" in unbound else {}
+
+    def reward(output: str, target: Any, messages: list[Message]) -> Any:
+        return function(output, target, **fast, **({"messages": messages} if "messages" in unbound else {}))
+
+    return reward, turn
 
 
 class _Awaiter:
@@ -179,25 +217,28 @@ async def _awaited(result: Awaitable[Any]) -> Any:
 
 
 def _answer_requests(link: socket.socket, requests: BinaryIO) -> None:
-    """Load the reward function, then grade completions until the driver hangs up (``EOFError``)."""
+    """Load the functions, then serve requests until the driver hangs up (``EOFError``)."""
     path, pickled = pickle.load(requests)
     os.environ.pop("PYTHONPATH", None)  # it was the driver's sys.path; processes of user code get the original
     if path is not None:
         os.environ["PYTHONPATH"] = path
-    reward_function = functools.cache(functools.partial(_load, pickled))
+    functions = functools.cache(functools.partial(_load, pickled))
     awaiter = _Awaiter()
 
     def load() -> Reward:
-        reward_function()
+        functions()
         return Reward(0.0)
 
-    def grade(output: str, target: bytes) -> Reward:
-        return as_reward(awaiter.value_of(reward_function()(output, pickle.loads(target))))
+    def serve(output: str, target: bytes, messages: list[Message], is_turn: bool) -> Reward | list[Message] | None:
+        reward, turn = functions()
+        if is_turn:
+            return as_messages(awaiter.value_of(turn(messages, pickle.loads(target))))
+        return as_reward(awaiter.value_of(reward(output, pickle.loads(target), messages)))
 
     link.sendall(_reply(load, after=lambda: None))
     restore = _restorer()
     while True:
-        link.sendall(_reply(grade, *pickle.load(requests), after=restore))
+        link.sendall(_reply(serve, *pickle.load(requests), after=restore))
 
 
 def _prepare_process(driver: int) -> None:

@@ -73,7 +73,7 @@ class GraderProcess:
         try:
             self._socket.settimeout(SEND_TIMEOUT)
             self._socket.sendall(request)
-            value, label, correct, metrics, trace = json.loads(self._receive(timeout))
+            value, label, correct, metrics, trace, reply = json.loads(self._receive(timeout))
             if not (isinstance(value, float) and isinstance(label, str) and isinstance(metrics, dict)):
                 raise TypeError("invalid reply")
         except TimeoutError:
@@ -88,7 +88,7 @@ class GraderProcess:
             return Graded.failure(PROCESS_DIED, "the grading process closed its connection or sent an invalid reply")
         if label in (OUT_OF_MEMORY, PROCESS_DIED):  # memory may still be full, or processes left over
             self.kill()
-        return Graded(Reward(value, label, correct, metrics), trace is not None, trace)
+        return Graded(Reward(value, label, correct, metrics), trace is not None, trace, reply)
 
     def _receive(self, timeout: float) -> bytes:
         """Read one line. Raises ``EOFError`` if the connection closed or more than one line arrived."""

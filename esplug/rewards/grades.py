@@ -3,7 +3,7 @@
 import threading
 from dataclasses import dataclass, field
 
-from esplug.hookspecs import Reward
+from esplug.hookspecs import Message, Reward
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +17,7 @@ class Graded:
             memory limit, or ``error:ProcessDied`` for a crash (which may follow a failed allocation in C).
         failed: whether grading failed.
         traceback: details of the failure; long ones are cut in the middle.
+        reply: of the environment, if this was a turn rather than a completion; ``None`` ends the conversation.
         grader: number of the grader; ``None`` if no grader was involved.
         began: when the request was sent, in Unix seconds.
         seconds: how long grading took.
@@ -25,6 +26,7 @@ class Graded:
     reward: Reward
     failed: bool = False
     traceback: str | None = None
+    reply: list[Message] | None = None
     grader: int | None = field(default=None, compare=False)
     began: float = field(default=0.0, compare=False)
     seconds: float = field(default=0.0, compare=False)

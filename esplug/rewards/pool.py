@@ -27,7 +27,9 @@ from typing import Any, Self
 
 import cloudpickle
 
+from esplug.data.conversation import Conversation
 from esplug.errors import RunError, UserError
+from esplug.hookspecs import Message
 from esplug.plugins.task import Task
 from esplug.rewards.grader import OUT_OF_MEMORY
 from esplug.rewards.grader_process import GraderProcess
@@ -47,19 +49,21 @@ _ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": ""} | dict.fromkeys(_THREADS, "1")
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """One completion to grade: where its grade goes, and its pickled request."""
+    """One completion to grade, or one turn: where its grade goes, and its pickled request."""
 
     pending: PendingRewards
     index: int
     request: bytes
+    is_turn: bool = False
 
 
 class RewardPool:
     """Processes that grade completions with one reward function. :meth:`start` or ``with`` starts them.
 
-    Each process calls ``reward_function(output, target)`` in its main thread, with ``fast=False`` if it has a parameter
-    of that name, and awaits the result if it is awaitable; see :func:`esplug.rewards.grader.as_reward` for the allowed
-    results. The function is sent with cloudpickle, so lambdas, partials and functions of the user's own script work.
+    Each process calls ``reward_function(output, target)`` in its main thread, with ``fast=False`` and with ``messages``
+    if it has parameters of these names, and awaits the result if it is awaitable; see
+    :func:`esplug.rewards.grader.as_reward` for the allowed results. The function is sent with cloudpickle, so lambdas,
+    partials and functions of the user's own script work.
     The process has the driver's ``sys.path`` and environment, but no GPU and no standard input, and its standard output
     is discarded.
 
@@ -68,6 +72,7 @@ class RewardPool:
         timeout: seconds that grading one completion may take, without starting the process.
         memory: GiB that one grader may use, including its imports and descendants; ``None`` for no limit.
         processes: number of graders; by default one for each core that this process may use, at most 16.
+        turn_function: replies to the model, ``(messages, target)`` to messages, in a task of several turns.
 
     Attributes:
         name: the reward function, for error messages.
@@ -80,6 +85,7 @@ class RewardPool:
         timeout: float,
         memory: float | None = None,
         processes: int | None = None,
+        turn_function: Callable[..., Any] | None = None,
     ) -> None:
         if not 0 < timeout < math.inf:
             raise UserError(f"the reward function's timeout must be a positive number of seconds, not {timeout}")
@@ -89,14 +95,15 @@ class RewardPool:
             raise UserError(f"the number of reward processes must be at least 1, not {processes}")
         self.timeout, self.memory = timeout, memory
         self.processes = processes or min(len(usable_cores()), MAX_PROCESSES)
-        self._reward_function = reward_function
+        self._functions = reward_function, turn_function
         owner = getattr(reward_function, "__self__", None)
         own_name = getattr(reward_function, "__qualname__", None) or repr(reward_function)
         self.name = f"the reward of {owner.info}" if isinstance(owner, Task) else f"the reward function {own_name}"
         self._driver = os.getpid()
         self._load_request = b""
         self._environment: dict[str, str] = {}
-        self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
+        self._tasks: queue.PriorityQueue[tuple[int, int, _Task | None]] = queue.PriorityQueue()
+        self._numbers = itertools.count()  # of the tasks, so that those of one kind stay in order
         self._pending: weakref.WeakSet[PendingRewards] = weakref.WeakSet()
         self._threads: list[threading.Thread] = []
         self._graders: set[GraderProcess] = set()
@@ -126,13 +133,13 @@ class RewardPool:
         if self._threads or self._closed.is_set():
             raise RuntimeError("a reward pool starts once")
         try:
-            function = cloudpickle.dumps(self._reward_function)
+            functions = cloudpickle.dumps(self._functions)
         except Exception as error:
             raise UserError(
                 f"{self.name} cannot be sent to another process ({error}); "
                 "create what cannot be pickled inside the function instead of capturing it"
             ) from error
-        self._load_request = pickle.dumps((os.environ.get("PYTHONPATH"), function))
+        self._load_request = pickle.dumps((os.environ.get("PYTHONPATH"), functions))
         path = os.pathsep.join(map(os.path.abspath, sys.path))
         self._environment = os.environ | _ENVIRONMENT | {"PYTHONPATH": path}
         atexit.register(self.close)
@@ -157,21 +164,47 @@ class RewardPool:
             self.close()
             raise
 
-    def submit(self, outputs: Sequence[str], targets: Sequence[Any]) -> PendingRewards:
+    def submit(
+        self, outputs: Sequence[str], targets: Sequence[Any], conversations: Sequence[Conversation | None] | None = None
+    ) -> PendingRewards:
         """Queue completions for grading and return at once.
 
         Args:
             outputs: B generated texts.
             targets: their B targets; anything that pickle or cloudpickle can pickle.
+            conversations: B conversations that ended with the texts, in a task of several turns. One that failed gets
+                its grade without grading.
 
         Raises:
             UserError: a target cannot be pickled.
             RunError: graders no longer start.
             RuntimeError: the pool is not open.
         """
-        pending = PendingRewards(len(outputs))
-        rows = enumerate(zip(outputs, targets, strict=True))
-        tasks = [_Task(pending, i, pickle.dumps((output, _pickled(target, i)))) for i, (output, target) in rows]
+        pending, tasks = PendingRewards(len(outputs)), []
+        rows = zip(outputs, targets, conversations or itertools.repeat(None, len(outputs)), strict=True)
+        for index, (output, target, conversation) in enumerate(rows):
+            if conversation and conversation.failure:
+                pending.set_grade(index, Graded.failure(*conversation.failure))
+                continue
+            messages = conversation.messages if conversation else []
+            request = pickle.dumps((output, _pickled(target, index), messages, False))
+            tasks.append(_Task(pending, index, request))
+        return self._queue(pending, tasks)
+
+    def turn(self, conversations: Sequence[list[Message]], targets: Sequence[Any]) -> PendingRewards:
+        """Queue conversations, so far, for the environment's replies, before all waiting completions; return at once.
+
+        The result's :attr:`.Graded.reply` is the reply. Raises like :meth:`submit`.
+        """
+        pending = PendingRewards(len(conversations))
+        rows = enumerate(zip(conversations, targets, strict=True))
+        tasks = [
+            _Task(pending, index, pickle.dumps(("", _pickled(target, index), messages, True)), is_turn=True)
+            for index, (messages, target) in rows
+        ]
+        return self._queue(pending, tasks)
+
+    def _queue(self, pending: PendingRewards, tasks: list[_Task]) -> PendingRewards:
         with self._lock:
             if not self._threads or self._closed.is_set():
                 raise RuntimeError("the reward pool is closed" if self._threads else "start the reward pool first")
@@ -179,8 +212,13 @@ class RewardPool:
                 raise self._error
             self._pending.add(pending)
         for task in tasks:
-            self._tasks.put(task)
+            self._put(task)
         return pending
+
+    def _put(self, task: _Task | None) -> None:
+        """Queue a task: turns first, because engines wait for them; ``None``, which ends a thread, last."""
+        order = 2 if task is None else 0 if task.is_turn else 1
+        self._tasks.put((order, next(self._numbers), task))
 
     def close(self) -> None:
         """Kill the graders with all their descendants. Completions not yet graded raise an error."""
@@ -193,7 +231,7 @@ class RewardPool:
             for grader in self._graders:
                 grader.hang_up()
         for _ in self._threads:
-            self._tasks.put(None)
+            self._put(None)
         for thread in self._threads:
             thread.join(CLOSE_TIMEOUT)
         atexit.unregister(self.close)
@@ -233,11 +271,11 @@ class RewardPool:
     def _grade_tasks(self, grader: GraderProcess, number: int) -> None:
         """Grade tasks until the grader has to be replaced or the pool closes."""
         for served in itertools.count():
-            task = self._tasks.get()
+            *_, task = self._tasks.get()
             if task is None or self._closed.is_set():
                 return
             if served and grader.has_hung_up():  # it died while idle, so no completion is to blame
-                return self._tasks.put(task)
+                return self._put(task)
             began, started = time.time(), time.perf_counter()
             graded = grader.ask(task.request, self.timeout)
             seconds = time.perf_counter() - started

@@ -1,11 +1,16 @@
-"""Trial of a reward function: grades made-up answers before a run, and refuses a function that grades none of them."""
+"""Trial of a reward function: grades made-up answers before a run, and refuses a function that grades none of them.
+
+In a task of several turns, the function that replies is tried in the same way.
+"""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import dropwhile
 from typing import Any
 
+from esplug.data.conversation import Conversation, answered, opening_messages
 from esplug.errors import UserError
+from esplug.hookspecs import Prompt
 from esplug.rewards.grader import OUT_OF_MEMORY
 from esplug.rewards.grades import Graded
 from esplug.rewards.pool import RewardPool
@@ -19,7 +24,7 @@ _FRAME = re.compile(r'^  File "(?P<file>.+)", line (?P<line>\d+), in (?P<functio
 _GRADER = "esplug/rewards/grader.py"
 
 
-def try_reward(pool: RewardPool, targets: Sequence[Any]) -> None:
+def try_reward(pool: RewardPool, targets: Sequence[Any], prompts: Sequence[Prompt] | None = None) -> None:
     """Grade a made-up sentence against the first target; if that fails, more answers against a few targets.
 
     These are the sentence, an empty answer, and the target's own text. A reward function may fail on odd answers, which
@@ -28,21 +33,52 @@ def try_reward(pool: RewardPool, targets: Sequence[Any]) -> None:
     Args:
         pool: grades with the reward function.
         targets: of the run, in order; at least one.
+        prompts: of the targets, in a task of several turns; ``None`` in others.
 
     Raises:
         UserError: every answer fails, or a target cannot be pickled.
     """
-    (first,) = pool.submit([_SENTENCE], targets[:1]).result()
+
+    def grade(number: int, answers: list[str]) -> list[Graded]:
+        same = [targets[number]] * len(answers)
+        if prompts is None:
+            return pool.submit(answers, same).result()
+        opening = opening_messages(prompts[number])
+        tried = [Conversation(opening, (answered(answer),), "max_turns") for answer in answers]
+        return pool.submit(answers, same, tried).result()
+
+    remedy = "it must take (model_output, target) and return a number, also for an answer that earns nothing"
+    _try(grade, targets, pool, f"{pool.name} cannot grade", remedy)
+    if prompts is not None:
+        _try_turn(pool, targets, prompts)
+
+
+def _try_turn(pool: RewardPool, targets: Sequence[Any], prompts: Sequence[Prompt]) -> None:
+    def reply(number: int, answers: list[str]) -> list[Graded]:
+        opening = opening_messages(prompts[number])
+        return pool.turn(
+            [[*opening, answered(answer)] for answer in answers], [targets[number]] * len(answers)
+        ).result()
+
+    remedy = "it must take (messages, target) and return a list of messages, or None to end the conversation"
+    _try(reply, targets, pool, f"turn, beside {pool.name}, cannot reply to", remedy)
+
+
+def _try(
+    ask: Callable[[int, list[str]], list[Graded]], targets: Sequence[Any], pool: RewardPool, cannot: str, remedy: str
+) -> None:
+    """Ask about made-up answers to the target of a number, until one does not fail. Raise ``UserError`` if all do."""
+    (first,) = ask(0, [_SENTENCE])
     if not first.failed:
         return
     slow = first.reward.label == "timeout"
-    for target in targets[:_MOST_TARGETS]:
+    for number, target in enumerate(targets[:_MOST_TARGETS]):
         answers = [_SENTENCE] if slow else [_SENTENCE, "", *texts_in(target)]
-        if not all(grade.failed for grade in pool.submit(answers, [target] * len(answers)).result()):
+        if not all(graded.failed for graded in ask(number, answers)):
             return
     error = UserError(
-        f"{pool.name} cannot grade any of the answers that were tried, such as a plain sentence [{_fault(first)}]; "
-        f"{_remedy(first, pool)}"
+        f"{cannot} any of the answers that were tried, such as a plain sentence [{_fault(first)}]; "
+        f"{_remedy(first, pool, remedy)}"
     )
     raise error from RuntimeError(first.traceback or "")
 
@@ -69,9 +105,9 @@ def _fault(grade: Graded) -> str:
     return f"{fault}, at line {last['line']} of {last['function'] if last['file'].startswith('<') else last['file']}"
 
 
-def _remedy(grade: Graded, pool: RewardPool) -> str:
+def _remedy(grade: Graded, pool: RewardPool, otherwise: str) -> str:
     if grade.reward.label == "timeout":
         return "make it faster, or give it more time with --reward-function-timeout"
     if grade.reward.label == OUT_OF_MEMORY:
         return f"give it more than the {pool.memory} GiB of --reward-memory"
-    return "it must take (model_output, target) and return a number, also for an answer that earns nothing"
+    return otherwise

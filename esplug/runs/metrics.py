@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args
 
 from esplug.checkpoints.seed_log_records import Step
+from esplug.data.conversation import Ended
 from esplug.engines.messages import Generation
 from esplug.engines.usage import EngineUsage
 from esplug.es.members import Member, mirrored_correlation
@@ -91,6 +92,10 @@ def train_metrics(result: PopulationResult, n_engines: int, *, antithetic: bool)
         "time/switch": sum(generation.switch_seconds for generation in result.generations) / n_engines,
         "time/engine_generate": sum(generation.generate_seconds for generation in result.generations) / n_engines,
     }
+    if conversations := [each for generation in result.generations for each in generation.conversations]:
+        endings = Counter(each.ended for each in conversations)
+        metrics["train/turns/mean"] = sum(each.turns for each in conversations) / len(conversations)
+        metrics |= {f"train/ended/{name}": endings[name] / len(conversations) for name in get_args(Ended)}
     metrics |= {f"train/labels/{label}": count / len(grades) for label, count in sorted(labels.items())}
     for name in sorted({name for grade in grades for name in grade.reward.metrics}):
         values = [grade.reward.metrics[name] for grade in grades if name in grade.reward.metrics]

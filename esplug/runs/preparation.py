@@ -18,6 +18,7 @@ from esplug.data.prompts import PromptBuilder
 from esplug.engines.cluster import Cluster
 from esplug.errors import UserError
 from esplug.evaluation.evaluator import Evaluator
+from esplug.hookspecs import Prompt
 from esplug.planning.memory import cpu_items
 from esplug.planning.placement import Plan, plan_engines
 from esplug.rewards import RewardPool
@@ -50,7 +51,8 @@ class Prompts:
         builder: makes prompts from questions.
         evaluator: evaluates the splits.
         batches: training batches from the first iteration on; empty if the run does not train.
-        some_targets: targets on which to try the reward function.
+        some_prompts: prompts on which to try the reward function.
+        some_targets: their targets.
         train_data: row count and fingerprint of training data in memory; else ``None``.
         prefix_caching: whether engines cache the prompts' common prefix.
     """
@@ -58,6 +60,7 @@ class Prompts:
     builder: PromptBuilder
     evaluator: Evaluator
     batches: Iterator[Batch]
+    some_prompts: list[Prompt]
     some_targets: list[Any]
     train_data: dict[str, Any] | None
     prefix_caching: bool
@@ -100,7 +103,11 @@ def find_model(config: RunConfig, resume: Path | None, log: SeedLog | None, stac
 
 
 def start_graders_and_ray(
-    config: RunConfig, reward_function: Callable[..., Any], model: StartingModel, stack: ExitStack
+    config: RunConfig,
+    reward_function: Callable[..., Any],
+    turn_function: Callable[..., Any] | None,
+    model: StartingModel,
+    stack: ExitStack,
 ) -> tuple[RewardPool, Plan, PromptEncoder]:
     """Start graders and Ray, and load the tokenizer meanwhile: each takes seconds. The graders may not be ready yet.
 
@@ -110,7 +117,8 @@ def start_graders_and_ray(
     helper = ThreadPoolExecutor(1)
     loading = helper.submit(PromptEncoder.load, model.folder, config)
     helper.shutdown(wait=False)
-    graders = RewardPool(reward_function, timeout=config.reward_function_timeout, memory=config.reward_memory)
+    timeout, memory = config.reward_function_timeout, config.reward_memory
+    graders = RewardPool(reward_function, timeout=timeout, memory=memory, turn_function=turn_function)
     stack.callback(graders.close)
     graders.begin()
     cluster = Cluster(config.ray_address, config.use_gpus)
@@ -137,13 +145,14 @@ def check_prompts(
     splits = {name: builder.split(name, loader) for name, loader in evaluation.items()}
     check_metric(config, splits)
     known = [split.prompts for split in splits.values()]
+    some_prompts = [prompt for split in splits.values() for prompt in split.templates]
     some_targets = [target for split in splits.values() for target in split.targets]
     train_data = builder.fingerprint(train) if isinstance(train, Batches) else None
     batches: Iterator[Batch] = iter(())
     if train is not None and config.n_iterations:
         batch, batches = builder.batches(train, first)
         known.append(builder.encode(batch[0], "first training batch, prompt"))
-        some_targets = batch[1]
+        some_prompts, some_targets = builder.prompts(batch[0]), batch[1]
     prefix_caching = shares_prefixes(config, model.folder, plan, known)
     evaluator = Evaluator(config, splits, plan.device, end_tokens)
-    return Prompts(builder, evaluator, batches, some_targets, train_data, prefix_caching)
+    return Prompts(builder, evaluator, batches, some_prompts, some_targets, train_data, prefix_caching)

@@ -93,9 +93,10 @@ class Recorder:
         checksum: int,
         plan: Plan,
         stop: Stop | None,
+        max_turns: int,
     ) -> None:
         """Write ``results.json``: an evaluation of the weights with this checksum, after which the run may stop."""
-        record = results(self._config, self._base, checksum, plan, splits, evaluation, stop)
+        record = results(self._config, self._base, checksum, plan, splits, evaluation, stop, max_turns)
         with self._disk_may_fail(self._run_dir.path):
             self._run_dir.write_results(record)
 

@@ -52,6 +52,7 @@ def results(
     splits: Mapping[str, EvaluationSplit],
     evaluation: Evaluation,
     stopped: Stop | None = None,
+    max_turns: int = 1,
 ) -> dict[str, Any]:
     """Return the content of ``results.json``: an evaluation's figures and everything needed to reproduce them.
 
@@ -77,6 +78,7 @@ def results(
             "seed": config.seed,
             "mini_batch_size": config.mini_batch_size,
             "dtype": config.dtype,
+            **({"max_turns": max_turns} if max_turns > 1 else {}),
         },
         "engines": asdict(plan),
         "splits": {

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from esplug import Reward, hookimpl
+from esplug.authoring.conformance.answers import ANSWERS
 from esplug.cli.check import _print_check
 from esplug.errors import PluginError, UserError
 from esplug.hookspecs import hookspec
@@ -43,10 +44,10 @@ def test_a_good_task_passes() -> None:
     assert detail["reward repeats"] == "the same for the same answer"
 
 
-@pytest.mark.parametrize("name", ["countdown", "math"])
+@pytest.mark.parametrize("name", ["countdown", "math", "number-guessing", "calculator"])
 def test_the_installed_tasks_pass(name) -> None:
     gold = {check.name: check.detail for check in check_task(name)}["reward of gold answer"]
-    assert ("1 (correct)" in gold) == (name == "math"), gold  # whose boxed target is an answer
+    assert ("1 (correct)" in gold) == (name in ("math", "calculator")), gold  # whose targets are answers
 
 
 class FailsGrading(Task):
@@ -85,6 +86,41 @@ class FailsOnSome(Task):
 
 def test_a_reward_that_fails_on_one_format_of_the_targets_text() -> None:
     assert "ZeroDivisionError" in failed(task_checks(FailsOnSome))["reward of gold answer"]
+
+
+class Talks(Task):
+    """Replies once; ``scale`` chooses a fault."""
+
+    @hookimpl
+    def turn(self, messages, options):
+        assert [message["role"] for message in messages] == ["user", "assistant"]
+        if options["scale"] == 2 and len(messages[-1]["content"]) > 1000:
+            raise KeyError("too much")
+        if options["scale"] == 3:
+            return [{"role": "user", "content": str(random.random())}]
+        return None if not messages[-1]["content"].strip() else "go on"
+
+    @hookimpl
+    def reward(self, model_output, target, messages):
+        assert messages[-1]["content"] == model_output
+        return float(model_output == target)
+
+
+@pytest.mark.parametrize(
+    ("scale", "faults"),
+    [
+        (1, {}),
+        (2, {"turn after huge answer": "turn:error:KeyError [KeyError: 'too much']"}),
+        (3, {f"turn after {kind}": "one reply the first time" for kind in (*ANSWERS, "gold answer")}),
+    ],
+)
+def test_turns_are_tried_with_every_answer(scale, faults) -> None:
+    found = task_checks(Talks, {"scale": scale}, gold=lambda target: target)
+    assert failed(found).keys() == faults.keys()
+    for name, words in faults.items():
+        assert words.removeprefix("turn:") in failed(found)[name]
+    if not faults:
+        assert any(check.name == "turn after empty answer" and "6 ends" in check.detail for check in found)
 
 
 class Hangs(Task):

@@ -52,10 +52,10 @@ def test_init_writes_a_package_and_prints_the_next_steps(kind, monkeypatch, capf
     assert NEW[kind] in train
 
 
-@pytest.mark.parametrize("kind", NEW)
+@pytest.mark.parametrize(("kind", "turns"), [*((kind, False) for kind in NEW), ("task", True)])
 @pytest.mark.parametrize("name", ["a", "3-digits", "a-name-of-exactly-40-characters-" + "x" * 8])
-def test_any_name_gives_clean_code(kind, name, tmp_path) -> None:
-    NewPlugin.named(kind, name).write(tmp_path / "new")
+def test_any_name_gives_clean_code(kind, turns, name, tmp_path) -> None:
+    NewPlugin.named(kind, name, turns=turns).write(tmp_path / "new")
     ruff("check", "--no-cache", ".", cwd=tmp_path / "new")
     ruff("format", "--no-cache", "--check", ".", cwd=tmp_path / "new")
     workflow = yaml.safe_load((tmp_path / "new" / ".github" / "workflows" / "ci.yml").read_text())
@@ -84,6 +84,7 @@ MISTAKES = [
     (["haiku", "--kind", "task", "--directory", "~nosuchuser/x"], ["--directory ~nosuchuser/x", "name another folder"]),
     (["haiku", "--kind", "tusk"], ["--kind", "tusk", "shaping"]),
     (["haiku"], ["--kind"]),
+    (["haiku", "--kind", "logger", "--turns"], ["--turns is for tasks"]),
     (["haiku", "--kind", "task", "--directory", "{tmp}"], ["already exists", "--directory"]),
     (["haiku", "--kind", "task", "--directory", "{tmp}/file/new"], ["cannot be written", "--directory"]),
     (["haiku", "--kind", "task", "--directory", "{tmp}/" + "x" * 300], ["cannot be written"]),
@@ -128,11 +129,14 @@ def test_an_empty_folder_or_a_new_repository_is_accepted(inside, fails, monkeypa
 
 @pytest.fixture(scope="module")
 def new_packages(tmp_path_factory) -> tuple[Path, Path]:
-    """Return the folder of three new packages, and the one into which their wheels are installed."""
+    """Return the folder of new packages, and the one into which their wheels are installed."""
     folder = tmp_path_factory.mktemp("new")
     for kind, name in NEW.items():
         NewPlugin.named(kind, name).write(folder / DISTRIBUTIONS[kind])
-    return folder, build_and_install([folder / each for each in DISTRIBUTIONS.values()], folder)
+    NewPlugin.named("task", "hints", turns=True).write(folder / "esplug-tasks-hints")
+    return folder, build_and_install(
+        [folder / each for each in (*DISTRIBUTIONS.values(), "esplug-tasks-hints")], folder
+    )
 
 
 @pytest.mark.install
@@ -140,9 +144,10 @@ def test_new_packages_pass_their_own_tests_and_the_check(new_packages) -> None:
     folder, site = new_packages
     listed = json.loads(run_with(site, "esplug", "plugins", "--json").stdout)["plugins"]
     found = {(plugin["kind"], plugin["name"], plugin["distribution"], plugin["status"]) for plugin in listed}
-    for kind, name in NEW.items():
-        assert (kind, name, DISTRIBUTIONS[kind], "ok") in found
-        tests = run_with(site, "pytest", "-q", "-p", "no:cacheprovider", cwd=folder / DISTRIBUTIONS[kind])
+    packages = [(kind, name, DISTRIBUTIONS[kind]) for kind, name in NEW.items()]
+    for kind, name, distribution in [*packages, ("task", "hints", "esplug-tasks-hints")]:
+        assert (kind, name, distribution, "ok") in found
+        tests = run_with(site, "pytest", "-q", "-p", "no:cacheprovider", cwd=folder / distribution)
         assert tests.returncode == 0, tests.stdout
         check = run_with(site, "esplug", "check", name)
         assert check.returncode == 0, check.stdout

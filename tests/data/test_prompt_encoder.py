@@ -154,3 +154,53 @@ def test_a_chat_template_that_refuses_is_one_line(encoder) -> None:
 def test_an_invalid_prompt_is_one_line(prompt, encoder) -> None:
     with pytest.raises(UserError, match="prompt"):
         encoder.encode([prompt])
+
+
+# --- between turns ----------------------------------------------------------------------------------------------
+
+REPLY = [{"role": "user", "content": "No: lower."}]
+ANSWER = {"role": "assistant", "content": "It is 7"}
+
+
+def test_a_conversation_is_the_prompt_the_answers_and_what_is_between(encoder) -> None:
+    """With the tokens of the answers as they were generated, here those of their text."""
+    (ids,) = encoder.encode([CHAT])
+    ids += encoder.tokenizer(ANSWER["content"], add_special_tokens=False)["input_ids"]
+    ids += encoder.between_turns(CHAT, [ANSWER], REPLY)
+    assert [ids] == encoder.encode([[*CHAT, ANSWER, *REPLY]])
+    again = encoder.between_turns(CHAT, [ANSWER, *REPLY, ANSWER], [{"role": "tool", "content": "3"}, *REPLY])
+    assert encoder.tokenizer.decode(again) == "<tool>3<user>No: lower.<assistant>"
+
+
+def test_after_a_text_the_contents_follow_as_they_are(encoder) -> None:
+    reply = [{"role": "user", "content": "\nHint: lower"}, {"role": "user", "content": "\nGuess:"}]
+    assert encoder.tokenizer.decode(encoder.between_turns("Guess:", [ANSWER], reply)) == "\nHint: lower\nGuess:"
+
+
+TEMPLATES = {
+    "hidden": "{% for m in messages %}{% if m['role'] != 'assistant' %}{{ m['content'] }}{% endif %}{% endfor %}",
+    "twice": "{% for m in messages %}{{ m['content'] }}{{ m['content'] }}{% endfor %}",
+    "rejected": "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ raise_exception('one turn') }}{% endif %}"
+    "{{ m['content'] }}{% endfor %}",
+}
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [("hidden", "does not show earlier answers"), ("twice", "does not show earlier"), ("rejected", "rejects")],
+)
+def test_a_template_for_which_there_are_no_further_turns_is_refused(template, message, own_copy) -> None:
+    encoder = load(own_copy, None, 24)
+    encoder.tokenizer.chat_template = TEMPLATES[template]
+    with pytest.raises(UserError, match=message) as refused:
+        encoder.check_turns(CHAT)
+    assert "\n" not in str(refused.value)
+
+
+def test_thoughts_that_a_template_would_remove_do_not_matter(own_copy) -> None:
+    """As in Qwen3's: the text after an answer is the same, whatever the template makes of the answer."""
+    encoder = load(own_copy, None, 24)
+    content = "{{ m['content'].split('</think>')[-1] | trim }}"
+    encoder.tokenizer.chat_template = "{% for m in messages %}<{{ m['role'] }}>" + content + "|{% endfor %}<assistant>"
+    between = encoder.between_turns(CHAT, [{"role": "assistant", "content": "<think>7?</think> 7 "}], REPLY)
+    assert encoder.tokenizer.decode(between) == "|<user>No: lower.|<assistant>"

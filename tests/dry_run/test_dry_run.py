@@ -70,9 +70,20 @@ def test_a_system_prompt_is_recorded_and_shown(no_engines, monkeypatch, capfd, t
         assert make_config(tomllib.loads(out.partition("training: ")[0])).system_prompt == "Think\nhard."
 
 
+def test_several_turns_are_counted(no_engines, monkeypatch, capfd, tmp_path, tiny_model) -> None:
+    arguments = ["--model-name", str(tiny_model), "--output-directory", str(tmp_path / "runs"), "--max-turns", "3"]
+    code, out, err = dry_run(monkeypatch, capfd, "--task", "number-guessing", *arguments)
+    assert (code, err) == (0, "")
+    words = " ".join(out.split())
+    assert "a conversation has up to 3 answers of up to 8 tokens" in words
+    assert "one iteration 24 576" in words
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["--max-turns", "3", "--model-name", "{tiny}"], "--max-turns 3: task 'countdown' has no hook `turn`"),
+        (["--task", "calculator", "--perturbation", "low-rank"], "--perturbation low-rank: not for tasks"),
         (["--model-name", "./no/such"], "./no/such"),
         (["--max-tokens", "5000", "--model-name", "{tiny}"], "--max-tokens 5000"),
         (["--max-model-len", "24", "--model-name", "{tiny}"], "at most 16 fit"),

@@ -214,6 +214,51 @@ def test_the_last_member_is_shared_by_engines_that_have_nothing_else_to_do(pool)
     assert [answer.text.split(",")[0] for answer in last.completions] == [f"[{number + 1}" for number in range(17)]
 
 
+class Later:
+    """Has one more turn follow each piece of the first turn, ``seconds`` later."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.waiting = seconds, []
+
+    def answered(self, piece: Any) -> None:
+        if piece.job.keys[0][1] == 0:
+            self.waiting.append((time.monotonic() + self.seconds, piece))
+
+    def some_ready(self) -> bool:
+        return any(when < time.monotonic() for when, _ in self.waiting)
+
+    def expected(self) -> bool:
+        return bool(self.waiting)
+
+    def ready(self) -> list[Any]:
+        now = time.monotonic()
+        due = [piece for when, piece in self.waiting if when < now]
+        self.waiting = [each for each in self.waiting if each[0] >= now]
+        return [(piece, turn(piece.job.keys[0][0], 1)) for piece in due]
+
+
+def turn(member: int, number: int) -> Job[Any]:
+    key, prompts = (member, number), [[member, number]]
+    return Job([key], [Weights(member, 0.1)], prompts, [0], Sampling(4), 8, shared_prompts=number == 0)
+
+
+@pytest.mark.parametrize("kind", ["slow", "die"])
+def test_jobs_that_follow_are_done_as_soon_as_an_engine_is_free(kind, pool, tmp_path) -> None:
+    """Engine 0 takes 3 s, or dies; meanwhile engine 1 does all that follows, whenever it becomes ready."""
+    mine = pool()
+    begin(mine)
+    order(tmp_path, "generate", 0, kind)
+    later, seen, began = Later(0.3), [], time.monotonic()
+    for piece, (generation,) in mine.run_pieces((turn(member, 0) for member in range(4)), later):
+        later.answered(piece)
+        seen.append((piece.job.keys[0], generation.completions[0].text, time.monotonic() - began))
+    assert sorted(key for key, *_ in seen) == [(member, number) for member in range(4) for number in range(2)]
+    assert all(text == f"{[member, number]} {member} {BASE}" for (member, number), text, _ in seen)
+    if kind == "slow":
+        late = [key for key, _, when in seen if when > 2.5]
+        assert late == [(0, 0), (0, 1)]
+
+
 def test_a_silent_engine_is_replaced_and_changes_nothing(pool, undisturbed, tmp_path, capsys) -> None:
     mine = pool(timeout=2.0)
     history = begin(mine)

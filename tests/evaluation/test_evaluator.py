@@ -24,7 +24,7 @@ class Engines:
     def __init__(self) -> None:
         self.jobs: list[Job[int]] = []
 
-    def run(self, jobs: Iterable[Job[int]]) -> Iterator[tuple[int, Generation]]:
+    def run(self, jobs: Iterable[Job[int]], rows: Any) -> Iterator[tuple[int, Generation]]:
         self.jobs = list(jobs)
         for job in reversed(self.jobs):
             answers = [f"{ids[0]} {seed}" for ids, seed in zip(job.prompts, job.seeds, strict=True)]
@@ -56,7 +56,7 @@ def evaluate(
 
     evaluator = Evaluator(make_config(settings), splits, device)
     with LiveProgress(0, enabled=False) as progress:
-        evaluated, grades = evaluator.evaluate(engines, grade, progress, "evaluation")
+        evaluated, grades = evaluator.evaluate(engines.run, grade, progress, "evaluation")
     return evaluated, grades, engines.jobs
 
 

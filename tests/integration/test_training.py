@@ -558,6 +558,72 @@ def test_number_of_engines_and_mini_batch_size_change_nothing(start, one_engine,
     assert len({result.checksum for result in results}) == 1
 
 
+class Interrupted(Trainer):
+    """A trainer that is interrupted in its second iteration, after the conversations of one member."""
+
+    def train_step(self, iteration):
+        self._left = 2 if iteration == 1 else 100
+        super().train_step(iteration)
+
+    def _grade(self, generation, targets):
+        self._left = getattr(self, "_left", 100) - 1
+        if not self._left:
+            raise KeyboardInterrupt
+        return super()._grade(generation, targets)
+
+
+def reply(messages: list[dict[str, str]], target: int) -> Any:
+    """End one conversation in five, reply at length in another, and otherwise shortly."""
+    kind = sum(map(ord, messages[-1]["content"])) % 5
+    return None if kind == target % 5 else [{"role": "user", "content": f"No, {kind}. " * (9 if kind == 4 else 1)}]
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_engines_and_interruptions_change_no_conversation(chat, start, one_engine, two_engines) -> None:
+    def reward(output: str, target: int, messages: list[dict[str, str]]) -> float:
+        assert messages[-1] == {"role": "assistant", "content": output}
+        said = "".join(message["content"] for message in messages)
+        return sum(ord(letter) % 32 for letter in said) / (1 + len(said))
+
+    def template(question: str) -> Any:
+        return [{"role": "user", "content": question}] if chat else f"Q: {question} A:"
+
+    settings = {"turn_function": reply, "reward_function": reward, "template_function": template, "max_turns": 4}
+    data = {"eval_dataloader_dict": {"all": [(QUESTIONS, TARGETS)]}, "dtype": "float32", "train_temperature": 0.8}
+    common = settings | data | {"num_iterations": 2, "eval_freq": 1, "mini_batch_size": 5}
+    arms = [(one_engine, Trainer), (two_engines, Trainer), (two_engines, Interrupted)]
+    results = []
+    for number, (engines, kind) in enumerate(arms):
+        trainer = start(engines, kind, experiment_name=f"arm{number}", **common)
+        if kind is Interrupted:
+            with pytest.raises(KeyboardInterrupt):
+                trainer.fit()
+            again = start(engines, experiment_name=f"arm{number}", **common)
+            results.append(again.fit(resume=trainer.run_dir.path))
+        else:
+            results.append(trainer.fit())
+    assert len({result.checksum for result in results}) == 1
+    records = [record_of(result) for result in results]
+    assert records[1:] == records[:1] * 2
+
+    metrics = read_iteration(results[0].run_dir, 1)["metrics"]
+    assert 1 < metrics["train/turns/mean"] < 4
+    ways = {way: metrics[f"train/ended/{way}"] for way in ("task", "max_turns", "too_long", "failed")}
+    assert sum(ways.values()) == pytest.approx(1)
+    assert ways["task"] > 0
+    assert ways["too_long"] + ways["max_turns"] > 0
+    (split,) = results[0].evaluations[-1].splits
+    assert split.figures["turns"].mean > 1
+    for sample in split.samples:
+        roles = [message["role"] for message in sample.conversation]
+        assert roles == [("assistant", "user")[number % 2] for number in range(2 * sample.turns - 1)]
+        assert sample.conversation[-1]["content"] == sample.output
+    page = render([read_run(results[0].run_dir)], [])
+    said = next(sample for sample in split.samples if sample.turns > 1).conversation[1]["content"]
+    assert said[:8] in page
+    assert strict_json((results[0].run_dir / "results.json").read_text())["sampling"]["max_turns"] == 4
+
+
 def test_a_schedule_sets_what_is_added_to_the_weights(start, one_engine, monkeypatch) -> None:
     scales = []
 

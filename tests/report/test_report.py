@@ -92,6 +92,23 @@ def test_the_page_shows_the_results(report, tmp_path) -> None:
     assert "python 3.11.7" in page.text
 
 
+def test_conversations_are_shown_whole(report, tmp_path) -> None:
+    said = [{"role": "assistant", "content": "Is it <5>?"}, {"role": "user", "content": "higher\x1b"}]
+    said.append({"role": "assistant", "content": "Is it 7?"})
+    talk = {"conversation": tuple(said), "ended": "max_turns", "output": "Is it 7?"}
+    run = make_run(tmp_path, evaluations=[evaluation(0, [sample(0, 1.0, **talk), sample(1, 0.0, **talk)])])
+    page = report(run.path)
+    assert "2 turns · ended: max_turns assistant Is it <5>? user higher␛ assistant Is it 7?" in page.text
+    file = run.evaluation("held_out", 0)
+    record = json.loads(file.read_text())
+    assert record["samples"][0]["conversation"] == said
+    assert record["metrics"]["eval/held_out/turns/mean"] == 2
+    for damaged in ("x", [3], [{"role": "user"}], [{"role": 3, "content": "x"}]):
+        record["samples"][0]["conversation"] = damaged
+        file.write_text(json.dumps(record))
+        assert "samples that cannot be read are left out" in report(run.path).text
+
+
 def test_the_figures_show_what_was_measured(report, tmp_path) -> None:
     rows = make_run(tmp_path, evaluations=[evaluation(0, [sample(0, 0.0), sample(1, 1.0)])])
     page = report(rows.path)

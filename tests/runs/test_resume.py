@@ -45,6 +45,7 @@ OTHERS: dict[str, Any] = {
     "recipe": "fast",
     "profile": 1,
     "reward_shaping": "centered-ranks",
+    "max_turns": 2,
     "stop": ["x"],
     "eval_splits": ["x"],
     "pass_k": [1, 2],

@@ -9,7 +9,8 @@ from typing import Any, TypeAlias
 
 from esplug.authoring.conformance.checklist import Checklist, Fault
 from esplug.config import RunConfig
-from esplug.hookspecs import Reward
+from esplug.data.conversation import Conversation, answered, opening_messages
+from esplug.hookspecs import Prompt, Reward
 from esplug.rewards import Graded, RewardPool
 from esplug.rewards.trial import texts_in
 
@@ -34,30 +35,52 @@ ANSWERS: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """An answer to grade against a target."""
+    """An answer to grade against a target. There is a prompt in a task of several turns."""
 
     kind: str
     text: str
     target: Any
+    prompt: Prompt | None
+
+    @property
+    def conversation(self) -> Conversation | None:
+        """The conversation of one answer, in a task of several turns."""
+        if self.prompt is None:
+            return None
+        return Conversation(opening_messages(self.prompt), (answered(self.text),), "max_turns")
+
+
+@dataclass(frozen=True, slots=True)
+class Functions:
+    """A task's functions for grading processes; ``turn`` only in a task of several turns."""
+
+    reward: Callable[..., Any]
+    turn: Callable[..., Any] | None
 
 
 def reward_checks(
-    checks: Checklist, reward: Callable[[str, Any], Any], targets: list[Any], config: RunConfig, gold: Gold | None
+    checks: Checklist, functions: Functions, rows: list[tuple[Prompt | None, Any]], config: RunConfig, gold: Gold | None
 ) -> None:
-    """Grade every answer against each of a few targets, twice, in grading processes.
+    """Grade every answer against each of a few targets, twice, in grading processes; reply to each if there are turns.
 
-    Without ``gold``, the texts in a target are tried: bare, between answer tags, and boxed.
+    ``rows`` are targets, with prompts if there are turns. Without ``gold``, the texts in a target are tried: bare,
+    between answer tags, and boxed.
     """
-    pool = RewardPool(reward, timeout=config.reward_function_timeout, memory=config.reward_memory)
+    timeout, memory = config.reward_function_timeout, config.reward_memory
+    pool = RewardPool(functions.reward, timeout=timeout, memory=memory, turn_function=functions.turn)
     if checks.run("reward in its own process", partial(_started, pool)) is None:
         return
     answers = {
-        kind: [_Answer(kind, text, target) for text in texts for target in targets] for kind, texts in ANSWERS.items()
+        kind: [_Answer(kind, text, target, prompt) for text in texts for prompt, target in rows]
+        for kind, texts in ANSWERS.items()
     }
     gold_texts = texts_in if gold is None else lambda target: [gold(target)]
-    answers[_GOLD] = [_Answer(_GOLD, text, target) for target in targets for text in gold_texts(target)]
+    answers[_GOLD] = [_Answer(_GOLD, text, target, prompt) for prompt, target in rows for text in gold_texts(target)]
     grades: dict[str, list[Graded]] = {kind: [] for kind in answers}
     with closing(pool):
+        if functions.turn:
+            for kind in answers:
+                checks.run(f"turn after {kind}", partial(_replied, pool, answers[kind]))
         for kind in ANSWERS:
             checks.run(f"reward of {kind}", partial(_graded, pool, answers[kind], grades[kind], _all_graded))
         empty = max((grade.reward.value for grade in grades["empty answer"]), default=0.0)
@@ -77,10 +100,27 @@ def _graded(
 ) -> tuple[bool, str]:
     """Grade answers of one kind up to the first time-out, append the grades to ``grades``, and judge them."""
     for answer in answers:
-        grades += pool.submit([answer.text], [answer.target]).result()
+        grades += pool.submit([answer.text], [answer.target], [answer.conversation]).result()
         if grades[-1].failed and grades[-1].reward.label == "timeout":
             break
     return judge(grades)
+
+
+def _replied(pool: RewardPool, answers: list[_Answer]) -> tuple[bool, str]:
+    """Reply to answers of one kind, twice."""
+    conversations = [each.conversation for each in answers if each.conversation]
+    asked = [each.messages for each in conversations], [answer.target for answer in answers]
+    first, second = pool.turn(*asked).result(), pool.turn(*asked).result()
+    for one, other in zip(first, second, strict=True):
+        if one.failed:
+            trace = one.traceback or ""
+            *_, why = ["", *trace.splitlines()]
+            raise Fault(f"{one.reward.label} [{why}]; a run would end that conversation with reward 0.0")
+        if one.reply != other.reply:
+            raise Fault("the same conversation gets one reply the first time, and then another")
+    ends = sum(one.reply is None for one in first)
+    slowest = max((one.seconds for one in first), default=0.0)
+    return True, f"{len(first) - ends} replies, {ends} ends; the same when asked again; {slowest:.2g} s at most"
 
 
 def _all_graded(grades: list[Graded]) -> tuple[bool, str]:
@@ -113,7 +153,8 @@ def _best_of(grades: list[Graded], empty: float) -> tuple[bool, str]:
 def _repeated(pool: RewardPool, answers: list[_Answer], first: list[Graded]) -> tuple[bool, str]:
     if len(first) < len(answers) or any(grade.failed for grade in first):
         return True, "not tried: some answers could not be graded once"
-    second = pool.submit([answer.text for answer in answers], [answer.target for answer in answers]).result()
+    texts, targets = [answer.text for answer in answers], [answer.target for answer in answers]
+    second = pool.submit(texts, targets, [answer.conversation for answer in answers]).result()
     for answer, one, other in zip(answers, first, second, strict=True):
         if one.reward != other.reward:
             raise Fault(f"{answer.kind}: {_span([one.reward])} the first time, then {_span([other.reward])}")

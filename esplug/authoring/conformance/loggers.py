@@ -55,6 +55,7 @@ _ODD_SAMPLES: list[dict[str, Any]] = [
         "output": "</script><b>|`\\[red]\x00\x1b[31m\r\n\N{PILE OF POO}\N{RIGHT-TO-LEFT OVERRIDE}",
         "label": "",
     },
+    {**_SAMPLE, "conversation": [{"role": role, "content": "<b>"} for role in ("assistant", "user")], "ended": "task"},
     {**_SAMPLE, "split": "a/b", "output": "word " * 50_000},
 ]
 

@@ -13,12 +13,12 @@ from typing import Any
 import cloudpickle
 import pluggy
 
-from esplug.authoring.conformance.answers import Gold, reward_checks
+from esplug.authoring.conformance.answers import Functions, Gold, reward_checks
 from esplug.authoring.conformance.checklist import Check, Checklist, Fault, Report, Skipped, loads, resolved
 from esplug.config import RunConfig, make_config
 from esplug.data.batches import Batch, Split, load_batch_source, load_eval_splits
 from esplug.data.splits import fingerprint
-from esplug.hookspecs import Prompt
+from esplug.hookspecs import Message, Prompt
 from esplug.plugins import PluginInfo
 from esplug.plugins.task import Task
 from esplug.utils.text import cause
@@ -59,12 +59,18 @@ def task_checks(
         return checks.results
     questions = [question for batch in batches for question in batch[0]]
     targets = [target for batch in batches for target in batch[1]]
-    checks.run("prompts", partial(_prompts, task, questions))
+    prompted = checks.run("prompts", partial(_prompts, task, questions))
     if checks.run("targets pickle", partial(_targets, targets)) is None:
         return checks.results
-    reward = task.reward if isinstance(plugin, str) else partial(_reward_uninstalled, plugin, dict(task.options))
-    few = [batches[0][1][0], batches[-1][1][0], batches[-1][1][-1]]
-    reward_checks(checks, reward, few, config, gold)
+    functions = Functions(task.reward, task.turn_function)
+    if functions.turn and not prompted:
+        return checks.results
+    if not isinstance(plugin, str):
+        turn = partial(_turn_uninstalled, plugin, dict(task.options)) if functions.turn else None
+        functions = Functions(partial(_reward_uninstalled, plugin, dict(task.options)), turn)
+    few = [0, -len(batches[-1][1]), -1]
+    tried = [(task.template(questions[i]) if functions.turn else None, targets[i]) for i in few]
+    reward_checks(checks, functions, tried, config, gold)
     return checks.results
 
 
@@ -186,7 +192,15 @@ def _targets(targets: list[Any]) -> tuple[bool, str]:
     return True, f"{len(targets)} of {min(sizes)} to {max(sizes)} bytes"
 
 
-def _reward_uninstalled(plugin: object, options: Mapping[str, Any], model_output: str, target: Any) -> Any:
+def _reward_uninstalled(
+    plugin: object, options: Mapping[str, Any], model_output: str, target: Any, messages: list[Message]
+) -> Any:
     """Grade with a plugin that has no entry point. Runs in the grading process."""
     _, load = resolved("task", plugin)
-    return load().reward(model_output=model_output, target=target, options=options)
+    return load().reward(model_output=model_output, target=target, messages=messages, options=options)
+
+
+def _turn_uninstalled(plugin: object, options: Mapping[str, Any], messages: list[Message], target: Any) -> Any:
+    """Reply with a plugin that has no entry point. Runs in the grading process."""
+    _, load = resolved("task", plugin)
+    return load().turn(messages=messages, target=target, options=options)

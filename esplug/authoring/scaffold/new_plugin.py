@@ -45,14 +45,18 @@ class NewPlugin:
 
     kind: NewKind
     name: str  #: which users will type, such as ``answer-length``
+    turns: bool = False  #: whether the task has several turns
 
     @classmethod
-    def named(cls, kind: NewKind, name: str) -> "NewPlugin":
+    def named(cls, kind: NewKind, name: str, *, turns: bool = False) -> "NewPlugin":
         """Check a name and create the package. The name may be that of the plugin or of its distribution.
 
         Raises:
-            UserError: the name is invalid, has the prefix of another kind, or belongs to an installed plugin.
+            UserError: the name is invalid, has the prefix of another kind, or belongs to an installed plugin; or a
+                plugin that is no task shall have turns.
         """
+        if turns and kind != "task":
+            raise UserError(f"--turns is for tasks, not for a {kind}; leave it out")
         other, short = without_prefix(name)
         if other not in (None, kind):
             raise UserError(f"{brief(name)} is the name of a {other}; give --kind {other}, or another name")
@@ -66,7 +70,7 @@ class NewPlugin:
         for plugin in list_plugins():
             if (plugin.kind, plugin.name) == (kind, short):
                 raise UserError(f"{plugin} is already installed; choose another name")
-        return cls(kind, short)
+        return cls(kind, short, turns)
 
     @property
     def distribution(self) -> str:
@@ -93,7 +97,8 @@ class NewPlugin:
         }
         texts = {}
         for path, template in _FILES.items():
-            source = files("esplug.authoring.scaffold") / template.format(**names)
+            folder = "turns" if self.turns else self.kind
+            source = files("esplug.authoring.scaffold") / template.format(kind=folder)
             texts[path.format(**names)] = Template(source.read_text(encoding="utf-8")).substitute(names)
         return texts
 
