@@ -98,7 +98,7 @@ def test_toml_round_trip(tmp_path) -> None:
         ({"early_stopping_patience": -1}, ["--early-stopping-patience -1", "at least 0"]),
         (
             {"early_stopping_patience": 2, "eval_freq": 0},
-            ["--early-stopping-patience needs evaluations", "--eval-freq"],
+            ["--early-stopping-patience needs", "--eval-freq"],
         ),
         ({"early_stopping_min_delta": 0.1}, ["--early-stopping-min-delta 0.1 is for --early-stopping-patience"]),
         ({"early_stopping_metric": "eval/a/pass@1/mean"}, ["--early-stopping-metric eval/a/pass@1/mean is for"]),
