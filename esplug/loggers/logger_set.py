@@ -84,7 +84,7 @@ class LoggerSet:
 
     def run_end(self, event: RunEnd) -> None:
         """Call ``on_run_end``. Background loggers have until the end of :meth:`finish` for it."""
-        for logger in self._started:
+        for logger in self._listening("on_run_end"):
             logger.ask("on_run_end", event=event)
 
     def _ask(self, hook: str, make: Callable[[], IterationEnd | EvaluationEnd]) -> str:
@@ -92,8 +92,7 @@ class LoggerSet:
 
         A logger that has not answered after ``ANSWER`` seconds is switched off with a warning.
         """
-        listening = [logger for logger in self._started if getattr(logger.relay, hook).get_hookimpls()]
-        if not listening:
+        if not (listening := self._listening(hook)):
             return ""
         event, deadline = make(), time.monotonic() + ANSWER
         reasons = []
@@ -107,6 +106,10 @@ class LoggerSet:
                 logger.abandon("it is switched off")
                 self._started.remove(logger)
         return next(filter(None, reasons), "")
+
+    def _listening(self, hook: str) -> "list[_SynchronousLogger | BackgroundLogger]":
+        """Return the loggers that have an optional hook."""
+        return [logger for logger in self._started if getattr(logger.relay, hook).get_hookimpls()]
 
     def finish(self, status: str) -> None:
         """Close every started logger within 5 seconds. A second call does nothing."""

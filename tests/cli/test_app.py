@@ -143,6 +143,7 @@ NOT_FOR_EVAL = {
     *("save_best_models", "checkpoint_every", "keep_checkpoints", "perturbation", "rank", "momentum", "recipe"),
     *("sigma", "alpha", "population_size", "n_iterations", "antithetic", "reward_shaping"),
     *("sigma_schedule", "sigma_end", "alpha_schedule", "alpha_end"),
+    *("early_stopping_patience", "early_stopping_metric", "early_stopping_min_delta"),
 }
 
 
@@ -205,7 +206,7 @@ def test_a_mistake_in_eval_gets_one_line_and_writes_nothing(
     (tmp_path / "odd.toml").write_text("pass_k = 1.5\n")
     (tmp_path / "short.toml").write_text("n_samples = 4\n")
     before = sorted(tmp_path.rglob("*"))
-    monkeypatch.setattr("esplug.trainer.Cluster", lambda *_: pytest.fail("Ray was started"))
+    monkeypatch.setattr("esplug.runs.preparation.Cluster", lambda *_: pytest.fail("Ray was started"))
     arguments, words = ([each.format(tmp=tmp_path, tiny=tiny_model) for each in part] for part in (arguments, words))
     base = ["eval", "--output-directory", str(tmp_path / "out"), "--limit", "4", "--max-tokens", "8"]
     base += [] if "--compare" in arguments else ["--model-name", str(tiny_model)]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from esplug.errors import RunError
+from esplug.runs.early_stopping import Stop
 from esplug.runs.summary import duration, summarise
 from esplug.utils.file_lock import locked
 from tests.helpers.cli import HEAVY, run_cli
@@ -134,6 +135,20 @@ def test_where_locks_cannot_be_asked_the_last_word_counts(status, state, listed,
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
     assert listed()["run"]["state"] == state
+
+
+def test_why_a_run_stopped_early_is_listed_and_reported(listed, monkeypatch, capfd, tmp_path) -> None:
+    run = make_run(tmp_path, "early", done=2, n_iterations=9)
+    run.write_status("stopped", stop=Stop("the score is good enough"))
+    assert (listed()["early"]["state"], listed()["early"]["reason"]) == ("stopped", "the score is good enough")
+    _, out, _ = run_cli(monkeypatch, capfd, "runs", str(tmp_path))
+    header, row = out.splitlines()
+    assert header.split()[-1] == "reason"
+    assert row.endswith("the score is good enough")
+    assert "stopped  2/9" in row
+    page = tmp_path / "page.html"
+    assert run_cli(monkeypatch, capfd, "report", str(run.path), "--output", str(page))[0] == 0
+    assert "stopped: the score is good enough" in page.read_text()
 
 
 def test_why_a_run_failed_is_kept_but_no_text_that_may_hold_secrets(listed, tmp_path) -> None:

@@ -95,6 +95,16 @@ def test_toml_round_trip(tmp_path) -> None:
         ({"sigma_end": 0.1}, ["--sigma-end 0.1", "--sigma-schedule linear or cosine"]),
         ({"alpha_end": 0.1}, ["--alpha-end", "--alpha-schedule"]),
         ({"profile": 3, "n_iterations": 3}, ["--profile 3", "the last iteration is 2"]),
+        ({"early_stopping_patience": -1}, ["--early-stopping-patience -1", "at least 0"]),
+        (
+            {"early_stopping_patience": 2, "eval_freq": 0},
+            ["--early-stopping-patience needs", "--eval-freq"],
+        ),
+        ({"early_stopping_min_delta": 0.1}, ["--early-stopping-min-delta 0.1 is for --early-stopping-patience"]),
+        ({"early_stopping_metric": "eval/a/pass@1/mean"}, ["--early-stopping-metric eval/a/pass@1/mean is for"]),
+        ({"early_stopping_metric": "train/reward/mean"}, ["--early-stopping-metric", "a metric of evaluations"]),
+        ({"early_stopping_metric": "eval/\n/x"}, ["--early-stopping-metric", "one line"]),
+        ({"early_stopping_patience": 1, "early_stopping_min_delta": -0.1}, ["--early-stopping-min-delta", "least 0"]),
         ({"recipe": "slow"}, ["--recipe", "paper, fast"]),
         ({"momentum": 1}, ["--momentum", "at most 0.99"]),
         ({"sigma_schedule": "exponential"}, ["--sigma-schedule", "cosine"]),
@@ -261,3 +271,15 @@ def test_every_field_has_help_and_a_flag() -> None:
         flags = [flag_of(name, command) for name in RunConfig.model_fields]
         assert len(set(flags)) == len(flags)
     assert all(field.description for field in RunConfig.model_fields.values())
+
+
+def test_a_patience_of_zero_drops_what_belongs_to_early_stopping() -> None:
+    rule = {
+        "early_stopping_patience": 3,
+        "early_stopping_metric": "eval/a/reward/mean",
+        "early_stopping_min_delta": 0.1,
+    }
+    for zero in (0, "0"):
+        config = make_config(rule, {"early_stopping_patience": zero})
+        assert (config.early_stopping_patience, config.early_stopping_min_delta) == (0, 0.0)
+        assert config.early_stopping_metric == "eval/average/reward/mean"

@@ -69,15 +69,23 @@ def test_the_data_in_the_readme_has_no_word_twice(folder, site) -> None:
 
 @pytest.mark.vllm
 @pytest.mark.install
-def test_the_command_in_the_readme_learns(folder, site) -> None:
+@pytest.mark.parametrize(
+    ("changes", "iterations", "gain"),
+    [
+        ("--n-iterations 1 --population-size 2 --eval-limit 8", 1, -1.0),
+        pytest.param("", 10, 0.15, marks=pytest.mark.soak),
+    ],
+    ids=["starts", "learns"],
+)
+def test_the_command_in_the_readme_runs(changes, iterations, gain, folder, site) -> None:
     (command,) = re.findall(r"esplug (train .*)", COMMANDS.replace("\\\n", " "))
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(site), os.getcwd()]), "HF_HUB_OFFLINE": "1"}
-    arguments = [sys.executable, "-m", "esplug", *command.split(), "--experiment-name", "run"]
+    arguments = [sys.executable, "-m", "esplug", *command.split(), *changes.split(), "--experiment-name", "run"]
     done = subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"change +\+0\.\d", done.stdout)  # the summary says what was learnt
+    assert re.search(r"change +[+-]0\.\d", done.stdout)  # the summary says what was learnt
     run = summarise(folder / "experiments" / "run")
-    assert (run.iterations, run.unchanged) == (10, "")
+    assert (run.iterations, run.unchanged) == (iterations, "")
     assert run.first.figure == "reward"
     assert run.first.mean > 0.1  # a signal from the start
-    assert run.last.mean > run.first.mean + 0.15
+    assert run.last.mean > run.first.mean + gain

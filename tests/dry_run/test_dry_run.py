@@ -12,7 +12,7 @@ from tests.helpers.cli import errors_of, run_cli
 
 @pytest.fixture
 def no_engines(monkeypatch) -> None:
-    monkeypatch.setattr("esplug.trainer.Cluster", lambda *_: pytest.fail("Ray was started"))
+    monkeypatch.setattr("esplug.runs.preparation.Cluster", lambda *_: pytest.fail("Ray was started"))
 
 
 def dry_run(monkeypatch, capfd, *arguments: str) -> tuple[int, str, str]:
@@ -88,6 +88,8 @@ def test_several_turns_are_counted(no_engines, monkeypatch, capfd, tmp_path, tin
         (["--max-tokens", "5000", "--model-name", "{tiny}"], "--max-tokens 5000"),
         (["--max-model-len", "24", "--model-name", "{tiny}"], "at most 16 fit"),
         (["--output-directory", "/dev/null/x"], "--output-directory"),
+        (["--early-stopping-patience", "2", "--eval-freq", "0"], "--early-stopping-patience needs evaluations"),
+        (["--early-stopping-patience", "2", "--early-stopping-metric", "eval/other/reward/mean"], "no such metric"),
         (["--system-prompt", "Think.", "--model-name", "{tiny}"], "--system-prompt: the task's prompt"),
         (["--chat-template-option", "style=x", "--model-name", "{tiny}"], "does not read it"),
         (["--chat-template-option", "style"], "write it as key=value"),
@@ -98,6 +100,14 @@ def test_a_mistake_is_one_line(arguments, words, no_engines, monkeypatch, capfd,
     code, _, err = dry_run(monkeypatch, capfd, *(each.format(tiny=tiny_model) for each in arguments))
     assert (code, len(errors_of(err))) == (2, 1), err
     assert words in errors_of(err)[0]
+
+
+def test_early_stopping_is_announced(no_engines, monkeypatch, capfd, tiny_model) -> None:
+    rule = ["--early-stopping-patience", "2", "--early-stopping-metric", "eval/countdown_eval/pass@1/mean"]
+    code, out, err = dry_run(monkeypatch, capfd, "--model-name", str(tiny_model), *rule)
+    assert (code, err) == (0, "")
+    words = " ".join(out.split())
+    assert "the run stops early if eval/countdown_eval/pass@1/mean does not improve in 2 evaluations; the" in words
 
 
 def test_control_characters_in_data_do_not_reach_the_terminal() -> None:

@@ -1,4 +1,4 @@
-"""Early stopping and callbacks on real Ray and vLLM, on one engine: at the command line and from Python."""
+"""Early stopping and callbacks in whole runs: on a toy engine, and at the command line on real Ray and vLLM."""
 
 import sys
 from collections.abc import Iterator
@@ -17,31 +17,15 @@ from esplug.report.run_data import read_run
 from esplug.runs.result import RunResult
 from esplug.runs.summary import summarise
 from esplug.trainer import EvolutionStrategiesTrainer
-from tests.helpers.training import KeptEngines, Trainer
-
-pytestmark = pytest.mark.vllm
+from tests.helpers.toy import use_toys
+from tests.helpers.training import KeptEngines
 
 QUESTIONS, TARGETS = ["one", "two", "three"], [1, 2, 3]
 #: Held-out rewards by number of updates, which the model's own answers would not follow.
 SCORES = [0.25, 0.5, 0.375, 0.5, 0.25, 0.75, 0.5]
 
 
-@pytest.fixture(scope="module")
-def engines(tiny_model, tmp_path_factory) -> Iterator[KeptEngines]:
-    import ray
-
-    ray.init(address="local", num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False)
-    settings = EngineSettings(str(tiny_model), "float32", "float32", "auto", "cpu", 1, 1024, memory_share=0.02)
-    kept = KeptEngines(Plan(1, "cpu", 0, 1), settings, 0, 2**26, tmp_path_factory.mktemp("engine"))
-    try:
-        kept.start(History(0))
-        yield kept
-    finally:
-        kept.stop()
-        ray.shutdown()
-
-
-class Scripted(Trainer):
+class Scripted(EvolutionStrategiesTrainer):
     """A trainer whose evaluations have the rewards of ``SCORES``."""
 
     _score: float | None = None
@@ -62,7 +46,9 @@ def reward(output: str, target: int) -> float:
 
 
 @pytest.fixture
-def start(engines, tiny_model, tmp_path):
+def start(tiny_model, tmp_path, monkeypatch):
+    use_toys(monkeypatch, tiny_model)
+
     def start(**settings: Any) -> Scripted:
         usual = {
             **{"model_name": str(tiny_model), "sigma": 0.02, "alpha": 0.05, "population_size": 2, "max_tokens": 4},
@@ -71,9 +57,7 @@ def start(engines, tiny_model, tmp_path):
             **{"template_function": str, "eval_dataloader_dict": {"held_out": [(QUESTIONS, TARGETS)]}},
             **{"logging": "none", "output_directory": str(tmp_path / "runs"), "experiment_name": "run"},
         }
-        trainer = Scripted(**usual | settings)
-        trainer.kept = engines
-        return trainer
+        return Scripted(**usual | settings)
 
     return start
 
@@ -177,6 +161,22 @@ def test_a_callback_sees_the_run_and_stops_it_at_the_iteration_it_names(start) -
     assert resumed.checksum == start(experiment_name="whole").fit(summary=False).checksum
 
 
+@pytest.fixture(scope="module")
+def engines(tiny_model, tmp_path_factory) -> Iterator[KeptEngines]:
+    import ray
+
+    ray.init(address="local", num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False)
+    settings = EngineSettings(str(tiny_model), "float32", "float32", "auto", "cpu", 1, 1024, memory_share=0.02)
+    kept = KeptEngines(Plan(1, "cpu", 0, 1), settings, 0, 2**26, tmp_path_factory.mktemp("engine"))
+    try:
+        kept.start(History(0))
+        yield kept
+    finally:
+        kept.stop()
+        ray.shutdown()
+
+
+@pytest.mark.vllm
 def test_the_command_line_stops_early_and_says_so(engines, tiny_model, tmp_path, monkeypatch, capfd) -> None:
     monkeypatch.setattr(EvolutionStrategiesTrainer, "launch_engines", lambda trainer: engines)
     command = f"train --task countdown --task-option level=easy --task-option shots=0 --model-name {tiny_model} "

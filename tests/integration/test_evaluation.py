@@ -33,7 +33,7 @@ pytestmark = pytest.mark.vllm
 
 ROWS, TOKENS = 18, 16
 COUNTDOWN = "--task countdown --task-option level=easy --task-option shots=1"
-COMMON = f"--use-gpus none --dtype float32 --max-tokens {TOKENS} --max-model-len 512"
+COMMON = f"--use-gpus none --dtype float32 --max-tokens {TOKENS} --max-model-len 1024"
 SAMPLED = "--temperature 0.8 --n-samples 2 --pass-k 1,2 --seed"
 #: 36 answers each, which is more than one job takes, so that two engines both have work.
 ARMS, SIZES = [f"--limit {2 * ROWS}", f"{SAMPLED} 3"], [7, 512]
@@ -87,7 +87,7 @@ class Desk:
 
 @contextmanager
 def desk_of(n_engines: int, model: Path, folder: Path) -> Iterator[Desk]:
-    settings = EngineSettings(str(model), "float32", "float32", "auto", "cpu", 1, 512, memory_share=0.02)
+    settings = EngineSettings(str(model), "float32", "float32", "auto", "cpu", 1, 1024, memory_share=0.02)
     engines = KeptEngines(Plan(n_engines, "cpu", 0, 2 // n_engines), settings, 0, 2**28, folder / "logs")
     try:
         engines.start(History(0))
@@ -106,16 +106,16 @@ def ray_of_two() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def on_two_engines(ray_of_two, small_model, tmp_path_factory) -> dict[str, list[Path]]:
+def on_two_engines(ray_of_two, tiny_model, tmp_path_factory) -> dict[str, list[Path]]:
     """Runs of two engines on one core each, by flags."""
-    with desk_of(2, small_model, tmp_path_factory.mktemp("two")) as desk:
+    with desk_of(2, tiny_model, tmp_path_factory.mktemp("two")) as desk:
         return {flags: [desk.eval(*flags.split(), "--mini-batch-size", size) for size in SIZES] for flags in ARMS}
 
 
 @pytest.fixture(scope="module")
-def desk(on_two_engines, small_model, tmp_path_factory) -> Iterator[Desk]:
+def desk(on_two_engines, tiny_model, tmp_path_factory) -> Iterator[Desk]:
     """One engine on two cores, when the two are gone, so that they need not fit in memory together."""
-    with desk_of(1, small_model, tmp_path_factory.mktemp("one")) as desk:
+    with desk_of(1, tiny_model, tmp_path_factory.mktemp("one")) as desk:
         yield desk
 
 
@@ -150,7 +150,7 @@ def test_engines_and_mini_batches_change_no_answer(flags, desk, on_two_engines) 
         assert samples_of(fewer) == first[: 5 * 2]
 
 
-def test_results_say_all_it_takes_to_get_them_again(desk, small_model, capsys) -> None:
+def test_results_say_all_it_takes_to_get_them_again(desk, tiny_model, capsys) -> None:
     run = desk.eval(*SAMPLED.split(), 3, "--stop", "</answer>", "--stop", "zz")
     record, table = read(run / "results.json"), " ".join(capsys.readouterr().out.split())
     assert record.keys() == {
@@ -158,7 +158,7 @@ def test_results_say_all_it_takes_to_get_them_again(desk, small_model, capsys) -
         *("iteration", "model", "task", "sampling", "splits", "average", "seconds", "config", "environment"),
     }
     assert record["model"].keys() == {"name", "checkpoint", "revision", "weights_checksum"}
-    assert record["model"]["name"] == str(small_model)
+    assert record["model"]["name"] == str(tiny_model)
     checksum = record["model"]["weights_checksum"]
     assert len(checksum) == 16
     assert f"checksum {checksum}" in table
@@ -196,8 +196,8 @@ def test_results_say_all_it_takes_to_get_them_again(desk, small_model, capsys) -
     assert samples_of(again) == samples
 
 
-def test_a_model_compared_with_itself_has_no_flips(desk, small_model, capsys) -> None:
-    folder = desk.eval("--compare", small_model, small_model)
+def test_a_model_compared_with_itself_has_no_flips(desk, tiny_model, capsys) -> None:
+    folder = desk.eval("--compare", tiny_model, tiny_model)
     table = " ".join(capsys.readouterr().out.split())
     assert {path.name for path in folder.iterdir()} == {"A", "B", "comparison.json"}
     assert samples_of(folder / "A") == samples_of(folder / "B")
@@ -206,7 +206,7 @@ def test_a_model_compared_with_itself_has_no_flips(desk, small_model, capsys) ->
         assert a[same] == b[same]
     record = read(folder / "comparison.json")
     for name in "AB":
-        assert record[name] == {"model": str(small_model), "weights_checksum": a["model"]["weights_checksum"]}
+        assert record[name] == {"model": str(tiny_model), "weights_checksum": a["model"]["weights_checksum"]}
     split = record["splits"]["countdown_eval"]
     assert split["a"] == split["b"]
     for change in split["changes"].values():
@@ -217,13 +217,13 @@ def test_a_model_compared_with_itself_has_no_flips(desk, small_model, capsys) ->
     assert "0 up, 0 down" in table
 
 
-def test_without_correct_the_highest_reward_passes(desk, small_model, tmp_path) -> None:
+def test_without_correct_the_highest_reward_passes(desk, tiny_model, tmp_path) -> None:
     def reward(output: str, target: int) -> Reward:
         return Reward(float(min(2, len(output) % 4)), "long" if len(output) > 20 else "short", None, {"goal": target})
 
     def evaluated(**settings: Any) -> Any:
         trainer = EvolutionStrategiesTrainer(
-            model_name=str(small_model),
+            model_name=str(tiny_model),
             num_iterations=0,
             max_tokens=8,
             reward_function=reward,
@@ -232,7 +232,7 @@ def test_without_correct_the_highest_reward_passes(desk, small_model, tmp_path) 
             n_vllm_engines=1,
             use_gpus="none",
             dtype="float32",
-            max_model_len=512,
+            max_model_len=1024,
             output_directory=str(tmp_path),
             eval_temperature=1.0,
             eval_n_samples=4,

@@ -891,3 +891,13 @@ def test_settings_of_a_run_in_python_are_those_of_its_config_file(start, one_eng
     config = make_config(tomllib.loads((trainer.fit().run_dir / "config.toml").read_text()))
     assert isinstance(config, RunConfig)
     assert config == trainer.config
+
+
+def test_a_run_learns(start, one_engine) -> None:
+    def letters(output: str, target: int) -> float:
+        return sum(letter in "aeiou" for letter in output) / 8
+
+    data = {"eval_dataloader_dict": {"seen": [(QUESTIONS, TARGETS)]}, "reward_function": letters, "eval_freq": 0}
+    steps = {"num_iterations": 8, "population_size": 16, "antithetic": True, "sigma": 0.05, "alpha": 0.1}
+    before, after = start(one_engine, **data | steps).fit().evaluations
+    assert after.mean > before.mean

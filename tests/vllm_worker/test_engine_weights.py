@@ -69,7 +69,13 @@ def test_the_direct_loader_and_reload_agree_in_bfloat16(cluster, tiny_models) ->
     ray.kill(probe)
 
 
-@pytest.mark.parametrize(("architecture", "tied"), [("qwen2", False), ("llama", True)])  # biases; shared keys, padding
+@pytest.mark.parametrize(
+    ("architecture", "tied"),
+    [
+        pytest.param("qwen2", False, marks=pytest.mark.soak, id="biases"),
+        pytest.param("llama", True, id="shared keys, padding"),
+    ],
+)
 def test_tensor_parallel_ranks_hold_the_parts_of_one_model(cluster, tiny_models, tmp_path, architecture, tied) -> None:
     import numpy as np
     import ray

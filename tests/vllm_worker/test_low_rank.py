@@ -42,15 +42,15 @@ def test_a_run_moves_the_model_and_is_replayed_bit_for_bit(tiny_model, tmp_path)
         )
         return trainer.fit(tmp_path / name if (tmp_path / name).exists() else None)
 
-    result = run("one", num_iterations=4, n_vllm_engines=1)
+    result = run("one", num_iterations=2, n_vllm_engines=1)
     before, after = result.evaluations
     assert [row.output for row in before.splits[0].samples] != [row.output for row in after.splits[0].samples]
     folder = export(result.run_dir, tmp_path / "exported").folder
     assert load_file(folder / "model.safetensors").keys() == load_file(tiny_model / "model.safetensors").keys()
     assert (folder / "model.safetensors").read_bytes() == (result.model / "model.safetensors").read_bytes()
-    # Interrupted, on two engines, with other batches of members and shared mini-batches: the same.
-    run("two", num_iterations=2, n_vllm_engines=2, members_per_batch=5, mini_batch_size=7)
-    again = run("two", num_iterations=4, n_vllm_engines=2, members_per_batch=5, mini_batch_size=7)
+    # Interrupted, then on two engines, with other batches of members and shared mini-batches: the same.
+    run("two", num_iterations=1, n_vllm_engines=1, members_per_batch=5, mini_batch_size=7)
+    again = run("two", num_iterations=2, n_vllm_engines=2, members_per_batch=5, mini_batch_size=7)
     assert again.checksum == result.checksum
 
 

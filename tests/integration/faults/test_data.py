@@ -231,8 +231,8 @@ MATH_FAULTS: dict[str, Fault] = {
 @pytest.fixture(autouse=True)
 def nothing_starts(monkeypatch, tmp_path) -> Iterator[None]:
     """Forbid engines, Ray, the Hub and files in the user's home."""
-    monkeypatch.setattr("esplug.trainer.Cluster", lambda *_: pytest.fail("Ray was started"))
-    monkeypatch.setattr("esplug.trainer.RewardPool", lambda *_, **__: pytest.fail("graders were started"))
+    monkeypatch.setattr("esplug.runs.preparation.Cluster", lambda *_: pytest.fail("Ray was started"))
+    monkeypatch.setattr("esplug.runs.preparation.RewardPool", lambda *_, **__: pytest.fail("graders were started"))
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     yield

@@ -225,8 +225,8 @@ def small_machine(monkeypatch, tmp_path) -> Iterator[None]:
 
         def close(self) -> None: ...
 
-    monkeypatch.setattr("esplug.trainer.Cluster", Cluster)
-    monkeypatch.setattr("esplug.trainer.RewardPool", Graders)
+    monkeypatch.setattr("esplug.runs.preparation.Cluster", Cluster)
+    monkeypatch.setattr("esplug.runs.preparation.RewardPool", Graders)
     trainer = "esplug.trainer.EvolutionStrategiesTrainer"
     monkeypatch.setattr(f"{trainer}.launch_engines", lambda _: pytest.fail("engines were started"))
     (tmp_path / "rows.jsonl").write_text('{"context": "x", "numbers": [1], "target": 1}\n')
