@@ -16,6 +16,7 @@ from esplug.config import RunConfig, make_config
 from esplug.conversations.dialogues import Dialogues, Rows
 from esplug.conversations.turns import max_turns
 from esplug.data.batches import Batch
+from esplug.data.conversation import Conversation
 from esplug.data.prompts import PromptBuilder
 from esplug.doctor.installation import require_installation
 from esplug.engines import EnginePool, Job
@@ -278,13 +279,17 @@ class EvolutionStrategiesTrainer:
             why = f"the model gave NaN or infinity for {generation.undefined} tokens, so its answers mean nothing"
             return PendingRewards.failed(len(targets), UNDEFINED, why)
         outputs = [completion.text for completion in generation.completions]
-        if self.turn_function is None:
-            return self._postprocess_outputs(outputs, targets)
-        return self._reward_pool.submit(outputs, targets, generation.conversations)
+        conversations = [generation.conversations] if self.turn_function else []
+        return self._postprocess_outputs(outputs, targets, *conversations)
 
-    def _postprocess_outputs(self, outputs: list[str], targets: Sequence[Any]) -> PendingRewards:
-        """Send answers to the graders. Called as soon as an engine has generated them."""
-        return self._reward_pool.submit(outputs, targets)
+    def _postprocess_outputs(
+        self, outputs: list[str], targets: Sequence[Any], conversations: Sequence[Conversation] | None = None
+    ) -> PendingRewards:
+        """Send answers to the graders. Called as soon as an engine has generated them.
+
+        In a task of several turns, it also gets the conversations, of which the outputs are the last answers.
+        """
+        return self._reward_pool.submit(outputs, targets, conversations)
 
     # --- start and end of a run -------------------------------------------------------------------------
 

@@ -91,11 +91,11 @@ class WorkScheduler(Generic[Job]):
             started.engines.remove(engine)
 
     def _lost(self) -> _StartedJob[Job] | None:
-        """Return an unfinished job whose engines have all failed or left it, one of them by failing."""
+        """Return a job with a piece on which an engine failed, if no engine is left to do it."""
         return next((started for started in self._unfinished if started.lost and not started.engines), None)
 
     def _abandoned(self) -> _StartedJob[Job] | None:
-        """Return an unfinished job that all its engines have left, before other jobs followed from it."""
+        """Return a job that has been followed by others after its engines left it."""
         return next((started for started in self._unfinished if not started.engines), None)
 
     def _next(self) -> _StartedJob[Job] | None:

@@ -20,7 +20,12 @@ _UNKNOWN = "unknown"
 
 #: Names of published plugins that are not part of esplug, and their packages.
 PUBLISHED: Mapping[Kind, Mapping[str, str]] = {
-    "task": {"countdown": "esplug-tasks-countdown", "math": "esplug-tasks-math"},
+    "task": {
+        "calculator": "esplug-tasks-games",
+        "countdown": "esplug-tasks-countdown",
+        "math": "esplug-tasks-math",
+        "number-guessing": "esplug-tasks-games",
+    },
     "dataset": {
         "countdown": "esplug-tasks-countdown",
         "math": "esplug-tasks-math",

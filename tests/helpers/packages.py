@@ -4,7 +4,16 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+#: Tasks of the repository's own packages.
+OWN_TASKS = sorted(
+    name
+    for project in ROOT.glob("esplug_tasks_*/pyproject.toml")
+    for name in tomllib.loads(project.read_text(encoding="utf-8"))["project"]["entry-points"]["esplug.tasks"]
+)
 
 
 def files_in(page: str) -> dict[str, str]:
