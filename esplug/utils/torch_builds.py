@@ -13,7 +13,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
-_AT_START = Path(__file__).with_name("at_start")  # its sitecustomize.py imports esplug
+_AT_START = Path(__file__).with_name("at_start")  # its sitecustomize.py calls hide_cuda_builds
 
 
 def hide_cuda_builds() -> None:

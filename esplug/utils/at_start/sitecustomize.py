@@ -1,4 +1,4 @@
-"""Start of every Python process that an engine starts: imports esplug, which hides what torch cannot load.
+"""Start of every Python process that an engine starts: hides what its torch cannot load.
 
 Python imports the first module of this name on its path when it starts. This one then runs the next.
 """
@@ -10,7 +10,9 @@ from importlib.util import module_from_spec
 from pathlib import Path
 
 with contextlib.suppress(ImportError):  # the process may be another environment's Python
-    import esplug  # noqa: F401
+    from esplug.utils.torch_builds import hide_cuda_builds
+
+    hide_cuda_builds()
 
 _here = str(Path(__file__).parent)
 _next = PathFinder.find_spec("sitecustomize", [path for path in sys.path if path != _here])
