@@ -352,9 +352,11 @@ def test_whether_the_kv_cache_can_be_counted_in_tokens(described, known, host, t
 def test_a_model_that_is_missing_damaged_or_unreachable(tiny_model, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("esplug.doctor.model.hub_revision", lambda *_: None)
     config = make_config({"model_name": str(tiny_model)})
-    for supported, states in (("LlamaForCausalLM", ["ok"] * 2), ("OtherForCausalLM", ["ok", "ok", "warning"])):
+    for supported, odd in (("LlamaForCausalLM", []), ("OtherForCausalLM", ["no implementation of LlamaForCausalLM"])):
         folder, findings = check_model(config, Stack(architectures=[supported]))
-        assert (folder, [finding.state for finding in findings]) == (tiny_model.resolve(), states)
+        assert folder == tiny_model.resolve()
+        warnings = [finding for finding in findings if finding.state != "ok"]
+        assert [word in finding.found for finding, word in zip(warnings, odd, strict=True)] == [True] * len(odd)
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_text("torn")
     damaged = (str(tmp_path), "damaged")
@@ -454,6 +456,32 @@ def test_the_table_and_its_json_agree(quick_checkup, tiny_model, tmp_path, monke
         assert check["state"] in ("ok", "warning")
     assert {item["what"] for item in record["memory"]["items"]} >= {"weights", "master", "KV cache"}
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        (
+            "{{ messages[0].content }}{{ bos_token }}{% if enable_thinking %}!{% endif %}{{ style }}",
+            "enable_thinking, style",
+        ),
+        ("{{ messages[0].content }}{% if add_generation_prompt %}>{% endif %}", "--chat-template-option): none"),
+        (None, "prompts must be text"),
+    ],
+)
+def test_end_tokens_and_template_options_are_listed(
+    template, words, quick_checkup, tiny_model, tmp_path, monkeypatch, capfd
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    (model / "chat_template.jinja").unlink()
+    if template is not None:
+        (model / "chat_template.jinja").write_text(template)
+    code, out, _ = doctor_in(tmp_path, model, monkeypatch, capfd, "--json")
+    found = {check["check"]: check["found"] for check in json.loads(out)["checks"]}
+    assert code == 0
+    assert words in found["chat template"]
+    assert re.search(r"at one of these tokens: \S+ \(\d+\)", found["answers"])
 
 
 class Environment:
