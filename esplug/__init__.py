@@ -1,12 +1,15 @@
 """esplug: fine-tunes large language models with Evolution Strategies.
 
-Importing the package loads none of its modules; its public names are loaded at first use. Each folder is a room. Its
-docstring says what lives there, in which process it runs (the driver is the process that you start) and which rooms it
-may import: only rooms below it in ``docs/architecture.md``. Every room may import :mod:`esplug.errors`.
+Importing the package hides CUDA builds that a CPU build of torch cannot load (:mod:`esplug.utils.torch_builds`); its
+public names are loaded at first use. Each folder is a room. Its docstring says what lives there, in which process it
+runs (the driver is the process that you start) and which rooms it may import: only rooms below it in
+``docs/architecture.md``. Every room may import :mod:`esplug.errors`.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from esplug.utils.torch_builds import hide_cuda_builds
 
 if TYPE_CHECKING:
     from esplug.config import RunConfig
@@ -23,6 +26,8 @@ _MODULES = {
     "RunConfig": "esplug.config",
     "hookimpl": "esplug.hookspecs",
 }
+
+hide_cuda_builds()
 
 
 def __getattr__(name: str) -> Any:

@@ -29,6 +29,9 @@ def gguf_file() -> Path:
 
 def convert(source: Path, target: Path) -> None:
     """Convert a GGUF file to a model folder with bfloat16 safetensors, configuration and tokenizer."""
+    from esplug.utils.torch_builds import hide_cuda_builds
+
+    hide_cuda_builds()  # which transformers would import
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

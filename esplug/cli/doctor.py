@@ -1,13 +1,15 @@
 """``esplug doctor``: check whether training can work here."""
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from esplug.cli.options import AsJson, ConfigFile, Debug, with_settings
+from esplug.errors import UserError
 from esplug.utils.console import get_console, say
 
 if TYPE_CHECKING:
@@ -16,22 +18,54 @@ if TYPE_CHECKING:
 _STYLES = {"ok": "green", "warning": "yellow", "fail": "bold red"}
 
 
+Fix = Annotated[bool, typer.Option("--fix", help="Run the remedies that are pip commands; ask before each.")]
+Yes = Annotated[bool, typer.Option("--yes", help="With --fix, do not ask.")]
+
+
 @with_settings("train")
-def doctor(flags: Mapping[str, Any], as_json: AsJson = False, config: ConfigFile = None, debug: Debug = False) -> None:
+def doctor(
+    flags: Mapping[str, Any],
+    fix: Fix = False,
+    yes: Yes = False,
+    as_json: AsJson = False,
+    config: ConfigFile = None,
+    debug: Debug = False,
+) -> None:
     """Check the installation, the machine and the plugins, and whether training with these settings can work here."""
     from esplug.doctor.checkup import checkup
+    from esplug.doctor.repair import repair
 
+    if fix and as_json:
+        raise UserError("--json: --fix shows what pip prints; leave one of them out")
+    if yes and not fix:
+        raise UserError("--yes: it answers the questions of --fix; add that, or leave it out")
+    if fix and not yes and not sys.stdin.isatty():
+        raise UserError("--fix: it asks before it changes anything, and there is no terminal to answer on; add --yes")
     if as_json:
         found = checkup(flags, config)
         memory = asdict(found.memory) if found.memory else None
         checks = [asdict(finding) for finding in found.findings]
         typer.echo(json.dumps({"ok": not found.failed, "checks": checks, "memory": memory}, indent=2))
     else:
-        with get_console().status("checking", spinner="line"):
-            found = checkup(flags, config)
-        _print(found)
+        found = _check_and_print(flags, config)
+        if fix and repair(found.findings, lambda command: _agreed(command, yes)):
+            found = _check_and_print(flags, config)
     if found.failed:
         raise typer.Exit(1)
+
+
+def _check_and_print(flags: Mapping[str, Any], config: str | None) -> "Checkup":
+    from esplug.doctor.checkup import checkup
+
+    with get_console().status("checking", spinner="line"):
+        found = checkup(flags, config)
+    _print(found)
+    return found
+
+
+def _agreed(command: str, yes: bool) -> bool:
+    say(command)
+    return yes or typer.confirm("Run it?")
 
 
 def _print(found: "Checkup") -> None:

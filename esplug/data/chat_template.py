@@ -80,8 +80,21 @@ class ChatTemplate:
             self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True, **options)
         )
 
+    def option_names(self) -> set[str]:
+        """Return the names of the options that the template reads; empty if the model has no template.
+
+        Raises:
+            UserError: the template cannot be read.
+        """
+        if self.tokenizer.chat_template is None:
+            return set()
+        return self._variables() - self._reserved() - set(self.tokenizer.special_tokens_map)
+
+    def _reserved(self) -> set[str]:
+        return _ALWAYS_THERE | inspect.signature(self.tokenizer.apply_chat_template).parameters.keys()
+
     def _check_options(self) -> None:
-        reserved = _ALWAYS_THERE | inspect.signature(self.tokenizer.apply_chat_template).parameters.keys()
+        reserved = self._reserved()
         known = self._variables() - reserved
         for name in self.options:
             if name in reserved:

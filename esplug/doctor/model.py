@@ -23,6 +23,7 @@ from esplug.checkpoints.seed_log import read
 from esplug.checkpoints.seed_log_format import FILE_NAME
 from esplug.checkpoints.starting_model import kind_of
 from esplug.config import RunConfig
+from esplug.data.prompt_encoder import PromptEncoder
 from esplug.doctor.finding import Finding, State
 from esplug.doctor.machine import check_disk, local_resources, nearest_folder
 from esplug.doctor.stack import Stack
@@ -82,7 +83,12 @@ def check_model(config: RunConfig, stack: Stack) -> tuple[Path | None, list[Find
         findings.append(Finding("model", "warning", f"this vLLM has no implementation of {listed}", remedy))
     if not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         findings.append(Finding("model", "fail", f"{folder} has no tokenizer", "download the model again"))
-    return folder, findings
+        return folder, findings
+    try:
+        described = PromptEncoder.load(folder, config).describe()
+    except UserError as error:
+        return folder, [*findings, Finding("model", "fail", str(error))]
+    return folder, findings + [Finding(what, "ok", description) for what, description in described.items()]
 
 
 def check_fit(config: RunConfig, folder: Path, stack: Stack) -> tuple[MemoryPlan | None, list[Finding]]:

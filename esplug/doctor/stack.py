@@ -4,18 +4,20 @@ The probe runs in another process, ``python -m esplug.doctor.stack``, because im
 because a process that has initialised CUDA keeps it. Its last line of output is the result, as JSON.
 """
 
-import importlib
+import importlib.util
 import json
 import os
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from esplug.engines.cluster import visible_devices
 from esplug.errors import UserError
 from esplug.planning.memory import Gpu
+from esplug.utils.torch_builds import COMPANIONS
 
 _MODULES = ("torch", "transformers", "ray", "vllm")
 _TIMEOUT = 180.0  # seconds, for a cold disk
@@ -63,18 +65,28 @@ def inspect_stack(use_gpus: str | None = None) -> Stack:
 def _probe() -> dict[str, Any]:
     found: dict[str, Any] = {"broken": {}, "gpus": []}
     for name in _MODULES:
-        try:
+        with _recorded(name, found["broken"]):
             importlib.import_module(name)
             if name == "vllm":  # imports its parts lazily
                 from vllm import LLM, ModelRegistry  # noqa: F401
 
                 found["architectures"] = sorted(ModelRegistry.get_supported_archs())
-        except BaseException as error:
-            lines = [line for line in str(error).splitlines() if line.strip()]
-            found["broken"][name] = f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
+    if found["broken"].keys() & {"transformers", "vllm"}:  # perhaps by a package that both import if it is there
+        for name in filter(importlib.util.find_spec, COMPANIONS):
+            with _recorded(name, found["broken"]):
+                importlib.import_module(name)
     if "torch" not in found["broken"]:
         found |= _cuda()
     return found
+
+
+@contextmanager
+def _recorded(name: str, broken: dict[str, str]) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        broken[name] = f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
 
 
 def _cuda() -> dict[str, Any]:

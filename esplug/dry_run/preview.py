@@ -106,10 +106,9 @@ def _show_data(
         say(printable(text if len(text) <= _HEAD + _TAIL else f"{text[:_HEAD]}\n[...]\n{text[-_TAIL:]}"))
     say("---")
     if encoder:
-        ends = (
-            f"{printable(str(encoder.tokenizer.convert_ids_to_tokens(each)))} ({each})" for each in encoder.end_tokens
-        )
-        say(f"an answer ends at --stop, after --max-tokens, or at one of these tokens: {', '.join(ends) or 'none'}\n")
+        for what, description in encoder.describe().items():
+            say(f"{what}: {description}")
+        say("")
 
 
 def _lengths(encoder: PromptEncoder | None, task: Task, questions: Sequence[Any], where: str) -> str:

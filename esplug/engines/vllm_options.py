@@ -11,6 +11,7 @@ from esplug.planning.memory import gpu_footprint
 from esplug.planning.placement import CPU_MEMORY_SHARE, GPU_KV_CACHE_MIN, GpuFootprint
 from esplug.planning.shared_prefix import MIN_PREFIX_TOKENS
 from esplug.utils.cores import usable_cores
+from esplug.utils.torch_builds import hide_in_children
 
 
 def rank_cores(share: tuple[int, int], most: int | None, ranks: int) -> list[list[int]]:
@@ -32,6 +33,7 @@ def set_environment(device: str, cores: list[list[int]]) -> None:
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    hide_in_children()
     if device != "cpu":
         return
     if len(cores) == 1:  # one process: torch's threads inherit its affinity

@@ -46,8 +46,7 @@ def test_init_writes_a_package_and_prints_the_next_steps(kind, monkeypatch, capf
     assert (install, lint, test, check) == (
         'python -m pip install -e ".[test]"', "ruff check . && ruff format .", "pytest", f"esplug check {NEW[kind]}"
     )  # fmt: skip
-    torch = "pip uninstall -y torchvision torchaudio torchcodec"
-    for command in (install, lint, test, check, train, torch):
+    for command in (install, lint, test, check, train):
         assert command in (folder / "README.md").read_text()
     assert NEW[kind] in train
 

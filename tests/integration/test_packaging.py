@@ -1,4 +1,4 @@
-"""The three distributions: what is in them, and that they are all that a user needs beside their dependencies."""
+"""The distributions: what is in them, and that they are all that a user needs beside their dependencies."""
 
 import email
 import json
@@ -22,6 +22,7 @@ from packaging.requirements import Requirement
 
 import esplug
 from esplug.cli.app import app
+from esplug.utils.torch_builds import COMPANIONS
 
 ROOT = Path(__file__).parents[2]
 TASKS = tuple(sorted(file.parent.name for file in ROOT.glob("esplug_tasks_*/pyproject.toml")))
@@ -64,7 +65,7 @@ def test_each_distribution_has_the_licence() -> None:
 
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the three wheels and source distributions, built from a clean copy, tests included."""
+    """Folder of all wheels and source distributions, built from a clean copy, tests included."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
     for file in ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md"):
         shutil.copy(ROOT / file, source)
@@ -145,3 +146,56 @@ def test_a_clean_environment_trains_from_the_wheels(dist: Path, tmp_path: Path, 
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
     assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 4
     assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+@pytest.fixture(params=os.environ.get("PYTHONS", "python3.11 python3.12 python3.13").split())
+def fresh(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """Folder of a new environment of one Python, which is deleted afterwards: it grows to 4 GB."""
+    interpreter = shutil.which(request.param)
+    if interpreter is None:
+        pytest.skip(f"there is no {request.param} on PATH")
+    subprocess.run([interpreter, "-m", "venv", tmp_path / "fresh"], check=True)
+    yield tmp_path / "fresh"
+    shutil.rmtree(tmp_path / "fresh")
+
+
+@pytest.mark.fresh
+@pytest.mark.install
+@pytest.mark.vllm
+def test_one_pip_command_installs_all_that_training_needs(
+    dist: Path, fresh: Path, tmp_path: Path, tiny_model: Path
+) -> None:
+    """The README's command, and then what users run, in processes of every kind."""
+    inherited = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    environment = inherited | {"VLLM_CACHE_ROOT": str(tmp_path / "vllm")}  # empty: vLLM inspects the model's class anew
+
+    def run(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [str(fresh / "bin" / program), *map(str, arguments)]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    installed = run("pip", "install", "--find-links", dist, "esplug[cpu]", "esplug-tasks-countdown")
+    if re.search(r"no matching distributions available for your environment:\s+torch\s", installed.stderr):
+        pytest.skip("pip's indexes have no CPU build of torch for this Python")
+    assert installed.returncode == 0, installed.stderr
+
+    model = "--task", "countdown", "--model-name", tiny_model, "--max-tokens", "4", "--eval-limit", "2"
+    sizes = "--population-size 2 --batch-size 2 --n-iterations 1 --n-vllm-engines 1 --output-directory ."
+    train = "train", *model, *sizes.split()
+    for command in (
+        (*train, "--dry-run"),
+        (*train, "--experiment-name", "run"),
+        (*train, "--experiment-name", "tensor-parallel", "--n-gpu-per-vllm-engine", "2"),
+        ("eval", *model, "--checkpoint", "run"),
+        ("export", "run", "--out", "exported"),
+        ("doctor", *model),
+        ("doctor", *model, "--fix", "--yes"),
+    ):
+        done = run("esplug", *command)
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
+    # What cannot be loaded is gone now, so that programs that do not import esplug work too.
+    plain = "from transformers import AutoModelForCausalLM as a; print(type(a.from_pretrained('exported')).__name__)"
+    assert run("python", "-c", plain).stdout == "LlamaForCausalLM\n"
+    gone = "import importlib.util, sys; sys.exit(any(map(importlib.util.find_spec, sys.argv[1:])))"
+    cpu_builds = {name for name in COMPANIONS if run("python", "-c", f"import {name}").returncode == 0}
+    assert run("python", "-c", gone, *set(COMPANIONS) - cpu_builds).returncode == 0
