@@ -157,10 +157,15 @@ class TaskSpec:
         """
 
     @hookspec(firstresult=True)
-    def options(self) -> Mapping[str, Any]:
+    def options(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """Declare the task's options (``--task-option key=value``). Optional.
 
         Called when the task is loaded, in the driver and in grading processes.
+
+        Args:
+            given: the user's options, not yet checked or converted; in a grading process or a resumed run, all options
+                of the task. A task can declare further options that depend on them, such as the parameters of the
+                generator that the user chose.
 
         Returns:
             Default value of each option, by name: a str, int, float or bool. esplug converts the user's text to the
