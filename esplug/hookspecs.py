@@ -163,9 +163,8 @@ class TaskSpec:
         Called when the task is loaded, in the driver and in grading processes.
 
         Args:
-            given: the user's options, not yet checked or converted; in a grading process or a resumed run, all options
-                of the task. A task can declare further options that depend on them, such as the parameters of the
-                generator that the user chose.
+            given: the user's options by name, as text or, from a file, as its values. A task needs them only if some of
+                its options depend on others. In grading processes, it holds all options, converted.
 
         Returns:
             Default value of each option, by name: a str, int, float or bool. esplug converts the user's text to the

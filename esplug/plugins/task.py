@@ -33,10 +33,9 @@ class Task:
     @classmethod
     def wrap(cls, info: PluginInfo, relay: pluggy.HookRelay, options: Mapping[str, object] | None = None) -> "Task":
         """Make a task from hooks that are already loaded, for example those of an uninstalled plugin under test."""
-        given = dict(options or {})
         with hook_errors(info, "options"):
-            declared = dict(relay.options(given=given) or {})
-        return cls(info, relay, _filled_in(info, declared, given))
+            declared = dict(relay.options(given=dict(options or {})) or {})
+        return cls(info, relay, _filled_in(info, declared, options or {}))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Task.load, (self.name, dict(self.options))
