@@ -58,14 +58,20 @@ def config(config_type: type[BaseModel], name: str, arguments: Mapping[str, Any]
         ValueError: an argument is missing or invalid.
     """
     try:
-        return config_type.model_validate({"id": name} | _filled(config_type, None, "", arguments))
+        return _validated(config_type, {"id": name} | _filled(config_type, None, "", arguments), "")
+    except ValueError as error:
+        raise ValueError(f"environment {name!r} {error}") from error
+
+
+def _validated(model: type[BaseModel], values: Mapping[str, Any], prefix: str) -> BaseModel:
+    try:
+        return model.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        path = ".".join(map(str, first["loc"]))
+        path = prefix + ".".join(map(str, first["loc"]))
         if first["type"] == "missing":
-            raise ValueError(f"environment {name!r} needs --task-option {path}=VALUE") from error
-        where = f"argument {path}" if path else "its arguments"
-        raise ValueError(f"environment {name!r}, {where}: {first['msg']}") from error
+            raise ValueError(f"needs --task-option {path}=VALUE") from error
+        raise ValueError(f"does not take its arguments [{path}: {first['msg']}]") from error
 
 
 def _leaves(model: type[BaseModel], default: BaseModel | None, prefix: str) -> Iterator[_Field]:
@@ -105,25 +111,22 @@ def _option(field: _Field) -> str | int | float | bool:
 def _filled(
     model: type[BaseModel], default: BaseModel | None, prefix: str, arguments: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the fields whose options differ from their defaults, with the defaults of a nested configuration."""
-    values: dict[str, Any] = (
-        {} if default is None else {name: getattr(default, name) for name in default.model_fields_set}
-    )
+    """Return the fields that ``default`` sets, and those whose options differ from their defaults."""
+    set_before = default.model_fields_set if default is not None else set()
+    values: dict[str, Any] = {name: getattr(default, name) for name in set_before}
     for field in _fields(model, default, prefix):
         if isinstance(field.value, BaseModel):
-            if nested := _changed(field, arguments):
-                values[field.name] = type(field.value).model_validate(nested)
-        elif arguments.get(field.path, _option(field)) != _option(field):
+            kind, path = type(field.value), f"{field.path}."
+            if any(_differs(leaf, arguments) for leaf in _leaves(kind, field.value, path)):
+                values[field.name] = _validated(kind, _filled(kind, field.value, path, arguments), path)
+        elif _differs(field, arguments):
             values[field.name] = _parsed(field.info, arguments[field.path])
     return values
 
 
-def _changed(field: _Field, arguments: Mapping[str, Any]) -> dict[str, Any] | None:
-    kind, path = type(field.value), f"{field.path}."
-    options = {leaf.path: _option(leaf) for leaf in _leaves(kind, field.value, path)}
-    if all(arguments.get(name, default) == default for name, default in options.items()):
-        return None
-    return _filled(kind, field.value, path, arguments)
+def _differs(field: _Field, arguments: Mapping[str, Any]) -> bool:
+    default = _option(field)
+    return bool(arguments.get(field.path, default) != default)
 
 
 def _parsed(info: FieldInfo, given: Any) -> Any:

@@ -86,7 +86,9 @@ def _taskset_type(name: str) -> type[vf.Taskset]:
         if isinstance(missing, ModuleNotFoundError) and missing.name == module_name:
             fault = f"no environment {name!r} is installed (no module {module_name!r})"
             raise ValueError(f"{fault}; install the package that has it") from error
-        raise ValueError(f"environment {name!r} cannot be imported [{cause(missing or error)}]; {_ERA}") from error
+        why = cause(missing or error)
+        remedy = _ERA if "'verifiers'" in why else "install what is missing, or update its package"
+        raise ValueError(f"environment {name!r} cannot be imported [{why}]; {remedy}") from error
     if hasattr(module, "load_environment"):
         raise ValueError(f"environment {name!r} has load_environment(), of the API before verifiers 0.4; {_ERA}")
     if module.__file__ is None:

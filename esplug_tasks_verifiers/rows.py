@@ -63,10 +63,10 @@ def _load(environment: Environment, max_rows: int) -> list[tuple[str, Row]]:
     name = environment.name
     if max_rows < 0:
         raise ValueError(f"max_rows must be 0 or more, not {max_rows}")
+    if environment.taskset_type.INFINITE and not max_rows:
+        raise ValueError(f"environment {name!r} has no end; limit it with --task-option max_rows=N")
     try:
         taskset = vf.load_taskset(environment.config)
-        if not (max_rows or taskset.bounded):
-            raise ValueError("it never ends; limit it with --task-option max_rows=N")
         tasks = list(taskset.take(max_rows) if max_rows else taskset)
     except Exception as error:
         raise ValueError(f"environment {name!r} cannot load its tasks [{cause(error)}]") from error
@@ -81,10 +81,7 @@ def _keyed(environment: Environment, task: vf.Task, number: int) -> tuple[str, R
     if type(task) is not environment.task_type or type(data) is not environment.data_type:
         fault = f"task {number} of environment {name!r} is a {type(task).__name__} with {type(data).__name__}"
         raise ValueError(f"{fault}; its Taskset declares {environment.task_type.__name__}")
-    fields = {
-        field for field, info in environment.data_type.model_fields.items() if getattr(data, field) != info.default
-    }
-    row = data.model_dump(mode="json", include=fields)
+    row = data.model_dump(mode="json", include=set(_changed(data)))
     if environment.data_type.model_validate(row) != data:
         fault = f"the data of task {number} of environment {name!r} changes when it is written as JSON"
         raise ValueError(f"{fault}; {type(data).__name__} needs fields that JSON keeps")
@@ -95,7 +92,6 @@ def _keyed(environment: Environment, task: vf.Task, number: int) -> tuple[str, R
 def _changed(data: vf.TaskData) -> Iterator[str]:
     """Yield the fields that differ from their defaults. Leaving out the others keeps logged samples short."""
     for field, info in type(data).model_fields.items():
-        if info.default_factory_takes_validated_data or getattr(data, field) != info.get_default(
-            call_default_factory=True
-        ):
+        simple = not info.default_factory_takes_validated_data
+        if not simple or getattr(data, field) != info.get_default(call_default_factory=True):
             yield field

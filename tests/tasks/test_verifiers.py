@@ -272,7 +272,7 @@ def test_an_endless_environment_needs_a_limit(environment: Environment) -> None:
         ("\n        ]", "\n        )"),
         ("range(self.config.num_tasks)", "__import__('itertools').count()"),
     )
-    with pytest.raises(UserError, match="limit it with --task-option max_rows=N"):
+    with pytest.raises(UserError, match="has no end; limit it with --task-option max_rows=N"):
         rows(env)
     assert [len(part) for part in rows(env, max_rows=30)] == [27, 3]
 
@@ -338,9 +338,17 @@ def test_arguments_reach_the_environment(environment: Environment, given, expect
         ({"num_task": "3"}, "task 'verifiers' has no option 'num_task'; did you mean 'num_tasks'? (env, held_out"),
         ({"eval.splt": "test"}, "has no option 'eval.splt'; did you mean 'eval.split'?"),
         ({"num_tasks": "many"}, "option 'num_tasks' must be int, not 'many'"),
-        ({"split": "tset"}, "environment '{env}', argument split: Input should be 'train' or 'test'"),
-        ({"eval.split": "tset"}, "environment '{env}', argument split: Input should be 'train' or 'test'"),
-        ({"words": "and"}, "environment '{env}', argument words: Input should be a valid list"),
+        (
+            {"split": "tset"},
+            "environment '{env}' does not take its arguments [split: Input should be 'train' or 'test']",
+        ),
+        (
+            {"eval.split": "tset"},
+            "environment '{env}' does not take its arguments [split: Input should be 'train' or 'test']",
+        ),
+        ({"words": "and"}, "environment '{env}' does not take its arguments [words: Input should be a valid list]"),
+        ({"task.metrics": "3"}, "[task.metrics: Input should be a valid dictionary]"),
+        ({"task.rewards": '{"x": {"weight": 1}}'}, "reward 'x' plugs no `fn` and the task has no @vf.reward"),
         ({"task.judges": "[]"}, "has no option 'task.judges'"),
         ({"id": "x"}, "has no option 'id'"),
     ],
@@ -481,11 +489,11 @@ BROKEN = {
     ),
     "classic import": (
         "from verifiers import SingleTurnEnv\n",
-        "'{env}' cannot be imported [ImportError: cannot import name 'SingleTurnEnv' from 'verifiers'",
+        "of verifiers 0.4",
     ),
     "missing library": (
         "import esplug_no_such_module\n",
-        "'{env}' cannot be imported [ModuleNotFoundError: No module named 'esplug_no_such_module']",
+        "'{env}' cannot be imported [ModuleNotFoundError: No module named 'esplug_no_such_module']; install what is",
     ),
     "no export": ("pass\n", "is no environment [AttributeError: taskset module"),
     "exit": ("raise SystemExit(3)\n", "SystemExit: 3"),
