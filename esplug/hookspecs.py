@@ -183,10 +183,14 @@ class TaskSpec:
         """
 
     @hookspec(firstresult=True)
-    def options(self) -> Mapping[str, Any]:
+    def options(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """Declare the task's options (``--task-option key=value``). Optional.
 
         Called when the task is loaded, in the driver and in grading processes.
+
+        Args:
+            given: the user's options by name, as text or, from a file, as its values. A task needs them only if some of
+                its options depend on others. In grading processes, it holds all options, converted.
 
         Returns:
             Default value of each option, by name: a str, int, float or bool. esplug converts the user's text to the

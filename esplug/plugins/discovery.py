@@ -25,6 +25,7 @@ PUBLISHED: Mapping[Kind, Mapping[str, str]] = {
         "countdown": "esplug-tasks-countdown",
         "math": "esplug-tasks-math",
         "number-guessing": "esplug-tasks-games",
+        "verifiers": "esplug-tasks-verifiers",
     },
     "dataset": {
         "countdown": "esplug-tasks-countdown",

@@ -34,7 +34,7 @@ class Task:
     def wrap(cls, info: PluginInfo, relay: pluggy.HookRelay, options: Mapping[str, object] | None = None) -> "Task":
         """Make a task from hooks that are already loaded, for example those of an uninstalled plugin under test."""
         with hook_errors(info, "options"):
-            declared = dict(relay.options() or {})
+            declared = dict(relay.options(given=dict(options or {})) or {})
         return cls(info, relay, _filled_in(info, declared, options or {}))
 
     def __reduce__(self) -> tuple[Any, ...]:

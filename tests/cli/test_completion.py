@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from esplug.plugins import PUBLISHED
 from tests.helpers.cli import library_seconds
 from tests.helpers.packages import OWN_TASKS
 
@@ -51,8 +52,9 @@ def test_completing_is_fast_and_imports_no_plugin() -> None:
     environment = os.environ | {"COMP_WORDS": "esplug train --task ", "COMP_CWORD": "3"}
     code = (
         "import sys, atexit; sys.argv = ['esplug']\n"
-        "heavy = ('torch', 'vllm', 'ray', 'esplug_tasks_countdown', 'esplug_tasks_games', 'esplug_tasks_math')\n"
-        "atexit.register(lambda: print('LOADED', [m for m in heavy if m in sys.modules], file=sys.stderr))\n"
+        "heavy = ('torch', 'vllm', 'ray', 'openai', 'reasoning_gym', 'verifiers')\n"
+        "loaded = lambda: [name for name in sys.modules if name in heavy or name.startswith('esplug_tasks_')]\n"
+        "atexit.register(lambda: print('LOADED', loaded(), file=sys.stderr))\n"
         "from esplug.cli.app import main; main()"
     )
     seconds = []

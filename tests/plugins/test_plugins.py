@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import subprocess
 import sys
 import textwrap
@@ -132,7 +133,7 @@ def test_listing_stays_light() -> None:
         import sys
         from esplug.cli.plugins import plugins
         plugins(True)
-        heavy = {"torch", "vllm", "ray", "numba", "wandb", "datasets", "numpy", "rich", "transformers"}
+        heavy = {"torch", "vllm", "ray", "numba", "wandb", "datasets", "numpy", "rich", "transformers", "verifiers"}
         assert not heavy & set(sys.modules), heavy & set(sys.modules)
         prefixes = ("esplug.shaping", "esplug.loggers", "esplug_")
         assert not any(name.startswith(prefixes) for name in sys.modules)
@@ -187,6 +188,7 @@ def test_an_unknown_name_gets_the_known_ones_and_never_a_package_of_that_name(in
         ("task", "math", "esplug-tasks-math"),
         ("task", "maths", "esplug-tasks-math"),
         ("task", "cuntdown", "esplug-tasks-countdown"),
+        ("task", "verifier", "esplug-tasks-verifiers"),
         ("dataset", "math-small", "esplug-tasks-math"),
     ],
 )
@@ -373,6 +375,29 @@ def test_task_option_errors(adder: str, option: str, value: object, expected: st
     with pytest.raises(PluginError) as caught:
         Task.load(adder, {option: value})
     assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"shots": 0}),
+        ({"shots": "2"}, {"shots": 2, "worked": 0.5}),
+        ({"shots": "2", "worked": "1"}, {"shots": 2, "worked": 1.0}),
+        ({"worked": "1"}, "has no option 'worked'; choose from (shots)"),
+        ({"shots": "2", "wroked": "1"}, "has no option 'wroked'; did you mean 'worked'? (shots, worked)"),
+    ],
+)
+def test_options_may_depend_on_what_the_user_gives(install: Install, given: dict[str, str], expected: object) -> None:
+    declared = 'options():\n    return {"shots": 0, "level": "easy", "scale": 1.0, "strict": False}'
+    depends = 'options(given):\n    return {"shots": 0} | ({"worked": 0.5} if int(given.get("shots", 0)) else {})'
+    assert declared in GOOD
+    install("adder", GOOD.replace(declared, depends))
+    if isinstance(expected, dict):
+        task = Task.load("adder", given)
+        assert task.options == pickle.loads(pickle.dumps(task)).options == expected
+    else:
+        with pytest.raises(PluginError, match=re.escape(expected)):
+            Task.load("adder", given)
 
 
 def test_task_without_options(install: Install) -> None:

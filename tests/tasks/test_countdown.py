@@ -471,7 +471,7 @@ ROW = {"context": "Make 8.\n<think>", "numbers": "[3, 5]", "target": "8"}
 
 
 def test_options_and_defaults(hooks):
-    assert hooks.options() == OPTIONS
+    assert hooks.options(given={}) == OPTIONS
     assert hooks.defaults(options=OPTIONS) == {"stop": ["</answer>"]}
     assert hooks.defaults(options=OPTIONS | {"shots": 1}) == {"stop": ["</answer>"], "max_tokens": 64}
 
