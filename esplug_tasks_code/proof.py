@@ -11,7 +11,10 @@ from esplug_tasks_code.judge import decode
 from esplug_tasks_code.sandbox import KINDS, Limits, Sandbox, SandboxError
 
 #: What programs can do in ``rlimits``, because they run as the user among the user's files.
-ALLOWED = {"bubblewrap": frozenset[str](), "rlimits": frozenset({"read files", "write files", "read installed packages"})}
+ALLOWED = {
+    "bubblewrap": frozenset[str](),
+    "rlimits": frozenset({"read files", "write files", "read installed packages"}),
+}
 _WEAKER = "programs can read, change and delete all files that you can"
 
 _PROBE = """
