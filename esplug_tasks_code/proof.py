@@ -61,7 +61,9 @@ def proven(kind: str, limits: Limits) -> Sandbox:
     except (OSError, SandboxError) as error:
         raise ValueError(f"sandbox={kind} does not work here [{error}]; {_remedy(kind)}") from error
     if breaches:
-        raise ValueError(f"sandbox={kind} does not hold here: programs can {', '.join(breaches)}; {_remedy(kind)}")
+        raise ValueError(
+            f"sandbox={kind} does not hold here: programs can {', '.join(sorted(breaches))}; {_remedy(kind)}"
+        )
     if kind == "rlimits":
         print(f"sandbox=rlimits: {_WEAKER}; use sandbox=bubblewrap, a container or a spare account", file=sys.stderr)
     return sandbox

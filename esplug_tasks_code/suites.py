@@ -84,7 +84,7 @@ def read(row: Mapping[str, Any], column: str, most: int) -> Suite:
         tests = [*tests, *_private(row.get("private_test_cases"))]
     try:
         suite = _suite(tests, row)
-    except (KeyError, TypeError, SyntaxError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, SyntaxError, AttributeError) as error:
         raise ValueError(f"column {column!r}: not tests in a known form [{type(error).__name__}: {error}]") from error
     if not suite.inputs:
         raise ValueError(f"column {column!r}: there are no tests")
