@@ -8,6 +8,7 @@ sees the user's files. Both bound processor time, wall time, memory, output, fil
 import contextlib
 import functools
 import marshal
+import math
 import os
 import resource
 import secrets
@@ -28,7 +29,7 @@ from esplug_tasks_code.syscalls import SyscallFilter
 KINDS = ("bubblewrap", "rlimits")
 MAX_FILE = 4 << 20  # bytes of the output, and of each file
 MAX_FOLDER = 16 << 20  # bytes of all files that a program writes in bubblewrap
-PATIENCE = 3  # wall seconds per second of processor time, because other processes may be busy
+PATIENCE = 5  # wall seconds per second of processor time, because other processes may be busy
 
 _FOLDER, _SCRIPTS = "/tmp", "/scripts"
 _MIB = 1 << 20
@@ -44,7 +45,7 @@ class SandboxError(RuntimeError):
 class Limits:
     """Limits of one run."""
 
-    seconds: float = 2.0  #: of processor time; a run may take :data:`PATIENCE` times as long
+    seconds: float = 2.0  #: of processor time, rounded up; a run may take :data:`PATIENCE` times as long
     memory: int = 512  #: MiB of address space
 
 
@@ -139,7 +140,7 @@ class Sandbox:
 
     def restrict(self) -> None:
         """Limit this process, which is about to become the sandbox."""
-        cpu = max(1, round(self.limits.seconds))
+        cpu = math.ceil(self.limits.seconds)
         limits = {"CPU": cpu, "AS": self.limits.memory * _MIB, "FSIZE": MAX_FILE, "NOFILE": 64, "CORE": 0}
         for name, limit in limits.items():
             _, hard = resource.getrlimit(number := getattr(resource, f"RLIMIT_{name}"))

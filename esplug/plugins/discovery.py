@@ -20,8 +20,13 @@ _UNKNOWN = "unknown"
 
 #: Names of published plugins that are not part of esplug, and their packages.
 PUBLISHED: Mapping[Kind, Mapping[str, str]] = {
-    "task": {"countdown": "esplug-tasks-countdown", "math": "esplug-tasks-math"},
+    "task": {
+        "code": "esplug-tasks-code",
+        "countdown": "esplug-tasks-countdown",
+        "math": "esplug-tasks-math",
+    },
     "dataset": {
+        "code_small": "esplug-tasks-code",
         "countdown": "esplug-tasks-countdown",
         "math": "esplug-tasks-math",
         "math_small": "esplug-tasks-math",

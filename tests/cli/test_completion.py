@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -30,8 +31,8 @@ def completions(*words: str) -> list[str]:
     ("words", "offered"),
     [
         (["do"], ["doctor"]),
-        (["train", "--task", ""], ["countdown", "math"]),
-        (["train", "--task", "co"], ["countdown"]),
+        (["train", "--task", ""], sorted(task.name for task in entry_points(group="esplug.tasks"))),
+        (["train", "--task", "cou"], ["countdown"]),
         (["eval", "--task", "ma"], ["math"]),
         (["train", "--reward-shaping", "z-scores-"], ["z-scores-per-prompt"]),
         (["train", "--logging", "console,js"], ["console,jsonl"]),
@@ -50,7 +51,7 @@ def test_completing_is_fast_and_imports_no_plugin() -> None:
     environment = os.environ | {"COMP_WORDS": "esplug train --task ", "COMP_CWORD": "3"}
     code = (
         "import sys, atexit; sys.argv = ['esplug']\n"
-        "heavy = ('torch', 'vllm', 'ray', 'esplug_tasks_countdown', 'esplug_tasks_math')\n"
+        "heavy = ('torch', 'vllm', 'ray', 'esplug_tasks_code', 'esplug_tasks_countdown', 'esplug_tasks_math')\n"
         "atexit.register(lambda: print('LOADED', [m for m in heavy if m in sys.modules], file=sys.stderr))\n"
         "from esplug.cli.app import main; main()"
     )
