@@ -81,12 +81,10 @@ def _program(source: str, suite: Suite, sandbox: Sandbox) -> Verdict:
 
 
 def _function(source: str, suite: Suite, sandbox: Sandbox) -> Verdict:
-    begun = time.monotonic()
-    loaded, *replies = sandbox.calls(source, [(suite.function, arguments) for arguments in suite.inputs])
-    timed_out = time.monotonic() - begun > sandbox.limits.seconds
+    replies = sandbox.calls(source, [(suite.function, arguments) for arguments in suite.inputs])
     wrapped = all(isinstance(output, list) and len(output) == 1 for output in suite.outputs)
     passed = 0
-    for reply, expected in zip(replies, suite.outputs, strict=True):
+    for reply, expected in zip(replies.values, suite.outputs, strict=True):
         try:
             value = None if reply is None else decode(reply)
             passed += reply is not None and (
@@ -95,14 +93,14 @@ def _function(source: str, suite: Suite, sandbox: Sandbox) -> Verdict:
             )
         except (ValueError, RecursionError):
             pass
-    fault = "timeout" if timed_out else "error" if loaded is None or not any(replies) else "wrong"
+    fault = "timeout" if replies.timed_out else "wrong" if any(replies.values) else "error"
     return Verdict(passed, len(suite.inputs), fault)
 
 
 def _assertions(source: str, suite: Suite, sandbox: Sandbox) -> Verdict:
     tests = "".join(f"try:\n{_indented(test)}\nexcept Exception:\n    __verdict__(False)\n" for test in suite.inputs)
     names = {"candidate": suite.function, suite.function: suite.function}
-    outcome: Outcome = sandbox.assertions(source, f"{suite.setup}\n{tests}", names)
+    outcome: Outcome = sandbox.assertions(source, f"{suite.setup}\n__stand_ins__()\n{tests}", names)
     verdicts = outcome.output.decode(errors="replace")
     passed, ended = verdicts.count("1"), verdicts.endswith(".")
     seen = len(verdicts) - ended

@@ -2,8 +2,9 @@
 
 Data sets such as HumanEval and MBPP come with assertions as code. They run here, apart from the answer: its functions
 are replaced by stand-ins, which send each call to the answer's sandbox and return plain data. ``FILE`` is a descriptor
-with marshalled ``(secret, source, names, descriptor to the answer, descriptor from it)``. On standard output, each
-assertion is a character, ``1`` or ``0``, and ``.`` is the end.
+with marshalled ``(secret, source, names, descriptor to the answer, descriptor from it)``. The source calls
+``__stand_ins__`` to define the stand-ins, and ``__verdict__`` after each assertion. On standard output, each verdict is
+a character, ``1`` or ``0``, and ``.`` is the end.
 """
 
 import builtins
@@ -92,8 +93,9 @@ def main() -> None:
     def stand_in(function: str) -> Callable[..., Any]:
         return lambda *arguments, **keywords: link.call(function, *arguments, **keywords)
 
-    namespace: dict[str, Any] = {name: stand_in(function) for name, function in names.items()}
-    namespace["__verdict__"] = lambda passed: os.write(verdicts, b"1" if passed else b"0")
+    stand_ins = {name: stand_in(function) for name, function in names.items()}
+    namespace: dict[str, Any] = {"__verdict__": lambda passed: os.write(verdicts, b"1" if passed else b"0")}
+    namespace["__stand_ins__"] = lambda: namespace.update(stand_ins)
     exec(compile(source, "tests.py", "exec"), namespace)
     os.write(verdicts, b".")
     os._exit(0)

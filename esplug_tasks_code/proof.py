@@ -80,7 +80,7 @@ def possible(sandbox: Sandbox) -> frozenset[str]:
         secret.write_text("secret")
         os.chmod(folder, 0o755)
         arguments = [str(secret), folder, __file__, (sandbox.limits.memory + 1) << 20]
-        _, reply = sandbox.calls(_PROBE, [("probe", arguments)])
+        (reply,) = sandbox.calls(_PROBE, [("probe", arguments)]).values
         written = (Path(folder) / "written").exists()
     if reply is None:
         raise SandboxError(f"a program in it does not answer: {shlex.quote(sys.executable)} may need files elsewhere")

@@ -58,6 +58,16 @@ class Outcome:
     timed_out: bool  #: whether a limit of time ended it
 
 
+@dataclass(frozen=True, slots=True)
+class Replies:
+    """What a run replied to calls."""
+
+    loaded: bool  #: whether the source could be executed
+    #: for each call, the encoded value (see :func:`esplug_tasks_code.judge.decode`); ``None`` after an exception
+    values: list[bytes | None]
+    timed_out: bool  #: whether a limit of time ended it
+
+
 class Sandbox:
     """Runs answers, one at a time.
 
@@ -86,17 +96,12 @@ class Sandbox:
             process = run.start("solver.py", "program", run.file(_bytes(source)), stdin=run.file(_bytes(stdin)))
             return run.wait(process)
 
-    def calls(self, source: str, calls: Sequence[tuple[str, list[Any]]]) -> list[bytes | None]:
+    def calls(self, source: str, calls: Sequence[tuple[str, list[Any]]]) -> Replies:
         """Define the functions of a source and call them, in one process.
 
         Args:
             source: Python code.
             calls: names of functions, and their arguments.
-
-        Returns:
-            One item for the source, then one for each call: the encoded value (see
-            :func:`esplug_tasks_code.judge.decode`), ``None`` after an exception or without a reply. The first one is
-            ``None`` unless the source could be executed.
         """
         secret = secrets.token_hex(16).encode()
         messages: list[Any] = [secret, *((name, arguments, {}) for name, arguments in calls)]
@@ -105,7 +110,8 @@ class Sandbox:
             outcome = run.wait(run.start("solver.py", "calls", run.file(_bytes(source)), stdin=requests))
         lines = [line for line in outcome.output.split(b"\n")[:-1] if line.startswith(secret)]
         replies = [line[len(secret) + 1 :] if line[len(secret) :][:1] == b"=" else None for line in lines]
-        return [*replies, *[None] * len(messages)][: len(messages)]
+        loaded, *values = [*replies, *[None] * len(messages)][: len(messages)]
+        return Replies(loaded is not None, values, outcome.timed_out)
 
     def assertions(self, source: str, tests: str, names: Mapping[str, str]) -> Outcome:
         """Run a data set's assertions against the functions of a source, each in a sandbox of its own.

@@ -33,7 +33,7 @@ def encode(value: Any) -> str:
     match value:
         case None:
             return "null"
-        case True | False if isinstance(value, bool):
+        case bool():
             return "true" if value else "false"
         case int():
             return int.__repr__(value)

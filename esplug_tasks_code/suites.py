@@ -37,7 +37,7 @@ class Suite:
         inputs: for each test, the text on standard input, the list of arguments, or code with assertions.
         outputs: for each test, the expected text or value; empty for assertions.
         function: name of the function; empty for programs.
-        setup: code that runs before assertions.
+        setup: code that runs before assertions, without the function.
         stub: start of the function, for answers that continue it.
         shown: assertions that the prompt may show.
     """
@@ -135,11 +135,18 @@ def _paired(inputs: Sequence[Any], outputs: Sequence[Any], name: str, row: Mappi
 
 def _checked(code: str, row: Mapping[str, Any]) -> Suite:
     """Read HumanEval's form: ``check`` runs assertions on a candidate."""
-    tree = ast.parse(code)
-    function = row["entry_point"]
-    call = "check(candidate)" if any(isinstance(node, ast.FunctionDef) for node in tree.body) else ""
-    setup, test = (code, call) if call else ("", code)
-    return Suite("assertions", (_counting(test),), (), function, _counting(setup), str(row.get("prompt") or ""))
+    defines_check = any(isinstance(node, ast.FunctionDef) and node.name == "check" for node in ast.parse(code).body)
+    test = _counting(f"{code}\ncheck(candidate)" if defines_check else code)
+    stub = str(row.get("prompt") or "")
+    return Suite("assertions", (test,), (), row["entry_point"], _if_complete(stub), stub)
+
+
+def _if_complete(stub: str) -> str:
+    """Return a stub whose function has a docstring as its body. Assertions may call its other functions."""
+    try:
+        return ast.unparse(ast.parse(stub))
+    except SyntaxError:
+        return ""
 
 
 def _asserted(tests: list[str], row: Mapping[str, Any]) -> Suite:

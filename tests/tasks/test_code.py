@@ -158,6 +158,14 @@ SORTED = "class Solution:\n    def work(self, xs: List[int], y: int):\n        r
         ),
         (HUMAN_EVAL, HUMAN_EVAL["canonical_solution"], "    return None", 0),
         (HUMAN_EVAL, "def far(xs: List[float], most):\n    return max(xs) - min(xs) > most", "def far(:", 0),
+        (
+            HUMAN_EVAL
+            | {"prompt": 'def half(x):\n    return x / 2\n\n\ndef twice(x: int):\n    """Double x."""\n'}
+            | {"test": "def check(candidate):\n    assert half(candidate(3)) == 3\n", "entry_point": "twice"},
+            "    return 2 * x",
+            "    return x",
+            0,
+        ),
         # MBPP
         (
             MBPP,
