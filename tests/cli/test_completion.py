@@ -75,7 +75,7 @@ def test_bash_completes_after_installing(tmp_path) -> None:
     environment = os.environ | {"HOME": str(tmp_path), "PATH": f"{ESPLUG.parent}:{os.environ['PATH']}", "SHELL": "bash"}
     script = (
         "esplug --install-completion bash && source ~/.bash_completions/esplug.sh\n"
-        "COMP_WORDS=(esplug train --task c); COMP_CWORD=3\n"
+        "COMP_WORDS=(esplug train --task cou); COMP_CWORD=3\n"
         "_esplug_completion esplug; echo offered ${COMPREPLY[@]}"
     )
     done = subprocess.run(["bash", "--norc", "-c", script], capture_output=True, text=True, env=environment)
