@@ -22,12 +22,14 @@ _UNKNOWN = "unknown"
 PUBLISHED: Mapping[Kind, Mapping[str, str]] = {
     "task": {
         "calculator": "esplug-tasks-games",
+        "code": "esplug-tasks-code",
         "countdown": "esplug-tasks-countdown",
         "math": "esplug-tasks-math",
         "number-guessing": "esplug-tasks-games",
         "verifiers": "esplug-tasks-verifiers",
     },
     "dataset": {
+        "code_small": "esplug-tasks-code",
         "countdown": "esplug-tasks-countdown",
         "math": "esplug-tasks-math",
         "math_small": "esplug-tasks-math",

@@ -4,11 +4,11 @@ import os
 import subprocess
 import sys
 import time
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 
-from esplug.plugins import PUBLISHED
 from tests.helpers.cli import library_seconds
 from tests.helpers.packages import OWN_TASKS
 
@@ -77,7 +77,7 @@ def test_bash_completes_after_installing(tmp_path) -> None:
     environment = os.environ | {"HOME": str(tmp_path), "PATH": f"{ESPLUG.parent}:{os.environ['PATH']}", "SHELL": "bash"}
     script = (
         "esplug --install-completion bash && source ~/.bash_completions/esplug.sh\n"
-        "COMP_WORDS=(esplug train --task c); COMP_CWORD=3\n"
+        "COMP_WORDS=(esplug train --task cou); COMP_CWORD=3\n"
         "_esplug_completion esplug; echo offered ${COMPREPLY[@]}"
     )
     done = subprocess.run(["bash", "--norc", "-c", script], capture_output=True, text=True, env=environment)
