@@ -56,6 +56,15 @@ class Reward:
 
 
 @dataclass(frozen=True, slots=True)
+class Example:
+    """An example of one kind of a task's questions."""
+
+    name: str  #: what users type to choose this kind
+    question: str  #: as text; long ones are cut for display
+    answer: str = ""  #: a right answer; empty if the task cannot tell
+
+
+@dataclass(frozen=True, slots=True)
 class HubSource:
     """One split of a data set on the Hugging Face Hub."""
 
@@ -157,14 +166,28 @@ class TaskSpec:
         """
 
     @hookspec(firstresult=True)
-    def options(self) -> Mapping[str, Any]:
+    def options(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """Declare the task's options (``--task-option key=value``). Optional.
 
         Called when the task is loaded, in the driver and in grading processes.
 
+        Args:
+            given: the user's options by name, as text or, from a file, as its values. A task needs them only if some of
+                its options depend on others. In grading processes, it holds all options, converted.
+
         Returns:
             Default value of each option, by name: a str, int, float or bool. esplug converts the user's text to the
             type of the default, and rejects options that are not declared.
+        """
+
+    @hookspec(firstresult=True)
+    def examples(self) -> Sequence[Example]:
+        """Show what the task can ask. Optional.
+
+        Called in the driver, by ``esplug data list --task NAME`` only. It should return within a second.
+
+        Returns:
+            One example of each kind of question, in the order to show them.
         """
 
 

@@ -20,7 +20,11 @@ _UNKNOWN = "unknown"
 
 #: Names of published plugins that are not part of esplug, and their packages.
 PUBLISHED: Mapping[Kind, Mapping[str, str]] = {
-    "task": {"countdown": "esplug-tasks-countdown", "math": "esplug-tasks-math"},
+    "task": {
+        "countdown": "esplug-tasks-countdown",
+        "math": "esplug-tasks-math",
+        "reasoning-gym": "esplug-tasks-reasoning-gym",
+    },
     "dataset": {
         "countdown": "esplug-tasks-countdown",
         "math": "esplug-tasks-math",

@@ -8,7 +8,7 @@ import pluggy
 
 from esplug.config import make_config
 from esplug.errors import PluginError, UserError
-from esplug.hookspecs import Prompt, Row
+from esplug.hookspecs import Example, Prompt, Row
 from esplug.plugins.discovery import PluginInfo, find
 from esplug.plugins.loading import hook_errors, load
 from esplug.utils.text import BOOLEANS, cause, suggest
@@ -34,7 +34,7 @@ class Task:
     def wrap(cls, info: PluginInfo, relay: pluggy.HookRelay, options: Mapping[str, object] | None = None) -> "Task":
         """Make a task from hooks that are already loaded, for example those of an uninstalled plugin under test."""
         with hook_errors(info, "options"):
-            declared = dict(relay.options() or {})
+            declared = dict(relay.options(given=dict(options or {})) or {})
         return cls(info, relay, _filled_in(info, declared, options or {}))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -92,6 +92,18 @@ class Task:
     def reward(self, model_output: str, target: Any) -> Any:
         """Grade one answer. The caller handles exceptions and validates the result."""
         return self.relay.reward(model_output=model_output, target=target, options=self.options)
+
+
+def examples(name: str) -> list[Example]:
+    """Return the examples of an installed task. Raise ``UserError`` if it has none."""
+    info, relay = find("task", name), load("task", name)
+    with hook_errors(info, "examples"):
+        found = relay.examples()
+    if not found:
+        raise UserError(f"task {name!r} has no examples to list; `esplug train --task {name} --dry-run` shows prompts")
+    if not all(isinstance(example, Example) for example in found):
+        raise PluginError(f"{info}: examples returned {type(found).__name__}; it must return a list of Example")
+    return list(found)
 
 
 def _missing_column(info: PluginInfo, options: Mapping[str, Any], error: KeyError, rows: Sequence[Row]) -> UserError:
