@@ -18,6 +18,7 @@ OPTIONS: Mapping[str, Any] = {
     "seed": 0,
     "size": 500,
     "eval_size": 100,
+    "shots": 0,
     "answer_from": "tags",
     "template": "chat",
     "instruction": "",
@@ -29,7 +30,8 @@ def options(given: Mapping[str, Any]) -> Mapping[str, Any]:
     """Declare the options of the task, and those of the generators that the user sets.
 
     ``name``: generators, such as ``chain_sum`` or ``chain_sum:2,leg_counting:1``. ``seed``, ``size``, ``eval_size``: of
-    the rows. ``answer_from``: tags, boxed or last-line. ``template``: chat or plain. ``instruction``: how to answer.
+    the rows. ``shots``: worked examples in a prompt, 0 to 8. ``answer_from``: tags, boxed or last-line. ``template``:
+    chat or plain. ``instruction``: how to answer.
     """
     selection = _selection({**OPTIONS, **given})
     selection.load()
@@ -52,23 +54,24 @@ def load_rows(split: str, path: str | None, options: Mapping[str, Any]) -> Any:
         raise ValueError(
             f"its rows come from generators; leave out the data set {path} and choose with the option name"
         )
-    wanted = rows.Wanted(_selection(options), options["seed"], options["size"], options["eval_size"])
+    wanted = rows.Wanted(_selection(options), *(options[name] for name in ("seed", "size", "eval_size", "shots")))
     return wanted.train() if split == "train" else wanted.held_out()
 
 
 @hookimpl
-def collate(batch: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> tuple[list[str], list[dict[str, Any]]]:
+def collate(batch: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> tuple[list[Any], list[dict[str, Any]]]:
     """Ask the generator's question, and grade with all that the library's grader needs."""
     prompts.check(options)
     for row in batch:
         answers.check(row["task"], row["answer"], options["answer_from"])
-    return [row["question"] for row in batch], [{k: row[k] for k in ("task", "answer", "metadata")} for row in batch]
+    questions = [(row["question"], row["examples"]) for row in batch]
+    return questions, [{name: row[name] for name in ("task", "answer", "metadata")} for row in batch]
 
 
 @hookimpl
-def template(question: str, options: Mapping[str, Any]) -> Prompt:
-    """Add how to give the answer."""
-    return prompts.ask(question, options)
+def template(question: tuple[str, Sequence[tuple[str, str]]], options: Mapping[str, Any]) -> Prompt:
+    """Add worked examples, and how to give the answer."""
+    return prompts.ask(*question, options)
 
 
 @hookimpl

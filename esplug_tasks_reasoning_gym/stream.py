@@ -8,6 +8,7 @@ it. Generators are Python code that may not terminate with unusual options, so e
 import contextlib
 import json
 import os
+import random
 import signal
 import sys
 from collections.abc import Iterator
@@ -45,6 +46,7 @@ def _distinct(name: str, made: Any, length: int) -> Iterator[dict[str, Any]]:
     seen: set[str] = set()
     repeats = 0
     for index in range(length):
+        random.seed(made.seed + index)  # a few generators also draw from the global one
         with _time_limit():
             entry = made[index]
         row = {"task": name} | {column: entry[column] for column in ("question", "answer", "metadata")}

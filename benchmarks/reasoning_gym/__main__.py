@@ -2,12 +2,13 @@
 
     python -m benchmarks.reasoning_gym
 
-The rows are those that ``--task reasoning-gym`` holds out. Generators with a longer prompt than fits are listed at the end.
+The rows are those that ``--task reasoning-gym`` holds out. Generators whose prompts do not fit are listed at the end.
 """
 
 import argparse
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from benchmarks.shared.machine import processor
 from esplug.config import make_config
@@ -28,11 +29,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8, help="rows of each generator")
     parser.add_argument("--max-tokens", type=int, default=48)
     parser.add_argument("--max-model-len", type=int, default=2048)
-    parser.add_argument("--answer-from", default="tags")
+    parser.add_argument("--shots", type=int, default=1, help="worked examples in each prompt")
     arguments = parser.parse_args()
 
-    names = {"name": arguments.names, "eval_size": arguments.rows, "answer_from": arguments.answer_from}
-    task = Task.load("reasoning-gym", names)
+    options = {"name": arguments.names, "eval_size": arguments.rows, "shots": arguments.shots}
+    task = Task.load("reasoning-gym", options)
     with tempfile.TemporaryDirectory() as folder:
         config = make_config(
             task.defaults(),
@@ -40,10 +41,10 @@ def main() -> None:
                 "task": task.name,
                 "task_options": dict(task.options),
                 "model_name": arguments.model,
-                "output_dir": folder,
+                "output_directory": folder,
             },
             {"max_tokens": arguments.max_tokens, "max_model_len": arguments.max_model_len, "dtype": "float32"},
-            {"n_vllm_engines": 1, "use_gpus": "none", "n_iterations": 0, "logger": "none"},
+            {"n_vllm_engines": 1, "use_gpus": "none", "n_iterations": 0, "logging": "none"},
         )
         splits = load_eval_splits(task, None, None)
         encoder = PromptEncoder.load(Path(arguments.model), config)
@@ -52,7 +53,9 @@ def main() -> None:
         result = trainer.fit(summary=False)
     (evaluation,) = result.evaluations
     print(f"{Path(arguments.model).name}, float32, one engine on {processor()}: {arguments.rows} rows a generator,")
-    print(f"at most {arguments.max_tokens} tokens an answer, evaluated in {evaluation.seconds:.0f} s.\n")
+    print(
+        f"{arguments.shots} worked examples in a prompt, at most {arguments.max_tokens} tokens an answer, evaluated in {evaluation.seconds:.0f} s.\n"
+    )
     print("| generator | score | correct | no answer | tokens |\n|---|---|---|---|---|")
     for split in sorted(evaluation.splits, key=lambda split: (-split.reward.mean, split.split)):
         print(_line(split))
@@ -61,7 +64,7 @@ def main() -> None:
         print(f"Prompts of more than {encoder.longest} tokens: {', '.join(left_out)}.")
 
 
-def _fits(encoder: PromptEncoder, task: Task, questions: list[str]) -> bool:
+def _fits(encoder: PromptEncoder, task: Task, questions: list[Any]) -> bool:
     try:
         encoder.encode([task.template(question) for question in questions])
     except UserError:
