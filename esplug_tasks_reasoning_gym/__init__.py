@@ -90,5 +90,8 @@ def examples() -> Sequence[Example]:
 
 
 def _selection(options: Mapping[str, Any]) -> Selection:
+    for name, value in options.items():
+        if not isinstance(value, str | int | float | bool):
+            raise ValueError(f"option {name!r} must be a number or text, not {value!r}; write lists as JSON: '[1, 2]'")
     others = {name: value for name, value in options.items() if name not in OPTIONS}
     return Selection.of(options[NAME], tuple(sorted(others.items())))

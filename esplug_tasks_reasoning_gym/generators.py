@@ -1,10 +1,9 @@
 """Generators of the library: their names, options and instances. Importing the library takes seconds."""
 
 import dataclasses
-import json
 from collections.abc import Iterable
 from difflib import get_close_matches
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from typing import Any, get_type_hints
 
 #: Option of every generator with a curriculum: the library's level of difficulty; -1 for the generator's own defaults.
@@ -48,12 +47,10 @@ def default(name: str, option: str) -> str | int | float | bool:
     """Return an option's default in the type in which users give it: lists and the like as text in JSON."""
     if option == LEVEL:
         return NO_LEVEL
-    configuration = _configuration_class(name)
-    hint = get_type_hints(configuration)[option]
-    value = getattr(configuration(), option)
-    if hint in (bool, int, float, str) and isinstance(value, bool | int | float | str):
-        return hint(value)  # type: ignore[no-any-return]
-    return json.dumps(value, default=str)
+    value, kind = getattr(_configuration_class(name)(), option), _type(name, option)
+    if kind in (bool, int, float, str):
+        return kind(value)  # type: ignore[no-any-return]
+    return str(_adapter(kind).dump_json(value), "utf-8")
 
 
 def configuration(name: str, given: Iterable[tuple[str, Any]], seed: int, size: int) -> Any:
@@ -68,11 +65,9 @@ def configuration(name: str, given: Iterable[tuple[str, Any]], seed: int, size: 
     Raises:
         ValueError: a value has the wrong type, or the configuration's own ``validate`` rejects the options.
     """
-    kind = _configuration_class(name)
-    hints = get_type_hints(kind)
-    values = {option: _parsed(f"{name}.{option}", hints.get(option, int), value) for option, value in given}
+    values = {option: _parsed(f"{name}.{option}", _type(name, option), value) for option, value in given}
     level = values.pop(LEVEL, NO_LEVEL)
-    made = kind() if level == NO_LEVEL else _at_level(name, level)
+    made = _configuration_class(name)() if level == NO_LEVEL else _at_level(name, level)
     made = dataclasses.replace(made, **values, seed=seed, size=size)
     try:
         getattr(made, "validate", bool)()  # a few have none
@@ -106,19 +101,41 @@ def _at_level(name: str, level: int) -> Any:
     return curriculum.generate_configuration()
 
 
-def _parsed(spelled: str, hint: Any, value: Any) -> Any:
-    """Convert a value to the type of its field. Text may be the value itself, or JSON."""
-    from pydantic import TypeAdapter, ValidationError
+@cache
+def _type(name: str, option: str) -> Any:
+    """Return the type of an option: its annotation or, if the library's own default contradicts that, the default's."""
+    from pydantic import ValidationError
 
-    adapter = TypeAdapter(hint)
+    if option == LEVEL:
+        return int
+    kind = _configuration_class(name)
+    annotated, value = get_type_hints(kind)[option], getattr(kind(), option)
     try:
-        return adapter.validate_python(value)
-    except ValidationError as error:
+        _adapter(annotated).validate_python(value)
+    except ValidationError:
+        return type(value)
+    return annotated
+
+
+@cache
+def _adapter(kind: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
+def _parsed(spelled: str, kind: Any, value: Any) -> Any:
+    """Convert a value to the type of its option. Text may be the value itself, or JSON."""
+    from pydantic import ValidationError
+
+    attempts = [partial(_adapter(kind).validate_python, value)]
+    if isinstance(value, str):  # null is never text
+        attempts.insert(0 if value == "null" else 1, partial(_adapter(kind).validate_json, value))
+    fault = ""
+    for attempt in attempts:
         try:
-            if isinstance(value, str):
-                return adapter.validate_json(value)
-        except ValidationError:
-            pass
-        kind = hint.__name__ if isinstance(hint, type) and not hasattr(hint, "__origin__") else str(hint)
-        fault = error.errors()[0]["msg"]
-        raise ValueError(f"option {spelled} must be {kind.replace('typing.', '')}, not {value!r} ({fault})") from None
+            return attempt()
+        except ValidationError as error:
+            fault = fault or error.errors()[0]["msg"]
+    shown = kind.__name__ if isinstance(kind, type) and not hasattr(kind, "__origin__") else str(kind)
+    raise ValueError(f"option {spelled} must be {shown.replace('typing.', '')}, not {value!r} ({fault})")

@@ -254,6 +254,8 @@ def test_generator_options(options, expected) -> None:
         ({"name": "gcd,lcm", "min_value": "3"}, "write gcd.min_value"),
         ({"name": "gcd", "lcm.min_value": "3"}, "'lcm' is not in name=gcd"),
         ({"min_terms": "3", "chain_sum.min_terms": "3"}, "given twice"),
+        ({"name": ["gcd"]}, "option 'name' must be a number or text"),
+        ({"name": "aiw", "task_types": ["siblings"]}, "write lists as JSON"),
         ({"level": "99"}, "chain_sum.level must be between 0 and 10, not 99"),
         ({"name": "acre", "level": "1"}, "acre has no option 'level'"),
         ({"name": "aiw", "task_types": '["cats"]'}, "option aiw.task_types must be"),
@@ -286,6 +288,38 @@ def test_bad_option_on_the_command_line(monkeypatch, capfd) -> None:
         "error: task 'reasoning-gym': no generator 'chain_sums'; did you mean 'chain_sum'? "
         "`esplug data list --task reasoning-gym` lists them"
     ]
+
+
+def test_every_default_of_every_option_can_be_given() -> None:
+    from reasoning_gym.factory import DATASETS
+
+    for name in NAMES:
+        plain = DATASETS[name][1]()
+        for option in generators.options(name):
+            value = generators.default(name, option)
+            made = generators.configuration(name, ((option, str(value)),), seed=0, size=1)
+            if option != generators.LEVEL:
+                assert list_of(getattr(made, option)) == list_of(getattr(plain, option)), (name, option)
+
+
+def list_of(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def test_levels() -> None:
+    """The library's own ``validate`` rejects some of its levels, which other options can correct."""
+    rejected = set()
+    for name in NAMES:
+        for level in range(generators.levels(name)):
+            try:
+                generators.configuration(name, ((generators.LEVEL, level),), seed=0, size=1)
+            except ValueError as error:
+                rejected.add(str(error).partition(" rejects level=")[0])
+    assert rejected == {"caesar_cipher", "knight_swap", "modulo_grid", "rubiks_cube", "survo"}
+    corrected = generators.configuration("survo", (("level", 3), ("max_empty", 9)), seed=0, size=1)
+    assert corrected.max_empty == 9
+    easy, hard = (generators.configuration("chain_sum", (("level", level),), seed=0, size=1) for level in (0, 10))
+    assert easy.max_terms < hard.max_terms
 
 
 def test_a_data_set_is_refused() -> None:
