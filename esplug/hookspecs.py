@@ -57,6 +57,15 @@ class Reward:
 
 
 @dataclass(frozen=True, slots=True)
+class Example:
+    """An example of one kind of a task's questions."""
+
+    name: str  #: what users type to choose this kind
+    question: str  #: as text; long ones are cut for display
+    answer: str = ""  #: a right answer; empty if the task cannot tell
+
+
+@dataclass(frozen=True, slots=True)
 class HubSource:
     """One split of a data set on the Hugging Face Hub."""
 
@@ -195,6 +204,16 @@ class TaskSpec:
         Returns:
             Default value of each option, by name: a str, int, float or bool. esplug converts the user's text to the
             type of the default, and rejects options that are not declared.
+        """
+
+    @hookspec(firstresult=True)
+    def examples(self) -> Sequence[Example]:
+        """Show what the task can ask. Optional.
+
+        Called in the driver, by ``esplug data list --task NAME`` only. It should return within a second.
+
+        Returns:
+            One example of each kind of question, in the order to show them.
         """
 
 

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from esplug.cli.options import Debug, command_group, plugin_names
-from esplug.utils.text import aligned, brief
+from esplug.utils.text import aligned, brief, printable
 
 if TYPE_CHECKING:
     from esplug.data.build import Built
 
 app = command_group("Build data sets for training and evaluation.")
+_QUESTION_WIDTH, _ANSWER_WIDTH = 100, 30  # characters of an example
 
 
 def _folder(name: str | Path) -> Path:
@@ -30,11 +31,25 @@ Out = Annotated[Path, typer.Option("--out", metavar="DIR", parser=_folder, help=
 
 
 @app.command(name="list")
-def list_datasets(out: Out = Path("datasets")) -> None:
+def list_datasets(
+    out: Out = Path("datasets"),
+    task: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="List the kinds of questions that this task can ask instead, with an example of each.",
+            autocompletion=plugin_names("task"),
+        ),
+    ] = None,
+    debug: Debug = False,
+) -> None:
     """List the data sets that installed packages can build, without importing them."""
     from esplug.data.build import folders
     from esplug.plugins import PUBLISHED, list_plugins
 
+    if task is not None:
+        _print_examples(task)
+        return
     rows = [("name", "distribution", "version", "built")]
     for plugin in list_plugins():
         if plugin.kind == "dataset":
@@ -43,6 +58,22 @@ def list_datasets(out: Out = Path("datasets")) -> None:
     typer.echo(aligned(rows))
     if len(rows) == 1:
         typer.echo(f"No data set is installed. Try: pip install {PUBLISHED['dataset']['math']}")
+
+
+def _print_examples(task: str) -> None:
+    from esplug.plugins.task import examples
+
+    shown = [
+        (printable(one.name), _cut(one.question, _QUESTION_WIDTH), _cut(one.answer, _ANSWER_WIDTH) or "-")
+        for one in examples(task)
+    ]
+    typer.echo(aligned([("name", "question", "answer"), *shown]))
+
+
+def _cut(text: str, longest: int) -> str:
+    """Put any text into one line, and cut off its end if it is long."""
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= longest else f"{line[: longest - 4]} ..."
 
 
 @app.command(name="build")

@@ -26,6 +26,7 @@ PUBLISHED: Mapping[Kind, Mapping[str, str]] = {
         "countdown": "esplug-tasks-countdown",
         "math": "esplug-tasks-math",
         "number-guessing": "esplug-tasks-games",
+        "reasoning-gym": "esplug-tasks-reasoning-gym",
         "verifiers": "esplug-tasks-verifiers",
     },
     "dataset": {

@@ -8,7 +8,7 @@ import pluggy
 
 from esplug.config import make_config
 from esplug.errors import PluginError, UserError
-from esplug.hookspecs import Message, Prompt, Row
+from esplug.hookspecs import Example, Message, Prompt, Row
 from esplug.plugins.discovery import PluginInfo, find
 from esplug.plugins.loading import hook_errors, load
 from esplug.utils.text import BOOLEANS, cause, suggest
@@ -102,6 +102,18 @@ class Task:
     def turn(self, messages: list[Message], target: Any) -> Any:
         """Reply to the model. The caller handles exceptions and validates the result."""
         return self.relay.turn(messages=messages, target=target, options=self.options)
+
+
+def examples(name: str) -> list[Example]:
+    """Return the examples of an installed task. Raise ``UserError`` if it has none."""
+    info, relay = find("task", name), load("task", name)
+    with hook_errors(info, "examples"):
+        found = relay.examples()
+    if not found:
+        raise UserError(f"task {name!r} has no examples to list; `esplug train --task {name} --dry-run` shows prompts")
+    if not all(isinstance(example, Example) for example in found):
+        raise PluginError(f"{info}: examples returned {type(found).__name__}; it must return a list of Example")
+    return list(found)
 
 
 def _missing_column(info: PluginInfo, options: Mapping[str, Any], error: KeyError, rows: Sequence[Row]) -> UserError:

@@ -51,7 +51,7 @@ def test_list_shows_data_sets_and_their_folders(monkeypatch, capfd, tmp_path) ->
 def test_listing_imports_no_plugin_and_nothing_heavy() -> None:
     code = (
         "import sys, atexit; sys.argv = ['esplug', 'data', 'list']\n"
-        "heavy = ('datasets', 'pyarrow', 'huggingface_hub', 'torch', 'numpy', 'esplug_tasks_math')\n"
+        "heavy = ('datasets', 'pyarrow', 'huggingface_hub', 'torch', 'numpy', 'esplug_tasks_math', 'reasoning_gym')\n"
         "atexit.register(lambda: print('LOADED', [m for m in heavy if m in sys.modules], file=sys.stderr))\n"
         "from esplug.cli.app import main; main()"
     )

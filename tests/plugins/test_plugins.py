@@ -351,6 +351,40 @@ def test_task_options_are_converted(adder: str) -> None:
     assert task.load_rows("train", None) is None
 
 
+def test_options_may_depend_on_others(install: Install) -> None:
+    source = GOOD.replace("def options():\n", "def options(given):\n    assert isinstance(given, dict)\n").replace(
+        '"strict": False}', '"strict": False, **({"depth": 1} if given.get("level") == "deep" else {})}'
+    )
+    install("adder", source)
+    task = Task.load("adder", {"level": "deep", "depth": "3"})
+    assert task.options["depth"] == 3
+    assert pickle.loads(pickle.dumps(task)).options == task.options
+    assert "depth" not in Task.load("adder").options
+    with pytest.raises(PluginError, match="has no option 'depth'"):
+        Task.load("adder", {"depth": "3"})
+
+
+EXAMPLES = "from esplug.hookspecs import Example\n@hookimpl\ndef examples():\n    return "
+
+
+@pytest.mark.parametrize(
+    ("returned", "code", "shown"),
+    [
+        ("[Example('sum', '1 +\\n1?', '2'), Example('long', 'x' * 200)]", 0, "sum   1 + 1?"),
+        ("[Example('sum', '\\x1b[31m?')]", 0, "sum   ␛[31m?    -"),
+        ("[]", 2, "error: task 'adder' has no examples to list"),
+        ("['sum']", 2, "examples returned list; it must return a list of Example"),
+        ("1 / 0", 2, "examples failed [ZeroDivisionError: division by zero]"),
+    ],
+)
+def test_examples_are_listed(install: Install, monkeypatch, capfd, returned, code, shown) -> None:
+    install("adder", PLAIN + EXAMPLES + returned)
+    done, out, err = run_cli(monkeypatch, capfd, "data", "list", "--task", "adder")
+    assert done == code
+    assert shown in out + err
+    assert max(map(len, out.splitlines()), default=0) < 150
+
+
 def test_task_pickles_as_name_and_options(adder: str) -> None:
     task = Task.load(adder, {"scale": "3"})
     assert pickle.loads(pickle.dumps(task)).options == task.options
