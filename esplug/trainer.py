@@ -38,6 +38,7 @@ from esplug.planning.placement import plan_engines
 from esplug.rewards import PendingRewards, RewardPool
 from esplug.rewards.anomalies import UNDEFINED, AnomalyReporter
 from esplug.rewards.trial import try_reward
+from esplug.runs.answers import some_answers
 from esplug.runs.directory import RunDirectory, environment
 from esplug.runs.engines import create_seed_log, engine_settings, population_jobs, shares_prefixes, start_engines
 from esplug.runs.metrics import Iteration, PopulationResult
@@ -197,7 +198,8 @@ class EvolutionStrategiesTrainer:
         evaluated = time.perf_counter()
         step = self._update(iteration, coefficients)
         updated = time.perf_counter()
-        record = Iteration(members, result, utilities, began, updated - started, updated - evaluated)
+        samples = some_answers(result, questions, targets, self._prompt_builder.text)
+        record = Iteration(members, result, utilities, began, updated - started, updated - evaluated, samples)
         self.recorder.iteration(step, record)
 
     def evaluate_population_on_batch(
