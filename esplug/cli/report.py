@@ -35,7 +35,7 @@ def report(
     debug: Debug = False,
 ) -> None:
     """Write one self-contained HTML page: curves, times, samples before and after, settings."""
-    from esplug.runs.summary import is_run
+    from esplug.runs.summary import is_run, why_no_run
     from esplug.utils.file_lock import is_held
 
     if not 0 <= smooth <= 0.99:
@@ -44,7 +44,7 @@ def report(
         raise UserError("--port is for --watch, which is missing")
     for run in runs:
         if not is_run(run) and not (watch and is_held(run)):  # a run that has just begun has no files
-            raise UserError(f"{run}: {_not_a_run(run)}")
+            raise UserError(f"{run}: {why_no_run(run)}")
     if watch:
         for flag, given in (("--output", output), ("--png", png)):
             if given:
@@ -81,24 +81,3 @@ def _serve(runs: list[Path], port: int, smooth: float, full: bool) -> None:
     with LiveServer(LiveReport(runs, smoothing=smooth, full=full), port) as server:
         say(f"{server.url} shows {', '.join(map(str, runs))}; Ctrl-C ends it")
         server.serve_forever()
-
-
-def _not_a_run(path: Path) -> str:
-    """Describe what is wrong with a path, and suggest the nearest runs."""
-    from difflib import get_close_matches
-
-    from esplug.runs.summary import find_runs
-
-    fault = "not a run's directory" if path.is_dir() else "not a directory" if path.exists() else "no such directory"
-    known: dict[str, Path] = {}
-    for folder in (path, path.parent, Path("experiments")):
-        try:
-            found = find_runs(folder)
-        except OSError:
-            continue
-        for run in found:
-            known.setdefault(run.name, run)
-    near = get_close_matches(path.name, known, n=3, cutoff=0.5) or (sorted(known)[:3] if path.is_dir() else [])
-    if near:
-        return f"{fault}; did you mean {' or '.join(str(known[name]) for name in near)}?"
-    return f"{fault}; `esplug runs` lists those there are"

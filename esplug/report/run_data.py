@@ -10,7 +10,6 @@ from statistics import fmean
 from typing import Any
 
 from esplug.checkpoints.seed_log import read
-from esplug.config.run_config import FINAL_MODEL
 from esplug.errors import UserError
 from esplug.evaluation.figures import Sample, SplitEvaluation
 from esplug.evaluation.statistics import Estimate, average, compare
@@ -253,8 +252,8 @@ def _checksum(run: RunDirectory, results: Mapping[str, Any], notes: list[str]) -
 
 
 def _model(run: RunDirectory, planned: int | None) -> str:
-    folder = run.checkpoints / f"{FINAL_MODEL}{planned}"
-    return str(folder.relative_to(run.path)) if folder.is_dir() else ""
+    folder = None if planned is None else run.saved_model(planned)
+    return str(folder.relative_to(run.path)) if folder else ""
 
 
 def _mapping(value: Any) -> Mapping[Any, Any]:

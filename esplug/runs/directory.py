@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from esplug.config import RunConfig
+from esplug.config.run_config import FINAL_MODEL
 from esplug.errors import RunError, UserError
 from esplug.utils import atomic_write
 from esplug.utils.cores import usable_cores
@@ -83,6 +84,11 @@ class RunDirectory:
         if safe != split:  # two splits must not share a file
             safe += f"-{blake2b(split.encode(), digest_size=4).hexdigest()}"
         return self.evaluations / f"model_eval_task{safe}_iteration{iteration}.json"
+
+    def saved_model(self, iteration: int) -> Path | None:
+        """Return the folder of the fine-tuned model after the last iteration; ``None`` if there is none."""
+        folder = self.checkpoints / f"{FINAL_MODEL}{iteration}"
+        return folder if folder.is_dir() else None
 
     def write_config(self, config: RunConfig) -> None:
         """Write the settings."""
