@@ -30,6 +30,10 @@ def completions(*words: str) -> list[str]:
     ("words", "offered"),
     [
         (["do"], ["doctor"]),
+        (["ch"], ["chat", "check"]),
+        (["push", "--re"], ["--repo", "--revision"]),
+        (["report", "--wa"], ["--watch"]),
+        (["chat", "--dtype", "float3"], ["float32"]),
         (["train", "--task", ""], ["countdown", "math"]),
         (["train", "--task", "co"], ["countdown"]),
         (["eval", "--task", "ma"], ["math"]),
