@@ -32,6 +32,7 @@ from esplug.planning.memory import cpu_kv_cache_most
 from esplug.rewards import PendingRewards
 from esplug.rewards.anomalies import UNDEFINED, AnomalyReporter
 from esplug.rewards.trial import try_reward
+from esplug.runs.answers import some_answers
 from esplug.runs.directory import RunDirectory
 from esplug.runs.early_stopping import Stop, early_stop
 from esplug.runs.engines import create_seed_log, engine_settings, population_jobs, start_engines
@@ -207,7 +208,8 @@ class EvolutionStrategiesTrainer:
         step = make_update(config, self.engines, self.history, iteration, coefficients, self.checksum)
         updated = time.perf_counter()
         self.checksum = step.checksum
-        record = Iteration(members, result, utilities, began, updated - started, updated - evaluated)
+        samples = some_answers(result, questions, targets, self._prompts.builder.text)
+        record = Iteration(members, result, utilities, began, updated - started, updated - evaluated, samples)
         self._request_stop(self.recorder.iteration(step, record))
 
     def evaluate_population_on_batch(

@@ -45,7 +45,7 @@ def model_card(
 
     settings = _settings(header, run)
     base_id = _hub_id(header)
-    base = base_id or _public_name(header.base.name)
+    base = base_id or public_name(header.base.name)
     perturbed = f"rank {header.low_rank} of its linear layers" if header.low_rank else "all weights"
     name = f"{Path(base).name} fine-tuned on {settings.get('task', 'a task')}"
     parts = [
@@ -88,7 +88,7 @@ def _settings(header: Header, run: Path | None) -> dict[str, Any]:
 
 def _without_paths(value: Any) -> Any:
     if isinstance(value, str):
-        return ",".join(map(_public_name, value.split(",")))
+        return ",".join(map(public_name, value.split(",")))
     if isinstance(value, list | tuple):
         return [_without_paths(item) for item in value]
     if isinstance(value, Mapping):
@@ -96,7 +96,7 @@ def _without_paths(value: Any) -> Any:
     return value
 
 
-def _public_name(name: str) -> str:
+def public_name(name: str) -> str:
     """Return the last part of a path outside the working directory; any other name unchanged."""
     private = name.strip().startswith(("/", "~", "..", "file:"))
     return Path(name.strip()).name if private else name

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,8 @@ from typing import Any
 from esplug.checkpoints.folders import save_model
 from esplug.checkpoints.model_card import model_card
 from esplug.checkpoints.replay import Progress, Replay
-from esplug.checkpoints.seed_log_records import Recorded
-from esplug.checkpoints.tensor_files import Dtype, create_files, stored_tensors, written_bytes
+from esplug.checkpoints.seed_log_records import Header, Recorded
+from esplug.checkpoints.tensor_files import Dtype, StoredTensor, create_files, stored_tensors, written_bytes
 from esplug.errors import RunError, UserError
 from esplug.utils.cores import usable_cores
 
@@ -59,12 +60,7 @@ def write_model(
     with ExitStack() as stack:
         source = stored_tensors(base, stack)
         replay = Replay(header, threads or len(usable_cores()), progress)
-        found = replay.run("checking the base", source, ())
-        if found != header.base.weights_checksum:
-            raise UserError(
-                f"{base}: not the model that the run started from ({header.base.name}): its weights have checksum "
-                f"{found:016x}, the log says {header.base.weights_checksum:016x}; give the right one with --base"
-            )
+        _check_base(header, base, source, replay)
         nbytes = sum(written_bytes(tensor, dtype) for tensor in source)
         _check_space(out, nbytes)
 
@@ -87,6 +83,21 @@ def write_model(
         except OSError as error:
             raise UserError(f"--out {out}: cannot be written ({error.strerror or error})") from error
     return Exported(out, len(steps), expected, nbytes, recorded.torn)
+
+
+def check_base(header: Header, base: Path) -> None:
+    """Check that the folder ``base`` holds the weights that a run started from. Raises ``UserError`` if not."""
+    with ExitStack() as stack:
+        _check_base(header, base, stored_tensors(base, stack), Replay(header, len(usable_cores()), None))
+
+
+def _check_base(header: Header, base: Path, tensors: Sequence[StoredTensor], replay: Replay) -> None:
+    found = replay.run("checking the base", tensors, ())
+    if found != header.base.weights_checksum:
+        raise UserError(
+            f"{base}: not the model that the run started from ({header.base.name}): its weights have checksum "
+            f"{found:016x}, the log says {header.base.weights_checksum:016x}; give the right one with --base"
+        )
 
 
 def _check_space(out: Path, needed: int) -> None:

@@ -68,8 +68,13 @@ def base_of(log: Path, given: str | None, scratch: Path, stack: ExitStack) -> Pa
     except UserError as error:
         raise UserError(f"{error}; {_REMEDY}") from error
     for earlier in reversed(logs[1:]):
-        folder = _replay(earlier, folder, scratch, stack)
+        folder = replayed(earlier, folder, scratch, stack)
     return folder
+
+
+def find_model(name: str, flag: str, scratch: Path, stack: ExitStack, use: ModelUse) -> Path:
+    """Return the folder of a model, run or seed log. Error messages begin with ``flag`` and the name."""
+    return _find(name, flag, None, None, use, scratch, stack)
 
 
 def kind_of(name: str) -> Literal["model", "log", "pth"]:
@@ -99,9 +104,9 @@ def _find(
     """Return the folder of a model of any kind; arguments as for :func:`starting_model`."""
     kind, path = kind_of(name), Path(name)
     if kind == "log":
-        log = _log_file(path)
+        log = log_file(path)
         try:
-            return _replay(log, base_of(log, None, scratch, stack), scratch, stack)
+            return replayed(log, base_of(log, None, scratch, stack), scratch, stack)
         except UserError as error:
             raise UserError(f"{flag} {name}: {error}") from error
     if kind == "pth":
@@ -122,7 +127,13 @@ def _find(
     return model_folder(name, flag, use)
 
 
-def _replay(log: Path, base: Path, scratch: Path, stack: ExitStack) -> Path:
+def replayed(log: Path, base: Path, scratch: Path, stack: ExitStack) -> Path:
+    """Return a temporary folder with the model of a log, replayed from the folder ``base``.
+
+    Raises:
+        UserError: the log is damaged, or ``base`` is not its base model.
+        RunError: the replayed weights do not have the log's checksum.
+    """
     say(f"replaying {log}")
     exported = write_model(read(log), log, base, _temporary(scratch, stack) / "model")
     if exported.torn:
@@ -134,7 +145,7 @@ def _lineage(log: Path) -> list[Path]:
     """Return a log, the log that its run started from, and so on."""
     logs = [log]
     while kind_of(name := read(logs[-1], 0).header.base.name) == "log":
-        earlier = _log_file(Path(name))
+        earlier = log_file(Path(name))
         if earlier.resolve() in (each.resolve() for each in logs):
             raise UserError(f"{log}: the runs that it started from lead back to {name}; {_REMEDY}")
         try:
@@ -151,7 +162,8 @@ def _model_name(header: Header) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _log_file(path: Path) -> Path:
+def log_file(path: Path) -> Path:
+    """Return the seed log that a run's directory, or the path of a seed log, stands for."""
     path = path.expanduser()
     return path / FILE_NAME if path.is_dir() else path
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from esplug.cli.chat import chat
 from esplug.cli.check import check
 from esplug.cli.config import app as config_app
 from esplug.cli.data import app as data_app
@@ -15,6 +16,7 @@ from esplug.cli.evaluate import evaluate
 from esplug.cli.export import export
 from esplug.cli.init import init
 from esplug.cli.plugins import plugins
+from esplug.cli.push import push
 from esplug.cli.report import report
 from esplug.cli.runs import runs
 from esplug.cli.switches import without_values
@@ -62,7 +64,7 @@ def _no_command(
 
 app.command()(train)
 app.command(name="eval")(evaluate)
-for command in (plugins, export, init, check, doctor, report, runs):
+for command in (plugins, chat, export, push, init, check, doctor, report, runs):
     app.command()(command)
 app.add_typer(data_app, name="data")
 app.add_typer(config_app, name="config")

@@ -1,5 +1,8 @@
 """``esplug export``: write the model of any iteration, from the run's seed log."""
 
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -7,7 +10,6 @@ import typer
 
 from esplug.cli.options import Debug
 from esplug.errors import UserError
-from esplug.utils.text import one_line
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -42,46 +44,50 @@ def export(
     """Write the model of any iteration as a Hugging Face folder, from the run's seed log and the base model."""
     from typing import cast
 
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
     from esplug.checkpoints.export import export as export_model
     from esplug.checkpoints.tensor_files import Dtype
-    from esplug.utils.console import get_console, say
+    from esplug.utils.console import say
 
-    columns = (TextColumn("{task.description:<18}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    console = get_console()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    if push_to_hub is not None:
+        from esplug.checkpoints.upload import check_repo
+
+        check_repo(push_to_hub, "--push-to-hub")
+    with progress_bars() as progress:
         checked_later = cast(Dtype | None, dtype)
-        exported = export_model(
-            run_or_log, out, base=base, iteration=iteration, dtype=checked_later, progress=_progress_on(bars)
-        )
+        exported = export_model(run_or_log, out, base=base, iteration=iteration, dtype=checked_later, progress=progress)
     if exported.torn:
         say("the log's last record is torn, as after a crash, and was left out")
     say(f"model          {exported.folder}")
     say(f"iteration      {exported.iteration}")
     say(f"weights        {exported.nbytes / 1e9:.2f} GB, checksum {exported.checksum:016x}")
+    say(f"to serve it    vllm serve {shlex.quote(str(exported.folder))}")
     if push_to_hub is not None:
         say(f"uploaded       {push(exported, push_to_hub)}")
 
 
 def push(exported: "Exported", repo: str) -> str:
     """Upload an exported model to the Hub, and return its address."""
-    import logging
+    from esplug.checkpoints.upload import upload, upload_files
 
-    from huggingface_hub import HfApi
-
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # hide its retries, so that an error is one line
+    message = f"esplug: iteration {exported.iteration}, checksum {exported.checksum:016x}"
     try:
-        api = HfApi()
-        name = api.create_repo(repo, exist_ok=True).repo_id
-        message = f"esplug export: iteration {exported.iteration}, checksum {exported.checksum:016x}"
-        api.upload_folder(repo_id=name, folder_path=exported.folder, commit_message=message)
-    except Exception as error:
-        raise UserError(
-            f"--push-to-hub {repo}: not uploaded ({type(error).__name__}: {one_line(error)}); the model is in "
-            f"{exported.folder}; try again with `hf auth login` and `hf upload {repo} {exported.folder}`"
-        ) from error
-    return f"https://huggingface.co/{name}"
+        return upload(upload_files(exported.folder)[0], repo, "--push-to-hub", message=message)
+    except UserError as error:
+        raise UserError(f"{error}; the model is in {exported.folder}") from error
+
+
+@contextmanager
+def progress_bars() -> "Iterator[Progress]":
+    """Show the progress of an export on a terminal."""
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    from esplug.utils.console import get_console
+
+    columns = (TextColumn("{task.description:<18}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    console = get_console()
+    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        yield _progress_on(bars)
 
 
 def _progress_on(bars: "Bars") -> "Progress":

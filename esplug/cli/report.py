@@ -1,4 +1,4 @@
-"""``esplug report``: write one page about a run, or one that compares several."""
+"""``esplug report``: write one page about a run, or one that compares several; or serve it while they run."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,6 +7,8 @@ import typer
 
 from esplug.cli.options import Debug
 from esplug.errors import UserError
+
+_DEFAULT_PORT = 8642
 
 
 def report(
@@ -24,16 +26,31 @@ def report(
         float, typer.Option(metavar="WEIGHT", help="Smoothing that training curves start with, from 0 to 0.99.")
     ] = 0.0,
     png: Annotated[bool, typer.Option("--png", help="Also write the figures as PNG files beside the page.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Serve the page on this machine and keep it up to date, until Ctrl-C.")
+    ] = False,
+    port: Annotated[
+        int | None, typer.Option(metavar="INT", help="Port of --watch; 0 for any free one.  \\[default: 8642]")
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Write one self-contained HTML page: curves, times, samples before and after, settings."""
-    from esplug.runs.summary import is_run
+    from esplug.runs.summary import is_run, why_no_run
+    from esplug.utils.file_lock import is_held
 
     if not 0 <= smooth <= 0.99:
         raise UserError(f"--smooth {smooth:g}: must be a number from 0 to 0.99")
+    if port is not None and not watch:
+        raise UserError("--port is for --watch, which is missing")
     for run in runs:
-        if not is_run(run):
-            raise UserError(f"{run}: {_not_a_run(run)}")
+        if not is_run(run) and not (watch and is_held(run)):  # a run that has just begun has no files
+            raise UserError(f"{run}: {why_no_run(run)}")
+    if watch:
+        for flag, given in (("--output", output), ("--png", png)):
+            if given:
+                raise UserError(f"{flag} writes a file and --watch writes none; leave one of the two out")
+        _serve(runs, _DEFAULT_PORT if port is None else port, smooth, full)
+        return
     from esplug.report.figures import compared, of_one
     from esplug.report.page import render
     from esplug.report.run_data import read_runs
@@ -54,22 +71,13 @@ def report(
         print(*(printable(str(picture)) for picture in write_pngs(panels, page, smooth)), sep="\n")
 
 
-def _not_a_run(path: Path) -> str:
-    """Describe what is wrong with a path, and suggest the nearest runs."""
-    from difflib import get_close_matches
+def _serve(runs: list[Path], port: int, smooth: float, full: bool) -> None:
+    """Serve the page until Ctrl-C, which raises ``KeyboardInterrupt``."""
+    from esplug.report.live import LiveReport, LiveServer
+    from esplug.utils.console import say
 
-    from esplug.runs.summary import find_runs
-
-    fault = "not a run's directory" if path.is_dir() else "not a directory" if path.exists() else "no such directory"
-    known: dict[str, Path] = {}
-    for folder in (path, path.parent, Path("experiments")):
-        try:
-            found = find_runs(folder)
-        except OSError:
-            continue
-        for run in found:
-            known.setdefault(run.name, run)
-    near = get_close_matches(path.name, known, n=3, cutoff=0.5) or (sorted(known)[:3] if path.is_dir() else [])
-    if near:
-        return f"{fault}; did you mean {' or '.join(str(known[name]) for name in near)}?"
-    return f"{fault}; `esplug runs` lists those there are"
+    if not 0 <= port < 2**16:
+        raise UserError(f"--port {port}: must be from 0 to 65535")
+    with LiveServer(LiveReport(runs, smoothing=smooth, full=full), port) as server:
+        say(f"{server.url} shows {', '.join(map(str, runs))}; Ctrl-C ends it")
+        server.serve_forever()

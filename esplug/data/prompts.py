@@ -27,6 +27,10 @@ class PromptBuilder:
         """Return each question's prompt."""
         return [self._prompt(question) for question in questions]
 
+    def text(self, question: Any) -> str:
+        """Return a question's prompt as the model sees it."""
+        return self.encoder.render(self._prompt(question))
+
     def split(self, name: str, loader: Iterable[Batch]) -> EvaluationSplit:
         """Return the rows of an evaluation split, after checking its batches and prompts."""
         batches = [_checked(batch, f"eval_dataloader_dict[{name!r}]") for batch in loader]

@@ -120,6 +120,8 @@ class Engine:
         master = settings.master_dtype, settings.master_device, gpu_share
         self._master_setup = MasterSetup(settings.model, *master, settings.low_rank, cores, self._heartbeat.place)
         unread = load_and_prove(self._llm, self._master_setup) if settings.writes_weights else ()
+        if settings.beside:
+            self._llm.collective_rpc("es_load_beside", args=(replace(self._master_setup, model=settings.beside),))
         if self.light_bookkeeping:
             self._scheduler_patch = SchedulerPatch(scheduler_of(self._llm))
         beat_every_step(self._llm, self._heartbeat)
@@ -214,7 +216,10 @@ class Engine:
             self._llm.collective_rpc("es_set_members", args=(members,))
         else:
             (alone,) = weights
-            self._llm.collective_rpc("es_set_weights", args=(alone.member_seed, alone.scale))
+            if alone.beside:
+                self._llm.collective_rpc("es_set_beside")
+            else:
+                self._llm.collective_rpc("es_set_weights", args=(alone.member_seed, alone.scale))
 
     def _adapters(self, weights: Sequence[Weights]) -> "list[LoRARequest | None]":
         """Return vLLM's request for each member's adapter; ``None`` for the model without an adapter."""

@@ -20,6 +20,7 @@ class EngineSettings:
         text_only: whether to load a multimodal model without its inputs other than text.
         trust_remote_code: whether vLLM may run Python code of the model.
         prefix_caching: whether prompts of one member share a common prefix in the KV cache.
+        beside: folder of a second model, with the same configuration and tensors, to answer with, too.
     """
 
     model: str
@@ -37,14 +38,16 @@ class EngineSettings:
     writes_weights: bool = True
     text_only: bool = False
     trust_remote_code: bool = False
+    beside: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Weights to answer with: ``master + scale * eps(member_seed)``, or the master itself."""
+    """Weights to answer with: ``master + scale * eps(member_seed)``, the master itself, or the model ``beside`` it."""
 
     member_seed: int | None = None
     scale: float = 0.0
+    beside: bool = False
 
 
 @dataclass(frozen=True, slots=True)

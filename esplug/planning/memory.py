@@ -118,8 +118,8 @@ def plan_memory(model: Path, config: RunConfig, plan: Plan, free: int, gpus: lis
     return MemoryPlan(plan, items, share, free, gpu, room, *_kv_cache_of_an_answer(model, config))
 
 
-def cpu_kv_cache_most(model: Path, config: RunConfig) -> int:
-    """Return the bytes of a KV cache that holds all answers that a CPU engine decodes at a time.
+def cpu_kv_cache_most(model: Path, config: RunConfig, answers: int = _CPU_ANSWERS) -> int:
+    """Return the bytes of a KV cache that holds all ``answers`` that a CPU engine decodes at a time.
 
     A larger one would slow down the start by seconds, since every page is cleared.
     """
@@ -127,7 +127,7 @@ def cpu_kv_cache_most(model: Path, config: RunConfig) -> int:
     if not (per_token and longest):
         return placement.CPU_KV_CACHE_MAX
     blocks = math.ceil(longest / MIN_PREFIX_TOKENS) + 1
-    return _CPU_ANSWERS * config.n_gpu_per_vllm_engine * blocks * MIN_PREFIX_TOKENS * per_token
+    return answers * config.n_gpu_per_vllm_engine * blocks * MIN_PREFIX_TOKENS * per_token
 
 
 def gpu_footprint(

@@ -2,7 +2,6 @@
 (() => {
   const HEIGHT = 250, TOP = 24, RIGHT = 12, BOTTOM = 38;
   const DASHES = ["", "7 4", "2 3", "7 3 2 3"];
-  const read = (id) => JSON.parse(document.getElementById(id).textContent);
   const smoothing = document.getElementById("smoothing");
   const weightOf = (line) => (line.evaluated || line.x.length <= 2 ? 0 : Number(smoothing.value));
 
@@ -85,7 +84,7 @@
     for (const line of lines) drawLine(svg, line, toX, toY);
     plot.scale = { toX, toY, lines, bars };
     plot.cursor = add(svg, "path", { class: "cursor" });
-    point(plot, null);
+    point(plot, steps(plot).includes(plot.step) ? plot.step : null);
   };
 
   const drawBars = (svg, part, spans, x, toX, toY) => {
@@ -151,13 +150,15 @@
   const steps = ({ drawing, scale }) =>
     [...new Set([...drawing.x, ...scale.lines.flatMap((line) => line.x)])].sort((a, b) => a - b);
 
-  const start = (box) => {
-    const plot = { box, drawing: read(box.dataset.figure), hidden: new Set() };
-    plot.tip = add(box, "div", { class: "tip", role: "status", hidden: "" });
+  // Read a figure's data, make its legend, and draw it.
+  const fill = (plot) => {
+    plot.source = document.getElementById(plot.box.dataset.figure).textContent;
+    plot.drawing = JSON.parse(plot.source);
     const items = [...plot.drawing.lines, ...plot.drawing.bars];
-    const legend = box.parentElement.querySelector(".legend");
+    const legend = plot.box.parentElement.querySelector(".legend");
+    legend.replaceChildren();
     for (const item of items.length > 1 ? items : []) {
-      const button = add(legend, "button", { type: "button", "aria-pressed": "true" });
+      const button = add(legend, "button", { type: "button", "aria-pressed": !plot.hidden.has(item.label) });
       swatch(button, item);
       button.append(item.label);
       button.addEventListener("click", () => {
@@ -166,6 +167,13 @@
         draw(plot);
       });
     }
+    draw(plot);
+  };
+
+  const start = (box) => {
+    const plot = { box, hidden: new Set(), step: null };
+    plot.tip = add(box, "div", { class: "tip", role: "status", hidden: "" });
+    fill(plot);
     const nearest = (event) => {
       const at = event.clientX - box.getBoundingClientRect().left, all = steps(plot);
       if (all.length) point(plot, all.reduce((a, b) =>
@@ -184,11 +192,20 @@
       point(plot, all[Math.max(0, Math.min(all.length - 1, next))]);
     });
     new ResizeObserver(() => draw(plot)).observe(box);
-    draw(plot);
     return plot;
   };
 
-  const plots = [...document.querySelectorAll(".plot")].map(start);
+  // Draw all figures, or those whose data live.js has changed.
+  let plots = [];
+  const show = () => {
+    plots = [...document.querySelectorAll(".plot")].map((box) => {
+      const plot = plots.find((each) => each.box === box);
+      if (plot && plot.source !== document.getElementById(box.dataset.figure).textContent) fill(plot);
+      return plot ?? start(box);
+    });
+  };
+  document.addEventListener("report", show);
+  show();
   smoothing.addEventListener("input", () => {
     document.getElementById("weight").textContent = smoothing.value;
     plots.forEach(draw);

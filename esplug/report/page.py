@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.resources import files
+from itertools import groupby
 from typing import Any
 
 from esplug.config import RunConfig, panel_of
@@ -36,6 +37,14 @@ _LEVELS = (Detail(400, 4, 3000), Detail(200, 2, 1500), Detail(100, 1, 600), Deta
 
 
 @dataclass(frozen=True, slots=True)
+class Moment:
+    """State of runs under way: a version that differs from that of every other state, and words for the reader."""
+
+    version: str
+    status: str
+
+
+@dataclass(frozen=True, slots=True)
 class Table:
     """Columns and rows of text; the first cell of a row is its name."""
 
@@ -43,7 +52,14 @@ class Table:
     rows: Sequence[tuple[str, ...]]
 
 
-def render(runs: Sequence[RunData], panels: Sequence[Panel], *, smoothing: float = 0.0, full: bool = False) -> str:
+def render(
+    runs: Sequence[RunData],
+    panels: Sequence[Panel],
+    *,
+    smoothing: float = 0.0,
+    full: bool = False,
+    live: Moment | None = None,
+) -> str:
     """Return the page on one or several runs, with the figures of :func:`esplug.report.figures.compared`.
 
     Args:
@@ -51,21 +67,25 @@ def render(runs: Sequence[RunData], panels: Sequence[Panel], *, smoothing: float
         panels: the figures.
         smoothing: weight of the moving average that the page starts with, in [0, 1).
         full: show every point and sample. Otherwise the page has about 1 MB at most.
+        live: state of the runs, for a page that :mod:`esplug.report.live` serves and that refreshes itself.
     """
     page = ""
     for detail in [_FULL] if full else _LEVELS:
-        page = _render(runs, panels, smoothing, detail)
+        page = _render(runs, panels, smoothing, detail, live)
         if len(page.encode(errors="backslashreplace")) < SIZE:
             break
     return page
 
 
-def _render(runs: Sequence[RunData], panels: Sequence[Panel], smoothing: float, detail: Detail) -> str:
+def _render(
+    runs: Sequence[RunData], panels: Sequence[Panel], smoothing: float, detail: Detail, live: Moment | None
+) -> str:
     from jinja2 import Environment, StrictUndefined
     from jinja2.utils import htmlsafe_json_dumps
 
     here = files("esplug.report")
-    style, script = (here.joinpath(f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    names = ("page.css", "page.js", *(["live.js"] if live else []))
+    style, *scripts = (here.joinpath(name).read_text(encoding="utf-8") for name in names)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
         "visible": visible,
@@ -83,16 +103,19 @@ def _render(runs: Sequence[RunData], panels: Sequence[Panel], smoothing: float, 
         longest=detail.longest,
         left_out=lambda groups: sum(len(group.pairs) for group in groups) < groups[0].total,
         style=style,
-        script=script,
-        # Whatever a model wrote, the browser runs only this script and loads nothing.
-        policy=f"default-src 'none'; script-src {_hash(script)}; style-src 'unsafe-inline'",
+        scripts=scripts,
+        live=live,
+        # Whatever a model wrote, the browser runs only these scripts and loads nothing but, if live, this page anew.
+        policy=f"default-src 'none'; script-src {' '.join(map(_hash, scripts))}; style-src 'unsafe-inline'"
+        + ("; connect-src 'self'" if live else ""),
     )
 
 
 def _run_view(run: RunData, panels: Sequence[Panel], detail: Detail) -> dict[str, Any]:
     """Collect what the template shows of a run beside its data."""
     chosen = groups(run.before, run.after, detail.samples)
-    own = {"tiles": _tiles(run), "splits": _split_table(run), "groups": chosen, "data": run}
+    answers = [list(row) for _, row in groupby(run.answers, key=lambda sample: sample.index)][: detail.samples]
+    own = {"tiles": _tiles(run), "splits": _split_table(run), "groups": chosen, "answers": answers, "data": run}
     return own | {"panels": [panel.thinned(detail.points) for panel in panels], "settings": _settings(run.settings)}
 
 

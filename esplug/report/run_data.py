@@ -21,6 +21,7 @@ _ITERATION = re.compile(r"iteration(\d+)\.json")
 _EVALUATION = re.compile(r"model_eval_task(.*)_iteration(\d+)\.json", re.DOTALL)
 #: Metrics and labels that tasks name, possibly like the main metric: ``eval/SPLIT/metrics/NAME/mean``.
 _NAMED_BY_TASK = re.compile("/(metrics|labels)/")
+_LATEST = 3  # records of iterations to look into for the latest answers
 _TEXTS, _NUMBERS = ("split", "prompt", "output", "label"), ("index", "sample", "reward", "tokens")
 
 
@@ -36,6 +37,8 @@ class RunData:
         model: the saved model's folder, relative to the run's directory; empty if there is none.
         iterations, evaluations: metrics in order.
         before, after: samples of the first and last evaluation by split; a single evaluation is in both.
+        answered: the latest iteration with training answers.
+        answers: these (:mod:`esplug.runs.answers`), sorted by prompt.
         notes: warnings for the reader, such as damaged lines that were left out.
     """
 
@@ -50,6 +53,8 @@ class RunData:
     evaluations: tuple[Row, ...]
     before: Mapping[str, SplitEvaluation]
     after: Mapping[str, SplitEvaluation]
+    answered: int
+    answers: tuple[Sample, ...]
     notes: tuple[str, ...]
 
     @cached_property
@@ -104,6 +109,7 @@ def read_run(path: Path) -> RunData:
         kind, _, iteration = file.stem.partition("-from-iteration")
         notes.append(f"resumed with a different {kind} at iteration {iteration}: see {file.name}")
     before, after = _samples(run, notes)
+    answered, answers = _latest_answers(run)
     settings, fault = read_settings(path)
     notes += [fault] if fault else []
     checksum, summary = _checksum(run, results, notes), summarise(path)
@@ -121,6 +127,8 @@ def read_run(path: Path) -> RunData:
         evaluations=by_step(rows, "eval/"),
         before=before,
         after=after,
+        answered=answered,
+        answers=answers,
         notes=tuple(notes),
     )
 
@@ -158,14 +166,28 @@ def _samples(run: RunDirectory, notes: list[str]) -> tuple[dict[str, SplitEvalua
 def _readable(files: list[tuple[int, Path]], notes: list[str]) -> Iterator[tuple[int, SplitEvaluation]]:
     for iteration, path in files:
         record = read_json(path)
-        found = record.get("samples")
-        rows = found if isinstance(found, list) else []
-        samples = [sample for row in rows if (sample := _sample(row))]
+        rows, samples = _samples_of(record)
         if not samples or len(samples) < len(rows):
             notes.append(f"{path.name}: samples that cannot be read are left out")
         if samples:
             by_task = any(sample.correct is not None for sample in samples)
             yield iteration, SplitEvaluation(str(record.get("split", "")), samples, by_task=by_task)
+
+
+def _latest_answers(run: RunDirectory) -> tuple[int, tuple[Sample, ...]]:
+    """Read the answers of the latest iteration that has any; earlier versions of esplug recorded none."""
+    files = sorted(((int(named[1]), path) for named, path in _listed(run.iterations, _ITERATION)), reverse=True)
+    for iteration, path in files[:_LATEST]:
+        if samples := _samples_of(read_json(path))[1]:
+            return iteration, tuple(sorted(samples, key=lambda sample: sample.index))
+    return 0, ()
+
+
+def _samples_of(record: Mapping[str, Any]) -> tuple[list[Any], list[Sample]]:
+    """Return a record's rows of samples, and those that are not damaged."""
+    found = record.get("samples")
+    rows = found if isinstance(found, list) else []
+    return rows, [sample for row in rows if (sample := _sample(row))]
 
 
 def _sample(row: Any) -> Sample | None:
@@ -236,8 +258,8 @@ def _checksum(run: RunDirectory, results: Mapping[str, Any], notes: list[str]) -
 
 
 def _model(run: RunDirectory, updates: int) -> str:
-    folder = run.final_model(updates)
-    return str(folder.relative_to(run.path)) if folder.is_dir() else ""
+    folder = run.saved_model(updates)
+    return str(folder.relative_to(run.path)) if folder else ""
 
 
 def _mapping(value: Any) -> Mapping[Any, Any]:

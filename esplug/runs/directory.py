@@ -91,6 +91,11 @@ class RunDirectory:
         """Return the folder of the fine-tuned model of a run that ends after this number of updates."""
         return self.checkpoints / f"{FINAL_MODEL}{updates}"
 
+    def saved_model(self, updates: int) -> Path | None:
+        """Return the folder of the fine-tuned model after this number of updates; ``None`` if there is none."""
+        folder = self.final_model(updates)
+        return folder if folder.is_dir() else None
+
     def write_config(self, config: RunConfig) -> None:
         """Write the settings."""
         atomic_write.write(self.config, config.to_toml().encode())

@@ -13,6 +13,7 @@ from esplug.engines.messages import Generation
 from esplug.engines.usage import EngineUsage
 from esplug.es.members import Member, mirrored_correlation
 from esplug.es.update import FloatArray
+from esplug.evaluation.figures import Sample
 from esplug.events import IterationEnd
 from esplug.rewards import Graded
 
@@ -51,6 +52,7 @@ class Iteration:
         utilities: float64[N]; the shaped rewards.
         began: start, in Unix seconds.
         seconds: from the start to the end of the update, which took ``update_seconds`` of them.
+        samples: some of the answers (:mod:`esplug.runs.answers`).
     """
 
     members: Sequence[Member]
@@ -59,6 +61,7 @@ class Iteration:
     began: float
     seconds: float
     update_seconds: float
+    samples: Sequence[Sample] = ()
 
     @property
     def phases(self) -> dict[str, float]:
@@ -154,4 +157,5 @@ def iteration_record(step: Step, iteration: Iteration, metrics: Mapping[str, flo
             for member, utility, coefficient, rewards, generation in zip(*columns, strict=True)
         ],
         "metrics": metrics,
+        "samples": [sample.row() for sample in iteration.samples],
     }

@@ -219,7 +219,7 @@ def _check_not_stopped(run: Path, directory: RunDirectory, before: Mapping[str, 
 
 def _finished(directory: RunDirectory, config: RunConfig) -> bool:
     """Whether the run has its final model and, if it evaluates, its last evaluation."""
-    if not directory.final_model(config.n_iterations).is_dir():
+    if not directory.saved_model(config.n_iterations):
         return False
     results = read_json(directory.path / "results.json")
     return results.get("iteration") == config.n_iterations if results else not directory.evaluations.is_dir()

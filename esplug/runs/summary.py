@@ -90,6 +90,25 @@ def find_runs(folder: Path) -> list[Path]:
     return found
 
 
+def why_no_run(path: Path) -> str:
+    """Describe what is wrong with a path that is not a run's directory, and suggest the nearest runs."""
+    from difflib import get_close_matches
+
+    fault = "not a run's directory" if path.is_dir() else "not a directory" if path.exists() else "no such directory"
+    known: dict[str, Path] = {}
+    for folder in (path, path.parent, Path("experiments")):
+        try:
+            found = find_runs(folder)
+        except OSError:
+            continue
+        for run in found:
+            known.setdefault(run.name, run)
+    near = get_close_matches(path.name, known, n=3, cutoff=0.5) or (sorted(known)[:3] if path.is_dir() else [])
+    if near:
+        return f"{fault}; did you mean {' or '.join(str(known[name]) for name in near)}?"
+    return f"{fault}; `esplug runs` lists those there are"
+
+
 def summarise(path: Path) -> RunSummary:
     """Summarise the run in a directory."""
     run, metrics = RunDirectory(path), read_bytes(path / FILE_NAME)

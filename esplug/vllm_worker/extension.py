@@ -75,6 +75,7 @@ class ESWorkerExtension:
     _es_is_base: bool  # whether the master weights are the base model's, just loaded
     _es_in_host: bool  # whether the master weights are in the host's memory though the model is on a GPU
     _es_master: MasterWeights
+    _es_beside: MasterWeights  # of a second model, with the same tensors
     _es_undefined: torch.Tensor
 
     def es_prepare(self) -> bool:
@@ -135,6 +136,20 @@ class ESWorkerExtension:
         caught_up = self._es_master.catch_up(Path(setup.model), catch_up)
         _keep_freed_memory()
         return caught_up
+
+    def es_load_beside(self, setup: MasterSetup) -> None:
+        """Load the weights of a second model, whose configuration and tensors are those of the first."""
+        master, blocks = self._es_master, self._es_places.blocks if self._es_places else {}
+        self._es_load_master(setup, blocks, _rank_group() if self._es_places else RankGroup())
+        self._es_beside, self._es_master = self._es_master, master
+
+    def es_set_beside(self) -> None:
+        """Write the second model's weights into vLLM's model."""
+        master, self._es_master = self._es_master, self._es_beside
+        try:
+            self.es_set_weights(None, 0.0)
+        finally:
+            self._es_master = master
 
     def _es_prepare_model(self, model: torch.nn.Module) -> None:
         """Have the model count undefined logits and, on a CPU, use C kernels."""

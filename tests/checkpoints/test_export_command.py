@@ -1,10 +1,9 @@
 """`esplug export` on the command line, and the upload to the Hub."""
 
-import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from typer.testing import CliRunner
 
 from esplug.cli.export import export as export_command
 from esplug.errors import UserError
+from tests.helpers.hub import FakeHub, fake_hub
 from tests.helpers.seed_logs import make_log, same_files
 
 app = typer.Typer()
@@ -48,73 +48,57 @@ def test_out_is_required(tmp_path: Path) -> None:
     assert invoke(tmp_path / "seeds.log").exit_code == 2
 
 
-class FakeApi:
-    calls: list[tuple[str, dict[str, Any]]] = []  # noqa: RUF012 (shared on purpose)
-    error: Exception | None = None
-
-    def create_repo(self, repo: str, **options: Any) -> SimpleNamespace:
-        if self.error:
-            raise self.error
-        self.calls.append((repo, options))
-        return SimpleNamespace(repo_id=f"me/{repo}")
-
-    def upload_folder(self, **options: Any) -> None:
-        assert (Path(options["folder_path"]) / "model.safetensors").is_file()
-        self.calls.append(("upload", options))
-
-
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> type[FakeApi]:
-    monkeypatch.setattr("huggingface_hub.HfApi", FakeApi)
-    monkeypatch.setattr(FakeApi, "calls", [])
-    return FakeApi
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    with fake_hub() as found:
+        found.use(monkeypatch)
+        yield found
 
 
-def test_the_folder_is_uploaded(base: Path, tmp_path: Path, hub: type[FakeApi]) -> None:
+def test_the_folder_is_uploaded(base: Path, tmp_path: Path, hub: FakeHub) -> None:
     masters = make_log(tmp_path / "seeds.log", base)
     result = invoke(tmp_path / "seeds.log", "--out", tmp_path / "out", "--push-to-hub", "tuned")
     assert result.exit_code == 0, result.output
-    assert hub.calls[0] == ("tuned", {"exist_ok": True})
-    upload = hub.calls[1][1]
-    assert (upload["repo_id"], upload["folder_path"]) == ("me/tuned", tmp_path / "out")
-    assert f"{masters[-1].checksum():016x}" in upload["commit_message"]
-    assert "https://huggingface.co/me/tuned" in result.output
+    assert hub.commits == [f"esplug: iteration 4, checksum {masters[-1].checksum():016x}"]
+    files = hub.repos["me/tuned"]["main"]
+    assert files["model.safetensors"] == (tmp_path / "out" / "model.safetensors").read_bytes()
+    assert files["README.md"] == (tmp_path / "out" / "README.md").read_bytes()
+    assert f"{hub.url}/me/tuned" in result.output
 
 
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"ENDPOINT": "http://127.0.0.1:9"}, "not uploaded (ConnectError: "),
+        ({"token": ""}, "no Hugging Face token; run `hf auth login`"),
+    ],
+)
 def test_a_hub_that_refuses_is_one_line_and_the_folder_stays(
-    base: Path, tmp_path: Path, hub: type[FakeApi], monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, str], fault: str, base: Path, tmp_path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    hub.use(monkeypatch, **changes)
     make_log(tmp_path / "seeds.log", base)
-    monkeypatch.setattr(hub, "error", ConnectionError("out of reach\nwith details"))
     result = invoke(tmp_path / "seeds.log", "--out", tmp_path / "out", "--push-to-hub", "me/tuned")
     assert isinstance(result.exception, UserError)
     message = str(result.exception)
-    assert message.startswith("--push-to-hub me/tuned: not uploaded (ConnectionError: out of reach); ")
+    assert message.startswith(f"--push-to-hub me/tuned: {fault}")
+    assert message.endswith(f"; the model is in {tmp_path / 'out'}")
     assert "hf auth login" in message
     assert "\n" not in message
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
-def test_without_a_token_the_real_library_gives_one_line(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+def test_a_name_that_is_none_is_found_before_the_export(base: Path, tmp_path: Path) -> None:
     make_log(tmp_path / "seeds.log", base)
-    script = (
-        "import sys; from pathlib import Path; from esplug.errors import UserError\n"
-        "from esplug.checkpoints.replayed_model import Exported; from esplug.cli.export import push\n"
-        "try: push(Exported(Path(sys.argv[1]), 1, 2, 3, False), 'me/tuned')\n"
-        "except UserError as error: print(error)"
-    )
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": "http://127.0.0.1:9"}
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        environment.pop(name, None)
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(base)], env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert done.stdout.startswith("--push-to-hub me/tuned: not uploaded ("), done.stderr
-    assert done.stdout.count("\n") == 1
-    assert done.stderr == ""
+    result = invoke(tmp_path / "seeds.log", "--out", tmp_path / "out", "--push-to-hub", "a/b/c")
+    assert str(result.exception).startswith("--push-to-hub 'a/b/c': not the name of a repository")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_that_serves_the_model_is_printed(base: Path, tmp_path: Path) -> None:
+    make_log(tmp_path / "seeds.log", base)
+    result = invoke(tmp_path / "seeds.log", "--out", tmp_path / "with blank")
+    assert f"vllm serve '{tmp_path / 'with blank'}'" in result.output.replace("\n", "")
 
 
 def test_the_module_of_the_command_loads_nothing_heavy() -> None:

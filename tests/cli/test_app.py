@@ -13,7 +13,8 @@ from tests.helpers.cli import HEAVY, errors_of, library_seconds, run_cli
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["plugins"], ["plugins", "--json"], ["train", "--help"], ["eval", "--help"]]
+    "arguments",
+    [["--help"], ["plugins"], ["plugins", "--json"], ["train", "--help"], ["eval", "--help"], ["chat", "--help"]],
 )
 def test_help_and_listing_are_fast_and_import_nothing_heavy(arguments) -> None:
     code = (
@@ -127,6 +128,9 @@ USAGE = [
     ("train --task", "Option '--task' requires an argument."),
     ("report", "Missing argument 'RUN...'; see `esplug report --help`"),
     ("export", "Missing argument 'RUN_OR_LOG'; see `esplug export --help`"),
+    ("push", "Missing argument 'RUN'; see `esplug push --help`"),
+    ("push run", "Missing option '--repo'; see `esplug push --help`"),
+    ("chat", "Missing argument 'MODEL_OR_RUN'; see `esplug chat --help`"),
     ("data build", "Missing argument 'name'; see `esplug data build --help`"),
     ("help", "No such command 'help'; see `esplug --help`"),
     ("trian", "No such command 'trian'. Did you mean 'train'?"),

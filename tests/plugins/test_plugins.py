@@ -17,6 +17,7 @@ from esplug.cli.plugins import render
 from esplug.errors import PluginError, UserError
 from esplug.plugins import PUBLISHED, find, list_plugins, load
 from esplug.plugins.task import Task
+from tests.helpers.cli import run_cli
 from tests.helpers.packages import OWN_TASKS
 
 GOOD = """

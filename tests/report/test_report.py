@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from html import escape, unescape
@@ -23,10 +22,9 @@ from esplug.report.run_data import read_run, read_runs
 from esplug.report.samples import groups
 from esplug.report.text import visible
 from esplug.runs.directory import RunDirectory
+from tests.helpers.browser import BROWSER, OPTIONS, needs_browser
 from tests.helpers.cli import errors_of, run_cli
 from tests.helpers.runs import evaluation, make_run, metrics, sample
-
-BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), "")
 
 
 class Page(HTMLParser):
@@ -514,8 +512,12 @@ def test_png_without_a_browser_is_a_one_line_error_and_the_page_is_written(monke
 def browse(page: Path) -> tuple[str, str, list[str]]:
     """Open a page and write a screenshot beside it. Return its DOM, its console messages and the URLs it fetched."""
     log = page.with_suffix(".net.json")
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-    options += [f"--user-data-dir={page.parent / 'profile'}", "--window-size=1280,1600", "--virtual-time-budget=5000"]
+    options = [
+        *OPTIONS,
+        f"--user-data-dir={page.parent / 'profile'}",
+        "--window-size=1280,1600",
+        "--virtual-time-budget=5000",
+    ]
     options += [f"--log-net-log={log}", "--enable-logging=stderr", f"--screenshot={page.with_suffix('.png')}"]
     done = subprocess.run([BROWSER, *options, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120)
     messages = "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
@@ -524,7 +526,7 @@ def browse(page: Path) -> tuple[str, str, list[str]]:
     return done.stdout, messages, fetched
 
 
-@pytest.mark.skipif(not BROWSER, reason="no chromium: apt-get install chromium")
+@needs_browser
 def test_a_browser_draws_the_page_without_messages_or_network(report, tmp_path) -> None:
     from PIL import Image
 
@@ -553,9 +555,6 @@ def look(page: Path, width: int, script: str) -> Any:
     title = re.search(r"<title>(.*?)</title>", browse(outer)[0])
     assert title
     return json.loads(unescape(title[1]))
-
-
-needs_browser = pytest.mark.skipif(not BROWSER, reason="no chromium: apt-get install chromium")
 
 
 @needs_browser

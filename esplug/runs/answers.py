@@ -1,0 +1,50 @@
+"""Answers of a training iteration, kept for people to read: the best and the worst member's to a few prompts."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from esplug.evaluation.figures import Sample
+from esplug.runs.metrics import PopulationResult
+
+SPLIT = "training"
+_PROMPTS = 4
+
+
+def some_answers(
+    result: PopulationResult, questions: Sequence[Any], targets: Sequence[Any], text_of: Callable[[Any], str]
+) -> list[Sample]:
+    """Return the best and the worst member's answers to prompts that are spread over the batch.
+
+    If all members earned the same for a prompt, there is one answer to it.
+
+    Args:
+        result: rewards and answers of N members on B prompts.
+        questions, targets: of the B prompts.
+        text_of: returns a question's prompt as the model sees it.
+    """
+    count = min(_PROMPTS, len(questions))
+    found = []
+    for index in (len(questions) * number // count for number in range(count)):
+        rewards = result.rewards[:, index]
+        for member in dict.fromkeys((int(rewards.argmax()), int(rewards.argmin()))):
+            answer, grade = result.generations[member].completions[index], result.graded[member][index]
+            found.append(
+                Sample(
+                    split=SPLIT,
+                    index=index,
+                    sample=member,
+                    prompt=text_of(questions[index]),
+                    target=targets[index],
+                    output=answer.text,
+                    reward=grade.reward.value,
+                    label=grade.reward.label,
+                    correct=grade.reward.correct,
+                    passed=bool(grade.reward.correct),
+                    tokens=answer.tokens,
+                    finished=answer.finished,
+                    metrics=grade.reward.metrics,
+                    conversation=answer.conversation.said if answer.conversation else (),
+                    ended=answer.conversation.ended if answer.conversation else "",
+                )
+            )
+    return found
