@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from esplug.config import RunConfig
-    from esplug.hookspecs import Reward, hookimpl
+    from esplug.hookspecs import Reward, StopRun, hookimpl
     from esplug.trainer import EvolutionStrategiesTrainer
 
     __version__: str
 
-__all__ = ["EvolutionStrategiesTrainer", "Reward", "RunConfig", "__version__", "hookimpl"]
+__all__ = ["EvolutionStrategiesTrainer", "Reward", "RunConfig", "StopRun", "__version__", "hookimpl"]
 
 _MODULES = {
     "EvolutionStrategiesTrainer": "esplug.trainer",
     "Reward": "esplug.hookspecs",
     "RunConfig": "esplug.config",
+    "StopRun": "esplug.hookspecs",
     "hookimpl": "esplug.hookspecs",
 }
 

@@ -335,8 +335,12 @@ class EvolutionStrategiesTrainer:
         helper = ThreadPoolExecutor(1)
         loading = helper.submit(PromptEncoder.load, self._model, config)
         helper.shutdown(wait=False)
-        timeout, memory = config.reward_function_timeout, config.reward_memory
-        self._reward_pool = RewardPool(self.reward_function, timeout=timeout, memory=memory)
+        self._reward_pool = RewardPool(
+            self.reward_function,
+            timeout=config.reward_function_timeout,
+            memory=config.reward_memory,
+            concurrency=config.reward_concurrency,
+        )
         stack.callback(self._reward_pool.close)
         self._reward_pool.begin()
         cluster = Cluster(config.ray_address, config.use_gpus)

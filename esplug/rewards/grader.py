@@ -1,9 +1,11 @@
 """Grader process: ``python -m esplug.rewards.grader SOCKET DRIVER MEMORY``, started by :mod:`.grader_process`.
 
-It reads pickles from file descriptor ``SOCKET``. The first is ``(PYTHONPATH, pickled reward function)``; each further
-one is a completion, ``(output, target)``, until the driver (process id ``DRIVER``) hangs up. It answers each with one
-line of JSON, never with objects of user code: ``[value, label, correct, metrics, traceback]``, with a traceback only
-if grading failed. A process can allocate at most ``MEMORY`` bytes; an empty ``MEMORY`` means no limit.
+It reads pickles from file descriptor ``SOCKET``. The first is ``(PYTHONPATH, pickled reward function, limit)``; each
+further one is a completion, ``(output, target)``, until the driver (process id ``DRIVER``) hangs up. It answers each
+with one line of JSON, never with objects of user code: ``[value, label, correct, metrics, traceback, stops]``, with a
+traceback only if grading failed. ``stops`` says that the run has to stop, for the reason in ``traceback``. If ``limit``
+is a number of seconds, :mod:`.concurrent_grader` grades instead. A process can allocate at most ``MEMORY`` bytes; an
+empty ``MEMORY`` means no limit.
 
 There are two processes: a worker that runs user code, and its parent, a supervisor that runs none. The supervisor
 adopts the worker's orphans, so that all of them can be found and killed even after worker or driver died.
@@ -26,7 +28,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any, BinaryIO
 
-from esplug.hookspecs import Reward
+from esplug.hookspecs import Reward, StopRun
 
 LABEL_LENGTH = 200
 MAX_REWARD = 1e100  # keeps the variance of many rewards finite
@@ -94,23 +96,31 @@ def _reply(grade: Callable[..., Reward], *arguments: Any, after: Callable[[], No
     """Run user code, catch whatever it raises, and return the outcome as a line of JSON."""
     try:
         try:
-            reward, trace = grade(*arguments), None
+            return reply_line(grade(*arguments))
         finally:
             after()
     except BaseException as error:  # SystemExit and KeyboardInterrupt fail only this completion
-        if isinstance(error, MemoryError):
-            _lift_memory_limit()
-        trace = _clean("".join(traceback.format_exception(error, limit=-MAX_FRAMES)).strip())
-        # PyTorch raises an error that is not a MemoryError.
-        out_of_memory = isinstance(error, MemoryError) or os.strerror(errno.ENOMEM) in trace
-        reward = Reward(0.0, OUT_OF_MEMORY if out_of_memory else f"error:{type(error).__name__}"[:LABEL_LENGTH])
-        if len(trace) > TRACEBACK_LENGTH:
-            trace = f"{trace[: TRACEBACK_LENGTH // 2]}\n[...]\n{trace[-TRACEBACK_LENGTH // 2 :]}"
-    return _reply_line(reward, trace)
+        return failure_line(error)
 
 
-def _reply_line(reward: Reward, trace: str | None) -> bytes:
-    return json.dumps([reward.value, reward.label, reward.correct, dict(reward.metrics), trace]).encode() + b"\n"
+def failure_line(error: BaseException) -> bytes:
+    """Return the reply to a completion whose grading raised ``error``."""
+    if isinstance(error, StopRun):
+        return reply_line(Reward(0.0), _clean(str(error)), stops=True)
+    if isinstance(error, MemoryError):
+        _lift_memory_limit()
+    trace = _clean("".join(traceback.format_exception(error, limit=-MAX_FRAMES)).strip())
+    # PyTorch raises an error that is not a MemoryError.
+    out_of_memory = isinstance(error, MemoryError) or os.strerror(errno.ENOMEM) in trace
+    if len(trace) > TRACEBACK_LENGTH:
+        trace = f"{trace[: TRACEBACK_LENGTH // 2]}\n[...]\n{trace[-TRACEBACK_LENGTH // 2 :]}"
+    label = OUT_OF_MEMORY if out_of_memory else f"error:{type(error).__name__}"[:LABEL_LENGTH]
+    return reply_line(Reward(0.0, label), trace)
+
+
+def reply_line(reward: Reward, trace: str | None = None, *, stops: bool = False) -> bytes:
+    """Return a reply as a line of JSON."""
+    return json.dumps([reward.value, reward.label, reward.correct, dict(reward.metrics), trace, stops]).encode() + b"\n"
 
 
 def _restorer() -> Callable[[], None]:
@@ -180,7 +190,7 @@ async def _awaited(result: Awaitable[Any]) -> Any:
 
 def _answer_requests(link: socket.socket, requests: BinaryIO) -> None:
     """Load the reward function, then grade completions until the driver hangs up (``EOFError``)."""
-    path, pickled = pickle.load(requests)
+    path, pickled, limit = pickle.load(requests)
     os.environ.pop("PYTHONPATH", None)  # it was the driver's sys.path; processes of user code get the original
     if path is not None:
         os.environ["PYTHONPATH"] = path
@@ -196,6 +206,10 @@ def _answer_requests(link: socket.socket, requests: BinaryIO) -> None:
 
     link.sendall(_reply(load, after=lambda: None))
     restore = _restorer()
+    if limit is not None:
+        from esplug.rewards.concurrent_grader import ConcurrentGrader
+
+        return ConcurrentGrader(link, reward_function(), limit, restore).run(requests)
     while True:
         link.sendall(_reply(grade, *pickle.load(requests), after=restore))
 
@@ -230,7 +244,7 @@ def _supervise(worker: int, link: socket.socket) -> None:
     how = f"ended with exit status {status}"
     if status < 0:
         how = f"was killed by signal {-status} ({signal.strsignal(-status)})"
-    link.sendall(_reply_line(Reward(0.0, PROCESS_DIED), f"the grading process {how}"))
+    link.sendall(reply_line(Reward(0.0, PROCESS_DIED), f"the grading process {how}"))
     while link.recv(1 << 16):  # until the driver hangs up or kills this process
         pass
 
@@ -268,7 +282,7 @@ def _work(link: socket.socket, supervisor: int, memory: str) -> None:
         _answer_requests(link, requests)
     except MemoryError:
         _lift_memory_limit()
-        link.sendall(_reply_line(Reward(0.0, OUT_OF_MEMORY), "MemoryError: the request does not fit in memory"))
+        link.sendall(reply_line(Reward(0.0, OUT_OF_MEMORY), "MemoryError: the request does not fit in memory"))
         while link.recv(1 << 16):  # the driver finishes sending, reads the reply, and kills this process
             pass
 

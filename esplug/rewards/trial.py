@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from itertools import dropwhile
 from typing import Any
 
-from esplug.errors import UserError
+from esplug.errors import RunError, UserError
 from esplug.rewards.grader import OUT_OF_MEMORY
 from esplug.rewards.grades import Graded
 from esplug.rewards.pool import RewardPool
@@ -16,7 +16,7 @@ _FORMS = ("{}", "<answer>{}</answer>", "\\boxed{{{}}}")  # usual formats of an a
 _MOST_TARGETS = 4  # that are tried
 _MOST_TEXTS = 5  # of one target
 _FRAME = re.compile(r'^  File "(?P<file>.+)", line (?P<line>\d+), in (?P<function>.+)$', re.MULTILINE)
-_GRADER = "esplug/rewards/grader.py"
+_GRADER = ("esplug/rewards/grader.py", "esplug/rewards/concurrent_grader.py")
 
 
 def try_reward(pool: RewardPool, targets: Sequence[Any]) -> None:
@@ -30,8 +30,15 @@ def try_reward(pool: RewardPool, targets: Sequence[Any]) -> None:
         targets: of the run, in order; at least one.
 
     Raises:
-        UserError: every answer fails, or a target cannot be pickled.
+        UserError: every answer fails, the reward function raises ``StopRun``, or a target cannot be pickled.
     """
+    try:
+        _try(pool, targets)
+    except RunError as error:  # nothing has been trained yet, so the user can fix it first
+        raise UserError(str(error)) from error
+
+
+def _try(pool: RewardPool, targets: Sequence[Any]) -> None:
     (first,) = pool.submit([_SENTENCE], targets[:1]).result()
     if not first.failed:
         return

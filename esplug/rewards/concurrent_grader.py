@@ -1,0 +1,71 @@
+"""Concurrent grader: grades several completions at once in one event loop, for rewards that await a server.
+
+It runs in a grader process in place of the loop of :mod:`.grader`. Each request is two pickles: a number, and
+``(output, target)``. Each reply is a line of JSON, ``[number, awaited, reply]``, in the order in which grading ends.
+``reply`` is that of :mod:`.grader`; ``awaited`` says whether the reward function returned an awaitable.
+"""
+
+import asyncio
+import inspect
+import pickle
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+from esplug.hookspecs import Reward
+from esplug.rewards.grader import as_reward, failure_line, reply_line
+
+
+class ConcurrentGrader:
+    """Grades completions as they arrive.
+
+    Args:
+        link: where replies go.
+        reward_function: grades one completion.
+        limit: seconds that one completion may take; after that, its grading is cancelled.
+        restore: restores process state that user code may have changed.
+    """
+
+    def __init__(
+        self, link: socket.socket, reward_function: Callable[..., Any], limit: float, restore: Callable[[], None]
+    ) -> None:
+        self._link, self._reward_function, self._limit, self._restore = link, reward_function, limit, restore
+
+    def run(self, requests: BinaryIO) -> None:
+        """Grade until the driver hangs up (``EOFError``)."""
+        asyncio.Runner().run(self._serve(requests))  # never closed: that would cancel gradings, which would reply so
+
+    async def _serve(self, requests: BinaryIO) -> None:
+        loop = asyncio.get_running_loop()
+        finished: asyncio.Future[None] = loop.create_future()
+        running: set[asyncio.Task[None]] = set()  # the loop itself holds tasks weakly
+
+        def begin(number: int, output: str, target: bytes) -> None:
+            running.add(task := loop.create_task(self._answer(number, output, target)))
+            task.add_done_callback(running.discard)
+
+        def read() -> None:  # in a thread, because unpickling blocks
+            try:
+                while True:
+                    loop.call_soon_threadsafe(begin, pickle.load(requests), *pickle.load(requests))
+            except BaseException as error:
+                loop.call_soon_threadsafe(finished.set_exception, error)
+
+        threading.Thread(target=read, daemon=True).start()
+        await finished
+
+    async def _answer(self, number: int, output: str, target: bytes) -> None:
+        awaited, clock = False, asyncio.timeout(self._limit)
+        try:
+            result = self._reward_function(output, pickle.loads(target))
+            if awaited := inspect.isawaitable(result):
+                async with clock:
+                    result = await result
+            line = reply_line(as_reward(result))
+        except BaseException as error:  # SystemExit and CancelledError fail only this completion
+            line = failure_line(error)
+            if clock.expired():
+                line = reply_line(Reward(0.0, "timeout"), f"no answer within {self._limit:g} s")
+        self._restore()
+        self._link.sendall(b"[%d,%s,%s]\n" % (number, b"true" if awaited else b"false", line.strip()))
