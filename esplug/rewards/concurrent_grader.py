@@ -1,27 +1,30 @@
 """Concurrent grader: grades several completions at once in one event loop, for rewards that await a server.
 
-It runs in a grader process in place of the loop of :mod:`.grader`. Each request is two pickles: a number, and
-``(output, target)``. Each reply is a line of JSON, ``[number, awaited, reply]``, in the order in which grading ends.
-``reply`` is that of :mod:`.grader`; ``awaited`` says whether the reward function returned an awaitable.
+It runs in a grader process in place of the loop of :mod:`.grader`. Each request is a :data:`HEADER` with its number and
+length, and the pickle of ``(output, target)``. Each reply is a line of JSON, ``[number, awaited, reply]``, in the order
+in which grading ends. ``reply`` is that of :mod:`.grader`; ``awaited`` says whether the reward function returned an
+awaitable.
 """
 
 import asyncio
 import inspect
 import pickle
 import socket
-import threading
+import struct
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import Any
 
 from esplug.hookspecs import Reward
 from esplug.rewards.grader import as_reward, failure_line, reply_line
+
+HEADER = struct.Struct("<QQ")
 
 
 class ConcurrentGrader:
     """Grades completions as they arrive.
 
     Args:
-        link: where replies go.
+        link: where requests come from and replies go.
         reward_function: grades one completion.
         limit: seconds that one completion may take; after that, its grading is cancelled.
         restore: restores process state that user code may have changed.
@@ -31,29 +34,42 @@ class ConcurrentGrader:
         self, link: socket.socket, reward_function: Callable[..., Any], limit: float, restore: Callable[[], None]
     ) -> None:
         self._link, self._reward_function, self._limit, self._restore = link, reward_function, limit, restore
+        self._received = bytearray()
+        self._running: set[asyncio.Task[None]] = set()  # the loop itself holds tasks weakly
 
-    def run(self, requests: BinaryIO) -> None:
+    def run(self) -> None:
         """Grade until the driver hangs up (``EOFError``)."""
-        asyncio.Runner().run(self._serve(requests))  # never closed: that would cancel gradings, which would reply so
+        asyncio.Runner().run(self._serve())  # never closed: that would cancel gradings, which would reply so
 
-    async def _serve(self, requests: BinaryIO) -> None:
+    async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
         finished: asyncio.Future[None] = loop.create_future()
-        running: set[asyncio.Task[None]] = set()  # the loop itself holds tasks weakly
 
-        def begin(number: int, output: str, target: bytes) -> None:
-            running.add(task := loop.create_task(self._answer(number, output, target)))
-            task.add_done_callback(running.discard)
-
-        def read() -> None:  # in a thread, because unpickling blocks
+        def read() -> None:
             try:
-                while True:
-                    loop.call_soon_threadsafe(begin, pickle.load(requests), *pickle.load(requests))
+                self._read(loop)
             except BaseException as error:
-                loop.call_soon_threadsafe(finished.set_exception, error)
+                loop.remove_reader(self._link)
+                finished.set_exception(error)
 
-        threading.Thread(target=read, daemon=True).start()
+        # No thread reads, because a lock that it holds would stay locked in a fork of user code.
+        loop.add_reader(self._link, read)
         await finished
+
+    def _read(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Start grading the completions that have arrived."""
+        received = self._link.recv(1 << 20, socket.MSG_DONTWAIT)
+        if not received:
+            raise EOFError
+        self._received += received
+        while len(self._received) >= HEADER.size:
+            number, length = HEADER.unpack_from(self._received)
+            if len(self._received) < HEADER.size + length:
+                return
+            output, target = pickle.loads(self._received[HEADER.size : HEADER.size + length])
+            del self._received[: HEADER.size + length]
+            self._running.add(task := loop.create_task(self._answer(number, output, target)))
+            task.add_done_callback(self._running.discard)
 
     async def _answer(self, number: int, output: str, target: bytes) -> None:
         awaited, clock = False, asyncio.timeout(self._limit)

@@ -2,11 +2,11 @@
 
 import itertools
 import json
-import pickle
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from esplug.rewards.concurrent_grader import HEADER
 from esplug.rewards.grader import OUT_OF_MEMORY, PROCESS_DIED
 from esplug.rewards.grader_process import MEMORY_CHECK_INTERVAL, GraderProcess, MemoryLimitExceeded, decoded
 from esplug.rewards.grades import Graded, Ungraded
@@ -52,8 +52,9 @@ class Flight:
     def send(self, completion: Ungraded) -> list[tuple[Ungraded, Graded]]:
         """Send a completion. Returns a failure if the process is gone and had no other."""
         number = next(self._numbers)
+        header = HEADER.pack(number, len(completion.request))
         self._sent[number] = _Sent(completion, time.time(), time.perf_counter())
-        return self._guarded(lambda: self._grader.send(pickle.dumps(number) + completion.request))
+        return self._guarded(lambda: self._grader.send(header + completion.request))
 
     def receive(self) -> list[tuple[Ungraded, Graded]]:
         """Return the completions that were graded in the last moment, with their grades."""

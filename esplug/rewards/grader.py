@@ -209,7 +209,7 @@ def _answer_requests(link: socket.socket, requests: BinaryIO) -> None:
     if limit is not None:
         from esplug.rewards.concurrent_grader import ConcurrentGrader
 
-        return ConcurrentGrader(link, reward_function(), limit, restore).run(requests)
+        return ConcurrentGrader(link, reward_function(), limit, restore).run()
     while True:
         link.sendall(_reply(grade, *pickle.load(requests), after=restore))
 
