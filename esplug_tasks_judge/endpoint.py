@@ -85,11 +85,12 @@ class Endpoint:
             raise StopRun(f"the judge at {url} has not replied for {failing:.0f} s ({failure}); {remedy}")
 
     async def _send(self, request: Mapping[str, Any]) -> Reply:
-        import openai
+        import openai  # slow, so it must not count towards the time limit
 
+        create = self._open_client().chat.completions.with_streaming_response.create
         try:
             async with asyncio.timeout(self._settings.timeout):
-                return Reply.of_response(await self._body(request))
+                return Reply.of_response(await self._body(create, request))
         except openai.APIStatusError as error:
             raise self._failure(error) from error
         except (openai.APITimeoutError, TimeoutError):
@@ -99,12 +100,11 @@ class Endpoint:
         except (openai.OpenAIError, OSError) as error:
             raise _Unavailable(self._shown(error)) from error
 
-    async def _body(self, request: Mapping[str, Any]) -> bytes:
+    async def _body(self, create: Callable[..., Any], request: Mapping[str, Any]) -> bytes:
         """Return the response's body, of which at most 4 MiB are read."""
         import httpx
 
         body = bytearray()
-        create = self._open_client().chat.completions.with_streaming_response.create
         try:
             async with create(**request) as response:
                 async for piece in response.iter_bytes():

@@ -31,7 +31,7 @@ def question(rubric: str, prompt: str, answer: str, reference: str, *, fence: bo
         fence: put the answer between markers that it cannot forge, and tell the judge that it is data.
         longest: characters of the answer; the middle of a longer one is cut out.
     """
-    texts = {"prompt": plain(prompt), "answer": shortened(plain(answer), longest), "reference": plain(reference)}
+    texts = {"prompt": plain(prompt), "answer": shortened(answer, longest), "reference": plain(reference)}
     guard = ""
     if fence:
         # It depends on the whole answer, so no answer can contain its own marker.
@@ -48,8 +48,8 @@ def plain(text: str) -> str:
 
 
 def shortened(text: str, longest: int) -> str:
-    """Cut out the middle of a text that is too long, and say so."""
+    """Return the plain text. Of one that is too long, cut out the middle and say so."""
     if len(text) <= longest:
-        return text
+        return plain(text)
     half = longest // 2
-    return f"{text[:half]}\n[{len(text) - 2 * half} characters left out]\n{text[-half:]}"
+    return f"{plain(text[:half])}\n[{len(text) - 2 * half} characters left out]\n{plain(text[-half:])}"
