@@ -69,6 +69,6 @@ async def reward(model_output: str, target: Mapping[str, str], options: Mapping[
 
 def _text(row: Mapping[str, Any], column: str) -> str:
     value = row[column]
-    if not isinstance(value, str):
+    if not isinstance(value, str | int | float):
         raise ValueError(f"column {column!r}: {value!r} is not text")
-    return value
+    return str(value)

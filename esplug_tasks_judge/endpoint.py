@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _MAX_BODY = 4 << 20  # bytes of a response that are read
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds between two attempts, doubled each time
 _FIRST_CONTACT = 10.0  # seconds to wait for an endpoint that has not replied lately, so that a wrong address shows soon
-_CONFIGURATION = (401, 403, 404)
+_CONFIGURATION = (401, 404)
 _TEMPORARY = (408, 409, 425, 429)
 
 

@@ -15,7 +15,7 @@ from esplug_tasks_judge.settings import Settings
 from esplug_tasks_judge.store import Store, key_of
 
 _TOP_LOGPROBS = 20  # the most that endpoints give
-_MOST_UNREADABLE = 8  # answers in a row, before the first score of a process
+_MOST_WITHOUT_SCORE = (8, 200)  # answers in a row: before the first score of a process, and later
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Judge:
         self._store = Store(settings.folder, settings.base_url)
         self._endpoint = Endpoint(settings, self._store)
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
-        self._unread: int | None = 0  # answers so far; None once a score was read
+        self._has_scored, self._without_score, self._said = False, 0, ""
 
     async def reward(self, answer: str, prompt: str, reference: str) -> Reward:
         """Grade one answer.
@@ -50,8 +50,9 @@ class Judge:
         try:
             asked = question(settings.rubric, prompt, answer, reference, fence=fence, longest=longest)
             found = await self._score(asked, bill)
-        except Refused:
-            found, label = None, "refused"
+        except Refused as error:
+            found, label, self._said = None, "refused", str(error)
+        self._count(found)
         if found is None:
             found = Score(settings.unreadable, label)
         metrics: dict[str, float] = {f"judge_{name}": value for name, value in asdict(bill).items()}
@@ -63,25 +64,28 @@ class Judge:
 
     async def _score(self, asked: str, bill: _Bill) -> Score | None:
         """Ask for a score, and once more with a hint if the reply cannot be read."""
-        said = ""
         for message in (asked, f"{asked}\n\n{hint(self._settings)}"):
             try:
                 reply = await self._reply(self._request(message), bill)
                 if found := score(reply, self._settings):
-                    self._unread = None
                     return found
-                said = repr(" ".join(plain(reply.text).split())[:80])
+                self._said = repr(" ".join(plain(reply.text).split())[:80])
             except InvalidReply as error:
-                said = str(error)
+                self._said = str(error)
             bill.unreadable += 1
-        if self._unread is not None:
-            self._unread += 1
-            if self._unread >= _MOST_UNREADABLE:
-                raise StopRun(
-                    f"none of the judge's first {self._unread} replies has a score that can be read, such as {said}; "
-                    "change --task-option rubric or scale"
-                )
         return None
+
+    def _count(self, found: Score | None) -> None:
+        """Stop the run if no answer gets a score."""
+        if found:
+            self._has_scored, self._without_score = True, 0
+            return
+        self._without_score += 1
+        if self._without_score >= _MOST_WITHOUT_SCORE[self._has_scored]:
+            raise StopRun(
+                f"the judge gave no score that can be read for {self._without_score} answers in a row, but {self._said}; "
+                "change --task-option rubric or scale"
+            )
 
     async def _reply(self, request: Mapping[str, Any], bill: _Bill) -> Reply:
         """Return the reply to a request. The same one is sent once, even if several answers need it at a time."""

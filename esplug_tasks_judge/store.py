@@ -61,7 +61,7 @@ class Store:
     def turn(self, interval: float) -> float:
         """Take the next turn to send a request, ``interval`` seconds after the one before. Returns seconds to wait."""
         with self._may_fail():
-            self._connection.execute("BEGIN IMMEDIATE")
+            self._connection.execute("BEGIN IMMEDIATE" if interval else "BEGIN")
             try:
                 now, turn = time.time(), self._column("next_turn")
                 turn = now if turn > now + _LONGEST_WAIT else max(now, turn)

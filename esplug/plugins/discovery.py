@@ -20,7 +20,7 @@ _UNKNOWN = "unknown"
 
 #: Names of published plugins that are not part of esplug, and their packages.
 PUBLISHED: Mapping[Kind, Mapping[str, str]] = {
-    "task": {"countdown": "esplug-tasks-countdown", "math": "esplug-tasks-math"},
+    "task": {"countdown": "esplug-tasks-countdown", "judge": "esplug-tasks-judge", "math": "esplug-tasks-math"},
     "dataset": {
         "countdown": "esplug-tasks-countdown",
         "math": "esplug-tasks-math",

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from esplug.hookspecs import Reward
-from esplug.rewards.grader import as_reward, failure_line, reply_line
+from esplug.rewards.replies import as_reward, failure_line, reply_line
 
 HEADER = struct.Struct("<QQ")
 

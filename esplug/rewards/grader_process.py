@@ -12,8 +12,8 @@ import time
 from contextlib import suppress
 
 from esplug.hookspecs import Reward
-from esplug.rewards.grader import OUT_OF_MEMORY, PROCESS_DIED
 from esplug.rewards.grades import Graded
+from esplug.rewards.replies import OUT_OF_MEMORY, PROCESS_DIED
 from esplug.utils.cores import GIB
 from esplug.utils.process_tree import descendants, kill_descendants, memory_exceeds
 

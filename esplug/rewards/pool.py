@@ -32,9 +32,9 @@ import cloudpickle
 from esplug.errors import RunError, UserError
 from esplug.plugins.task import Task
 from esplug.rewards.flight import Flight
-from esplug.rewards.grader import OUT_OF_MEMORY
 from esplug.rewards.grader_process import GraderProcess
 from esplug.rewards.grades import Graded, PendingRewards, Ungraded
+from esplug.rewards.replies import OUT_OF_MEMORY
 from esplug.utils.cores import usable_cores
 from esplug.utils.text import brief
 
@@ -53,7 +53,7 @@ class RewardPool:
     """Processes that grade completions with one reward function. :meth:`start` or ``with`` starts them.
 
     Each process calls ``reward_function(output, target)`` in its main thread, with ``fast=False`` if it has a parameter
-    of that name, and awaits the result if it is awaitable; see :func:`esplug.rewards.grader.as_reward` for the allowed
+    of that name, and awaits the result if it is awaitable; see :func:`esplug.rewards.replies.as_reward` for the allowed
     results. The function is sent with cloudpickle, so lambdas, partials and functions of the user's own script work.
     The process has the driver's ``sys.path`` and environment, but no GPU and no standard input, and its standard output
     is discarded.

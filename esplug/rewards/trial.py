@@ -6,9 +6,9 @@ from itertools import dropwhile
 from typing import Any
 
 from esplug.errors import RunError, UserError
-from esplug.rewards.grader import OUT_OF_MEMORY
 from esplug.rewards.grades import Graded
 from esplug.rewards.pool import RewardPool
+from esplug.rewards.replies import OUT_OF_MEMORY
 from esplug.utils.text import brief, printable
 
 _SENTENCE = "I think that the answer is 42, but I am not sure."
@@ -16,7 +16,7 @@ _FORMS = ("{}", "<answer>{}</answer>", "\\boxed{{{}}}")  # usual formats of an a
 _MOST_TARGETS = 4  # that are tried
 _MOST_TEXTS = 5  # of one target
 _FRAME = re.compile(r'^  File "(?P<file>.+)", line (?P<line>\d+), in (?P<function>.+)$', re.MULTILINE)
-_GRADER = ("esplug/rewards/grader.py", "esplug/rewards/concurrent_grader.py")
+_OURS = tuple(f"esplug/rewards/{name}.py" for name in ("grader", "concurrent_grader", "replies"))
 
 
 def try_reward(pool: RewardPool, targets: Sequence[Any]) -> None:
@@ -70,7 +70,7 @@ def _fault(grade: Graded) -> str:
     last = ([None, *_FRAME.finditer(trace)])[-1]
     after = trace[last.end() :].splitlines()[1:] if last else trace.splitlines()
     fault = printable(brief(" ".join(dropwhile(lambda line: line.startswith("  "), after))))
-    if last is None or last["file"].endswith(_GRADER):  # the call itself, or a result of a wrong type
+    if last is None or last["file"].endswith(_OURS):  # the call itself, or a result of a wrong type
         return fault
     # A function of the user's own script has no file in the grading process.
     return f"{fault}, at line {last['line']} of {last['function'] if last['file'].startswith('<') else last['file']}"

@@ -50,7 +50,8 @@ def test_completing_is_fast_and_imports_no_plugin() -> None:
     environment = os.environ | {"COMP_WORDS": "esplug train --task ", "COMP_CWORD": "3"}
     code = (
         "import sys, atexit; sys.argv = ['esplug']\n"
-        "heavy = ('torch', 'vllm', 'ray', 'esplug_tasks_countdown', 'esplug_tasks_math')\n"
+        "tasks = ('esplug_tasks_countdown', 'esplug_tasks_judge', 'esplug_tasks_math')\n"
+        "heavy = ('torch', 'vllm', 'ray', 'openai', *tasks)\n"
         "atexit.register(lambda: print('LOADED', [m for m in heavy if m in sys.modules], file=sys.stderr))\n"
         "from esplug.cli.app import main; main()"
     )

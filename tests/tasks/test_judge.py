@@ -112,12 +112,12 @@ def test_rows_prompts_and_targets() -> None:
     assert (len(train), len(held_out)) == (48, 24)
     assert not {row["prompt"] for row in train} & {row["prompt"] for row in held_out}
     options = dict(task.options()) | {"model": "m", "rubric": "{answer} like {reference}", "prompt_column": "q"}
-    rows = [{"q": "Why?", "reference": "Because."}]
-    assert task.collate(rows, options) == (["Why?"], [{"prompt": "Why?", "reference": "Because."}])
+    rows = [{"q": "Why?", "reference": 4}]
+    assert task.collate(rows, options) == (["Why?"], [{"prompt": "Why?", "reference": "4"}])
     with pytest.raises(KeyError, match="reference"):
         task.collate([{"q": "Why?"}], options)
-    with pytest.raises(ValueError, match="'q': 3 is not text"):
-        task.collate([{"q": 3, "reference": "x"}], options)
+    with pytest.raises(ValueError, match="'q': None is not text"):
+        task.collate([{"q": None, "reference": "x"}], options)
     assert task.template("Why?", options) == [{"role": "user", "content": "Why?"}]
     assert task.template("Why?", options | {"chat": False}) == "Why?"
 
@@ -331,7 +331,7 @@ def test_an_unreadable_reply_earns_what_the_user_says_and_is_counted(graded) -> 
 def test_a_judge_that_never_gives_a_score_stops_the_run(graded) -> None:
     with (
         chat_server(lambda *_: completion("perhaps")) as server,
-        pytest.raises(StopRun, match=r"such as 'perhaps'.*scale"),
+        pytest.raises(StopRun, match=r"for 8 answers in a row, but 'perhaps'; .*scale"),
     ):
         graded(server, *"abcdefgh")
 
@@ -349,7 +349,7 @@ def test_an_answer_that_the_endpoint_refuses(graded) -> None:
     assert (refused.value, refused.label) == (0.125, "refused")
 
 
-@pytest.mark.parametrize("status", [401, 403, 404])
+@pytest.mark.parametrize("status", [401, 403, 404])  # 403 only as long as it has not replied to anything
 def test_a_wrong_key_or_model_stops_the_run_without_showing_the_key(graded, monkeypatch, status) -> None:
     monkeypatch.setenv("JUDGE_KEY", "abc123")
     body = json.dumps({"error": {"message": "wrong key abc123\nfor you"}}).encode()
