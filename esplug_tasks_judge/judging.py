@@ -83,7 +83,7 @@ class Judge:
         self._without_score += 1
         if self._without_score >= _MOST_WITHOUT_SCORE[self._has_scored]:
             raise StopRun(
-                f"the judge gave no score that can be read for {self._without_score} answers in a row, but {self._said}; "
+                f"the judge gave no readable score for {self._without_score} answers in a row, but {self._said}; "
                 "change --task-option rubric or scale"
             )
 
