@@ -13,17 +13,18 @@ from esplug.utils.torch_builds import hide_cuda_builds
 
 if TYPE_CHECKING:
     from esplug.config import RunConfig
-    from esplug.hookspecs import Reward, hookimpl
+    from esplug.hookspecs import Reward, StopRun, hookimpl
     from esplug.trainer import EvolutionStrategiesTrainer
 
     __version__: str
 
-__all__ = ["EvolutionStrategiesTrainer", "Reward", "RunConfig", "__version__", "hookimpl"]
+__all__ = ["EvolutionStrategiesTrainer", "Reward", "RunConfig", "StopRun", "__version__", "hookimpl"]
 
 _MODULES = {
     "EvolutionStrategiesTrainer": "esplug.trainer",
     "Reward": "esplug.hookspecs",
     "RunConfig": "esplug.config",
+    "StopRun": "esplug.hookspecs",
     "hookimpl": "esplug.hookspecs",
 }
 

@@ -56,6 +56,15 @@ class Reward:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
+class StopRun(Exception):  # noqa: N818 - it asks for a stop; the answer is not at fault
+    """Stops the run when a ``reward`` raises it, because no answer can be graded, whatever it says.
+
+    Raise it for a fault outside the answer, such as a server that does not reply. The message says in one line what is
+    wrong and how to fix it. The run ends with exit status 1 and can be resumed; a run that has not started ends with
+    exit status 2. The text is recorded in the run's directory, so it must not hold secrets.
+    """
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
     """An example of one kind of a task's questions."""
@@ -145,10 +154,11 @@ class TaskSpec:
     ) -> float | tuple[str | Mapping[str, Any], float] | Reward:
         """Grade one answer, or one conversation. Required.
 
-        Called in a separate grading process, whose printed output is discarded. It may be an ``async def``. A run does
-        not stop on a failure here: an exception counts as reward 0.0 with the label ``error:<Type>``. A call that takes
-        longer than ``--reward-function-timeout`` counts as reward 0.0 with the label ``timeout``, and its process is
-        killed and replaced. A reward that fails on every made-up answer is refused before the run.
+        Called in a separate grading process, whose printed output is discarded. It may be an ``async def``, of which
+        ``--reward-concurrency`` allows many at once. A run does not stop on a failure here, except on
+        :class:`StopRun`: an exception counts as reward 0.0 with the label ``error:<Type>``. A call that takes longer
+        than ``--reward-function-timeout`` counts as reward 0.0 with the label ``timeout``: it is cancelled, or its
+        process is killed and replaced. A reward that fails on every made-up answer is refused before the run.
 
         Args:
             model_output: the generated text, without the prompt; of a conversation, the last answer. It is untrusted:

@@ -35,7 +35,7 @@ from esplug.engines.pool import EnginePool
 from esplug.es.members import Member
 from esplug.noise.full_rank import tensor_key
 from esplug.rewards import Graded
-from esplug.rewards.grader import as_reward
+from esplug.rewards.replies import as_reward
 from esplug.runs.metrics import PopulationResult
 from esplug.trainer import EvolutionStrategiesTrainer
 from esplug.vllm_worker.extension import ESWorkerExtension

@@ -39,6 +39,13 @@ class RunConfig(BaseModel):
         details="Each as for --train-dataset, or a folder of DatasetDict folders.",
     )
     reward_function_timeout: float = TASK.number(10.0, "Time limit for grading one answer, in seconds.", gt=0, le=86400)
+    reward_concurrency: int | None = TASK.setting(
+        None,
+        "Answers graded at once by a reward that is an `async def`.  [default: one per grading process]",
+        details="Over all grading processes. A task whose rewards wait for a server recommends a value.",
+        ge=1,
+        le=4096,
+    )
     reward_memory: float = TASK.number(4.0, "Memory limit of each grading process, in GiB.", ge=0.25, le=1_000_000)
 
     model_name: str = MODEL.setting("Qwen/Qwen2.5-1.5B-Instruct", "Base model: folder or Hugging Face id[@revision].")

@@ -24,6 +24,7 @@ PUBLISHED: Mapping[Kind, Mapping[str, str]] = {
         "calculator": "esplug-tasks-games",
         "code": "esplug-tasks-code",
         "countdown": "esplug-tasks-countdown",
+        "judge": "esplug-tasks-judge",
         "math": "esplug-tasks-math",
         "number-guessing": "esplug-tasks-games",
         "reasoning-gym": "esplug-tasks-reasoning-gym",

@@ -1,147 +1,54 @@
 """Grader process: ``python -m esplug.rewards.grader SOCKET DRIVER MEMORY``, started by :mod:`.grader_process`.
 
-It reads pickles from file descriptor ``SOCKET``. The first is ``(PYTHONPATH, pickled functions)``, those for rewards
-and for turns; each further one is a request, ``(output, target, messages, is_turn)``, until the driver (process id
-``DRIVER``) hangs up. It answers each with one line of JSON, never with objects of user code: ``[value, label,
-correct, metrics, traceback, reply]``, with a traceback only if the request failed, and a reply only to a turn. A
-process can allocate at most ``MEMORY`` bytes; an empty ``MEMORY`` means no limit.
+It reads pickles from file descriptor ``SOCKET``. The first is ``(PYTHONPATH, pickled functions, limit)``; each further
+one is a :data:`.user_functions.Request`, until the driver (process id ``DRIVER``) hangs up. It answers each with one
+line of JSON, never with objects of user code: ``[value, label, correct, metrics, traceback, stops, messages]``, with a
+traceback only if the request failed, and messages only in reply to a turn. ``stops`` says that the run has to stop, for
+the reason in ``traceback``. If ``limit`` is a number of seconds, :mod:`.concurrent_grader` takes over. A process can
+allocate at most ``MEMORY`` bytes; an empty ``MEMORY`` means no limit.
 
 There are two processes: a worker that runs user code, and its parent, a supervisor that runs none. The supervisor
 adopts the worker's orphans, so that all of them can be found and killed even after worker or driver died.
 """
 
 import ctypes
-import errno
 import functools
 import inspect
 import io
-import json
 import os
 import pickle
 import resource
 import signal
 import socket
 import sys
-import traceback
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, BinaryIO
 
-from esplug.hookspecs import Message, Reward
-
-LABEL_LENGTH = 200
-MAX_REWARD = 1e100  # keeps the variance of many rewards finite
-TRACEBACK_LENGTH = 4000
-MAX_FRAMES = 50  # endless recursion leaves very many
-MAX_REPLY_CHARACTERS = 80_000  # of the messages of one turn; as JSON, a character has up to 12 bytes
-
-OUT_OF_MEMORY, PROCESS_DIED = "error:MemoryError", "error:ProcessDied"
+from esplug.hookspecs import Reward
+from esplug.rewards.replies import (
+    OUT_OF_MEMORY,
+    PROCESS_DIED,
+    failure_line,
+    lift_memory_limit,
+    outcome_line,
+    reply_line,
+)
+from esplug.rewards.user_functions import UserFunctions
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 
 
-class NonFinite(ValueError):  # noqa: N818 - users see it as the label "error:NonFinite"
-    """A reward or metric that is infinite or not a number."""
-
-
-def as_reward(result: Any) -> Reward:
-    """Convert a reward function's result to a :class:`Reward`.
-
-    Args:
-        result: a number (including ``bool``, NumPy scalars and 0-d tensors), ``(label, number)`` or a :class:`Reward`.
-            A label is text, or a mapping: ``"label"`` is the label, other numbers are metrics, the rest is ignored.
-
-    Raises:
-        TypeError: the result is none of these.
-        NonFinite: the reward or a metric is NaN, infinite, or larger than 1e100.
-    """
-    match result:
-        case Reward():
-            reward = result
-        case (Mapping() as label, value):
-            metrics = {name: x for name, x in label.items() if name != "label" and _is_number(x)}
-            reward = Reward(value, label.get("label", ""), None, metrics)
-        case (str() as label, value):
-            reward = Reward(value, label)
-        case _:
-            reward = Reward(result)
-    return Reward(
-        _number(reward.value, "reward"),
-        _clean(str(reward.label))[:LABEL_LENGTH],
-        None if reward.correct is None else bool(reward.correct),
-        {_clean(str(name)): _number(x, f"metric {name!r}") for name, x in reward.metrics.items()},
-    )
-
-
-def as_messages(result: Any) -> list[Message] | None:
-    """Check what the hook ``turn`` returned: messages, the text of one by the user, or ``None``.
-
-    Raises:
-        TypeError: the result is none of these.
-        ValueError: a message is the model's, or there are no messages, or too many characters.
-    """
-    if result is None:
-        return None
-    if isinstance(result, str):
-        result = [{"role": "user", "content": result}]
-    if not isinstance(result, Sequence) or not all(_is_message(each) for each in result):
-        raise TypeError('turn must return None, text, or a list of {"role": text, "content": text}')
-    if not result:
-        raise ValueError("turn returned no messages; return None to end the conversation")
-    if any(each["role"] == "assistant" for each in result):
-        raise ValueError("turn returned a message of the role 'assistant', which is the model's")
-    if (size := sum(len(each["role"]) + len(each["content"]) for each in result)) > MAX_REPLY_CHARACTERS:
-        raise ValueError(f"turn returned {size:,} characters, more than {MAX_REPLY_CHARACTERS:,}")
-    return [{"role": _clean(each["role"]), "content": _clean(each["content"])} for each in result]
-
-
-def _is_message(value: object) -> bool:
-    return isinstance(value, Mapping) and all(isinstance(value.get(key), str) for key in ("role", "content"))
-
-
-def _is_number(value: object) -> bool:
-    return hasattr(value, "__float__") and not isinstance(value, str)  # NumPy's str has __float__, too
-
-
-def _number(value: Any, what: str) -> float:
-    if not _is_number(value):
-        raise TypeError(f"the {what} must be a number, not {type(value).__name__}")
-    number = float(value)
-    if not abs(number) <= MAX_REWARD:  # also false for NaN
-        raise NonFinite(f"the {what} must be finite, and at most {MAX_REWARD:g}, not {number}")
-    return number
-
-
-def _clean(text: str) -> str:
-    """Replace lone surrogates, which cannot be encoded in log files."""
-    return text.encode(errors="replace").decode()
-
-
-def _reply(serve: Callable[..., Reward | list[Message] | None], *arguments: Any, after: Callable[[], None]) -> bytes:
+def _reply(serve: Callable[..., bytes], *arguments: Any, after: Callable[[], None]) -> bytes:
     """Run user code, catch whatever it raises, and return the outcome as a line of JSON."""
-    reply = None
     try:
         try:
-            result, trace = serve(*arguments), None
+            return serve(*arguments)
         finally:
             after()
-        reward, reply = (result, None) if isinstance(result, Reward) else (Reward(0.0), result)
     except BaseException as error:  # SystemExit and KeyboardInterrupt fail only this completion
-        if isinstance(error, MemoryError):
-            _lift_memory_limit()
-        trace = _clean("".join(traceback.format_exception(error, limit=-MAX_FRAMES)).strip())
-        # PyTorch raises an error that is not a MemoryError.
-        out_of_memory = isinstance(error, MemoryError) or os.strerror(errno.ENOMEM) in trace
-        reward = Reward(0.0, OUT_OF_MEMORY if out_of_memory else f"error:{type(error).__name__}"[:LABEL_LENGTH])
-        if len(trace) > TRACEBACK_LENGTH:
-            trace = f"{trace[: TRACEBACK_LENGTH // 2]}\n[...]\n{trace[-TRACEBACK_LENGTH // 2 :]}"
-    return _reply_line(reward, trace, reply)
-
-
-def _reply_line(reward: Reward, trace: str | None, reply: list[Message] | None = None) -> bytes:
-    line = [reward.value, reward.label, reward.correct, dict(reward.metrics), trace, reply]
-    return json.dumps(line).encode() + b"\n"
+        return failure_line(error)
 
 
 def _restorer() -> Callable[[], None]:
@@ -163,31 +70,6 @@ def _restorer() -> Callable[[], None]:
                 os.chdir(directory)
 
     return restore
-
-
-def _lift_memory_limit() -> None:
-    """Allow allocations again, to report the MemoryError; the driver then replaces this process."""
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
-
-
-def _load(pickled: bytes) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Unpickle the functions for rewards and turns. That for rewards then takes an output, a target and messages.
-
-    Its ``fast=False`` is bound if it has an unbound parameter ``fast``; it gets ``messages`` if it has that parameter.
-    """
-    function, turn = pickle.loads(pickled)
-    try:
-        parameters = set(inspect.signature(function).parameters)
-    except (TypeError, ValueError):  # some callables written in C have no signature
-        parameters = set()
-    unbound = parameters - getattr(function, "keywords", {}).keys()
-    fast = {"fast": False} if "fast" in unbound else {}
-
-    def reward(output: str, target: Any, messages: list[Message]) -> Any:
-        return function(output, target, **fast, **({"messages": messages} if "messages" in unbound else {}))
-
-    return reward, turn
 
 
 class _Awaiter:
@@ -217,26 +99,27 @@ async def _awaited(result: Awaitable[Any]) -> Any:
 
 
 def _answer_requests(link: socket.socket, requests: BinaryIO) -> None:
-    """Load the functions, then serve requests until the driver hangs up (``EOFError``)."""
-    path, pickled = pickle.load(requests)
+    """Load the user's functions, then serve requests until the driver hangs up (``EOFError``)."""
+    path, pickled, limit = pickle.load(requests)
     os.environ.pop("PYTHONPATH", None)  # it was the driver's sys.path; processes of user code get the original
     if path is not None:
         os.environ["PYTHONPATH"] = path
-    functions = functools.cache(functools.partial(_load, pickled))
+    functions = functools.cache(functools.partial(UserFunctions, pickled))
     awaiter = _Awaiter()
 
-    def load() -> Reward:
+    def load() -> bytes:
         functions()
-        return Reward(0.0)
+        return reply_line(Reward(0.0))
 
-    def serve(output: str, target: bytes, messages: list[Message], is_turn: bool) -> Reward | list[Message] | None:
-        reward, turn = functions()
-        if is_turn:
-            return as_messages(awaiter.value_of(turn(messages, pickle.loads(target))))
-        return as_reward(awaiter.value_of(reward(output, pickle.loads(target), messages)))
+    def serve(*request: Any) -> bytes:
+        return outcome_line(awaiter.value_of(functions().call(*request)), is_turn=request[-1])
 
     link.sendall(_reply(load, after=lambda: None))
     restore = _restorer()
+    if limit is not None:
+        from esplug.rewards.concurrent_grader import ConcurrentGrader
+
+        return ConcurrentGrader(link, functions(), limit, restore).run()
     while True:
         link.sendall(_reply(serve, *pickle.load(requests), after=restore))
 
@@ -271,7 +154,7 @@ def _supervise(worker: int, link: socket.socket) -> None:
     how = f"ended with exit status {status}"
     if status < 0:
         how = f"was killed by signal {-status} ({signal.strsignal(-status)})"
-    link.sendall(_reply_line(Reward(0.0, PROCESS_DIED), f"the grading process {how}"))
+    link.sendall(reply_line(Reward(0.0, PROCESS_DIED), f"the grading process {how}"))
     while link.recv(1 << 16):  # until the driver hangs up or kills this process
         pass
 
@@ -308,8 +191,8 @@ def _work(link: socket.socket, supervisor: int, memory: str) -> None:
     try:
         _answer_requests(link, requests)
     except MemoryError:
-        _lift_memory_limit()
-        link.sendall(_reply_line(Reward(0.0, OUT_OF_MEMORY), "MemoryError: the request does not fit in memory"))
+        lift_memory_limit()
+        link.sendall(reply_line(Reward(0.0, OUT_OF_MEMORY), "MemoryError: the request does not fit in memory"))
         while link.recv(1 << 16):  # the driver finishes sending, reads the reply, and kills this process
             pass
 

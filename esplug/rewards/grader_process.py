@@ -12,8 +12,8 @@ import time
 from contextlib import suppress
 
 from esplug.hookspecs import Reward
-from esplug.rewards.grader import OUT_OF_MEMORY, PROCESS_DIED
 from esplug.rewards.grades import Graded
+from esplug.rewards.replies import OUT_OF_MEMORY, PROCESS_DIED
 from esplug.utils.cores import GIB
 from esplug.utils.process_tree import descendants, kill_descendants, memory_exceeds
 
@@ -49,6 +49,7 @@ class GraderProcess:
         except BaseException:
             self._socket.close()
             raise
+        self._rest = b""
         self._poll = select.poll()
         self._poll.register(self._socket, select.POLLIN)
 
@@ -65,30 +66,49 @@ class GraderProcess:
         """Whether user code left too many processes behind, including zombies."""
         return len(descendants(self._process.pid)) > MAX_DESCENDANTS
 
+    def send(self, request: bytes) -> None:
+        """Send a request. Raises ``OSError`` if the process is gone or does not read."""
+        self._socket.settimeout(SEND_TIMEOUT)
+        self._socket.sendall(request)
+
+    def lines(self, wait: float) -> list[bytes]:
+        """Return the lines that arrive within ``wait`` seconds. Raises ``EOFError`` if the connection is closed."""
+        self._socket.settimeout(wait)
+        try:
+            received = self._socket.recv(1 << 16)
+        except TimeoutError:
+            return []
+        *lines, self._rest = (self._rest + received).split(b"\n")
+        if not received or len(self._rest) > MAX_REPLY_BYTES:
+            raise EOFError
+        return lines
+
+    def check_memory(self) -> None:
+        """Raise ``MemoryLimitExceeded`` if the process and its descendants use too much."""
+        if memory_exceeds(self._process.pid, self._memory_limit):
+            limit = f"{self._memory_limit / GIB:g} GiB"
+            raise MemoryLimitExceeded(f"killed: the grading process and its descendants used over {limit}")
+
     def ask(self, request: bytes, timeout: float) -> Graded:
         """Send a request and wait for the reply, but at most ``timeout`` seconds.
 
         This enforces a reward's time-out and memory limit: it kills a process that misbehaves, and returns the failure.
         """
         try:
-            self._socket.settimeout(SEND_TIMEOUT)
-            self._socket.sendall(request)
-            value, label, correct, metrics, trace, reply = json.loads(self._receive(timeout))
-            if not (isinstance(value, float) and isinstance(label, str) and isinstance(metrics, dict)):
-                raise TypeError("invalid reply")
+            self.send(request)
+            graded = decoded(json.loads(self._receive(timeout)))
         except TimeoutError:
             self.kill()
             return Graded.failure("timeout", f"no answer within {timeout:g} s")
-        except _MemoryLimitExceeded:
+        except MemoryLimitExceeded as error:
             self.kill()
-            limit = f"{self._memory_limit / GIB:g} GiB"
-            return Graded.failure(OUT_OF_MEMORY, f"killed: the grading process and its descendants used over {limit}")
+            return Graded.failure(OUT_OF_MEMORY, str(error))
         except Exception:  # the process died, or user code wrote to the socket
             self.kill()
             return Graded.failure(PROCESS_DIED, "the grading process closed its connection or sent an invalid reply")
-        if label in (OUT_OF_MEMORY, PROCESS_DIED):  # memory may still be full, or processes left over
+        if graded.reward.label in (OUT_OF_MEMORY, PROCESS_DIED):  # memory may still be full, or processes left over
             self.kill()
-        return Graded(Reward(value, label, correct, metrics), trace is not None, trace, reply)
+        return graded
 
     def _receive(self, timeout: float) -> bytes:
         """Read one line. Raises ``EOFError`` if the connection closed or more than one line arrived."""
@@ -101,8 +121,7 @@ class GraderProcess:
             except TimeoutError:
                 if left <= MEMORY_CHECK_INTERVAL:
                     raise
-                if memory_exceeds(self._process.pid, self._memory_limit):
-                    raise _MemoryLimitExceeded from None
+                self.check_memory()
                 continue
             line += received
             if not received or len(line) > MAX_REPLY_BYTES or b"\n" in line[:-1]:
@@ -129,5 +148,21 @@ class GraderProcess:
         self._socket.close()
 
 
-class _MemoryLimitExceeded(Exception):  # noqa: N818 - never leaves this module
+def decoded(reply: object) -> Graded:
+    """Return the grade of a reply of :mod:`.grader`. Raises ``TypeError`` or ``ValueError`` if it is none."""
+    match reply:
+        case [
+            float() as value,
+            str() as label,
+            bool() | None as correct,
+            dict() as metrics,
+            str() | None as trace,
+            bool() as stops,
+            list() | None as messages,
+        ]:
+            return Graded(Reward(value, label, correct, metrics), trace is not None, trace, stops, messages)
+    raise TypeError("invalid reply")
+
+
+class MemoryLimitExceeded(Exception):  # noqa: N818 - never leaves this room
     """A grader and its descendants use more memory than allowed."""

@@ -17,6 +17,7 @@ class Graded:
             memory limit, or ``error:ProcessDied`` for a crash (which may follow a failed allocation in C).
         failed: whether grading failed.
         traceback: details of the failure; long ones are cut in the middle.
+        stops: whether the reward function raised :class:`esplug.hookspecs.StopRun`, with the message in ``traceback``.
         reply: of the environment, if this was a turn rather than a completion; ``None`` ends the conversation.
         grader: number of the grader; ``None`` if no grader was involved.
         began: when the request was sent, in Unix seconds.
@@ -26,6 +27,7 @@ class Graded:
     reward: Reward
     failed: bool = False
     traceback: str | None = None
+    stops: bool = False
     reply: list[Message] | None = None
     grader: int | None = field(default=None, compare=False)
     began: float = field(default=0.0, compare=False)
@@ -35,6 +37,16 @@ class Graded:
     def failure(cls, label: str, detail: str) -> "Graded":
         """Return the grade of a completion that could not be graded."""
         return cls(Reward(0.0, label), True, detail)
+
+
+@dataclass(frozen=True, slots=True)
+class Ungraded:
+    """One completion to grade, or one turn to reply to: where its grade goes, and its pickled request."""
+
+    pending: "PendingRewards"
+    index: int
+    request: bytes
+    is_turn: bool = False
 
 
 class PendingRewards:

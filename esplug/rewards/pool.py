@@ -2,8 +2,9 @@
 
 A reward function may raise, hang in C, crash or fork. Each grader is therefore a process of its own
 (:mod:`esplug.rewards.grader`), started fresh rather than forked, that never imports the driver's ``__main__``. One
-driver thread per grader hands it one completion at a time. If a grader exceeds the time or memory limit, the thread
-kills it with all its descendants and starts another. This is no sandbox against malicious code.
+driver thread per grader hands it one completion at a time, or several to a reward function that awaits a server. If a
+grader exceeds the time or memory limit, the thread kills it with all its descendants and starts another. This is no
+sandbox against malicious code.
 
 Memory is limited twice. ``RLIMIT_DATA``, which does not count reserved address space, makes a process's allocation fail
 at once. Each child process has that limit to itself, so while a reply is pending the driver also adds up the memory of
@@ -20,9 +21,10 @@ import sys
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Self
 
 import cloudpickle
@@ -31,10 +33,12 @@ from esplug.data.conversation import Conversation
 from esplug.errors import RunError, UserError
 from esplug.hookspecs import Message
 from esplug.plugins.task import Task
-from esplug.rewards.grader import OUT_OF_MEMORY
+from esplug.rewards.flight import Flight
 from esplug.rewards.grader_process import GraderProcess
-from esplug.rewards.grades import Graded, PendingRewards
+from esplug.rewards.grades import Graded, PendingRewards, Ungraded
+from esplug.rewards.replies import OUT_OF_MEMORY
 from esplug.utils.cores import usable_cores
+from esplug.utils.text import brief
 
 LOAD_TIMEOUT = 300.0  # seconds for a grader to import the reward function
 CLOSE_TIMEOUT = 10.0  # seconds to wait for a thread whose grader survives SIGKILL for a while
@@ -47,22 +51,12 @@ _THREADS = ("MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "OMP_NUM_THREADS", "OPENBL
 _ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": ""} | dict.fromkeys(_THREADS, "1")
 
 
-@dataclass(frozen=True, slots=True)
-class _Task:
-    """One completion to grade, or one turn: where its grade goes, and its pickled request."""
-
-    pending: PendingRewards
-    index: int
-    request: bytes
-    is_turn: bool = False
-
-
 class RewardPool:
     """Processes that grade completions with one reward function. :meth:`start` or ``with`` starts them.
 
     Each process calls ``reward_function(output, target)`` in its main thread, with ``fast=False`` and with ``messages``
     if it has parameters of these names, and awaits the result if it is awaitable; see
-    :func:`esplug.rewards.grader.as_reward` for the allowed results. The function is sent with cloudpickle, so lambdas,
+    :func:`esplug.rewards.replies.as_reward` for the allowed results. The function is sent with cloudpickle, so lambdas,
     partials and functions of the user's own script work.
     The process has the driver's ``sys.path`` and environment, but no GPU and no standard input, and its standard output
     is discarded.
@@ -72,6 +66,8 @@ class RewardPool:
         timeout: seconds that grading one completion may take, without starting the process.
         memory: GiB that one grader may use, including its imports and descendants; ``None`` for no limit.
         processes: number of graders; by default one for each core that this process may use, at most 16.
+        concurrency: completions that may be graded at once, over all graders, if the reward function awaits; ``None``
+            for one per grader. There are not more graders than that.
         turn_function: replies to the model, ``(messages, target)`` to messages, in a task of several turns.
 
     Attributes:
@@ -85,6 +81,7 @@ class RewardPool:
         timeout: float,
         memory: float | None = None,
         processes: int | None = None,
+        concurrency: int | None = None,
         turn_function: Callable[..., Any] | None = None,
     ) -> None:
         if not 0 < timeout < math.inf:
@@ -93,16 +90,20 @@ class RewardPool:
             raise UserError(f"the memory of a reward process must be a positive number of GiB, not {memory}")
         if processes is not None and processes < 1:
             raise UserError(f"the number of reward processes must be at least 1, not {processes}")
+        if concurrency is not None and concurrency < 1:
+            raise UserError(f"the number of answers graded at once must be at least 1, not {concurrency}")
         self.timeout, self.memory = timeout, memory
-        self.processes = processes or min(len(usable_cores()), MAX_PROCESSES)
+        most = processes or min(len(usable_cores()), MAX_PROCESSES)
+        self.processes = min(most, concurrency or most)
+        self._concurrency = concurrency or self.processes
         self._functions = reward_function, turn_function
         owner = getattr(reward_function, "__self__", None)
         own_name = getattr(reward_function, "__qualname__", None) or repr(reward_function)
         self.name = f"the reward of {owner.info}" if isinstance(owner, Task) else f"the reward function {own_name}"
         self._driver = os.getpid()
-        self._load_request = b""
+        self._pickled = b""
         self._environment: dict[str, str] = {}
-        self._tasks: queue.PriorityQueue[tuple[int, int, _Task | None]] = queue.PriorityQueue()
+        self._tasks: queue.PriorityQueue[tuple[int, int, Ungraded | None]] = queue.PriorityQueue()
         self._numbers = itertools.count()  # of the tasks, so that those of one kind stay in order
         self._pending: weakref.WeakSet[PendingRewards] = weakref.WeakSet()
         self._threads: list[threading.Thread] = []
@@ -133,13 +134,12 @@ class RewardPool:
         if self._threads or self._closed.is_set():
             raise RuntimeError("a reward pool starts once")
         try:
-            functions = cloudpickle.dumps(self._functions)
+            self._pickled = cloudpickle.dumps(self._functions)
         except Exception as error:
             raise UserError(
                 f"{self.name} cannot be sent to another process ({error}); "
                 "create what cannot be pickled inside the function instead of capturing it"
             ) from error
-        self._load_request = pickle.dumps((os.environ.get("PYTHONPATH"), functions))
         path = os.pathsep.join(map(os.path.abspath, sys.path))
         self._environment = os.environ | _ENVIRONMENT | {"PYTHONPATH": path}
         atexit.register(self.close)
@@ -188,7 +188,7 @@ class RewardPool:
                 continue
             messages = conversation.messages if conversation else []
             request = pickle.dumps((output, _pickled(target, index), messages, False))
-            tasks.append(_Task(pending, index, request))
+            tasks.append(Ungraded(pending, index, request))
         return self._queue(pending, tasks)
 
     def turn(self, conversations: Sequence[list[Message]], targets: Sequence[Any]) -> PendingRewards:
@@ -199,12 +199,12 @@ class RewardPool:
         pending = PendingRewards(len(conversations))
         rows = enumerate(zip(conversations, targets, strict=True))
         tasks = [
-            _Task(pending, index, pickle.dumps(("", _pickled(target, index), messages, True)), is_turn=True)
+            Ungraded(pending, index, pickle.dumps(("", _pickled(target, index), messages, True)), is_turn=True)
             for index, (messages, target) in rows
         ]
         return self._queue(pending, tasks)
 
-    def _queue(self, pending: PendingRewards, tasks: list[_Task]) -> PendingRewards:
+    def _queue(self, pending: PendingRewards, tasks: list[Ungraded]) -> PendingRewards:
         with self._lock:
             if not self._threads or self._closed.is_set():
                 raise RuntimeError("the reward pool is closed" if self._threads else "start the reward pool first")
@@ -215,7 +215,7 @@ class RewardPool:
             self._put(task)
         return pending
 
-    def _put(self, task: _Task | None) -> None:
+    def _put(self, task: Ungraded | None) -> None:
         """Queue a task: turns first, because engines wait for them; ``None``, which ends a thread, last."""
         order = 2 if task is None else 0 if task.is_turn else 1
         self._tasks.put((order, next(self._numbers), task))
@@ -238,15 +238,21 @@ class RewardPool:
 
     def _run_grader(self, number: int) -> None:
         """Keep one grader running. ``PR_SET_PDEATHSIG`` ties the grader's life to this thread."""
-        failures = 0
+        failures, lost = 0, deque[Ungraded]()
+        slots = len(range(number, self._concurrency, self.processes))  # this grader's share
+        limit = self.timeout if slots > 1 else None
+        load_request = pickle.dumps((os.environ.get("PYTHONPATH"), self._pickled, limit))
         while not self._closed.wait(failures):  # as many seconds as starts have failed
             try:
                 with self._grader() as grader:
-                    start = grader.ask(self._load_request, LOAD_TIMEOUT)
+                    start = grader.ask(load_request, LOAD_TIMEOUT)
                     if not start.failed:
                         failures = 0
                         self._loaded.set()
-                        self._grade_tasks(grader, number)
+                        if slots > 1:
+                            self._grade_at_once(grader, number, slots, lost)
+                        else:
+                            self._grade_tasks(grader, number)
                         continue
             except OSError as error:  # out of processes, file descriptors or memory, which may be temporary
                 start = Graded.failure("error:OSError", f"{error}")
@@ -271,7 +277,7 @@ class RewardPool:
     def _grade_tasks(self, grader: GraderProcess, number: int) -> None:
         """Grade tasks until the grader has to be replaced or the pool closes."""
         for served in itertools.count():
-            *_, task = self._tasks.get()
+            task = self._next(wait=True)
             if task is None or self._closed.is_set():
                 return
             if served and grader.has_hung_up():  # it died while idle, so no completion is to blame
@@ -279,9 +285,47 @@ class RewardPool:
             began, started = time.time(), time.perf_counter()
             graded = grader.ask(task.request, self.timeout)
             seconds = time.perf_counter() - started
-            task.pending.set_grade(task.index, replace(graded, grader=number, began=began, seconds=seconds))
+            self._settle(number, (task, replace(graded, began=began, seconds=seconds)))
             if grader.dead or (served % COUNT_EVERY == COUNT_EVERY - 1 and grader.is_crowded()):
                 return
+
+    def _grade_at_once(self, grader: GraderProcess, number: int, slots: int, lost: deque[Ungraded]) -> None:
+        """Grade up to ``slots`` tasks at once until the grader has to be replaced or the pool closes.
+
+        Tasks in ``lost`` were under way when an earlier grader was killed. They are graded first, one at a time, so
+        that only the one to blame fails. Tasks that this grader loses are added.
+        """
+        under_way, served, retires = Flight(grader, slots, self.timeout), 0, False
+        while not (grader.dead or self._closed.is_set() or (retires and not under_way)):
+            alone = bool(lost)
+            while under_way.has_room and not retires and not (alone and under_way):
+                task = lost.popleft() if lost else self._next(wait=not under_way)
+                if task is None:
+                    break
+                # A grader that died while idle has no completion to blame.
+                if served and not under_way and grader.has_hung_up():
+                    return self._put(task)
+                self._settle(number, *under_way.send(task))
+                served += 1
+                retires = served % COUNT_EVERY == 0 and grader.is_crowded()
+            self._settle(number, *under_way.receive())
+            while alone and under_way and not grader.dead:
+                self._settle(number, *under_way.receive())
+        lost.extend(under_way.lost())
+
+    def _next(self, *, wait: bool) -> Ungraded | None:
+        """Return the next task; ``None`` if there is none now, or if the pool closes."""
+        with suppress(queue.Empty):
+            return self._tasks.get(block=wait)[-1]
+        return None
+
+    def _settle(self, number: int, *graded: tuple[Ungraded, Graded]) -> None:
+        """Hand over the grades of grader ``number``. A reward function that raised ``StopRun`` stops the pool."""
+        for task, grade in graded:
+            if grade.stops:
+                self._fail(RunError(f"{self.name} stopped the run: {brief(grade.traceback or '', 500)}"))
+            else:
+                task.pending.set_grade(task.index, replace(grade, grader=number))
 
     def _give_up(self, start: Graded) -> None:
         """Fail all pending rewards, because graders no longer start."""
@@ -296,10 +340,14 @@ class RewardPool:
                 remedy = f"give it more than the {self.memory} GiB of --reward-memory"
             error = UserError(f"{self.name} does not load in another process ({cause}); {remedy}")
         error.__cause__ = RuntimeError(trace)
+        self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        """Fail all pending rewards and further submissions."""
         with self._lock:
-            self._error = error
+            self._error = self._error or error
             for pending in self._pending:
-                pending.set_exception(error)
+                pending.set_exception(self._error)
         self._loaded.set()
 
 

@@ -9,11 +9,11 @@ from itertools import dropwhile
 from typing import Any
 
 from esplug.data.conversation import Conversation, answered, opening_messages
-from esplug.errors import UserError
+from esplug.errors import RunError, UserError
 from esplug.hookspecs import Prompt
-from esplug.rewards.grader import OUT_OF_MEMORY
 from esplug.rewards.grades import Graded
 from esplug.rewards.pool import RewardPool
+from esplug.rewards.replies import OUT_OF_MEMORY
 from esplug.utils.text import brief, printable
 
 _SENTENCE = "I think that the answer is 42, but I am not sure."
@@ -21,7 +21,7 @@ _FORMS = ("{}", "<answer>{}</answer>", "\\boxed{{{}}}")  # usual formats of an a
 _MOST_TARGETS = 4  # that are tried
 _MOST_TEXTS = 5  # of one target
 _FRAME = re.compile(r'^  File "(?P<file>.+)", line (?P<line>\d+), in (?P<function>.+)$', re.MULTILINE)
-_GRADER = "esplug/rewards/grader.py"
+_OURS = tuple(f"esplug/rewards/{name}.py" for name in ("grader", "concurrent_grader", "replies", "user_functions"))
 
 
 def try_reward(pool: RewardPool, targets: Sequence[Any], prompts: Sequence[Prompt] | None = None) -> None:
@@ -36,7 +36,7 @@ def try_reward(pool: RewardPool, targets: Sequence[Any], prompts: Sequence[Promp
         prompts: of the targets, in a task of several turns; ``None`` in others.
 
     Raises:
-        UserError: every answer fails, or a target cannot be pickled.
+        UserError: every answer fails, the reward function raises ``StopRun``, or a target cannot be pickled.
     """
 
     def grade(number: int, answers: list[str]) -> list[Graded]:
@@ -48,9 +48,12 @@ def try_reward(pool: RewardPool, targets: Sequence[Any], prompts: Sequence[Promp
         return pool.submit(answers, same, tried).result()
 
     remedy = "it must take (model_output, target) and return a number, also for an answer that earns nothing"
-    _try(grade, targets, pool, f"{pool.name} cannot grade", remedy)
-    if prompts is not None:
-        _try_turn(pool, targets, prompts)
+    try:
+        _try(grade, targets, pool, f"{pool.name} cannot grade", remedy)
+        if prompts is not None:
+            _try_turn(pool, targets, prompts)
+    except RunError as error:  # nothing has been trained yet, so the user can fix it first
+        raise UserError(str(error)) from error
 
 
 def _try_turn(pool: RewardPool, targets: Sequence[Any], prompts: Sequence[Prompt]) -> None:
@@ -99,7 +102,7 @@ def _fault(grade: Graded) -> str:
     last = ([None, *_FRAME.finditer(trace)])[-1]
     after = trace[last.end() :].splitlines()[1:] if last else trace.splitlines()
     fault = printable(brief(" ".join(dropwhile(lambda line: line.startswith("  "), after))))
-    if last is None or last["file"].endswith(_GRADER):  # the call itself, or a result of a wrong type
+    if last is None or last["file"].endswith(_OURS):  # the call itself, or a result of a wrong type
         return fault
     # A function of the user's own script has no file in the grading process.
     return f"{fault}, at line {last['line']} of {last['function'] if last['file'].startswith('<') else last['file']}"

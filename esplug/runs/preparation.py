@@ -117,8 +117,13 @@ def start_graders_and_ray(
     helper = ThreadPoolExecutor(1)
     loading = helper.submit(PromptEncoder.load, model.folder, config)
     helper.shutdown(wait=False)
-    timeout, memory = config.reward_function_timeout, config.reward_memory
-    graders = RewardPool(reward_function, timeout=timeout, memory=memory, turn_function=turn_function)
+    graders = RewardPool(
+        reward_function,
+        timeout=config.reward_function_timeout,
+        memory=config.reward_memory,
+        concurrency=config.reward_concurrency,
+        turn_function=turn_function,
+    )
     stack.callback(graders.close)
     graders.begin()
     cluster = Cluster(config.ray_address, config.use_gpus)

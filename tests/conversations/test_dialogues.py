@@ -23,7 +23,7 @@ from esplug.engines.scheduler import Piece, WorkScheduler
 from esplug.errors import UserError
 from esplug.hookspecs import Message, Reward
 from esplug.rewards import Graded, PendingRewards, RewardPool
-from esplug.rewards.grader import MAX_REPLY_CHARACTERS
+from esplug.rewards.replies import MAX_REPLY_CHARACTERS
 from tests.helpers.rewards import nothing_left
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # no grader need import this file, and pytest with it

@@ -21,7 +21,7 @@ import pytest
 from esplug.errors import RunError, UserError
 from esplug.hookspecs import Reward
 from esplug.rewards import Graded, PendingRewards, RewardPool
-from esplug.rewards.grader import LABEL_LENGTH, NonFinite, as_reward
+from esplug.rewards.replies import LABEL_LENGTH, NonFinite, as_reward
 from tests.helpers.rewards import gone_within, grade, graders, leaves_sleepers, nothing_left
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # no grader need import this file, and pytest with it

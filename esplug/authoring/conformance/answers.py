@@ -66,8 +66,13 @@ def reward_checks(
     ``rows`` are targets, with prompts if there are turns. Without ``gold``, the texts in a target are tried: bare,
     between answer tags, and boxed.
     """
-    timeout, memory = config.reward_function_timeout, config.reward_memory
-    pool = RewardPool(functions.reward, timeout=timeout, memory=memory, turn_function=functions.turn)
+    pool = RewardPool(
+        functions.reward,
+        timeout=config.reward_function_timeout,
+        memory=config.reward_memory,
+        concurrency=config.reward_concurrency,
+        turn_function=functions.turn,
+    )
     if checks.run("reward in its own process", partial(_started, pool)) is None:
         return
     answers = {
@@ -156,9 +161,14 @@ def _repeated(pool: RewardPool, answers: list[_Answer], first: list[Graded]) -> 
     texts, targets = [answer.text for answer in answers], [answer.target for answer in answers]
     second = pool.submit(texts, targets, [answer.conversation for answer in answers]).result()
     for answer, one, other in zip(answers, first, second, strict=True):
-        if one.reward != other.reward:
+        if _earned(one) != _earned(other):
             raise Fault(f"{answer.kind}: {_span([one.reward])} the first time, then {_span([other.reward])}")
     return True, "the same for the same answer"
+
+
+def _earned(grade: Graded) -> tuple[float, str, bool | None]:
+    """Return what an answer earned, without metrics, which may be measurements such as the time taken."""
+    return grade.reward.value, grade.reward.label, grade.reward.correct
 
 
 def _span(rewards: Iterable[Reward]) -> str:

@@ -26,9 +26,9 @@ import pytest
 from esplug.errors import UserError
 from esplug.hookspecs import Reward
 from esplug.rewards import Graded, RewardPool
-from esplug.rewards.grader import TRACEBACK_LENGTH
 from esplug.rewards.grader_process import MAX_DESCENDANTS
 from esplug.rewards.pool import COUNT_EVERY
+from esplug.rewards.replies import TRACEBACK_LENGTH
 from esplug.utils.process_tree import memory_exceeds
 from tests.helpers.rewards import grade, graders, leaves_sleepers, nothing_left
 
