@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 
 from esplug.rewards.concurrent_grader import HEADER
 from esplug.rewards.grader_process import MEMORY_CHECK_INTERVAL, GraderProcess, MemoryLimitExceeded, decoded
-from esplug.rewards.grades import Graded, Ungraded
+from esplug.rewards.grades import Graded
 from esplug.rewards.replies import OUT_OF_MEMORY, PROCESS_DIED
+from esplug.rewards.requests import Ungraded
 
 POLL = 0.05  # seconds to wait for a reply before looking for further completions
 

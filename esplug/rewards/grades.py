@@ -39,16 +39,6 @@ class Graded:
         return cls(Reward(0.0, label), True, detail)
 
 
-@dataclass(frozen=True, slots=True)
-class Ungraded:
-    """One completion to grade, or one turn to reply to: where its grade goes, and its pickled request."""
-
-    pending: "PendingRewards"
-    index: int
-    request: bytes
-    is_turn: bool = False
-
-
 class PendingRewards:
     """The rewards of one :meth:`.RewardPool.submit`, like a future. The pool sets grades or an exception."""
 

@@ -35,8 +35,9 @@ from esplug.hookspecs import Message
 from esplug.plugins.task import Task
 from esplug.rewards.flight import Flight
 from esplug.rewards.grader_process import GraderProcess
-from esplug.rewards.grades import Graded, PendingRewards, Ungraded
+from esplug.rewards.grades import Graded, PendingRewards
 from esplug.rewards.replies import OUT_OF_MEMORY
+from esplug.rewards.requests import Ungraded
 from esplug.utils.cores import usable_cores
 from esplug.utils.text import brief
 
@@ -187,8 +188,7 @@ class RewardPool:
                 pending.set_grade(index, Graded.failure(*conversation.failure))
                 continue
             messages = conversation.messages if conversation else []
-            request = pickle.dumps((output, _pickled(target, index), messages, False))
-            tasks.append(Ungraded(pending, index, request))
+            tasks.append(Ungraded.completion(pending, index, output, target, messages))
         return self._queue(pending, tasks)
 
     def turn(self, conversations: Sequence[list[Message]], targets: Sequence[Any]) -> PendingRewards:
@@ -198,11 +198,7 @@ class RewardPool:
         """
         pending = PendingRewards(len(conversations))
         rows = enumerate(zip(conversations, targets, strict=True))
-        tasks = [
-            Ungraded(pending, index, pickle.dumps(("", _pickled(target, index), messages, True)), is_turn=True)
-            for index, (messages, target) in rows
-        ]
-        return self._queue(pending, tasks)
+        return self._queue(pending, [Ungraded.turn(pending, index, *row) for index, row in rows])
 
     def _queue(self, pending: PendingRewards, tasks: list[Ungraded]) -> PendingRewards:
         with self._lock:
@@ -349,18 +345,3 @@ class RewardPool:
             for pending in self._pending:
                 pending.set_exception(self._error)
         self._loaded.set()
-
-
-def _pickled(target: object, index: int) -> bytes:
-    """Pickle a target so that a process with another ``__main__`` can load it."""
-    with suppress(Exception):
-        pickled = pickle.dumps(target)
-        if b"__main__" not in pickled:
-            return pickled
-    try:
-        return bytes(cloudpickle.dumps(target))
-    except Exception as error:
-        raise UserError(
-            f"target {index} ({type(target).__name__}) cannot be pickled ({error}); "
-            "have the task's collate return plain data"
-        ) from error
