@@ -13,6 +13,7 @@ from esplug.engines.jobs import Job
 from esplug.engines.messages import Completion, Generation, Work
 from esplug.hookspecs import Reward
 from esplug.planning.placement import Node, Resources
+from esplug.rewards import RewardPool
 from esplug.rewards.grades import Graded, PendingRewards
 from esplug.weights.master import MasterWeights
 
@@ -86,9 +87,9 @@ class ToyGraders:
         return pending
 
 
-def use_toys(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
-    """Let all trainers use a toy machine with one toy engine."""
+def use_toys(monkeypatch: pytest.MonkeyPatch, model: Path, *, graders: bool = False) -> None:
+    """Let all trainers use a toy machine with one toy engine. With ``graders``, rewards run in real processes."""
     engines = ToyEngines(model)
     monkeypatch.setattr("esplug.runs.preparation.Cluster", ToyCluster)
-    monkeypatch.setattr("esplug.runs.preparation.RewardPool", ToyGraders)
+    monkeypatch.setattr("esplug.runs.preparation.RewardPool", RewardPool if graders else ToyGraders)
     monkeypatch.setattr("esplug.trainer.EvolutionStrategiesTrainer.launch_engines", lambda trainer: engines)
