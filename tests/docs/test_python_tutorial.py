@@ -57,8 +57,8 @@ def check(output: str, folder: Path) -> None:
     assert (folder / "experiments" / "brevity" / "metrics.jsonl").exists()
 
 
-def test_it_runs(on_a_tiny_model, tiny_model, tmp_path, monkeypatch, capsys) -> None:
-    use_toys(monkeypatch, tiny_model)
+def test_it_runs(on_a_tiny_model, tmp_path, monkeypatch, capsys) -> None:
+    use_toys(monkeypatch)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     runpy.run_path(str(on_a_tiny_model))

@@ -15,6 +15,7 @@ from esplug.hookspecs import Reward
 from esplug.planning.placement import Node, Resources
 from esplug.rewards import RewardPool
 from esplug.rewards.grades import Graded, PendingRewards
+from esplug.trainer import EvolutionStrategiesTrainer
 from esplug.weights.master import MasterWeights
 
 
@@ -53,7 +54,7 @@ class ToyEngines:
         return []
 
     def close(self) -> None:
-        """Keep everything for the next run."""
+        """Do nothing: there are no processes."""
 
 
 class ToyCluster:
@@ -87,9 +88,12 @@ class ToyGraders:
         return pending
 
 
-def use_toys(monkeypatch: pytest.MonkeyPatch, model: Path, *, graders: bool = False) -> None:
+def use_toys(monkeypatch: pytest.MonkeyPatch, *, graders: bool = False) -> None:
     """Let all trainers use a toy machine with one toy engine. With ``graders``, rewards run in real processes."""
-    engines = ToyEngines(model)
+
+    def launch(trainer: EvolutionStrategiesTrainer) -> ToyEngines:
+        return ToyEngines(trainer._model.folder)
+
     monkeypatch.setattr("esplug.runs.preparation.Cluster", ToyCluster)
     monkeypatch.setattr("esplug.runs.preparation.RewardPool", RewardPool if graders else ToyGraders)
-    monkeypatch.setattr("esplug.trainer.EvolutionStrategiesTrainer.launch_engines", lambda trainer: engines)
+    monkeypatch.setattr(EvolutionStrategiesTrainer, "launch_engines", launch)

@@ -25,7 +25,7 @@ def start(tiny_model, tmp_path, monkeypatch):
     def start(
         kind: type[EvolutionStrategiesTrainer] = EvolutionStrategiesTrainer, *, graders: bool = False, **settings: Any
     ) -> EvolutionStrategiesTrainer:
-        use_toys(monkeypatch, tiny_model, graders=graders)
+        use_toys(monkeypatch, graders=graders)
         usual: dict[str, Any] = {
             "model_name": str(tiny_model),
             "sigma": 0.02,
