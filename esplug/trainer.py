@@ -251,8 +251,7 @@ class EvolutionStrategiesTrainer:
         if self.config.save_best_models and evaluation.mean > best:
             self.recorder.best_model(f"{self.config.run_name}-mean{evaluation.mean:.4f}")
         reason = self.recorder.evaluation(self.evaluations)
-        self._request_stop(early_stop(self.config, self.evaluations))
-        self._request_stop(reason)
+        self._request_stop(early_stop(self.config, self.evaluations) or reason)
         about = self.checksum, self._plan, self._stop, self.max_turns
         self.recorder.results(evaluation, self._prompts.evaluator.splits, *about)
         return evaluation
@@ -299,6 +298,7 @@ class EvolutionStrategiesTrainer:
         """Set up the run: cheap checks first, engines last."""
         require_installation()
         requested, self._resume, self._stop, log = self.config, resume, None, None
+        self._running = False
         if resume:
             self.run_dir, log, self.config = reopen(resume, requested, allow_change=allow_change, stack=stack)
         else:
@@ -342,27 +342,24 @@ class EvolutionStrategiesTrainer:
 
     def _open_directory(self, stack: ExitStack, surroundings: dict[str, Any], allow_change: bool) -> None:
         """Create the run directory, or compare a resumed run's environment with the present one; start the loggers."""
-        first = self._iterations.start
         if self._resume:
             check_environment(self.run_dir, surroundings, allow_change=allow_change)
-            say(f"resuming at iteration {first} of {self.config.n_iterations}")
+            say(f"resuming at iteration {self._iterations.start} of {self.config.n_iterations}")
         else:
             self.run_dir = RunDirectory.create(self.config, surroundings, stack)
         stack.push(self._finish)
         self.run_dir.write_status("running")
-        self.loggers.start(self.config, self.run_dir.path, first)
+        self.loggers.start(self.config, self.run_dir.path, self._iterations.start)
 
     def launch_engines(self) -> EnginePool:
         """Make the engine pool, which the trainer then starts."""
-        config, plan = self.config, self._plan
-        settings = engine_settings(
-            config, plan, self._model.folder, self._model.kind, prefix_caching=self._prompts.prefix_caching
-        )
+        config, plan, model, caching = self.config, self._plan, self._model, self._prompts.prefix_caching
+        settings = engine_settings(config, plan, model.folder, model.kind, prefix_caching=caching)
         return self.pool(
             plan,
             settings,
-            self._model.engine_bytes,
-            cpu_kv_cache_most(self._model.folder, config),
+            model.engine_bytes,
+            cpu_kv_cache_most(model.folder, config),
             self.run_dir.path,
             timeout=config.engine_timeout,
             max_restarts=config.max_restarts,

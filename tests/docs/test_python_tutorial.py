@@ -2,11 +2,14 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.helpers.toy import use_toys
 
 PAGE = Path("docs/python.md")
 
@@ -37,18 +40,36 @@ def test_a_wrong_argument_is_a_type_error(script) -> None:
     assert done.stdout.count("error:") == 1
 
 
-@pytest.mark.vllm
-def test_it_runs(script, tiny_model, tmp_path) -> None:
+@pytest.fixture
+def on_a_tiny_model(script, tiny_model) -> Path:
     text = script.read_text()
     named = 'MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"'
     assert named in text
     script.write_text(text.replace(named, f"MODEL = {str(tiny_model)!r}"))
+    return script
+
+
+def check(output: str, folder: Path) -> None:
+    assert "after 1 updates: " in output
+    assert "finished after 2 updates" in output
+    assert "Say in one short sentence what a forest is." in output
+    assert "('evaluation 2', " in output
+    assert (folder / "experiments" / "brevity" / "metrics.jsonl").exists()
+
+
+def test_it_runs(on_a_tiny_model, tmp_path, monkeypatch, capsys) -> None:
+    use_toys(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    runpy.run_path(str(on_a_tiny_model))
+    check(capsys.readouterr().out, tmp_path)
+
+
+@pytest.mark.vllm
+@pytest.mark.soak
+def test_it_runs_with_engines(on_a_tiny_model, tmp_path) -> None:
+    command = [sys.executable, str(on_a_tiny_model)]
     environment = os.environ | {"COLUMNS": "200"}
-    done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300
-    )
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "after 1 updates: " in done.stdout
-    assert "Say in one short sentence what a forest is." in done.stdout
-    assert "('evaluation 2', " in done.stdout
-    assert (tmp_path / "experiments" / "brevity" / "metrics.jsonl").exists()
+    check(done.stdout, tmp_path)

@@ -13,7 +13,9 @@ from esplug.engines.jobs import Job
 from esplug.engines.messages import Completion, Generation, Work
 from esplug.hookspecs import Reward
 from esplug.planning.placement import Node, Resources
+from esplug.rewards import RewardPool
 from esplug.rewards.grades import Graded, PendingRewards
+from esplug.trainer import EvolutionStrategiesTrainer
 from esplug.weights.master import MasterWeights
 
 
@@ -52,7 +54,7 @@ class ToyEngines:
         return []
 
     def close(self) -> None:
-        """Keep everything for the next run."""
+        """Do nothing: there are no processes."""
 
 
 class ToyCluster:
@@ -86,9 +88,12 @@ class ToyGraders:
         return pending
 
 
-def use_toys(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
-    """Let all trainers use a toy machine with one toy engine."""
-    engines = ToyEngines(model)
+def use_toys(monkeypatch: pytest.MonkeyPatch, *, graders: bool = False) -> None:
+    """Let all trainers use a toy machine with one toy engine. With ``graders``, rewards run in real processes."""
+
+    def launch(trainer: EvolutionStrategiesTrainer) -> ToyEngines:
+        return ToyEngines(trainer._model.folder)
+
     monkeypatch.setattr("esplug.runs.preparation.Cluster", ToyCluster)
-    monkeypatch.setattr("esplug.runs.preparation.RewardPool", ToyGraders)
-    monkeypatch.setattr("esplug.trainer.EvolutionStrategiesTrainer.launch_engines", lambda trainer: engines)
+    monkeypatch.setattr("esplug.runs.preparation.RewardPool", RewardPool if graders else ToyGraders)
+    monkeypatch.setattr(EvolutionStrategiesTrainer, "launch_engines", launch)

@@ -47,7 +47,7 @@ def reward(output: str, target: int) -> float:
 
 @pytest.fixture
 def start(tiny_model, tmp_path, monkeypatch):
-    use_toys(monkeypatch, tiny_model)
+    use_toys(monkeypatch)
 
     def start(**settings: Any) -> Scripted:
         usual = {

@@ -1,14 +1,11 @@
 """`esplug eval` on real Ray and vLLM. In float32: in bfloat16 on a CPU, answers depend on the batch they are in.
 
-One comparison is a process of its own, from start to end. All else runs the command line in this process, on
-engines that are kept: starting one takes 10 to 20 s.
+The command line runs in this process, on engines that are kept: starting one takes 10 to 20 s.
 """
 
 import dataclasses
 import json
-import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +21,6 @@ from esplug.cli import app as cli
 from esplug.config import make_config, read_toml
 from esplug.engines.messages import EngineSettings
 from esplug.evaluation.evaluator import CHUNK
-from esplug.evaluation.statistics import compare
 from esplug.planning.placement import Plan
 from esplug.trainer import EvolutionStrategiesTrainer
 from tests.helpers.training import KeptEngines
@@ -256,83 +252,3 @@ def test_without_correct_the_highest_reward_passes(desk, tiny_model, tmp_path) -
     (easier,) = evaluated(max_reward=0).evaluations
     assert easier.splits[0].samples[0].output == evaluation.splits[0].samples[0].output
     assert easier.splits[0].pass_at_1.mean == 1
-
-
-def perturbed(model: Path, folder: Path) -> Path:
-    """Copy a model and change one of its tensors."""
-    from safetensors.numpy import load_file, save_file
-
-    shutil.copytree(model, folder)
-    (file,) = folder.glob("*.safetensors")
-    tensors = load_file(file)
-    name = next(name for name in sorted(tensors) if name.endswith("up_proj.weight"))
-    tensors[name] = tensors[name] + np.random.default_rng(0).normal(0, 0.5, tensors[name].shape).astype("float32")
-    save_file(tensors, file, metadata={"format": "pt"})
-    return folder
-
-
-def test_two_models_are_compared_from_start_to_end(tiny_model, tmp_path) -> None:
-    """Rows are graded by a task that likes many of the tiny model's odd letters, so that rewards differ."""
-    other = perturbed(tiny_model, tmp_path / "other")
-    rows = [{"question": f"{n} + {n}", "answer": str(n)} for n in range(ROWS)]
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (tmp_path / "letters.py").write_text(LETTERS)
-    metadata = tmp_path / "acme_letters-0.1.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-letters\nVersion: 0.1\n")
-    (metadata / "entry_points.txt").write_text("[esplug.tasks]\nletters = letters\n")
-    command = [sys.executable, "-m", "esplug", "eval", "--task", "letters", "--eval-dataset", "rows.jsonl"]
-    command += [
-        *COMMON.split(),
-        "--max-reward",
-        "0.5",
-        "--compare",
-        str(tiny_model),
-        str(other),
-        "--output-directory",
-        "runs",
-    ]
-    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{os.getcwd()}", "COLUMNS": "200"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    folder = tmp_path / "runs" / f"compare-letters-{tiny_model.name}-other"
-    record = read(folder / "comparison.json")
-    assert [record[name]["model"] for name in "AB"] == [str(tiny_model), str(other)]
-    assert record["A"]["weights_checksum"] != record["B"]["weights_checksum"]
-    ((name, split),) = record["splits"].items()
-    a, b = (read(next((folder / place / "eval-output").iterdir()))["samples"] for place in "AB")
-    assert [(s["prompt"], s["target"]) for s in a] == [(s["prompt"], s["target"]) for s in b]
-    assert [s["output"] for s in a] != [s["output"] for s in b]
-    for figure, key in (("pass@1", "passed"), ("reward", "reward")):
-        expected = compare(*([float(sample[key]) for sample in samples] for samples in (a, b)))
-        written = split["changes"][figure]
-        assert written["gained"] == list(expected.gained)
-        assert written["lost"] == list(expected.lost)
-        assert written["difference"] == pytest.approx(dataclasses.asdict(expected.difference))
-        assert written["p_value"] == pytest.approx(expected.p_value)
-        assert f"{len(expected.gained)} up, {len(expected.lost)} down" in done.stdout
-    assert split["changes"]["reward"]["gained"] + split["changes"]["reward"]["lost"]
-    for place in "AB":
-        results = read(folder / place / "results.json")
-        assert results["model"]["weights_checksum"] == record[place]["weights_checksum"]
-        assert results["splits"][name]["figures"]["reward"]["mean"] == split[place.lower()]["reward"]["mean"]
-        assert results["task"]["distribution"] == "acme-letters"
-        assert f"checksum {record[place]['weights_checksum']}" in done.stdout
-    assert "its reward reaches --max-reward" in done.stdout
-
-
-LETTERS = """
-from esplug import hookimpl
-
-@hookimpl
-def collate(batch):
-    return [row["question"] for row in batch], [row["answer"] for row in batch]
-
-@hookimpl
-def template(question):
-    return question
-
-@hookimpl
-def reward(model_output, target):
-    return sum(ord(letter) % 2 for letter in model_output) / max(1, len(model_output))
-"""

@@ -4,7 +4,6 @@ Starting an engine takes 10 to 20 s, so there are three runs at the command line
 tests; runs from Python share engines that are given the base weights again.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -22,21 +21,19 @@ import pytest
 
 from esplug import StopRun
 from esplug.checkpoints.history import History
-from esplug.config import RunConfig, make_config
+from esplug.config import make_config
 from esplug.dry_run.probe import Probe
 from esplug.engines.messages import EngineSettings
 from esplug.engines.pool import EnginePool
-from esplug.errors import RunError, UserError
 from esplug.planning.cost import times_of, work_of
 from esplug.planning.placement import Plan
 from esplug.report.figures import of_one
 from esplug.report.page import render
 from esplug.report.run_data import read_run
-from esplug.runs.result import RunResult
 from esplug.runs.summary import summarise
 from esplug.weights.master import MasterWeights
+from tests.helpers.run_files import read_evaluation, read_iteration, read_metrics, record_of, strict_json, tensors_of
 from tests.helpers.training import KeptEngines, Trainer
-from tests.integration.faults.harness import without_times
 
 pytestmark = pytest.mark.vllm
 
@@ -208,33 +205,6 @@ def _environment(process: psutil.Process) -> str | None:
         return process.environ().get("ESPLUG_TEST_MARK") if _lives(process) else None
     except psutil.Error:
         return None
-
-
-def strict_json(text: str) -> Any:
-    """Read JSON as other languages do, which have no NaN in it."""
-
-    def refuse(name: str) -> None:
-        raise AssertionError(f"{name} is not JSON")
-
-    return json.loads(text, parse_constant=refuse)
-
-
-def read_iteration(run: Path, iteration: int) -> dict[str, Any]:
-    return strict_json((run / "train-output" / f"iteration{iteration}.json").read_text())
-
-
-def read_evaluation(run: Path, split: str, iteration: int) -> dict[str, Any]:
-    return strict_json((run / "eval-output" / f"model_eval_task{split}_iteration{iteration}.json").read_text())
-
-
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    return [strict_json(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def tensors_of(folder: Path) -> dict[str, np.ndarray]:
-    from safetensors.numpy import load_file
-
-    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
 
 @pytest.fixture(scope="module")
@@ -526,12 +496,6 @@ def start(tiny_model, tmp_path):
     return start
 
 
-def record_of(result: RunResult) -> list[Any]:
-    """Read all that a run wrote and that is no measurement."""
-    files = sorted(result.run_dir.glob("*-output/*"))
-    return [(file.name, without_times(strict_json(file.read_text()))) for file in files]
-
-
 @pytest.mark.parametrize(
     "settings",
     [
@@ -638,38 +602,6 @@ def test_a_schedule_sets_what_is_added_to_the_weights(start, one_engine, monkeyp
     assert [sorted(each) for each in scales] == [pytest.approx([-x, x]) for x in (0.02, 0.015, 0.01)]
 
 
-def test_a_seed_decides_the_result(start, one_engine) -> None:
-    again = [start(one_engine, global_seed=seed).fit() for seed in (3, 3, 4)]
-    assert again[0].checksum == again[1].checksum != again[2].checksum
-    assert record_of(again[0]) == record_of(again[1])
-    assert [result.run_dir.name.partition("-seed")[2] for result in again] == ["3", "3-2", "4"]
-
-
-def test_a_torch_dataloader_is_started_over_when_it_ends(start, one_engine) -> None:
-    from torch.utils.data import DataLoader
-
-    class Recording(Trainer):
-        batches: list[Any]
-
-        def evaluate_population_on_batch(self, members, questions, targets):
-            self.batches.append((list(questions), [int(target) for target in targets]))
-            return super().evaluate_population_on_batch(members, questions, targets)
-
-    batches = [(QUESTIONS[:5], TARGETS[:5]), (QUESTIONS[5:], TARGETS[5:])]
-    loader = DataLoader(list(zip(QUESTIONS, TARGETS, strict=True)), batch_size=5)
-    results = []
-    for data in (loader, batches):  # its targets are tensors, which would make the reward a float32
-        settings = {"reward_function": lambda output, target: sum(map(ord, output)) % 97 + int(target)}
-        trainer = start(one_engine, Recording, train_dataloader=data, num_iterations=3, antithetic=True, **settings)
-        trainer.batches = []
-        results.append(trainer.fit())
-        assert trainer.batches == [*batches, batches[0]]
-    assert results[0].checksum == results[1].checksum
-    assert record_of(results[0]) == record_of(results[1])
-    with pytest.raises(UserError, match="train_dataloader can be iterated only once"):
-        start(one_engine, train_dataloader=iter(batches))
-
-
 def test_a_reward_that_sometimes_raises_or_hangs_is_counted(start, one_engine, capsys) -> None:
     def reward(output: str, target: int) -> float:
         import time
@@ -736,96 +668,6 @@ def test_a_reward_that_stops_the_run_leaves_it_resumable(start, one_engine, tmp_
     assert resumed.checksum == start(one_engine, **settings).fit().checksum
 
 
-@pytest.mark.parametrize(
-    ("reward", "reason"),
-    [
-        (lambda output, target: 1 / 0, "cannot grade any of the answers that were tried.*ZeroDivisionError"),
-        (lambda output: 1.0, r"takes 1 positional argument but 2 were given.*must take \(model_output, target\)"),
-        (7, r"reward_function is not callable \(int\)"),
-    ],
-)
-def test_a_reward_that_can_grade_nothing_is_refused_before_engines_start(reward, reason, start, one_engine) -> None:
-    with pytest.raises(UserError, match=reason):
-        start(one_engine, reward_function=reward, experiment_name="refused").fit()
-    assert start(one_engine, experiment_name="refused").fit().evaluations == []  # the name is free
-
-
-def test_a_reward_that_raises_on_all_answers_of_a_model_is_a_run_error(start, one_engine, capsys) -> None:
-    trainer = start(one_engine, reward_function=lambda output, target: 1 / (not output))
-    with pytest.raises(RunError, match=r"every reward failed \(error:ZeroDivisionError x32\)"):
-        trainer.fit()
-    assert "ZeroDivisionError: division by zero" in capsys.readouterr().out
-    assert (trainer.run_dir.path / "config.toml").exists()
-
-
-def test_without_iterations_a_model_is_only_evaluated(start, one_engine) -> None:
-    data = {"train_dataloader": None, "eval_dataloader_dict": {"held-out": [(QUESTIONS, TARGETS)]}}
-    result = start(one_engine, num_iterations=0, save_best_models=True, **data).fit()
-    (evaluation,) = result.evaluations
-    assert (evaluation.iteration, result.model) == (0, None)
-    samples = read_evaluation(result.run_dir, "held-out", 0)["samples"]
-    assert [sample["prompt"] for sample in samples] == [f"Q: {question} A:" for question in QUESTIONS]
-    assert [sample["reward"] for sample in samples] == evaluation.splits[0].rewards
-    for folder in ("checkpoints", "train-output"):
-        assert not (result.run_dir / folder).exists()
-
-
-class Scripted(Trainer):
-    """Replaces what the model says in evaluations by scores from a list, and notes which methods run."""
-
-    scores = (0.25, 0.5, 0.375, 0.75)
-
-    def fit(self):
-        self.calls, self._score = [], None
-        return super().fit()
-
-    def launch_engines(self):
-        self.calls.append("launch_engines")
-        return super().launch_engines()
-
-    def eval_step(self, iteration):
-        self.calls.append("eval_step")
-        self._score = self.scores[iteration]
-        try:
-            return super().eval_step(iteration)
-        finally:
-            self._score = None
-
-    def evaluate_population_on_batch(self, members, questions, targets):
-        self.calls.append("evaluate_population_on_batch")
-        return super().evaluate_population_on_batch(members, questions, targets)
-
-    def _postprocess_outputs(self, outputs, targets):
-        self.calls.append("_postprocess_outputs")
-        said = [f"score={self._score}" if self._score else output for output in outputs]
-        return super()._postprocess_outputs(said, targets)
-
-
-def test_methods_can_be_overridden_and_better_models_are_saved(start, one_engine) -> None:
-    def reward(output: str, target: int) -> float:
-        scripted = output.removeprefix("score=")
-        return float(scripted) if scripted != output else sum(map(ord, output)) % 97
-
-    data = {"eval_dataloader_dict": {"all": [(QUESTIONS, TARGETS)]}, "experiment_name": "best"}
-    settings = {"num_iterations": 3, "eval_freq": 1, "save_best_models": True, "reward_function": reward}
-    trainer = start(one_engine, Scripted, **data | settings)
-    result = trainer.fit()
-    evaluating = ["eval_step", "_postprocess_outputs"]
-    training = ["evaluate_population_on_batch", *["_postprocess_outputs"] * 4]
-    assert trainer.calls == ["launch_engines", *(evaluating + training) * 3, *evaluating]
-    assert [evaluation.mean for evaluation in result.evaluations] == [0.25, 0.5, 0.375, 0.75]
-
-    checkpoints = result.run_dir / "checkpoints"
-    final = "checkpoint-es_fine_tuned_iteration_3"
-    assert {folder.name for folder in checkpoints.iterdir()} == {"best-mean0.5000", "best-mean0.7500", final}
-    assert result.model == checkpoints / final
-    early, late, last = (tensors_of(checkpoints / name) for name in ("best-mean0.5000", "best-mean0.7500", final))
-    assert early.keys() == late.keys() == last.keys()
-    assert all(np.array_equal(late[name], last[name]) for name in last)
-    assert not any(np.array_equal(early[name], last[name]) for name in last)
-    assert (checkpoints / "best-mean0.5000" / "config.json").exists()
-
-
 class KeptProbe(Probe):
     """A probe on kept engines."""
 
@@ -849,76 +691,6 @@ def test_a_probe_measures_engines_and_leaves_nothing(start, two_engines, tmp_pat
     base = MasterWeights.load(Path(probe.config.model_name), "float32").tensor_checksums()
     assert two_engines._call(two_engines._slots, "tensor_checksums") == [base, base]
     assert list(tmp_path.iterdir()) == []
-
-
-def test_equal_rewards_make_no_update(start, one_engine, capsys) -> None:
-    result = start(one_engine, reward_function=lambda output, target: 1.5).fit()
-    base, model = (tensors_of(Path(folder)) for folder in (start(one_engine).config.model_name, result.model))
-    assert all(np.array_equal(base[name], model[name]) for name in base)
-    assert read_iteration(result.run_dir, 0)["checksum"] == f"{result.checksum:016x}"
-    out = capsys.readouterr().out
-    assert "every utility is zero" in out
-    assert result.unchanged.startswith("all members earned the same in every iteration; try ")
-    assert out.splitlines()[-1] == f"nothing was learnt: weights unchanged, as {result.unchanged}"
-    assert summarise(result.run_dir).unchanged == result.unchanged
-
-
-@pytest.mark.parametrize(
-    ("logging", "summary", "lines"),
-    [("console", True, 4), ("none", True, 1), (None, True, 1), ("jsonl", True, 1), ("none", False, 0)],
-)
-def test_a_run_in_python_ends_with_its_results_or_at_least_their_place(
-    logging, summary, lines, start, one_engine, capsys
-) -> None:
-    result = start(one_engine, logging=logging).fit(summary=summary)
-    out = capsys.readouterr().out.splitlines()
-    end = out[-lines:] if lines else []
-    assert [line.split()[0] for line in end] == ["run", "model", "time", "details"][:lines]
-    assert any(str(result.run_dir) in line for line in end) == bool(lines)
-    assert bool(result.unchanged) is False
-
-
-def test_an_explicit_name_is_not_used_twice(start, one_engine) -> None:
-    first = start(one_engine, experiment_name="mine").fit()
-    before = {path: path.stat().st_mtime_ns for path in first.run_dir.rglob("*")}
-    with pytest.raises(UserError, match=r"--experiment-name mine: .*exists; choose another name, or resume that run"):
-        start(one_engine, experiment_name="mine").fit()
-    assert {path: path.stat().st_mtime_ns for path in first.run_dir.rglob("*")} == before
-
-
-@pytest.mark.parametrize(
-    ("second", "message"),
-    [
-        ((["x" * 300], [0]), "has 306 tokens; at most 248 fit"),
-        ((["one", "two"], [0]), "2 prompts and 1 targets"),
-    ],
-    ids=["too long a prompt", "a missing target"],
-)
-def test_a_bad_batch_later_on_ends_the_run_and_keeps_its_directory(start, one_engine, second, message) -> None:
-    trainer = start(one_engine, train_dataloader=[(QUESTIONS, TARGETS), second], num_iterations=2)
-    with pytest.raises(UserError, match=message):
-        trainer.fit()
-    assert read_iteration(trainer.run_dir.path, 0)["members"]
-
-
-def test_a_model_is_saved_even_where_its_last_evaluation_fails(start, one_engine) -> None:
-    class Failing(Trainer):
-        def eval_step(self, iteration):
-            if iteration:
-                raise RunError("the last evaluation fails")
-
-    trainer = start(one_engine, Failing)
-    with pytest.raises(RunError, match="the last evaluation fails"):
-        trainer.fit()
-    saved = trainer.run_dir.path / "checkpoints" / "checkpoint-es_fine_tuned_iteration_1"
-    assert tensors_of(saved).keys() == tensors_of(Path(trainer.config.model_name)).keys()
-
-
-def test_settings_of_a_run_in_python_are_those_of_its_config_file(start, one_engine) -> None:
-    trainer = start(one_engine, stop=["zz"], eval_freq=0, logging="jsonl,none")
-    config = make_config(tomllib.loads((trainer.fit().run_dir / "config.toml").read_text()))
-    assert isinstance(config, RunConfig)
-    assert config == trainer.config
 
 
 def test_a_run_learns(start, one_engine) -> None:
