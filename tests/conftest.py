@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from esplug.utils.console import get_console
+from esplug.utils.torch_builds import hide_in_children
 from tests.helpers.tiny import make_tiny_model
 
 # Triton reads TRITON_INTERPRET once, at import; with it, kernels run on the CPU.
@@ -16,6 +17,8 @@ os.environ["TRITON_INTERPRET"] = "1"
 with suppress(ImportError):
     import triton.language  # noqa: F401
 os.environ["TRITON_INTERPRET"] = _before
+
+hide_in_children()  # some tests start programs that do not import esplug, such as vLLM's server
 
 ROOT = Path(__file__).parent.parent
 

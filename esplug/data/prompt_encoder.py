@@ -61,8 +61,11 @@ class PromptEncoder:
         answers = f"end at --stop, after --max-tokens, or at one of these tokens: {', '.join(ends) or 'none'}"
         if self.tokenizer.chat_template is None:
             return {"answers": answers, "chat template": "the model has none: prompts must be text"}
-        names = sorted(self.chat_template.option_names())
-        return {"answers": answers, "chat template": f"options (--chat-template-option): {', '.join(names) or 'none'}"}
+        try:
+            names = ", ".join(sorted(self.chat_template.option_names())) or "none"
+        except UserError:  # of a syntax that only transformers reads
+            names = "unknown"
+        return {"answers": answers, "chat template": f"options (--chat-template-option): {names}"}
 
     def encode(self, prompts: Sequence[Prompt], where: str = "") -> list[list[int]]:
         """Return the token ids of each prompt. Chat messages use the model's chat template.

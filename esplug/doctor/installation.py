@@ -49,7 +49,7 @@ def check_hidden() -> list[Finding]:
     names = " and ".join(f"{name} {version}" for name, version in hidden.items())
     found = (
         f"this CPU build of torch cannot load {names}; esplug hides them from its own processes, but other programs "
-        "that import transformers fail"
+        "that import transformers, such as vllm serve, fail"
     )
     note = "training on text needs none of them; for other programs: "
     return [fixed_by_pip("torch", "warning", found, "uninstall", "-y", *hidden, note=note)]

@@ -468,6 +468,7 @@ def test_the_table_and_its_json_agree(quick_checkup, tiny_model, tmp_path, monke
             "enable_thinking, style",
         ),
         ("{{ messages[0].content }}{% if add_generation_prompt %}>{% endif %}", "--chat-template-option): none"),
+        ("{% unheard_of %}", "--chat-template-option): unknown"),
         (None, "prompts must be text"),
     ],
 )
