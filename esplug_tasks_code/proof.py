@@ -1,8 +1,6 @@
 """Proof that a sandbox holds: a program inside tries to break out before any answer runs."""
 
 import functools
-import os
-import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -78,12 +76,11 @@ def possible(sandbox: Sandbox) -> frozenset[str]:
     with tempfile.TemporaryDirectory() as folder:
         secret = Path(folder) / "secret"
         secret.write_text("secret")
-        os.chmod(folder, 0o755)
         arguments = [str(secret), folder, __file__, (sandbox.limits.memory + 1) << 20]
         (reply,) = sandbox.calls(_PROBE, [("probe", arguments)]).values
         written = (Path(folder) / "written").exists()
     if reply is None:
-        raise SandboxError(f"a program in it does not answer: {shlex.quote(sys.executable)} may need files elsewhere")
+        raise SandboxError(f"a program in it does not answer: {sys.executable} may need files elsewhere")
     found = decode(reply)
     return frozenset([*found, *(["write files"] if written else [])])
 

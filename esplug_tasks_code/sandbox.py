@@ -6,7 +6,6 @@ sees the user's files. Both bound processor time, wall time, memory, output, fil
 """
 
 import contextlib
-import functools
 import marshal
 import math
 import os
@@ -62,7 +61,6 @@ class Outcome:
 class Replies:
     """What a run replied to calls."""
 
-    loaded: bool  #: whether the source could be executed
     #: for each call, the encoded value (see :func:`esplug_tasks_code.judge.decode`); ``None`` after an exception
     values: list[bytes | None]
     timed_out: bool  #: whether a limit of time ended it
@@ -83,6 +81,7 @@ class Sandbox:
         self.kind, self.limits = kind, limits or Limits()
         self._python = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
         self._filter = SyscallFilter()
+        self.filter_program = self._filter.program()  #: for ``bwrap --seccomp``
         self._wrapper: list[str] = []
         if kind == "bubblewrap":
             program = shutil.which("bwrap")
@@ -110,8 +109,8 @@ class Sandbox:
             outcome = run.wait(run.start("solver.py", "calls", run.file(_bytes(source)), stdin=requests))
         lines = [line for line in outcome.output.split(b"\n")[:-1] if line.startswith(secret)]
         replies = [line[len(secret) + 1 :] if line[len(secret) :][:1] == b"=" else None for line in lines]
-        loaded, *values = [*replies, *[None] * len(messages)][: len(messages)]
-        return Replies(loaded is not None, values, outcome.timed_out)
+        values = [*replies, *[None] * len(messages)][1 : len(messages)]  # the first reply is about the source
+        return Replies(values, outcome.timed_out)
 
     def assertions(self, source: str, tests: str, names: Mapping[str, str]) -> Outcome:
         """Run a data set's assertions against the functions of a source, each in a sandbox of its own.
@@ -154,14 +153,6 @@ class Sandbox:
             resource.setrlimit(number, (limit, limit))
         if self.kind == "rlimits":
             self._filter.load()
-
-    def filter_program(self) -> bytes:
-        """Return the filter for ``bwrap --seccomp``."""
-        return self._filter_program
-
-    @functools.cached_property
-    def _filter_program(self) -> bytes:
-        return self._filter.program()
 
 
 class _Run:
@@ -208,7 +199,7 @@ class _Run:
     ) -> subprocess.Popen[bytes]:
         """Start a script of this package in the sandbox."""
         output, errors = self.file(b"") if stdout is None else stdout, self.file(b"")
-        filter_file = self.file(self._sandbox.filter_program())
+        filter_file = self.file(self._sandbox.filter_program)
         files = [argument for argument in arguments if isinstance(argument, int)]
         process = subprocess.Popen(
             [*self._sandbox.command(script, filter_file), *map(str, arguments)],

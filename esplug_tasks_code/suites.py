@@ -85,7 +85,8 @@ def read(row: Mapping[str, Any], column: str, most: int) -> Suite:
     try:
         suite = _suite(tests, row)
     except (LookupError, TypeError, ValueError, SyntaxError, AttributeError) as error:
-        raise ValueError(f"column {column!r}: not tests in a known form [{type(error).__name__}: {error}]") from error
+        fault = f"column {column!r}: not tests in a form that the task's README lists"
+        raise ValueError(f"{fault} [{type(error).__name__}: {error}]") from error
     if not suite.inputs:
         raise ValueError(f"column {column!r}: there are no tests")
     keep = slice(most or None)

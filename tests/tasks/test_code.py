@@ -339,7 +339,7 @@ def test_a_program_in_bubblewrap_sees_nothing_of_the_machine(tmp_path, monkeypat
 @pytest.mark.parametrize("kind", sandbox.KINDS)
 def test_a_sandbox_bounds_what_a_program_takes(kind):
     available(kind)
-    limited = sandbox.Sandbox(kind, sandbox.Limits(seconds=1, memory=128))
+    limited = sandbox.Sandbox(kind, sandbox.Limits(seconds=0.5, memory=128))
     assert proof.possible(limited) == proof.ALLOWED[kind]
     assert limited.program("while True: pass", "").timed_out
     assert limited.program("import time\ntime.sleep(99)", "").timed_out
@@ -416,7 +416,7 @@ def test_a_sandbox_that_fails_later_is_an_error_and_not_a_wrong_answer(monkeypat
     ],
 )
 def test_answers_get_labels(answer, label, value):
-    assert graded({"tests": DOUBLE}, answer, seconds=1.0) == Reward(value, label, label == "correct", {"tests": value})
+    assert graded({"tests": DOUBLE}, answer, seconds=0.5) == Reward(value, label, label == "correct", {"tests": value})
 
 
 def test_a_program_that_fails_after_the_right_output_earns_nothing():
