@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from esplug.plugins import PUBLISHED
 from tests.helpers.cli import library_seconds
 
 ESPLUG = Path(sys.executable).parent / "esplug"
@@ -30,7 +31,7 @@ def completions(*words: str) -> list[str]:
     ("words", "offered"),
     [
         (["do"], ["doctor"]),
-        (["train", "--task", ""], ["countdown", "math"]),
+        (["train", "--task", ""], sorted(PUBLISHED["task"])),
         (["train", "--task", "co"], ["countdown"]),
         (["eval", "--task", "ma"], ["math"]),
         (["train", "--reward-shaping", "z-scores-"], ["z-scores-per-prompt"]),
