@@ -53,7 +53,7 @@ def main() -> None:
         result = trainer.fit(summary=False)
     (evaluation,) = result.evaluations
     print(f"{Path(arguments.model).name}, float32, one engine on {processor()}: {arguments.rows} rows a generator,")
-    print(f"{arguments.shots} worked examples in a prompt, answers of at most {arguments.max_tokens} tokens,")
+    print(f"worked examples in a prompt: {arguments.shots}; answers of at most {arguments.max_tokens} tokens,")
     print(f"evaluated in {evaluation.seconds:.0f} s.\n")
     print("| generator | score | correct | no answer | tokens |\n|---|---|---|---|---|")
     for split in sorted(evaluation.splits, key=lambda split: (-split.reward.mean, split.split)):

@@ -44,10 +44,12 @@ def test_a_good_task_passes() -> None:
     assert detail["reward repeats"] == "the same for the same answer"
 
 
-@pytest.mark.parametrize("name", ["countdown", "math", "number-guessing", "calculator"])
+@pytest.mark.parametrize("name", ["countdown", "math", "reasoning-gym", "number-guessing", "calculator"])
 def test_the_installed_tasks_pass(name) -> None:
     gold = {check.name: check.detail for check in check_task(name)}["reward of gold answer"]
-    assert ("1 (correct)" in gold) == (name in ("math", "calculator")), gold  # whose targets are answers
+    assert ("1 (correct)" in gold) == (name in ("math", "reasoning-gym", "calculator")), (
+        gold
+    )  # whose targets are answers
 
 
 class FailsGrading(Task):

@@ -4,6 +4,7 @@ Starting an engine takes 10 to 20 s, so there are three runs at the command line
 tests; runs from Python share engines that are given the base weights again.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from esplug.config import make_config
 from esplug.dry_run.probe import Probe
 from esplug.engines.messages import EngineSettings
 from esplug.engines.pool import EnginePool
+from esplug.errors import RunError
 from esplug.planning.cost import times_of, work_of
 from esplug.planning.placement import Plan
 from esplug.report.figures import of_one
