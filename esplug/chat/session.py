@@ -93,7 +93,7 @@ def open_chat(config: RunConfig, models: ChatModels) -> Iterator[Chat]:
         RunError: the engine does not start.
     """
     first = models.base or models.trained
-    kind = kind_of_folder(models.trained, ModelUse.of(config))
+    kind = kind_of_folder(models.trained, ModelUse(models.base is not None, config.trust_remote_code))
     encoder = PromptEncoder.load(models.trained, config)
     needed = sum(item.nbytes for item in cpu_items(first, config))
     needed += master_bytes(models.trained, config.master_dtype) if models.base else 0
