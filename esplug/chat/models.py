@@ -1,7 +1,7 @@
 """Models of a chat: the trained one, and the one that it was trained from."""
 
 import json
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,10 +66,13 @@ def find_models(
 
 def run_of(name: str) -> Path | None:
     """Return the directory of the run that a name stands for: itself, its seed log, or one of its saved models."""
-    path = Path(name).expanduser()
-    for folder in (path, path.parent, path.resolve().parent.parent):
-        if is_run(folder) and (folder == path or path.name == FILE_NAME or path.parent.name == "checkpoints"):
-            return folder
+    with suppress(OSError, RuntimeError, ValueError):  # no such user's home; a name too long
+        path = Path(name).expanduser()
+        if path.name == FILE_NAME:
+            path = path.parent
+        elif path.parent.name == "checkpoints":
+            path = path.parent.parent
+        return path if is_run(path) else None
     return None
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, TypeAlias
@@ -23,16 +23,6 @@ from esplug.planning.placement import plan_engines
 from esplug.runs.engines import engine_settings
 
 Side: TypeAlias = Literal["base", "trained"]
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One model's answer."""
-
-    side: Side
-    text: str
-    tokens: int
-    finished: bool
 
 
 class Chat:
@@ -69,8 +59,8 @@ class Chat:
         """Forget the conversation."""
         self._messages: dict[Side, list[dict[str, str]]] = {side: [] for side in self._weights}
 
-    def ask(self, text: str) -> Iterator[Answer]:
-        """Yield each model's answer. The conversation goes on once all have answered.
+    def ask(self, text: str) -> Iterator[tuple[Side, Completion]]:
+        """Yield each model and its answer. The conversation goes on once all have answered.
 
         Answers depend on the settings and the conversation only; with a temperature, on the seed, too.
 
@@ -85,7 +75,7 @@ class Chat:
                 raise RunError(f"the {side} model computed NaN or infinity, so it has no answer")
             (answer,) = generation.completions
             asked[side].append({"role": "assistant", "content": answer.text})
-            yield _answer(side, answer)
+            yield side, answer
         self._messages = asked
 
     def _job(self, side: Side, prompt: Any) -> Job[Side]:
@@ -103,7 +93,7 @@ def open_chat(config: RunConfig, models: ChatModels) -> Iterator[Chat]:
         RunError: the engine does not start.
     """
     first = models.base or models.trained
-    kind = kind_of_folder(models.trained, ModelUse.of(config))
+    kind = kind_of_folder(models.trained, ModelUse(models.base is not None, config.trust_remote_code))
     encoder = PromptEncoder.load(models.trained, config)
     needed = sum(item.nbytes for item in cpu_items(first, config))
     needed += master_bytes(models.trained, config.master_dtype) if models.base else 0
@@ -116,12 +106,8 @@ def open_chat(config: RunConfig, models: ChatModels) -> Iterator[Chat]:
         settings = replace(
             settings, writes_weights=models.base is not None, beside=str(models.trained) if models.base else None
         )
-        pool = EnginePool(plan, settings, needed, cpu_kv_cache_most(first, config, answers=1), folder)
+        pool = EnginePool(plan, settings, needed, cpu_kv_cache_most(first, config, answers=2), folder)
         stack.callback(pool.close)
         pool.start(History(config.seed))
         both: dict[Side, Weights] = {"base": Weights(), "trained": Weights(beside=True)}
         yield Chat(pool, encoder, config, both if models.base else {"trained": Weights()})
-
-
-def _answer(side: Side, completion: Completion) -> Answer:
-    return Answer(side, completion.text, completion.tokens, completion.finished)

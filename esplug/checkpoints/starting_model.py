@@ -27,7 +27,7 @@ _WEIGHT_FILES = {
     ".safetensors": "give its folder, with config.json and the tokenizer",
     ".gguf": "GGUF weights are quantised and cannot be perturbed: use the folder of the unquantised model",
 }
-_REMEDY = "give its new path with the --base of `esplug export`"
+_REMEDY = "give its new path with the --base of `esplug export`, `push` or `chat`"
 
 
 def starting_model(
@@ -68,6 +68,7 @@ def base_of(log: Path, given: str | None, scratch: Path, stack: ExitStack) -> Pa
     except UserError as error:
         raise UserError(f"{error}; {_REMEDY}") from error
     for earlier in reversed(logs[1:]):
+        say(f"replaying {earlier}")
         folder = replayed(earlier, folder, scratch, stack)
     return folder
 
@@ -106,7 +107,9 @@ def _find(
     if kind == "log":
         log = log_file(path)
         try:
-            return replayed(log, base_of(log, None, scratch, stack), scratch, stack)
+            base = base_of(log, None, scratch, stack)
+            say(f"replaying {log}")
+            return replayed(log, base, scratch, stack)
         except UserError as error:
             raise UserError(f"{flag} {name}: {error}") from error
     if kind == "pth":
@@ -134,7 +137,6 @@ def replayed(log: Path, base: Path, scratch: Path, stack: ExitStack) -> Path:
         UserError: the log is damaged, or ``base`` is not its base model.
         RunError: the replayed weights do not have the log's checksum.
     """
-    say(f"replaying {log}")
     exported = write_model(read(log), log, base, _temporary(scratch, stack) / "model")
     if exported.torn:
         say("skipped its last record, which a crash has torn")

@@ -2,8 +2,8 @@
 
 import os
 import sys
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +17,8 @@ from esplug.utils.text import printable
 
 if TYPE_CHECKING:
     from esplug.chat.models import ChatModels
-    from esplug.chat.session import Answer, Chat
+    from esplug.chat.session import Chat
+    from esplug.engines.messages import Completion
 
 #: Settings with a flag here.
 _SETTINGS = {
@@ -64,8 +65,9 @@ def chat(
     config = make_config({name: stored[name] for name in _INHERITED if name in stored}, flags, _FIXED, command="eval")
     scratch = _scratch(run)
     with ExitStack() as stack:
-        models = find_models(model_or_run, base, alone=no_base, scratch=scratch, stack=stack, use=ModelUse.of(config))
         with get_console().status("loading", spinner="line"):
+            use = ModelUse.of(config)
+            models = find_models(model_or_run, base, alone=no_base, scratch=scratch, stack=stack, use=use)
             opened = stack.enter_context(open_chat(config, models))
         if only is not None:
             _print(opened, models, only)
@@ -93,8 +95,8 @@ def _scratch(run: Path | None) -> Path:
 
 def _converse(opened: "Chat", models: "ChatModels", config: RunConfig) -> None:
     """Answer what is typed until the user quits."""
-    import readline  # noqa: F401 (editing and history of typed lines)
-
+    with suppress(ImportError):  # not part of every Python
+        import readline  # noqa: F401 (editing and history of typed lines)
     for name in ("system_prompt", "chat_template_options"):
         if value := getattr(config, name):
             say(f"{name.replace('_', ' ')}: {printable(str(value))}", style="dim")
@@ -133,26 +135,25 @@ def _print(opened: "Chat", models: "ChatModels", text: str) -> None:
             answers = list(opened.ask(text))
         _print_beside(answers, names)
         return
-    for answer in opened.ask(text):
+    for side, answer in opened.ask(text):
         if len(opened.sides) > 1:
-            say(f"--- {printable(names[answer.side])}", style="bold")
+            say(f"--- {printable(names[side])}", style="bold")
         say(_shown(answer))
 
 
-def _print_beside(answers: "Iterable[Answer]", names: Mapping[str, str]) -> None:
+def _print_beside(answers: "Sequence[tuple[str, Completion]]", names: Mapping[str, str]) -> None:
     from rich.table import Table
     from rich.text import Text
 
     table = Table.grid(padding=(0, 2), expand=True)
-    found = list(answers)
-    for _ in found:
+    for _ in answers:
         table.add_column(ratio=1, overflow="fold")
-    table.add_row(*(Text(printable(names[answer.side]), style="bold") for answer in found))
-    table.add_row(*(Text(_shown(answer)) for answer in found))
+    table.add_row(*(Text(printable(names[side]), style="bold") for side, _ in answers))
+    table.add_row(*(Text(_shown(answer)) for _, answer in answers))
     get_console().print(table)
 
 
-def _shown(answer: "Answer") -> str:
+def _shown(answer: "Completion") -> str:
     """Return an answer as a terminal may show it."""
     cut = "" if answer.finished else f" [cut off after {answer.tokens} tokens]"
     return printable(answer.text) + cut * get_console().is_terminal

@@ -43,7 +43,8 @@ def without_values(command: Any, arguments: Iterable[str]) -> list[str]:
             continue
         if not equals and rest and _is_value(rest[0], takes_arguments):
             equals, value = "=", rest.popleft()
-        kept += _chosen(flag, value, options) if equals else [flag]
+        switches = [name for name, each in options.items() if getattr(each, "is_flag", False)]
+        kept += _chosen(flag, value, switches) if equals else [flag]
     return [*kept, *rest]
 
 

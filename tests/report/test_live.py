@@ -81,7 +81,6 @@ def test_the_page_follows_the_run_and_stays_as_the_reader_left_it(tmp_path) -> N
         tab.wait("document.body.innerText.includes('best answer 2 3') && document.querySelector('.plot > svg')")
         assert HOSTILE in tab.value("document.querySelector('#run-answers pre:not(details pre)').textContent")
         assert "reward 0.25" in tab.value("document.getElementById('run-answers').innerText")
-
         tab.value("""(() => {
             never = document.querySelector('h1');
             document.querySelector('#figure-run-labels button').click();
