@@ -265,9 +265,8 @@ class RewardPool:
                 task = lost.popleft() if lost else self._next(wait=not under_way)
                 if task is None:
                     break
-                if (
-                    served and not under_way and grader.has_hung_up()
-                ):  # it died while idle, so no completion is to blame
+                # A grader that died while idle has no completion to blame.
+                if served and not under_way and grader.has_hung_up():
                     return self._tasks.put(task)
                 self._settle(number, *under_way.send(task))
                 served += 1
