@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _MAX_BODY = 4 << 20  # bytes of a response that are read
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds between two attempts, doubled each time
 _FIRST_CONTACT = 10.0  # seconds to wait for an endpoint that has not replied lately, so that a wrong address shows soon
+_MOST_ATTEMPTS = 8  # of a request that fails while others get replies
 _CONFIGURATION = (401, 404)
 _TEMPORARY = (408, 409, 425, 429)
 
@@ -31,9 +32,9 @@ class Refused(Exception):  # noqa: N818 - not an error of this package
 class _Unavailable(Exception):  # noqa: N818 - never leaves this module
     """The endpoint cannot reply now."""
 
-    def __init__(self, why: str, retry_after: float = 0.0) -> None:
+    def __init__(self, why: str, retry_after: float = 0.0, *, busy: bool = False) -> None:
         super().__init__(why)
-        self.retry_after = retry_after
+        self.retry_after, self.busy = retry_after, busy
 
 
 class Endpoint:
@@ -50,20 +51,22 @@ class Endpoint:
         """Send a request until it gets a reply. Call ``count`` each time that it is sent.
 
         Raises:
-            Refused: the endpoint refuses this request, but has replied to others.
+            Refused: the endpoint refuses this request, or fails on it again and again, but has replied to others.
             InvalidReply: the response is no chat completion.
             StopRun: the endpoint has not replied for as long as the settings allow, or it refuses all requests.
         """
-        wait, failing_since = _FIRST_WAIT, 0.0
+        wait, failures, failing_since = _FIRST_WAIT, 0, 0.0
         while True:
             await asyncio.sleep(self._store.turn(self._interval))
             count()
             try:
                 reply = await self._send(request)
             except _Unavailable as failure:
-                failing_since = failing_since or time.monotonic()
+                failures, failing_since = failures + 1, failing_since or time.time()
+                if failures >= _MOST_ATTEMPTS and not failure.busy and self._store.last_reply() > failing_since:
+                    raise Refused(f"{failures} failures ({failure})") from failure
                 pause = max(failure.retry_after, wait * random.uniform(0.75, 1.25))
-                self._check_patience(failure, time.monotonic() - failing_since, pause)
+                self._check_patience(failure, time.time() - failing_since, pause)
                 if failure.retry_after:
                     self._store.pause(failure.retry_after)
                 await asyncio.sleep(pause)
@@ -75,7 +78,9 @@ class Endpoint:
     def _check_patience(self, failure: _Unavailable, failing: float, pause: float) -> None:
         """Raise ``StopRun`` if the endpoint has been failing for too long, or would be after the pause."""
         outage, url = self._settings.outage, self._settings.base_url
-        known = self._has_replied or time.time() - self._store.last_reply() < max(outage, _FIRST_CONTACT)
+        known = (
+            failure.busy or self._has_replied or time.time() - self._store.last_reply() < max(outage, _FIRST_CONTACT)
+        )
         if not known and failing + pause > min(outage, _FIRST_CONTACT):
             raise StopRun(
                 f"the judge at {url} does not reply ({failure}); start it, or correct --task-option base_url=ADDRESS"
@@ -131,7 +136,7 @@ class Endpoint:
     def _failure(self, error: "APIStatusError") -> Exception:
         status, why = error.status_code, f"status {error.status_code}: {self._shown(error.body or error)}"
         if status >= 500 or status in _TEMPORARY:
-            return _Unavailable(why, retry_after(error.response.headers))
+            return _Unavailable(why, retry_after(error.response.headers), busy=status == 429)
         if status in _CONFIGURATION or not self._store.last_reply():
             options = "--task-option model, base_url and api_key_env"
             return StopRun(f"the judge at {self._settings.base_url} refuses the request ({why}); check {options}")

@@ -23,7 +23,7 @@ from esplug.errors import RunError, UserError
 from esplug.rewards import RewardPool
 from esplug.rewards.trial import try_reward
 from esplug.testing import check_task
-from esplug_tasks_judge import topics
+from esplug_tasks_judge import endpoint, topics
 from esplug_tasks_judge.prompts import plain, question
 from esplug_tasks_judge.replies import InvalidReply, Reply, score
 from esplug_tasks_judge.settings import Settings
@@ -347,6 +347,20 @@ def test_an_answer_that_the_endpoint_refuses(graded) -> None:
         fine, refused = graded(server, "short")[0], graded(server, "long", unreadable=0.125)[0]
     assert fine.value == pytest.approx(0.75)
     assert (refused.value, refused.label) == (0.125, "refused")
+
+
+def test_an_answer_on_which_the_endpoint_always_fails_does_not_stop_the_run(graded, monkeypatch) -> None:
+    monkeypatch.setattr(endpoint, "_LONGEST_WAIT", 0.05)
+    monkeypatch.setattr(endpoint, "_FIRST_WAIT", 0.05)
+
+    def reply(body: dict[str, Any], _: int) -> Any:
+        return (500, {}, b"oops") if "crash" in body["messages"][0]["content"] else time.sleep(0.1) or GOOD
+
+    with chat_server(reply) as server:
+        graded(server, "before")
+        crash, fine = graded(server, "crash", "fine", unreadable=0.125)
+    assert (crash.value, crash.label, crash.metrics["judge_requests"]) == (0.125, "refused", 8)
+    assert fine.value == pytest.approx(0.75)
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])  # 403 only as long as it has not replied to anything
