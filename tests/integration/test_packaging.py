@@ -152,8 +152,8 @@ def test_a_clean_environment_trains_from_the_wheels(dist: Path, tmp_path: Path, 
 def fresh(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     """Folder of a new environment of one Python, which is deleted afterwards: it grows to 4 GB."""
     interpreter = shutil.which(request.param)
-    if interpreter is None:
-        pytest.skip(f"there is no {request.param} on PATH")
+    if interpreter is None or subprocess.run([interpreter, "-c", ""], capture_output=True).returncode:
+        pytest.skip(f"no {request.param} on PATH that starts")  # a version manager's stand-in may not
     subprocess.run([interpreter, "-m", "venv", tmp_path / "fresh"], check=True)
     yield tmp_path / "fresh"
     shutil.rmtree(tmp_path / "fresh")
@@ -173,9 +173,9 @@ def test_one_pip_command_installs_all_that_training_needs(
         command = [str(fresh / "bin" / program), *map(str, arguments)]
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
 
+    if "+cpu" not in run("pip", "index", "versions", "torch").stdout:
+        pytest.skip("pip finds no CPU build of torch for this Python")
     installed = run("pip", "install", "--find-links", dist, "esplug[cpu]", "esplug-tasks-countdown")
-    if re.search(r"no matching distributions available for your environment:\s+torch\s", installed.stderr):
-        pytest.skip("pip's indexes have no CPU build of torch for this Python")
     assert installed.returncode == 0, installed.stderr
 
     model = "--task", "countdown", "--model-name", tiny_model, "--max-tokens", "4", "--eval-limit", "2"
