@@ -20,7 +20,6 @@ import numpy as np
 import psutil
 import pytest
 
-from esplug import StopRun
 from esplug.checkpoints.history import History
 from esplug.config import RunConfig, make_config
 from esplug.dry_run.probe import Probe
@@ -641,33 +640,6 @@ def test_a_reward_that_sometimes_raises_or_hangs_is_counted(start, one_engine, c
     assert out.count("a reward failed [error:ValueError] and counts 0.0") == 1
     assert Watching.graders > 0
     assert graders() == []
-
-
-def test_a_reward_that_stops_the_run_leaves_it_resumable(start, one_engine, tmp_path, capsys) -> None:
-    down = tmp_path / "down"
-
-    async def reward(output: str, target: int) -> float:
-        if down.exists():
-            raise StopRun("the judge does not reply; start it")
-        return sum(ord(c) % 32 for c in output) / (1 + len(output))
-
-    class Outage(Trainer):
-        def train_step(self, iteration: int) -> None:
-            if iteration == 1:
-                down.touch()
-            super().train_step(iteration)
-
-    settings = {"reward_function": reward, "reward_concurrency": 8, "num_iterations": 3}
-    trainer = start(one_engine, Outage, **settings, experiment_name="stopped")
-    with pytest.raises(RunError, match="stopped the run: the judge does not reply; start it"):
-        trainer.fit()
-    status = json.loads(trainer.run_dir.status.read_text())
-    assert status["status"] == "failed"
-    assert "start it" in status["reason"]
-    assert "to resume: " in capsys.readouterr().out
-    down.unlink()
-    resumed = start(one_engine, **settings, experiment_name="stopped").fit(resume=trainer.run_dir.path)
-    assert resumed.checksum == start(one_engine, **settings).fit().checksum
 
 
 @pytest.mark.parametrize(
