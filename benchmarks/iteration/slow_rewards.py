@@ -1,43 +1,27 @@
-r"""Slow rewards: how long engines wait for rewards that a server gives.
+r"""Slow rewards: how long an engine waits for rewards that a server gives.
 
     python -m benchmarks.iteration.slow_rewards
 
-One engine makes iterations with rewards of the task ``judge``, from a local server that replies after a fixed time. The
-table shows medians of the iterations after the first, in seconds; ``idle`` is the share of the iteration in which the
-engine neither writes weights, generates nor updates.
+Rewards of the task ``judge`` come from a local server that replies after a fixed time. A timer stands in for the
+engine: it takes the same time for each of 8 members, whose 32 answers are then graded while it goes on. ``idle`` is the
+share of the iteration in which the timer does not run.
 """
 
 import argparse
 import functools
-import json
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import esplug_tasks_judge as judge
-from esplug.engines import EnginePool
-from esplug.trainer import EvolutionStrategiesTrainer
-from esplug_tasks_judge import topics
+from esplug.rewards import RewardPool
 from tests.helpers.chat_server import chat_server, completion
-from tests.helpers.training import KeptEngines
 
-MODEL = Path(__file__).parents[2] / "models" / "SmolLM2-135M-Instruct"
 ARMS = ((0.0, 32), (0.5, 32), (0.5, None))  # latency of a reply in seconds, answers graded at once
-
-
-class OneEngine(EvolutionStrategiesTrainer):
-    """A trainer whose engine outlives the run."""
-
-    pool = KeptEngines
-    kept: EnginePool | None = None
-
-    def launch_engines(self) -> EnginePool:
-        OneEngine.kept = OneEngine.kept or super().launch_engines()
-        return OneEngine.kept
+MEMBERS, ANSWERS, MEMBER_SECONDS = 8, 32, 1.5
+TARGET = {"prompt": "Write about a hotel."}
 
 
 def serve(latency: float) -> None:
@@ -53,65 +37,43 @@ def serve(latency: float) -> None:
         sys.stdin.read()
 
 
-def measure(latency: float, concurrency: int | None, folder: str, arguments: argparse.Namespace) -> dict[str, float]:
-    """Train in a new run, and return medians of its iterations after the first."""
-    command = [sys.executable, "-m", "benchmarks.iteration.slow_rewards", "--serve", str(latency)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout
-        url = server.stdout.readline().strip()
-        options = dict(judge.options()) | {
-            "model": "any",
-            "base_url": url,
-            "cache": f"{folder}/{latency}-{concurrency}",
-        }
-        result = OneEngine(
-            model_name=arguments.model,
-            dtype="float32",
-            population_size=arguments.population_size,
-            num_iterations=arguments.iterations + 1,
-            batch_size=arguments.batch_size,
-            max_tokens=32,
-            max_model_len=256,
-            reward_function=functools.partial(judge.reward, options=options),
-            reward_concurrency=concurrency,
-            reward_function_timeout=60.0,
-            template_function=lambda question: [{"role": "user", "content": question}],
-            train_dataloader=[judge.collate(topics.rows("train")[: arguments.batch_size], options)],
-            n_vllm_engines=1,
-            use_gpus="none",
-            logging=["jsonl"],
-            output_directory=folder,
-        ).fit(summary=False)
-        server.communicate()
-    rows = [json.loads(line) for line in (result.run_dir / "metrics.jsonl").read_text().splitlines()]
-    names = ("time/iteration", "time/grade_wait", "time/switch", "time/engine_generate", "time/update")
-    medians = {name: statistics.median(row[name] for row in rows[1:]) for name in names}
-    busy = sum(medians[name] for name in ("time/switch", "time/engine_generate", "time/update"))
-    return medians | {"idle": 1 - busy / medians["time/iteration"]}
+def measure(url: str, concurrency: int | None, folder: str) -> tuple[float, float]:
+    """Return the seconds of an iteration, and how many of them it waits for rewards at its end."""
+    options = dict(judge.options()) | {"model": "any", "base_url": url, "cache": folder}
+    reward = functools.partial(judge.reward, options=options)
+    with RewardPool(reward, timeout=100, processes=2, concurrency=concurrency) as pool:
+        pool.submit([f"warm-up {number}" for number in range(8)], [TARGET] * 8).result()
+        began, pending = time.perf_counter(), []
+        for member in range(MEMBERS):
+            time.sleep(MEMBER_SECONDS)
+            answers = [f"answer {number} of member {member}" for number in range(ANSWERS)]
+            pending.append(pool.submit(answers, [TARGET] * ANSWERS))
+        generated = time.perf_counter()
+        for each in pending:
+            each.result()
+        ended = time.perf_counter()
+    return ended - began, ended - generated
 
 
 def main() -> None:
-    """Measure every arm on the same engine."""
+    """Measure every arm."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(MODEL))
-    parser.add_argument("--iterations", type=int, default=3)
-    parser.add_argument("--population-size", type=int, default=8)
-    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--serve", type=float, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve is not None:
         return serve(arguments.serve)
-    import ray
-
-    ray.init(address="local", num_gpus=0, include_dashboard=False, log_to_driver=False)
-    print("latency  at once  iteration  waiting for grades   idle")
-    with tempfile.TemporaryDirectory() as folder:
-        for latency, concurrency in ARMS:
-            of = measure(latency, concurrency, folder, arguments)
-            times = f"{of['time/iteration']:9.1f}  {of['time/grade_wait']:18.2f}  {of['idle']:5.1%}"
-            print(f"{latency:7}  {concurrency or 'process':>7}  {times}", flush=True)
-    assert OneEngine.kept
-    OneEngine.kept.stop()
+    print("latency  at once  iteration  waiting  idle")
+    for latency, concurrency in ARMS:
+        command = [sys.executable, "-m", "benchmarks.iteration.slow_rewards", "--serve", str(latency)]
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server,
+        ):
+            assert server.stdout
+            iteration, waiting = measure(server.stdout.readline().strip(), concurrency, folder)
+            server.communicate()
+        idle = 1 - MEMBERS * MEMBER_SECONDS / iteration
+        print(f"{latency:7}  {concurrency or 'process':>7}  {iteration:9.1f}  {waiting:7.1f}  {idle:4.0%}", flush=True)
 
 
 if __name__ == "__main__":
