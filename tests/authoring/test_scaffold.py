@@ -181,7 +181,7 @@ def test_the_example_of_a_new_task_gives_a_signal(new_packages, small_model, tmp
     words = NewPlugin.named("task", NEW["task"]).training.split()[1:]
     words[words.index("--model-name") + 1] = str(small_model)
     words[words.index("--n-iterations") + 1] = "1"
-    fewer = "--eval-limit 2 --population-size 2 --max-tokens 16 --dtype float32 --n-vllm-engines 1"
+    fewer = "--eval-limit 2 --dtype float32 --n-vllm-engines 1"
     done = run_with(site, "esplug", *words, *fewer.split(), "--output-directory", str(tmp_path))
     assert done.returncode == 0, done.stderr
     (record,) = tmp_path.glob("*/train-output/iteration0.json")

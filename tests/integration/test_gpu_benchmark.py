@@ -10,7 +10,7 @@ pytestmark = pytest.mark.vllm
 
 
 def test_it_checks_everything_and_prints_its_tables(tmp_path) -> None:
-    arguments = f"--cases 5 --tensors 1 --members 1 --only checks memory kernels adapters --results {tmp_path}"
+    arguments = f"--cases 10 --tensors 2 --members 2 --only checks memory kernels adapters --results {tmp_path}"
     command = [sys.executable, "-m", "benchmarks.gpu", *arguments.split()]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

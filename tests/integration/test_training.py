@@ -692,13 +692,3 @@ def test_a_probe_measures_engines_and_leaves_nothing(start, two_engines, tmp_pat
     base = MasterWeights.load(Path(probe.config.model_name), "float32").tensor_checksums()
     assert two_engines._call(two_engines._slots, "tensor_checksums") == [base, base]
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_run_learns(start, one_engine) -> None:
-    def letters(output: str, target: int) -> float:
-        return sum(letter in "aeiou" for letter in output) / 8
-
-    data = {"eval_dataloader_dict": {"seen": [(QUESTIONS, TARGETS)]}, "reward_function": letters, "eval_freq": 0}
-    steps = {"num_iterations": 8, "population_size": 16, "antithetic": True, "sigma": 0.05, "alpha": 0.1}
-    before, after = start(one_engine, **data | steps).fit().evaluations
-    assert after.mean > before.mean
