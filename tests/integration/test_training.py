@@ -20,6 +20,7 @@ import numpy as np
 import psutil
 import pytest
 
+from esplug import StopRun
 from esplug.checkpoints.history import History
 from esplug.config import make_config
 from esplug.dry_run.probe import Probe
