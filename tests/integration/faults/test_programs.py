@@ -37,21 +37,25 @@ def processes() -> set[int]:
     return {child.pid for child in psutil.Process().children(recursive=True)}
 
 
-def spread(programs: dict[str, str]) -> list[tuple[str, str]]:
-    """Return pairs of a program and a kind: all of them, or each program with one kind."""
-    kinds = list(ROWS)
-    return [
-        (kind, name)
-        for number, name in enumerate(programs)
-        for kind in (kinds if SOAK else [kinds[number % len(kinds)]])
-    ]
+def spread(sandbox: str) -> list[tuple[str, str]]:
+    """Return pairs of a kind of test and a program: all of them, or a part."""
+    kinds, programs = list(ROWS), PROGRAMS | (AMONG_FILES if sandbox == "bubblewrap" else {})
+    if SOAK:
+        return [(kind, name) for name in programs for kind in kinds]
+    pairs = [(kinds[number % len(kinds)], name) for number, name in enumerate(programs)]
+    return pairs if sandbox == "bubblewrap" else pairs[::5]
 
 
-@pytest.mark.fault("hostile program among good ones", len(spread(PROGRAMS)))
-@pytest.mark.parametrize("sandbox", ["bubblewrap", "rlimits"])
+@pytest.mark.parametrize(
+    "sandbox",
+    [
+        pytest.param(sandbox, marks=pytest.mark.fault("hostile program among good ones", len(spread(sandbox))))
+        for sandbox in ("bubblewrap", "rlimits")
+    ],
+)
 def test_hostile_programs_earn_nothing_and_harm_nothing(sandbox, tmp_path, monkeypatch) -> None:
     available(sandbox)
-    programs = PROGRAMS | (AMONG_FILES if sandbox == "bubblewrap" else {})
+    programs = PROGRAMS | AMONG_FILES
     canary = tmp_path / CANARY
     canary.write_text("unharmed")
     before = canary.stat()
@@ -59,9 +63,7 @@ def test_hostile_programs_earn_nothing_and_harm_nothing(sandbox, tmp_path, monke
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     memory_files = set(os.listdir("/dev/shm"))
     targets = {kind: suites.read(row, "tests", 0) for kind, row in ROWS.items()}
-    tried = spread(programs)
-    if sandbox == "rlimits" and not SOAK:
-        tried = tried[::6]
+    tried = spread(sandbox)
     pairs = [(f"```\n{GOOD}```", kind) for kind in ROWS]
     for kind, name in tried:
         pairs.append((f"```\nCANARY = {str(canary)!r}\n{programs[name]}\n```", kind))
@@ -70,7 +72,9 @@ def test_hostile_programs_earn_nothing_and_harm_nothing(sandbox, tmp_path, monke
     with RewardPool(reward, timeout=60, processes=2) as pool:
         graders = processes()
         grades = pool.submit([answer for answer, _ in pairs], [targets[kind] for _, kind in pairs]).result()
-        assert processes() == graders, "a program killed or outlived its grader"
+        left = processes()
+        assert graders <= left, "a program killed a grader"
+        assert len(left) <= 4, "a program outlived its run"  # two graders and their supervisors
     names = [*ROWS, *(f"{name}, {kind}" for kind, name in tried), *ROWS]
     found = {name: (grade.reward.value, grade.failed) for name, grade in zip(names, grades, strict=True)}
     assert {name: each for name, each in found.items() if each != (float(name in ROWS), False)} == {}
