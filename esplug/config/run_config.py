@@ -41,8 +41,8 @@ class RunConfig(BaseModel):
     reward_function_timeout: float = TASK.number(10.0, "Time limit for grading one answer, in seconds.", gt=0, le=86400)
     reward_concurrency: int | None = TASK.setting(
         None,
-        "Answers graded at once by a reward that is an `async def`.  [default: one per grading process]",
-        details="Over all grading processes. A task whose rewards wait for a server recommends a value.",
+        "Answers that an async reward grades at once.  [default: one per process]",
+        details="Of an `async def`, over all grading processes. A task whose rewards wait for a server sets it.",
         ge=1,
         le=4096,
     )

@@ -1,6 +1,6 @@
 """Repair: runs the pip commands of the doctor's findings."""
 
-import importlib.util
+import importlib.metadata
 import shlex
 import subprocess
 import sys
@@ -18,7 +18,8 @@ def repair(findings: Iterable[Finding], agreed: Callable[[str], bool]) -> bool:
         UserError: this environment has no pip, or pip fails.
     """
     commands = dict.fromkeys(finding.fix for finding in findings if finding.fix)
-    if commands and importlib.util.find_spec("pip") is None:
+    # find_spec("pip") would make setuptools give up its own distutils.
+    if commands and not any(importlib.metadata.distributions(name="pip")):
         raise UserError(f"--fix: {sys.executable} has no pip; apply the remedies with the installer that you use")
     ran = False
     for arguments in commands:

@@ -71,6 +71,8 @@ class ToyCluster:
 class ToyGraders:
     """Grades in this process."""
 
+    name = "the toy reward"
+
     def __init__(self, reward: Any, **_: Any) -> None:
         self._reward = reward
 
@@ -80,7 +82,7 @@ class ToyGraders:
 
     def close(self) -> None: ...
 
-    def submit(self, outputs: Sequence[str], targets: Sequence[Any]) -> PendingRewards:
+    def submit(self, outputs: Sequence[str], targets: Sequence[Any], conversations: None = None) -> PendingRewards:
         pending = PendingRewards(len(outputs))
         for index, (output, target) in enumerate(zip(outputs, targets, strict=True)):
             value = self._reward(output, target)

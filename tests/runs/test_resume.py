@@ -58,6 +58,7 @@ OTHERS: dict[str, Any] = {
     "train_top_p": 0.5,
     "checkpoint_every": 5,
     "eval_top_p": 0.5,
+    "reward_concurrency": 4,
     "early_stopping_patience": 3,
     "early_stopping_metric": "eval/average/pass@1/mean",
     "early_stopping_min_delta": 0.1,

@@ -47,6 +47,7 @@ ACCEPTED: dict[str, dict[str, str]] = {  # all other values are refused
     **dict.fromkeys(("output_directory", "wandb_project"), NAME),
     **dict.fromkeys(("logging", "eval_splits"), NAME | NOTHING),
     **dict.fromkeys(("n_iterations", "seed", "max_restarts", "eval_freq", "checkpoint_every"), ZERO),
+    **dict.fromkeys(("early_stopping_patience", "early_stopping_min_delta"), ZERO),
     **dict.fromkeys(("momentum", "profile"), ZERO),
     **dict.fromkeys(("train_temperature", "eval_temperature"), ZERO),
     "experiment_name": {value: reason for value, reason in NAME.items() if value != "minus one"},
@@ -214,6 +215,8 @@ def small_machine(monkeypatch, tmp_path) -> Iterator[None]:
         def close(self) -> None: ...
 
     class Graders:
+        name = "the reward"
+
         def __init__(self, *_: object, **__: object) -> None: ...
 
         def begin(self) -> None: ...
