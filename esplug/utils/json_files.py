@@ -17,7 +17,12 @@ def write_json(path: Path, record: Mapping[str, Any], indent: int | None = None)
 
 
 def strict_json(value: Any) -> Any:
-    """Convert a value for strict JSON: numbers that are not finite become null, keys become strings."""
+    """Convert a value for strict JSON: numbers that are not finite become null, keys become strings.
+
+    Scalars of NumPy and 0-d tensors become numbers.
+    """
+    if getattr(value, "ndim", None) == 0:
+        value = value.item()
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
