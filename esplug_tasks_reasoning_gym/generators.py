@@ -1,6 +1,7 @@
 """Generators of the library: their names, options and instances. Importing the library takes seconds."""
 
 import dataclasses
+import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
 from functools import cache, lru_cache, partial
@@ -83,8 +84,11 @@ def instance(name: str, given: tuple[tuple[str, Any], ...], seed: int = 0, size:
     return _registry().DATASETS[name][0](config=configuration(name, given, seed, size))
 
 
+@cache
 def _registry() -> Any:
-    import reasoning_gym.factory
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)  # of its dependencies, when they are first compiled
+        import reasoning_gym.factory
 
     return reasoning_gym.factory
 
