@@ -16,7 +16,7 @@ import pytest
 
 from tests.helpers.secrets import SECRETS, secrets_in
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.soak]
 
 KEY = "OPENAI_API_KEY"
 
