@@ -87,7 +87,11 @@ def test_distributions_hold_the_package_and_nothing_else(dist: Path) -> None:
     subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *map(str, dist.iterdir())], check=True)
     for name, folder in FOLDERS.items():
         package = ROOT / name
-        ours = (path for kind in ("*.py", "*.tmpl", "page.*", "live.js", "catalogue.jsonl", "py.typed") for path in package.rglob(kind))
+        ours = (
+            path
+            for kind in ("*.py", "*.tmpl", "page.*", "live.js", "catalogue.jsonl", "py.typed")
+            for path in package.rglob(kind)
+        )
         files = {file for path in ours if not (file := str(path.relative_to(package))).startswith("build/")}
         assert "py.typed" in files
         stem = f"{name}-{VERSIONS[name]}"
