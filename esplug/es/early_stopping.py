@@ -30,8 +30,3 @@ def stall(scores: Sequence[float], min_delta: float = 0.0) -> Stall:
         if not math.isnan(score) and increase > 0 and increase >= min_delta:
             best = position
     return Stall(best, len(scores) - 1 - best if best is not None else len(scores))
-
-
-def stops(scores: Sequence[float], patience: int, min_delta: float = 0.0) -> bool:
-    """Whether a run stops after these scores: whether the last ``patience`` of them were no improvements."""
-    return stall(scores, min_delta).waited >= patience

@@ -98,20 +98,7 @@ class Evaluator:
 
     def _sample(self, request: Request, completion: Completion, grade: Graded, by_task: bool) -> Sample:
         """Join an answer and its grade. If grading failed, it does not pass, even if ``max_reward`` is 0 or less."""
-        split, reward, conversation = self.splits[request.split], grade.reward, completion.conversation
+        split, reward = self.splits[request.split], grade.reward
         passed = bool(reward.correct) if by_task else not grade.failed and reward.value >= self.config.max_reward
-        return Sample(
-            **asdict(request),
-            prompt=split.texts[request.index],
-            target=split.targets[request.index],
-            output=completion.text,
-            reward=reward.value,
-            label=reward.label,
-            correct=reward.correct,
-            passed=passed,
-            tokens=completion.tokens,
-            finished=completion.finished,
-            metrics=reward.metrics,
-            conversation=conversation.said if conversation else (),
-            ended=conversation.ended if conversation else "",
-        )
+        prompt, target = split.texts[request.index], split.targets[request.index]
+        return Sample.of(completion, reward, **asdict(request), prompt=prompt, target=target, passed=passed)

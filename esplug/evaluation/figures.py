@@ -7,12 +7,13 @@ from functools import cached_property
 from itertools import groupby
 from statistics import fmean
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 from esplug.data.conversation import n_answers
+from esplug.engines.messages import Completion
 from esplug.evaluation.statistics import Estimate, average, estimate, mean_estimate, pass_at_k
 from esplug.events import EvaluationEnd
-from esplug.hookspecs import Message
+from esplug.hookspecs import Message, Reward
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,23 @@ class Sample:
     metrics: Mapping[str, float] = field(default_factory=dict)
     conversation: Sequence[Message] = ()
     ended: str = ""
+
+    @classmethod
+    def of(cls, completion: Completion, reward: Reward, **about: Any) -> Self:
+        """Join a completion and its reward; ``about`` is the rest, from ``split`` to ``target``, and ``passed``."""
+        conversation = completion.conversation
+        return cls(
+            output=completion.text,
+            reward=reward.value,
+            label=reward.label,
+            correct=reward.correct,
+            tokens=completion.tokens,
+            finished=completion.finished,
+            metrics=reward.metrics,
+            conversation=conversation.said if conversation else (),
+            ended=conversation.ended if conversation else "",
+            **about,
+        )
 
     @property
     def turns(self) -> int:

@@ -27,24 +27,8 @@ def some_answers(
     for index in (len(questions) * number // count for number in range(count)):
         rewards = result.rewards[:, index]
         for member in dict.fromkeys((int(rewards.argmax()), int(rewards.argmin()))):
-            answer, grade = result.generations[member].completions[index], result.graded[member][index]
-            found.append(
-                Sample(
-                    split=SPLIT,
-                    index=index,
-                    sample=member,
-                    prompt=text_of(questions[index]),
-                    target=targets[index],
-                    output=answer.text,
-                    reward=grade.reward.value,
-                    label=grade.reward.label,
-                    correct=grade.reward.correct,
-                    passed=bool(grade.reward.correct),
-                    tokens=answer.tokens,
-                    finished=answer.finished,
-                    metrics=grade.reward.metrics,
-                    conversation=answer.conversation.said if answer.conversation else (),
-                    ended=answer.conversation.ended if answer.conversation else "",
-                )
-            )
+            answer, reward = result.generations[member].completions[index], result.graded[member][index].reward
+            about = {"split": SPLIT, "index": index, "sample": member, "passed": bool(reward.correct)}
+            prompt, target = text_of(questions[index]), targets[index]
+            found.append(Sample.of(answer, reward, **about, prompt=prompt, target=target))
     return found

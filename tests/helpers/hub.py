@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+
+from tests.helpers.servers import in_a_thread
 
 TOKEN = "hf_planted"
 
@@ -45,15 +46,10 @@ class FakeHub:
 def fake_hub() -> Iterator[FakeHub]:
     """Run a Hub in a thread."""
     hub = FakeHub()
-    with ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub})) as server:
+    handler = type("Handler", (_Handler,), {"hub": hub})
+    with in_a_thread(ThreadingHTTPServer(("127.0.0.1", 0), handler)) as server:
         hub.url = f"http://127.0.0.1:{server.server_address[1]}"
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            yield hub
-        finally:
-            server.shutdown()
-            thread.join()
+        yield hub
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -1,8 +1,34 @@
-"""Engines that several runs share, and a trainer that uses them."""
+"""Settings of tiny runs, engines that several runs share, and a trainer that uses them."""
+
+from pathlib import Path
+from typing import Any
 
 from esplug.checkpoints.history import CaughtUp, History
 from esplug.engines.pool import EnginePool
 from esplug.trainer import EvolutionStrategiesTrainer
+
+QUESTIONS = [f"What is {i} and {i * i}?" for i in range(8)]
+TARGETS = list(range(8))
+
+
+def tiny_run(model: Path, runs: Path, n_engines: int = 1) -> dict[str, Any]:
+    """Return a trainer's arguments for one iteration on a CPU, in which the members' rewards differ."""
+    return {
+        "model_name": str(model),
+        "sigma": 0.02,
+        "alpha": 0.05,
+        "population_size": 4,
+        "num_iterations": 1,
+        "max_tokens": 8,
+        "max_model_len": 256,
+        "reward_function": lambda output, target: sum(ord(c) % 32 for c in output) / (1 + len(output)) + target,
+        "template_function": lambda question: f"Q: {question} A:",
+        "train_dataloader": [(QUESTIONS, TARGETS)],
+        "n_vllm_engines": n_engines,
+        "use_gpus": "none",
+        "logging": ["jsonl"],
+        "output_directory": str(runs),
+    }
 
 
 class KeptEngines(EnginePool):

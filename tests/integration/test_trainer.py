@@ -13,9 +13,7 @@ from esplug.runs.summary import summarise
 from esplug.trainer import EvolutionStrategiesTrainer
 from tests.helpers.run_files import read_evaluation, read_iteration, record_of, tensors_of
 from tests.helpers.toy import use_toys
-
-QUESTIONS = [f"What is {i} and {i * i}?" for i in range(8)]
-TARGETS = list(range(8))
+from tests.helpers.training import QUESTIONS, TARGETS, tiny_run
 
 
 @pytest.fixture
@@ -26,23 +24,7 @@ def start(tiny_model, tmp_path, monkeypatch):
         kind: type[EvolutionStrategiesTrainer] = EvolutionStrategiesTrainer, *, graders: bool = False, **settings: Any
     ) -> EvolutionStrategiesTrainer:
         use_toys(monkeypatch, graders=graders)
-        usual: dict[str, Any] = {
-            "model_name": str(tiny_model),
-            "sigma": 0.02,
-            "alpha": 0.05,
-            "population_size": 4,
-            "num_iterations": 1,
-            "max_tokens": 8,
-            "max_model_len": 256,
-            "reward_function": lambda output, target: sum(ord(c) % 32 for c in output) / (1 + len(output)) + target,
-            "template_function": lambda question: f"Q: {question} A:",
-            "train_dataloader": [(QUESTIONS, TARGETS)],
-            "n_vllm_engines": 1,
-            "use_gpus": "none",
-            "logging": ["jsonl"],
-            "output_directory": str(tmp_path / "runs"),
-        }
-        return kind(**usual | settings)
+        return kind(**tiny_run(tiny_model, tmp_path / "runs") | settings)
 
     return start
 

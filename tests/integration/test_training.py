@@ -35,12 +35,10 @@ from esplug.report.run_data import read_run
 from esplug.runs.summary import summarise
 from esplug.weights.master import MasterWeights
 from tests.helpers.run_files import read_evaluation, read_iteration, read_metrics, record_of, strict_json, tensors_of
-from tests.helpers.training import KeptEngines, Trainer
+from tests.helpers.training import QUESTIONS, TARGETS, KeptEngines, Trainer, tiny_run
 
 pytestmark = pytest.mark.vllm
 
-QUESTIONS = [f"What is {i} and {i * i}?" for i in range(8)]
-TARGETS = list(range(8))
 LONG = [f"Number {i}" for i in range(40)]  # more prompts than one evaluation job takes
 SHARED = "These words begin all prompts, and of one member's they are computed only once: 3, 5, 8. Q: {} A:"
 
@@ -475,23 +473,7 @@ def start(tiny_model, tmp_path):
     """Return a function that makes a trainer for a tiny run on given engines."""
 
     def start(engines: KeptEngines, kind: type[Trainer] = Trainer, **settings: Any) -> Trainer:
-        usual: dict[str, Any] = {
-            "model_name": str(tiny_model),
-            "sigma": 0.02,
-            "alpha": 0.05,
-            "population_size": 4,
-            "num_iterations": 1,
-            "max_tokens": 8,
-            "max_model_len": 256,
-            "reward_function": lambda output, target: sum(ord(c) % 32 for c in output) / (1 + len(output)) + target,
-            "template_function": lambda question: f"Q: {question} A:",
-            "train_dataloader": [(QUESTIONS, TARGETS)],
-            "n_vllm_engines": len(engines),
-            "use_gpus": "none",
-            "logging": ["jsonl"],
-            "output_directory": str(tmp_path / "runs"),
-        }
-        trainer = kind(**usual | settings)
+        trainer = kind(**tiny_run(tiny_model, tmp_path / "runs", len(engines)) | settings)
         trainer.kept = engines
         return trainer
 

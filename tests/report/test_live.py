@@ -8,10 +8,9 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from esplug.utils.file_lock import locked
 from tests.helpers.browser import Tab, needs_browser
 from tests.helpers.cli import errors_of, run_cli
 from tests.helpers.runs import evaluation, make_run, metrics, sample
+from tests.helpers.servers import in_a_thread
 
 HOSTILE = "</pre><img src=x onerror='hacked = 1'><script>hacked = 1</script>"
 
@@ -45,16 +45,8 @@ def new_run(folder: Path, name: str = "run") -> RunDirectory:
     return make_run(folder, name, done=0, evaluations=[], n_iterations=9, status="running")
 
 
-@contextmanager
-def served(*paths: Path) -> Iterator[LiveServer]:
-    with LiveServer(LiveReport(paths), 0) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+def served(*paths: Path) -> AbstractContextManager[LiveServer]:
+    return in_a_thread(LiveServer(LiveReport(paths), 0))
 
 
 def get(server: LiveServer, path: str, **headers: str) -> tuple[int, str, dict[str, str]]:
