@@ -45,6 +45,7 @@ WRITE = """
     from types import SimpleNamespace
 
     import numpy as np
+    import torch.utils.tensorboard  # a logger that imports it for too long is abandoned
 
     from esplug.config import make_config
     from esplug.es.members import population
