@@ -27,7 +27,7 @@ class Sample:
         output: the answer; of a conversation, the last one.
         passed: ``correct`` if the task sets it, else whether the reward reaches ``max_reward``.
         conversation: in a task of several turns, the messages after the prompt: answers and the environment's replies.
-        ended: why the conversation ended (:data:`esplug.data.conversation.Ended`).
+        ended: why the conversation ended: ``task``, ``max_turns``, ``too_long`` or ``failed``.
     """
 
     split: str
