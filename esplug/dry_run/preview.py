@@ -58,7 +58,7 @@ def dry_run(config: RunConfig, task: Task, resume: Path | None, *, probe: bool) 
     _show_data(config, task, train, splits, folder)
     if folder:
         _show_memory(config, folder)
-    check_metric(config, splits)
+    check_metric(config, splits, several_turns=task.turn_function is not None)
     evaluation_rows = sum(len(questions) for batches in splits.values() for questions, _ in batches)
     work = work_of(config, train.batch_size if train else 0, evaluation_rows, done, turns)
     if turns > 1:
