@@ -90,6 +90,8 @@ def _show_data(
     """Print row counts, prompt lengths and the first prompts, with the chat template if the model is available."""
     encoder = PromptEncoder.load(folder, config) if folder else None
     questions, targets = next(iter(train)) if train else next(iter(splits.values()))[0]
+    if encoder and task.turn_function:
+        encoder.check_turns(task.template(questions[0]))
     if train:
         lengths = _lengths(encoder, task, train.prompts, "training row")
         say(f"training: {len(train.prompts):,} rows, {train.batch_size:,} prompts per iteration{lengths}")

@@ -197,6 +197,31 @@ def test_a_template_for_which_there_are_no_further_turns_is_refused(template, me
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("roles", "settings", "hidden"),
+    [
+        (["user"], {}, None),
+        (["tool", "user"], {}, None),
+        (["system"], {}, None),
+        (["user", "judge"], {}, "judge"),
+        (["system", "user"], {"system_prompt": "Think."}, "system"),  # which replaces all system messages
+    ],
+)
+def test_a_reply_that_the_model_would_not_see_is_refused(roles, settings, hidden, own_copy) -> None:
+    encoder = load(own_copy, None, 24, **settings)
+    shown = "{% if m['role'] != 'judge' %}<{{ m['role'] }}>{{ m['content'] }}{% endif %}"
+    encoder.tokenizer.chat_template = "{% for m in messages %}" + shown + "{% endfor %}"
+    reply = [{"role": role, "content": ""} for role in roles]
+    for _ in range(2):  # also when it comes again
+        if not hidden:
+            between = encoder.between_turns(CHAT, [ANSWER], reply)
+            assert encoder.tokenizer.decode(between) == "".join(f"<{role}>" for role in roles)
+            continue
+        with pytest.raises(UserError, match=f"leaves out the reply's message of the role '{hidden}'") as refused:
+            encoder.between_turns(CHAT, [ANSWER], reply)
+        assert "\n" not in str(refused.value)
+
+
 def test_thoughts_that_a_template_would_remove_do_not_matter(own_copy) -> None:
     """As in Qwen3's: the text after an answer is the same, whatever the template makes of the answer."""
     encoder = load(own_copy, None, 24)
