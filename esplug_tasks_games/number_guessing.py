@@ -13,6 +13,7 @@ from typing import Any
 from esplug import Reward, hookimpl
 
 LARGEST = 99  # number in any game
+LARGEST_SIZE = 94  # the larger a range, the fewer there are: of larger ones, some might be held out all or not at all
 EXAMPLE = ((1, 16), (8, 12, 10))  # a range, and the guesses of the game that the prompt shows; the last one is right
 _GUESS = re.compile(r"\s*([0-9]{1,3})\s*")
 
@@ -90,8 +91,8 @@ def reward(model_output: str, target: Mapping[str, int], messages: list[dict[str
 
 def _size(options: Mapping[str, Any]) -> int:
     size: int = options["size"]
-    if not 2 <= size <= LARGEST:
-        raise ValueError(f"size must be between 2 and {LARGEST}, not {size}")
+    if not 2 <= size <= LARGEST_SIZE:
+        raise ValueError(f"size must be between 2 and {LARGEST_SIZE}, not {size}")
     if options["eval_rows"] < 1:
         raise ValueError(f"eval_rows must be at least 1, not {options['eval_rows']}")
     return size
