@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,16 @@ class PromptEncoder:
             if not found or _MARK in text:
                 raise UserError("the model's chat template does not show earlier answers once each; use another model")
             self._check_shown(before, reply)
+        ids = self._tokenized(self._line_end + text)
+        return ids[len(self._tokenized(self._line_end)) :] if self._line_end else ids
+
+    @cached_property
+    def _line_end(self) -> str:
+        """What to tokenize before a text, for a tokenizer that puts a blank before any text, as Llama 2's does."""
+        (first, *_) = self.tokenizer.convert_ids_to_tokens(self._tokenized("x"))
+        return "\n" if first.startswith("\u2581") else ""
+
+    def _tokenized(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 

@@ -6,6 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.normalizers import Prepend, Replace, Sequence
+from tokenizers.pre_tokenizers import Split
+from transformers import PreTrainedTokenizerFast
 
 from esplug.config import make_config
 from esplug.data.chat_template import ChatTemplate
@@ -175,6 +180,19 @@ def test_a_conversation_is_the_prompt_the_answers_and_what_is_between(encoder) -
 def test_after_a_text_the_contents_follow_as_they_are(encoder) -> None:
     reply = [{"role": "user", "content": "\nHint: lower"}, {"role": "user", "content": "\nGuess:"}]
     assert encoder.tokenizer.decode(encoder.between_turns("Guess:", [ANSWER], reply)) == "\nHint: lower\nGuess:"
+
+
+@pytest.mark.parametrize("blank", [True, False])
+def test_a_tokenizer_that_puts_a_blank_before_a_text_puts_none_between_turns(blank) -> None:
+    """As Llama 2's and Mistral's do."""
+    letters = Tokenizer(WordLevel({letter: code for code, letter in enumerate("\n\u2581:Hintxae")}, unk_token="x"))
+    letters.normalizer = Sequence([Prepend("\u2581")] * blank + [Replace(" ", "\u2581")])
+    letters.pre_tokenizer = Split("", "isolated")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters)
+    between = PromptEncoder(tokenizer, 100, ChatTemplate(tokenizer)).between_turns(
+        "Hint:", [ANSWER], [{"role": "user", "content": "\nHint: a"}]
+    )
+    assert "".join(tokenizer.convert_ids_to_tokens(between)) == "\nHint:\u2581a"
 
 
 TEMPLATES = {
