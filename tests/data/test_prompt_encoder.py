@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from esplug.config import make_config
 from esplug.data.chat_template import ChatTemplate
 from esplug.data.prompt_encoder import PromptEncoder
+from esplug.data.prompts import PromptBuilder
 from esplug.errors import UserError
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi <b>"}]
@@ -76,6 +77,11 @@ def test_prompts_keep_their_order(encoder) -> None:
         "b",
     ]
     assert encoder.encode([]) == []
+
+
+def test_a_split_does_not_take_the_name_of_the_average(encoder) -> None:
+    with pytest.raises(UserError, match=r"evaluation split 'average': .*; rename it"):
+        PromptBuilder(encoder, None).split("average", [(["a"], [0])])
 
 
 def test_a_prompt_may_use_all_tokens_but_the_answers(encoder) -> None:
