@@ -120,6 +120,17 @@ def test_impossible_games_are_refused(row) -> None:
         number_guessing.collate([row])
 
 
+@pytest.mark.parametrize("secret", ["x", None, 2.5, float("inf"), [3], ""])
+def test_a_secret_that_is_no_whole_number_is_refused(secret) -> None:
+    with pytest.raises(ValueError, match=r"column 'secret': .* is not a whole number"):
+        number_guessing.collate([{"low": 1, "high": 5, "secret": secret}])
+
+
+def test_numbers_of_any_type_are_taken() -> None:
+    _, (target,) = number_guessing.collate([{"low": "1", "high": 5.0, "secret": 3}])
+    assert target == {"low": 1, "high": 5, "secret": 3}
+
+
 # --- calculator -----------------------------------------------------------------------------------------------
 
 
