@@ -298,7 +298,7 @@ class EvolutionStrategiesTrainer:
         """Set up the run: cheap checks first, engines last."""
         require_installation()
         requested, self._resume, self._stop, log = self.config, resume, None, None
-        self._running = False
+        self._running, self.checksum = False, 0
         if resume:
             self.run_dir, log, self.config = reopen(resume, requested, allow_change=allow_change, stack=stack)
         else:
