@@ -59,7 +59,7 @@ class RunEnd:
             ``interrupted``.
         reason: why the run stopped or failed, in one line; else ``""``.
         updates: number of updates in the weights.
-        checksum: 64-bit checksum of the master weights.
+        checksum: 64-bit checksum of the master weights; 0 if the run failed before it knew them.
         run_dir: the run directory.
     """
 

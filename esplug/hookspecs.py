@@ -143,7 +143,7 @@ class TaskSpec:
 
         Returns:
             The messages of the environment, to which the model then answers; or ``None`` to end the conversation. Their
-            roles may be any that the chat template knows, except ``assistant``. A text is one message of the role
+            roles may be any that the chat template shows, except ``assistant``. A text is one message of the role
             ``user``. They may have 80,000 characters in all. After a prompt that is text, the model reads only their
             contents, without anything between them.
         """

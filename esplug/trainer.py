@@ -34,7 +34,7 @@ from esplug.rewards.anomalies import UNDEFINED, AnomalyReporter
 from esplug.rewards.trial import try_reward
 from esplug.runs.answers import some_answers
 from esplug.runs.directory import RunDirectory
-from esplug.runs.early_stopping import Stop, early_stop
+from esplug.runs.early_stopping import Stop, check_metric, early_stop
 from esplug.runs.engines import create_seed_log, engine_settings, population_jobs, start_engines
 from esplug.runs.metrics import Iteration, PopulationResult
 from esplug.runs.preparation import check_inputs, check_prompts, find_model, start_graders_and_ray
@@ -298,7 +298,7 @@ class EvolutionStrategiesTrainer:
         """Set up the run: cheap checks first, engines last."""
         require_installation()
         requested, self._resume, self._stop, log = self.config, resume, None, None
-        self._running = False
+        self._running, self.checksum = False, 0
         if resume:
             self.run_dir, log, self.config = reopen(resume, requested, allow_change=allow_change, stack=stack)
         else:
@@ -313,6 +313,7 @@ class EvolutionStrategiesTrainer:
         builder = PromptBuilder(encoder, self.template_function)
         data = self.train_dataloader, self.eval_dataloader_dict
         self._prompts = check_prompts(config, self._model, self._plan, builder, *data, first)
+        check_metric(config, self._prompts.evaluator.splits, several_turns=self.turn_function is not None)
         if self.turn_function and self._prompts.some_prompts:
             encoder.check_turns(self._prompts.some_prompts[0])
         self._try_reward()

@@ -7,6 +7,7 @@ The model writes ``<calc>37*48</calc>`` to use it, gets ``<result>1776</result>`
 import re
 import zlib
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from random import Random
 from typing import Any
 
@@ -14,7 +15,7 @@ from esplug import Reward, hookimpl
 from esplug_tasks_games import arithmetic
 
 _CALL = re.compile(r"<calc>(.{0,2000}?)</calc>\s*$", re.DOTALL)
-_ANSWER = re.compile(r"<answer>\s*(.{0,40}?)\s*</answer>", re.DOTALL)
+_ANSWER = re.compile(r"<answer>(.{0,80}?)</answer>", re.DOTALL)
 _INSTRUCTION = (
     "{question} You have a calculator: to use it, write <calc>an expression</calc>, such as <calc>12*7</calc>, and "
     "wait for its result. Then write the number alone between <answer> and </answer>."
@@ -104,11 +105,11 @@ def _solved(expression: str) -> str:
     return f"Question: What is {expression}?\n{steps}\n\n"
 
 
-def _number(text: str) -> Any:
+def _number(text: str) -> Fraction:
     """Return the value of a number, which may have a sign and commas between thousands."""
     if not re.fullmatch(r"[-+]?[0-9]{1,3}(,[0-9]{3})*(\.[0-9]+)?|[-+]?[0-9]{1,20}(\.[0-9]{1,20})?", text.strip()):
         raise ValueError(f"column 'answer': {text[:60]!r} is not a number")
-    return arithmetic.evaluate(text.replace(",", "").strip())
+    return Fraction(text.replace(",", "").strip())
 
 
 def _shots(options: Mapping[str, Any]) -> int:

@@ -8,11 +8,13 @@ import math
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from esplug import Reward, hookimpl
 
 LARGEST = 99  # number in any game
+LARGEST_SIZE = 94  # the larger a range, the fewer there are: of larger ones, some might be held out all or not at all
 EXAMPLE = ((1, 16), (8, 12, 10))  # a range, and the guesses of the game that the prompt shows; the last one is right
 _GUESS = re.compile(r"\s*([0-9]{1,3})\s*")
 
@@ -43,7 +45,7 @@ def load_rows(split: str, path: str | None, options: Mapping[str, Any]) -> Any:
 @hookimpl
 def collate(batch: Sequence[Mapping[str, Any]]) -> tuple[list[tuple[int, int]], list[dict[str, int]]]:
     """The question is the range, and the target is the range and the secret."""
-    targets = [{name: int(row[name]) for name in ("low", "high", "secret")} for row in batch]
+    targets = [{name: _whole(name, row[name]) for name in ("low", "high", "secret")} for row in batch]
     for target in targets:
         if not 0 <= target["low"] <= target["secret"] <= target["high"] <= 999 or target["low"] == target["high"]:
             raise ValueError(f"low <= secret <= high <= 999 and low < high do not hold for {target}")
@@ -90,11 +92,18 @@ def reward(model_output: str, target: Mapping[str, int], messages: list[dict[str
 
 def _size(options: Mapping[str, Any]) -> int:
     size: int = options["size"]
-    if not 2 <= size <= LARGEST:
-        raise ValueError(f"size must be between 2 and {LARGEST}, not {size}")
+    if not 2 <= size <= LARGEST_SIZE:
+        raise ValueError(f"size must be between 2 and {LARGEST_SIZE}, not {size}")
     if options["eval_rows"] < 1:
         raise ValueError(f"eval_rows must be at least 1, not {options['eval_rows']}")
     return size
+
+
+def _whole(column: str, value: Any) -> int:
+    with suppress(TypeError, ValueError, OverflowError):
+        if (number := int(value)) == float(value):
+            return number
+    raise ValueError(f"column {column!r}: {str(value)[:60]!r} is not a whole number")
 
 
 def _games(size: int) -> Iterator[dict[str, int]]:

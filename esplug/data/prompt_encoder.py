@@ -2,7 +2,8 @@
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from esplug.errors import UserError
 from esplug.hookspecs import Message, Prompt
 from esplug.utils.text import brief, one_line, printable
 
-#: Stands for an answer while the text after it is rendered. Nobody can guess it, so no message contains it.
-_ANSWER = f"answer{secrets.token_hex(8)}"
+#: Stands for a content, such as an answer's, while messages are rendered. Nobody can guess it, so no message has it.
+_MARK = f"mark{secrets.token_hex(8)}"
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class PromptEncoder:
     longest: int
     chat_template: ChatTemplate
     end_tokens: tuple[int, ...] = ()
+    _shown_roles: set[tuple[str, ...]] = field(default_factory=set, compare=False)  # of replies that were checked
 
     @classmethod
     def load(cls, folder: Path, config: RunConfig) -> "PromptEncoder":
@@ -99,16 +101,40 @@ class PromptEncoder:
             reply: the environment's messages.
 
         Raises:
-            UserError: the chat template rejects the messages, or does not show answers as they are.
+            UserError: the chat template rejects the messages, or does not show answers as they are, or the reply.
         """
         if isinstance(prompt, str):
             text = "".join(message["content"] for message in reply)
         else:
-            _, found, text = self.render([*prompt, *said[:-1], answered(_ANSWER), *reply]).partition(_ANSWER)
-            if not found or _ANSWER in text:
+            before = [*prompt, *said[:-1]]
+            _, found, text = self.render([*before, answered(_MARK), *reply]).partition(_MARK)
+            if not found or _MARK in text:
                 raise UserError("the model's chat template does not show earlier answers once each; use another model")
+            self._check_shown(before, reply)
+        ids = self._tokenized(self._line_end + text)
+        return ids[len(self._tokenized(self._line_end)) :] if self._line_end else ids
+
+    @cached_property
+    def _line_end(self) -> str:
+        """What to tokenize before a text, for a tokenizer that puts a blank before any text, as Llama 2's does."""
+        (first, *_) = self.tokenizer.convert_ids_to_tokens(self._tokenized("x"))
+        return "\n" if first.startswith("\u2581") else ""
+
+    def _tokenized(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
+
+    def _check_shown(self, before: Sequence[Message], reply: Sequence[Message]) -> None:
+        """Check that the model sees each message of a reply, once for all replies of the same roles."""
+        roles = tuple(message["role"] for message in reply)
+        if roles in self._shown_roles:
+            return
+        marked = [{"role": role, "content": f"{_MARK}-{number}."} for number, role in enumerate(roles)]
+        text = self.render([*before, answered("Yes."), *marked])
+        if hidden := [message["role"] for message in marked if message["content"] not in text]:
+            fault = f"the chat template or --system-prompt leaves out the reply's message of the role {hidden[0]!r}"
+            raise UserError(f"{fault}; have turn return another role, such as 'user'")
+        self._shown_roles.add(roles)
 
     def check_turns(self, prompt: Prompt) -> None:
         """Check that a conversation can follow a prompt; raises like :meth:`between_turns`."""

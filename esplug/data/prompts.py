@@ -32,7 +32,9 @@ class PromptBuilder:
         return self.encoder.render(self._prompt(question))
 
     def split(self, name: str, loader: Iterable[Batch]) -> EvaluationSplit:
-        """Return the rows of an evaluation split, after checking its batches and prompts."""
+        """Return the rows of an evaluation split, after checking its name, batches and prompts."""
+        if name == "average":
+            raise UserError("evaluation split 'average': results give the average of all splits that name; rename it")
         batches = [_checked(batch, f"eval_dataloader_dict[{name!r}]") for batch in loader]
         prompts = [self._prompt(question) for questions, _ in batches for question in questions]
         targets = [target for _, targets in batches for target in targets]

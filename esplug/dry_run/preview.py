@@ -58,7 +58,7 @@ def dry_run(config: RunConfig, task: Task, resume: Path | None, *, probe: bool) 
     _show_data(config, task, train, splits, folder)
     if folder:
         _show_memory(config, folder)
-    check_metric(config, splits)
+    check_metric(config, splits, several_turns=task.turn_function is not None)
     evaluation_rows = sum(len(questions) for batches in splits.values() for questions, _ in batches)
     work = work_of(config, train.batch_size if train else 0, evaluation_rows, done, turns)
     if turns > 1:
@@ -90,6 +90,8 @@ def _show_data(
     """Print row counts, prompt lengths and the first prompts, with the chat template if the model is available."""
     encoder = PromptEncoder.load(folder, config) if folder else None
     questions, targets = next(iter(train)) if train else next(iter(splits.values()))[0]
+    if encoder and task.turn_function:
+        encoder.check_turns(task.template(questions[0]))
     if train:
         lengths = _lengths(encoder, task, train.prompts, "training row")
         say(f"training: {len(train.prompts):,} rows, {train.batch_size:,} prompts per iteration{lengths}")

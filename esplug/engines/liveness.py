@@ -56,10 +56,11 @@ class LivenessMonitor:
                 for slot in self._slots:
                     slot.heard = min(slot.heard + unheard, now)
             pulses = {slot.pulse: slot for slot in self._slots if slot.pulse is not None}
-            if not refs and not pulses:
+            done: list[Any] = []
+            if refs or pulses:
+                done, _ = ray.wait([*refs, *pulses], num_returns=1, timeout=interval)
+            else:
                 time.sleep(interval)
-                continue
-            done, _ = ray.wait([*refs, *pulses], num_returns=1, timeout=interval)
             if done and done[0] not in pulses:
                 return done[0]
             for ref in done:

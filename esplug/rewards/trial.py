@@ -64,7 +64,7 @@ def _try_turn(pool: RewardPool, targets: Sequence[Any], prompts: Sequence[Prompt
         ).result()
 
     remedy = "it must take (messages, target) and return a list of messages, or None to end the conversation"
-    _try(reply, targets, pool, f"turn, beside {pool.name}, cannot reply to", remedy)
+    _try(reply, targets, pool, f"the turn function that goes with {pool.name} cannot reply to", remedy)
 
 
 def _try(

@@ -26,7 +26,7 @@ class Stop:
     by_settings: bool = False
 
 
-def check_metric(config: RunConfig, splits: Collection[str]) -> None:
+def check_metric(config: RunConfig, splits: Collection[str], *, several_turns: bool) -> None:
     """Check that the run's evaluations, of these splits, can have the metric of early stopping.
 
     Raises:
@@ -40,7 +40,8 @@ def check_metric(config: RunConfig, splits: Collection[str]) -> None:
             "give evaluation data, or leave it out"
         )
     scores = [*(f"pass@{k}" for k in config.pass_k), "reward"]
-    figures = {"average": scores} | {split: [*scores, "tokens", "finished"] for split in splits}
+    own = [*scores, "tokens", "finished", *(["turns", "too_long", "failed"] if several_turns else [])]
+    figures = {"average": scores} | dict.fromkeys(splits, own)
     known = [
         f"eval/{split}/{figure}/{part}"
         for split, names in figures.items()

@@ -23,7 +23,6 @@ from esplug.planning.memory import cpu_items
 from esplug.planning.placement import Plan, plan_engines
 from esplug.rewards import RewardPool
 from esplug.runs.directory import environment
-from esplug.runs.early_stopping import check_metric
 from esplug.runs.engines import shares_prefixes
 from esplug.utils.console import say
 
@@ -144,11 +143,10 @@ def check_prompts(
     """Check all prompts that are known before the run; ``first`` is its first iteration.
 
     Raises:
-        UserError: a prompt is invalid or too long, or early stopping has no such metric.
+        UserError: a prompt is invalid or too long.
     """
     end_tokens = builder.encoder.end_tokens
     splits = {name: builder.split(name, loader) for name, loader in evaluation.items()}
-    check_metric(config, splits)
     known = [split.prompts for split in splits.values()]
     some_prompts = [prompt for split in splits.values() for prompt in split.templates]
     some_targets = [target for split in splits.values() for target in split.targets]

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,8 @@ def past_evaluations(
         same = ([row[0].prompt for row in each.rows] == splits[each.split].texts for each in evaluated)
         answers = {len(row) for each in evaluated for row in each.rows}
         if all(same) and answers == {config.eval_n_samples}:
-            found.append(Evaluation(iteration, evaluated, 0.0))
+            by_task = any(each.by_task for each in evaluated)  # as of the whole evaluation
+            found.append(Evaluation(iteration, [replace(each, by_task=by_task) for each in evaluated], 0.0))
     return found
 
 

@@ -6,10 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.normalizers import Prepend, Replace, Sequence
+from tokenizers.pre_tokenizers import Split
+from transformers import PreTrainedTokenizerFast
 
 from esplug.config import make_config
 from esplug.data.chat_template import ChatTemplate
 from esplug.data.prompt_encoder import PromptEncoder
+from esplug.data.prompts import PromptBuilder
 from esplug.errors import UserError
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi <b>"}]
@@ -71,6 +77,11 @@ def test_prompts_keep_their_order(encoder) -> None:
         "b",
     ]
     assert encoder.encode([]) == []
+
+
+def test_a_split_does_not_take_the_name_of_the_average(encoder) -> None:
+    with pytest.raises(UserError, match=r"evaluation split 'average': .*; rename it"):
+        PromptBuilder(encoder, None).split("average", [(["a"], [0])])
 
 
 def test_a_prompt_may_use_all_tokens_but_the_answers(encoder) -> None:
@@ -177,6 +188,19 @@ def test_after_a_text_the_contents_follow_as_they_are(encoder) -> None:
     assert encoder.tokenizer.decode(encoder.between_turns("Guess:", [ANSWER], reply)) == "\nHint: lower\nGuess:"
 
 
+@pytest.mark.parametrize("blank", [True, False])
+def test_a_tokenizer_that_puts_a_blank_before_a_text_puts_none_between_turns(blank) -> None:
+    """As Llama 2's and Mistral's do."""
+    letters = Tokenizer(WordLevel({letter: code for code, letter in enumerate("\n\u2581:Hintxae")}, unk_token="x"))
+    letters.normalizer = Sequence([Prepend("\u2581")] * blank + [Replace(" ", "\u2581")])
+    letters.pre_tokenizer = Split("", "isolated")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters)
+    between = PromptEncoder(tokenizer, 100, ChatTemplate(tokenizer)).between_turns(
+        "Hint:", [ANSWER], [{"role": "user", "content": "\nHint: a"}]
+    )
+    assert "".join(tokenizer.convert_ids_to_tokens(between)) == "\nHint:\u2581a"
+
+
 TEMPLATES = {
     "hidden": "{% for m in messages %}{% if m['role'] != 'assistant' %}{{ m['content'] }}{% endif %}{% endfor %}",
     "twice": "{% for m in messages %}{{ m['content'] }}{{ m['content'] }}{% endfor %}",
@@ -195,6 +219,31 @@ def test_a_template_for_which_there_are_no_further_turns_is_refused(template, me
     with pytest.raises(UserError, match=message) as refused:
         encoder.check_turns(CHAT)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("roles", "settings", "hidden"),
+    [
+        (["user"], {}, None),
+        (["tool", "user"], {}, None),
+        (["system"], {}, None),
+        (["user", "judge"], {}, "judge"),
+        (["system", "user"], {"system_prompt": "Think."}, "system"),  # which replaces all system messages
+    ],
+)
+def test_a_reply_that_the_model_would_not_see_is_refused(roles, settings, hidden, own_copy) -> None:
+    encoder = load(own_copy, None, 24, **settings)
+    shown = "{% if m['role'] != 'judge' %}<{{ m['role'] }}>{{ m['content'] }}{% endif %}"
+    encoder.tokenizer.chat_template = "{% for m in messages %}" + shown + "{% endfor %}"
+    reply = [{"role": role, "content": ""} for role in roles]
+    for _ in range(2):  # also when it comes again
+        if not hidden:
+            between = encoder.between_turns(CHAT, [ANSWER], reply)
+            assert encoder.tokenizer.decode(between) == "".join(f"<{role}>" for role in roles)
+            continue
+        with pytest.raises(UserError, match=f"leaves out the reply's message of the role '{hidden}'") as refused:
+            encoder.between_turns(CHAT, [ANSWER], reply)
+        assert "\n" not in str(refused.value)
 
 
 def test_thoughts_that_a_template_would_remove_do_not_matter(own_copy) -> None:

@@ -1,5 +1,6 @@
 """`esplug train --dry-run` without its probe, and the arithmetic of a run's cost."""
 
+import shutil
 import tomllib
 
 import pytest
@@ -100,6 +101,17 @@ def test_a_mistake_is_one_line(arguments, words, no_engines, monkeypatch, capfd,
     code, _, err = dry_run(monkeypatch, capfd, *(each.format(tiny=tiny_model) for each in arguments))
     assert (code, len(errors_of(err))) == (2, 1), err
     assert words in errors_of(err)[0]
+
+
+def test_a_chat_template_for_which_there_are_no_further_turns_is_found(
+    no_engines, monkeypatch, capfd, tmp_path, tiny_model
+) -> None:
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    only_users = "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}{% endfor %}"
+    (model / "chat_template.jinja").write_text(only_users)
+    code, _, err = dry_run(monkeypatch, capfd, "--task", "calculator", "--model-name", str(model))
+    assert (code, len(errors_of(err))) == (2, 1), err
+    assert "does not show earlier answers" in errors_of(err)[0]
 
 
 def test_early_stopping_is_announced(no_engines, monkeypatch, capfd, tiny_model) -> None:

@@ -98,12 +98,22 @@ def test_a_label_that_no_answer_has_counts_as_none(tmp_path) -> None:
 def test_a_metric_that_no_evaluation_can_have_is_refused_before_the_run(metric, hint) -> None:
     config = config_of(early_stopping_metric=metric, eval_n_samples=4, eval_temperature=1.0, pass_k=[4])
     if not hint:
-        check_metric(config, ["a", "a/b"])
+        check_metric(config, ["a", "a/b"], several_turns=False)
         return
     with pytest.raises(UserError, match=rf"^--early-stopping-metric {metric}: ") as refused:
-        check_metric(config, ["a", "a/b"])
+        check_metric(config, ["a", "a/b"], several_turns=False)
     assert hint in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("figure", ["turns/mean", "too_long/mean", "failed/ci95_high"])
+def test_a_metric_of_turns_needs_several(figure) -> None:
+    config = config_of(early_stopping_metric=f"eval/held_out/{figure}")
+    check_metric(config, ["held_out"], several_turns=True)
+    conversation = {"conversation": [{"role": "assistant", "content": "x"}], "ended": "task"}
+    assert config.early_stopping_metric in evaluated(0, 0.5, **conversation).metrics()
+    with pytest.raises(UserError, match="the evaluations have no such metric"):
+        check_metric(config, ["held_out"], several_turns=False)
 
 
 def test_a_metric_of_the_task_that_is_not_there_is_refused_at_the_first_evaluation() -> None:
@@ -116,9 +126,9 @@ def test_a_metric_of_the_task_that_is_not_there_is_refused_at_the_first_evaluati
 
 def test_without_evaluations_it_is_refused() -> None:
     with pytest.raises(UserError, match=r"--early-stopping-patience needs evaluations, and there is nothing to eval"):
-        check_metric(config_of(), [])
-    check_metric(config_of(early_stopping_patience=0), [])
-    check_metric(config_of(n_iterations=0), [])
+        check_metric(config_of(), [], several_turns=False)
+    check_metric(config_of(early_stopping_patience=0), [], several_turns=False)
+    check_metric(config_of(n_iterations=0), [], several_turns=False)
 
 
 def test_the_rule_in_words() -> None:

@@ -341,3 +341,19 @@ def test_past_evaluations_come_back_as_they_were(tmp_path) -> None:
     assert past_evaluations(run, splits, config, 4) == [written[0]]
     changed = {"a": EvaluationSplit(["prompt", "another"], [[1], [2]], [{"x": [1]}, 2])}
     assert past_evaluations(run, changed, config, 4) == []
+
+
+def test_whether_the_task_decides_what_passes_holds_for_a_whole_past_evaluation(tmp_path) -> None:
+    config = make_config(SETTINGS, {"output_directory": str(tmp_path)})
+    run = RunDirectory.create(config)
+    samples = [
+        Sample("a", 0, 0, "prompt", 1, "answer", 0.5, "timeout", None, False, 3, True),
+        Sample("b", 0, 0, "prompt", 1, "answer", 0.5, "right", True, True, 3, True),
+    ]
+    written = Evaluation(0, [SplitEvaluation(each.split, [each], (1,), True) for each in samples], 0.0)
+    for split in written.splits:
+        run.write_evaluation(split.split, 0, split.record(0))
+    splits = dict.fromkeys("ab", EvaluationSplit(["prompt"], [[1]], [1]))
+    (found,) = past_evaluations(run, splits, config, 1)
+    assert found == written
+    assert found.mean == written.mean == 0.5

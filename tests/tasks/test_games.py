@@ -1,5 +1,6 @@
 """The tasks of several turns: their replies and rewards, whatever the model writes."""
 
+import time
 from fractions import Fraction
 from typing import Any
 
@@ -93,8 +94,20 @@ def test_held_out_ranges_are_not_trained_on() -> None:
     assert number_guessing.template((targets[0]["low"], targets[0]["high"])).endswith("\nGuess:")
 
 
+@pytest.mark.parametrize("size", range(2, number_guessing.LARGEST_SIZE + 1))
+def test_every_size_has_games_to_train_on_and_held_out_ones(size) -> None:
+    task_options = number_guessing.options() | {"size": size}
+    assert number_guessing.load_rows("train", None, task_options)
+    assert number_guessing.load_rows("eval", None, task_options)["held_out"]
+
+
 @pytest.mark.parametrize(
-    ("given_options", "message"), [({"size": 1}, "size must be between"), ({"eval_rows": 0}, "eval_rows must be")]
+    ("given_options", "message"),
+    [
+        ({"size": 1}, "size must be between"),
+        ({"size": 95}, "size must be between"),
+        ({"eval_rows": 0}, "eval_rows must be"),
+    ],
 )
 def test_options_out_of_range_are_refused(given_options, message) -> None:
     with pytest.raises(ValueError, match=message):
@@ -105,6 +118,17 @@ def test_options_out_of_range_are_refused(given_options, message) -> None:
 def test_impossible_games_are_refused(row) -> None:
     with pytest.raises(ValueError, match="low <= secret <= high"):
         number_guessing.collate([row])
+
+
+@pytest.mark.parametrize("secret", ["x", None, 2.5, float("inf"), [3], ""])
+def test_a_secret_that_is_no_whole_number_is_refused(secret) -> None:
+    with pytest.raises(ValueError, match=r"column 'secret': .* is not a whole number"):
+        number_guessing.collate([{"low": 1, "high": 5, "secret": secret}])
+
+
+def test_numbers_of_any_type_are_taken() -> None:
+    _, (target,) = number_guessing.collate([{"low": "1", "high": 5.0, "secret": 3}])
+    assert target == {"low": 1, "high": 5, "secret": 3}
 
 
 # --- calculator -----------------------------------------------------------------------------------------------
@@ -207,7 +231,9 @@ def test_the_calculator_replies_to_a_call(answer, result) -> None:
         ("<answer> 1,776 </answer>", 1.0, "correct"),
         ("<answer>1776.0</answer>", 1.0, "correct"),
         ("<answer>1</answer><answer>1776</answer>", 1.0, "correct"),
+        ("<answer>01776</answer>", 1.0, "correct"),
         ("<answer>1777</answer>", 0.2, "wrong"),
+        ("<answer>1776000000000000</answer>", 0.2, "wrong"),
         ("<answer>37*48</answer>", 0.1, "not_a_number"),
         ("1776", 0.1, "no_answer"),
         ("", 0.1, "no_answer"),
@@ -219,6 +245,12 @@ def test_reward_after_a_call(answer, value, label) -> None:
     assert (reward.value, reward.label, reward.metrics) == (value, label, {"calls": 1})
     without = calculator.reward(answer, "1776", said(answer))
     assert without.value == (0.0 if value == 0.1 else value)
+
+
+def test_an_unfinished_answer_of_blanks_is_graded_fast() -> None:
+    began = time.perf_counter()
+    assert calculator.reward("<answer>" + " " * 9_000, "7", said("")).label == "no_answer"
+    assert time.perf_counter() - began < 1
 
 
 def test_questions_are_answered_right_and_held_out() -> None:
