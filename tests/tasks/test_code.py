@@ -397,6 +397,16 @@ def test_a_sandbox_that_fails_later_is_an_error_and_not_a_wrong_answer(monkeypat
         task.reward(block("def solve(x): return 2 * x"), suite, OPTIONS)
 
 
+def test_a_failure_of_the_sandbox_of_an_answer_to_assertions_is_an_error(monkeypatch):
+    fails = sandbox.Sandbox("rlimits")
+    command = fails.command
+    failing = ["/bin/sh", "-c", "echo 'bwrap: out of memory' >&2; exit 1"]
+    monkeypatch.setattr(fails, "command", lambda name, file: failing if name == "solver.py" else command(name, file))
+    monkeypatch.setattr(task, "proven", lambda *_: fails)
+    with pytest.raises(sandbox.SandboxError, match="out of memory"):
+        graded(MBPP, block("def shared(a, b): return ()"))
+
+
 # --- grading -------------------------------------------------------------------------------------------------
 
 
@@ -423,6 +433,34 @@ def test_a_program_that_fails_after_the_right_output_earns_nothing():
     row = {"tests": {"inputs": ["", ""], "outputs": ["1", "2"]}}
     assert graded(row, block("print(1)\n1 / 0")).label == "error"
     assert graded(row, block("print(1)")).value == 0.5
+
+
+LOOP = HUMAN_EVAL | {
+    "prompt": 'def twice(x: int):\n    """Double x."""\n',
+    "entry_point": "twice",
+    "test": "def check(candidate):\n    for x in range(10):\n        y = candidate(x)\n        assert y == 2 * x\n",
+}
+INSIDE = "def check(candidate):\n    for x in range(10):\n        assert candidate(x) == 2 * x\n"
+MAPPED = {"test_list": ["assert all(map(lambda x: twice(x) == 2 * x, [1, 2]))"]}
+
+
+@pytest.mark.parametrize(
+    ("row", "end", "value", "label"),
+    [
+        (LOOP, "return 0", 0.5, "partial"),
+        (LOOP, "time.sleep(99)", 0.0, "timeout"),
+        (LOOP, "return y", 0.0, "wrong"),
+        (LOOP, "raise StopIteration", 0.0, "wrong"),
+        (LOOP, "os._exit(0)", 0.0, "wrong"),
+        (LOOP | {"test": INSIDE}, "time.sleep(99)", 0.5, "partial"),
+        (MAPPED, "raise StopIteration", 0.0, "wrong"),
+        ({"test_list": ["assert twice(7) == 14"]}, "while True: pass", 0.0, "timeout"),
+    ],
+)
+def test_assertions_that_were_never_reached_do_not_count_as_passed(row, end, value, label):
+    code = f"import os, time\ndef twice(x):\n    if x < 5 and {row is not MAPPED}: return 2 * x\n    {end}"
+    reward = graded(row, block(code), seconds=0.5)
+    assert (reward.value, reward.label) == (value, label)
 
 
 def test_each_program_runs_afresh():
