@@ -1,6 +1,8 @@
 """The code task: extraction, test suites of public data sets, comparison, the sandbox, the small set and the hooks."""
 
 import base64
+import errno
+import fcntl
 import json
 import os
 import pickle
@@ -21,6 +23,7 @@ from esplug.testing import task_checks
 from esplug_tasks_code import extraction, judge, prompts, proof, sandbox, small, solver, suites, values
 from tests.helpers.sandboxes import available
 
+F_SETSIG, F_SETOWN_EX = 10, 15
 OPTIONS = dict(task.options()) | {"sandbox": "rlimits"}
 DOUBLE = {"fn_name": "solve", "inputs": [[1], [5]], "outputs": [2, 10]}
 
@@ -351,6 +354,16 @@ def test_a_sandbox_bounds_what_a_program_takes(kind):
     threads = "import threading\nt = threading.Thread(target=print, args=(1,))\nt.start()\nt.join()"
     assert limited.program(threads, "").output == b"1\n"
     assert limited.program("raise ValueError", "").code == 1
+
+
+@pytest.mark.parametrize("command", [fcntl.F_SETOWN, F_SETSIG, F_SETOWN_EX, fcntl.F_SETOWN + (1 << 32)])
+def test_no_descriptor_may_send_a_signal(command):
+    code = f"""
+import ctypes, errno, os
+libc = ctypes.CDLL(None, use_errno=True)
+print(libc.syscall({{"x86_64": 72}}.get(os.uname().machine, 25), 0, ctypes.c_long({command}), 0), ctypes.get_errno())
+"""
+    assert sandbox.Sandbox("rlimits").program(code, "").output == f"-1 {errno.EPERM}\n".encode()
 
 
 @pytest.mark.parametrize(
