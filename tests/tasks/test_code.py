@@ -51,6 +51,7 @@ def block(code: str) -> str:
         ("```bash\nls\n```\n```python\nx = 1\n```", "x = 1\n", "x = 1\n"),
         ("```python\nx = 1\n```\nor\n```python\nx = 2", "x = 1\n", "x = 1\n"),
         ("  ```python\n  x = 1\n  ```", "  x = 1\n", "  x = 1\n"),
+        ("```python\r\nx = '\x0c\u2028'\r\n```\r\n", "x = '\x0c\u2028'\r\n", "x = '\x0c\u2028'\r\n"),
         ("```python\nx = '```'\ny = 2\n```", "x = '```'\ny = 2\n", "x = '```'\ny = 2\n"),
         ("```python\n\n```", None, None),
         ("```python\nx = 1", None, None),
@@ -615,6 +616,19 @@ def test_the_plain_prompt_continues_with_the_code(hooks, kind, shots):
     assert hooks.reward(model_output=row["solution"], target=suite, options=options).correct
     assert hooks.reward(model_output=f"{row['solution']}```\n```\n1/0\n```", target=suite, options=options).correct
     assert "```" in hooks.defaults(options=options)["stop"]
+
+
+def test_an_answer_continues_starter_code_on_a_line_of_its_own(hooks):
+    options = OPTIONS | {"template": "plain"}
+    (question,), (suite,) = hooks.collate(batch=[LCB], options=options)
+    assert hooks.template(question=question, options=options).endswith(LCB["starter_code"].rstrip() + "\n")
+    assert hooks.reward(model_output="        return sorted(xs) + [y]\n", target=suite, options=options).correct
+
+
+def test_the_time_limit_allows_for_the_slowest_tests(hooks):
+    for seconds in (0.5, 2.0, 600.0):
+        most = 3 * sandbox.PATIENCE * seconds  # the last test begins after two thirds at most
+        assert hooks.defaults(options=OPTIONS | {"seconds": seconds})["reward_function_timeout"] >= most + 10
 
 
 @pytest.mark.parametrize("kind", small.KINDS)
