@@ -75,6 +75,7 @@ def in_pool(tmp_path: Path) -> Any:
     [
         ({"model": " "}, ["--task-option model=NAME"]),
         ({"base_url": "localhost:8000"}, ["base_url", "http://"]),
+        ({"base_url": "http://host:80800/v1"}, ["base_url", "http://"]),
         ({"base_url": "http://me:secret@host/v1"}, ["password", "api_key_env"]),
         ({"base_url": "http://host/v1?key=secret"}, ["query", "api_key_env"]),
         ({"api_key_env": "sk-proj-secret"}, ["api_key_env", "never"]),
@@ -99,6 +100,14 @@ def test_an_invalid_option_is_an_error_that_shows_no_secret(given, words) -> Non
         task.defaults(dict(task.options()) | {"model": "m"} | given)
     assert all(word in str(caught.value) for word in words)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["secret\n", "se cret", "se\rcret", "secr\u00e9t", "\u200bsecret"])
+def test_a_key_that_no_request_can_carry_is_refused_and_not_shown(monkeypatch, key) -> None:
+    monkeypatch.setenv("JUDGE_KEY", key)
+    with pytest.raises(ValueError, match=r"^the environment variable JUDGE_KEY must hold only the API key") as caught:
+        settings(api_key_env="JUDGE_KEY")
+    assert key not in str(caught.value)
 
 
 def test_the_defaults_leave_time_for_an_outage_and_for_turns() -> None:
