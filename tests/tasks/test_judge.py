@@ -377,13 +377,21 @@ def test_an_answer_on_which_the_endpoint_always_fails_does_not_stop_the_run(grad
     assert fine.value == pytest.approx(0.75)
 
 
+@pytest.mark.parametrize("status", [401, 402, 404])
+def test_an_account_that_is_closed_stops_the_run(graded, status) -> None:
+    with chat_server(lambda _, number: GOOD if number == 1 else (status, {}, b"{}")) as server:
+        graded(server, "a")
+        with pytest.raises(StopRun, match=rf"\(status {status}: "):
+            graded(server, "b")
+
+
 @pytest.mark.parametrize("status", [401, 403, 404])  # 403 only as long as it has not replied to anything
 def test_a_wrong_key_or_model_stops_the_run_without_showing_the_key(graded, monkeypatch, status) -> None:
     monkeypatch.setenv("JUDGE_KEY", "abc123")
     body = json.dumps({"error": {"message": "wrong key abc123\nfor you"}}).encode()
     with (
         chat_server(lambda *_: (status, {}, body)) as server,
-        pytest.raises(StopRun, match=rf"\(status {status}: wrong key \*\*\* for you\); check .* api_key_env") as caught,
+        pytest.raises(StopRun, match=rf"\(status {status}: wrong key \*\*\* for you\); check .* extra") as caught,
     ):
         graded(server, "a", api_key_env="JUDGE_KEY")
     assert "abc123" not in str(caught.value)
@@ -399,6 +407,14 @@ def test_an_endpoint_that_was_never_there_is_found_out_soon(tmp_path) -> None:
         pytest.raises(UserError, match=r"http://127.0.0.1:9/v1 does not reply \(.*\); start it, or correct"),
     ):
         try_reward(pool, [TARGET])
+
+
+def test_a_pause_longer_than_the_outage_is_named(graded) -> None:
+    with (
+        chat_server(lambda *_: (429, {"Retry-After": "7200"}, b"{}")) as server,
+        pytest.raises(StopRun, match=r"asks to wait for 7200 s \(status 429.*\); resume .* outage=SECONDS"),
+    ):
+        graded(server, "a")
 
 
 def test_an_outage_is_waited_for(graded) -> None:
