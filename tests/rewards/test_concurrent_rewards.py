@@ -137,6 +137,17 @@ def test_memory_is_limited_over_all_answers_of_a_process() -> None:
     assert [each.reward.label for each in grades] == ["", "error:MemoryError", ""]
 
 
+def test_an_answer_that_finds_the_memory_full_of_another_is_graded_alone() -> None:
+    async def hoard(output: str, target: Any) -> float:
+        await asyncio.sleep(0.1 * float(output))
+        _held = bytearray(700 << 20 if float(output) else 0)
+        await asyncio.sleep(0.5)
+        return 1.0
+
+    grades = grade(hoard, ["0", "1", "2"], timeout=10, processes=1, concurrency=4, memory=1)
+    assert [each.reward for each in grades] == [Reward(1.0)] * 3
+
+
 def test_the_pool_closes_while_answers_are_pending() -> None:
     async def endless(output: str, target: Any) -> float:
         await asyncio.sleep(600)
