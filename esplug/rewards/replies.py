@@ -99,7 +99,7 @@ def _clean(text: str) -> str:
 def failure_line(error: BaseException) -> bytes:
     """Return the reply to a request for which user code raised ``error``."""
     if isinstance(error, StopRun):
-        return reply_line(Reward(0.0), _clean(str(error)), stops=True)
+        return reply_line(Reward(0.0), _clean(str(error).strip() or "it raised StopRun"), stops=True)
     if isinstance(error, MemoryError):
         lift_memory_limit()
     trace = _clean("".join(traceback.format_exception(error, limit=-MAX_FRAMES)).strip())

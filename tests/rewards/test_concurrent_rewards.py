@@ -191,6 +191,23 @@ def test_before_the_run_the_stop_is_an_error_of_the_user() -> None:
         try_reward(pool, [None])
 
 
+def stop_at_import() -> None:
+    raise StopRun
+
+
+class StopsAtImport:
+    def __reduce__(self) -> Any:
+        return stop_at_import, ()
+
+    def __call__(self, output: str, target: Any) -> float:
+        return 1.0
+
+
+def test_a_stop_without_a_message_at_import_is_an_error_of_the_user() -> None:
+    with pytest.raises(UserError, match=r"does not load in another process \(it raised StopRun\)"):
+        RewardPool(StopsAtImport(), timeout=5, processes=1).start()
+
+
 def test_an_invalid_concurrency_is_refused() -> None:
     with pytest.raises(UserError, match="at least 1, not 0"):
         RewardPool(max, timeout=1, concurrency=0)
