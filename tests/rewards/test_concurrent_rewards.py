@@ -64,6 +64,17 @@ def test_slow_rewards_take_no_longer_than_one() -> None:
     assert all(1.0 <= each.seconds < 3.0 for each in grades)
 
 
+def test_many_replies_and_many_requests_do_not_wait_for_each_other() -> None:
+    async def quick(output: str, target: Any) -> tuple[str, float]:
+        await asyncio.sleep(0)
+        return output[:200], 1.0
+
+    started = time.perf_counter()
+    grades = grade(quick, ["a" * 10_000] * 1500, concurrency=700)
+    assert time.perf_counter() - started < 45.0
+    assert {each.reward.value for each in grades} == {1.0}
+
+
 def test_a_reward_that_does_not_await_has_the_time_limit_to_itself() -> None:
     def blocking(output: str, target: Any) -> float:
         time.sleep(0.2)
