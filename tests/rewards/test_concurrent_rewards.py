@@ -181,7 +181,16 @@ def unavailable_now(output: str, target: Any) -> float:
     return asyncio.run(unavailable(output, target))
 
 
-@pytest.mark.parametrize(("reward", "concurrency"), [(unavailable, None), (unavailable, 8), (unavailable_now, None)])
+async def unavailable_to_a_task(output: str, target: Any) -> float:
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(unavailable(output, target))
+    return task.result()
+
+
+@pytest.mark.parametrize(
+    ("reward", "concurrency"),
+    [(unavailable, None), (unavailable, 8), (unavailable_now, None), (unavailable_to_a_task, 8)],
+)
 def test_a_reward_can_stop_the_run(reward, concurrency) -> None:
     with RewardPool(reward, timeout=5, processes=1, concurrency=concurrency) as pool:
         assert pool.submit(["fine"], [None]).result()[0].reward == Reward(1.0)
