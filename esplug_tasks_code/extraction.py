@@ -11,7 +11,7 @@ def blocks(answer: str) -> list[str]:
     found: list[str] = []
     inside: list[str] | None = None
     language = ""
-    for line in answer.splitlines():
+    for line in answer.split("\n"):  # a form feed or the like may stand in a line of code
         stripped = line.strip()
         if inside is None:
             if stripped.startswith(_FENCE):

@@ -26,7 +26,7 @@ class Verdict:
 
 def budget(seconds: float) -> float:
     """Return the wall seconds that all tests of an answer may take together."""
-    return 2 * PATIENCE * seconds
+    return 3 * PATIENCE * seconds
 
 
 def grade(source: str | None, suite: Suite, sandbox: Sandbox, *, every: bool) -> Reward:
@@ -67,7 +67,8 @@ def _complete(source: str, suite: Suite) -> str:
 
 
 def _program(source: str, suite: Suite, sandbox: Sandbox) -> Verdict:
-    deadline = time.monotonic() + budget(sandbox.limits.seconds)
+    limit = sandbox.limits.seconds
+    deadline = time.monotonic() + budget(limit) - PATIENCE * limit  # a test that begins before may take its whole limit
     passed, fault = 0, "wrong"
     for stdin, expected in zip(suite.inputs, suite.outputs, strict=True):
         outcome = sandbox.program(source, stdin)
@@ -98,15 +99,15 @@ def _function(source: str, suite: Suite, sandbox: Sandbox) -> Verdict:
 
 
 def _assertions(source: str, suite: Suite, sandbox: Sandbox) -> Verdict:
-    tests = "".join(f"try:\n{_indented(test)}\nexcept Exception:\n    __verdict__(False)\n" for test in suite.inputs)
+    caught = "except Exception:\n    __verdict__('x')\n__verdict__(';')\n"
+    tests = "".join(f"try:\n{_indented(test)}\n{caught}" for test in suite.inputs)
     names = {"candidate": suite.function, suite.function: suite.function}
     outcome: Outcome = sandbox.assertions(source, f"{suite.setup}\n__stand_ins__()\n{tests}", names)
-    verdicts = outcome.output.decode(errors="replace")
-    passed, ended = verdicts.count("1"), verdicts.endswith(".")
-    seen = len(verdicts) - ended
-    written = max(1, (suite.setup + tests).count("__verdict__(True)"))
-    total = seen if ended and seen else max(seen + 1, written)  # an assertion in a loop counts each time
-    return Verdict(passed, total, "timeout" if outcome.timed_out else "error" if not seen else "wrong")
+    *parts, end = outcome.output.decode(errors="replace").split(";")
+    seen = sum(map(len, parts))
+    # An assertion in a loop counts each time. What ended early has an unknown number of them, so it does not count.
+    passed = sum(part.count("1") for part in parts if "x" not in part) if end == "." else 0
+    return Verdict(passed, max(1, seen), "timeout" if outcome.timed_out else "error" if not seen else "wrong")
 
 
 def _indented(code: str) -> str:

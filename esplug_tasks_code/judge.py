@@ -3,8 +3,8 @@
 Data sets such as HumanEval and MBPP come with assertions as code. They run here, apart from the answer: its functions
 are replaced by stand-ins, which send each call to the answer's sandbox and return plain data. ``FILE`` is a descriptor
 with marshalled ``(secret, source, names, descriptor to the answer, descriptor from it)``. The source calls
-``__stand_ins__`` to define the stand-ins, and ``__verdict__`` after each assertion. On standard output, each verdict is
-a character, ``1`` or ``0``, and ``.`` is the end.
+``__stand_ins__`` to define the stand-ins, and ``__verdict__`` with one character for standard output: ``1`` or ``0``
+after each assertion, ``x`` after a test that an exception ended early, and ``;`` after each test. ``.`` is the end.
 """
 
 import builtins
@@ -75,7 +75,8 @@ class _Link:
         if kind == b"=":
             return decode(text)
         error = getattr(builtins, text.decode(errors="replace"), None)
-        if isinstance(error, type) and issubclass(error, Exception):
+        # StopIteration would end the loop around the call, and skip the assertions that are left.
+        if isinstance(error, type) and issubclass(error, Exception) and error is not StopIteration:
             raise error
         raise RuntimeError("the answer raised an exception")
 
@@ -94,7 +95,7 @@ def main() -> None:
         return lambda *arguments, **keywords: link.call(function, *arguments, **keywords)
 
     stand_ins = {name: stand_in(function) for name, function in names.items()}
-    namespace: dict[str, Any] = {"__verdict__": lambda passed: os.write(verdicts, b"1" if passed else b"0")}
+    namespace: dict[str, Any] = {"__verdict__": lambda verdict: os.write(verdicts, verdict.encode())}
     namespace["__stand_ins__"] = lambda: namespace.update(stand_ins)
     exec(compile(source, "tests.py", "exec"), namespace)
     os.write(verdicts, b".")

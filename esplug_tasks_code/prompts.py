@@ -91,7 +91,9 @@ def ask(asked: Question, template: str, shots: int) -> Prompt:
     examples = EXAMPLES["program" if asked.kind == "program" else "function"][:shots]
     if template == "plain":
         solved = (f"{problem}\n{FENCE}python\n{solution}{FENCE}\n\n" for problem, solution in examples)
-        return f"{''.join(solved)}{asked.problem}\n{FENCE}python\n{asked.starter}"
+        # The answer continues on a line of its own, with the indentation.
+        starter = f"{asked.starter.rstrip()}\n" if asked.starter.strip() else ""
+        return f"{''.join(solved)}{asked.problem}\n{FENCE}python\n{starter}"
     messages = []
     for problem, solution in examples:
         messages.append({"role": "user", "content": _message(problem)})

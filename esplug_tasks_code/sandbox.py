@@ -29,6 +29,7 @@ KINDS = ("bubblewrap", "rlimits")
 MAX_FILE = 4 << 20  # bytes of the output, and of each file
 MAX_FOLDER = 16 << 20  # bytes of all files that a program writes in bubblewrap
 PATIENCE = 5  # wall seconds per second of processor time, because other processes may be busy
+GRACE = 2.0  # seconds for a process to end once it has nothing to wait for
 
 _FOLDER, _SCRIPTS = "/tmp", "/scripts"
 _MIB = 1 << 20
@@ -127,12 +128,12 @@ class Sandbox:
         with _Run(self) as run:
             requests, to_answer = run.pipe()
             from_answer, replies = run.pipe()
-            run.start("solver.py", "calls", run.file(_bytes(source)), stdin=requests, stdout=replies)
+            answer = run.start("solver.py", "calls", run.file(_bytes(source)), stdin=requests, stdout=replies)
             message = marshal.dumps((secret, tests, dict(names), to_answer, from_answer))
             judge = run.start("judge.py", run.file(message), stdin=run.file(b""), keep=(to_answer, from_answer))
             for descriptor in (requests, replies, to_answer, from_answer):
                 run.close(descriptor)
-            return run.wait(judge)
+            return run.wait(judge, asked=answer)
 
     def command(self, script: str, filter_file: int) -> list[str]:
         """Return the command that runs a script of this package, without the script's arguments."""
@@ -216,25 +217,36 @@ class _Run:
         self._outputs[process.pid] = output, errors
         return process
 
-    def wait(self, process: subprocess.Popen[bytes]) -> Outcome:
+    def wait(self, process: subprocess.Popen[bytes], asked: subprocess.Popen[bytes] | None = None) -> Outcome:
         """Wait until a process ends, but not longer than its limit.
+
+        Args:
+            process: whose outcome counts.
+            asked: another process, which replies to the first. It is ended at the limit, so that the first can finish.
 
         Raises:
             SandboxError: the sandbox could not be set up.
         """
-        seconds = self._sandbox.limits.seconds * PATIENCE
-        descriptor = os.pidfd_open(process.pid)
-        self._own(descriptor)
+        in_time = self._ends(process, self._sandbox.limits.seconds * PATIENCE)
+        if asked is not None:
+            if in_time:
+                self._ends(asked, GRACE)
+            _kill(asked)
+            self._ends(process, GRACE)
+        _kill(process)
+        for _, errors in self._outputs.values():
+            if (said := os.pread(errors, MAX_FILE, 0)).startswith(b"bwrap: "):
+                raise SandboxError(said.decode(errors="replace").strip())
+        output, _ = self._outputs[process.pid]
+        timed_out = not in_time or _was_killed(process) or (asked is not None and _was_killed(asked))
+        return Outcome(os.pread(output, MAX_FILE, 0), process.returncode, timed_out)
+
+    def _ends(self, process: subprocess.Popen[bytes], seconds: float) -> bool:
+        """Wait for a process that was not reaped yet, and return whether it has ended."""
+        self._own(descriptor := os.pidfd_open(process.pid))
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
-        ended = bool(poll.poll(seconds * 1000))
-        _kill(process)
-        output, errors = (os.pread(descriptor, MAX_FILE, 0) for descriptor in self._outputs[process.pid])
-        if errors.startswith(b"bwrap: "):
-            raise SandboxError(errors.decode(errors="replace").strip())
-        code = process.returncode
-        timed_out = not ended or -code == signal.SIGKILL or code == 128 + signal.SIGKILL
-        return Outcome(output, code, timed_out)
+        return bool(poll.poll(seconds * 1000))
 
     def _own(self, descriptor: int) -> None:
         self._files[descriptor] = self._stack.enter_context(os.fdopen(descriptor, "rb", buffering=0))
@@ -245,6 +257,10 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     if process.returncode is None:
         process.kill()
         process.wait()
+
+
+def _was_killed(process: subprocess.Popen[bytes]) -> bool:
+    return process.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL)
 
 
 @contextlib.contextmanager

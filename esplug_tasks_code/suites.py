@@ -167,7 +167,7 @@ class _Counter(ast.NodeTransformer):
     def visit_Assert(self, node: ast.Assert) -> ast.stmt:
         if isinstance(node.test, ast.Constant):  # HumanEval has some that are always true
             return ast.Pass()
-        template = "try:\n pass\nexcept Exception:\n __verdict__(False)\nelse:\n __verdict__(True)"
+        template = "try:\n pass\nexcept Exception:\n __verdict__('0')\nelse:\n __verdict__('1')"
         (wrapped,) = ast.parse(template).body
         assert isinstance(wrapped, ast.Try)
         wrapped.body = [node]

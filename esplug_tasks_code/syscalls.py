@@ -12,6 +12,7 @@ import os
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
 _EQUAL, _NOT_EQUAL, _MASKED_EQUAL = 4, 1, 7
 _CLONE_THREAD = 0x00010000
+_F_SETSIG, _F_SETOWN, _F_SETOWN_EX = 10, 8, 15
 # Names that this machine does not have are skipped.
 _DENIED = """
 fork vfork kill tkill tgkill rt_sigqueueinfo rt_tgsigqueueinfo pidfd_open pidfd_send_signal pidfd_getfd ptrace
@@ -71,6 +72,8 @@ class SyscallFilter:
         self._deny("clone", errno.EPERM, _Comparison(0, _MASKED_EQUAL, _CLONE_THREAD, 0))  # threads are allowed
         self._deny("prlimit64", errno.EPERM, _Comparison(0, _NOT_EQUAL, 0, 0))  # of another process
         self._deny("prlimit64", errno.EPERM, _Comparison(2, _NOT_EQUAL, 0, 0))  # to another limit
+        for command in (_F_SETSIG, _F_SETOWN, _F_SETOWN_EX):  # input would send any signal to any process
+            self._deny("fcntl", errno.EPERM, _Comparison(1, _MASKED_EQUAL, 0xFFFFFFFF, command))
 
     def _deny(self, name: str, error: int, *comparisons: _Comparison) -> None:
         number = self._library.seccomp_syscall_resolve_name(name.encode())

@@ -21,7 +21,7 @@ _MAX_BODY = 4 << 20  # bytes of a response that are read
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds between two attempts, doubled each time
 _FIRST_CONTACT = 10.0  # seconds to wait for an endpoint that has not replied lately, so that a wrong address shows soon
 _MOST_ATTEMPTS = 8  # of a request that fails while others get replies
-_CONFIGURATION = (401, 404)
+_CONFIGURATION = (401, 402, 404)  # of the key, the account and the model, rather than of one request
 _TEMPORARY = (408, 409, 425, 429)
 
 
@@ -87,7 +87,10 @@ class Endpoint:
             )
         if failing + pause > outage:
             remedy = "resume the run when it replies again; --task-option outage=SECONDS waits longer"
-            raise StopRun(f"the judge at {url} has not replied for {failing:.0f} s ({failure}); {remedy}")
+            what = f"has not replied for {failing:.0f} s"
+            if failure.retry_after > outage:
+                what = f"asks to wait for {failure.retry_after:.0f} s"
+            raise StopRun(f"the judge at {url} {what} ({failure}); {remedy}")
 
     async def _send(self, request: Mapping[str, Any]) -> Reply:
         import openai  # slow, so it must not count towards the time limit
@@ -138,7 +141,7 @@ class Endpoint:
         if status >= 500 or status in _TEMPORARY:
             return _Unavailable(why, retry_after(error.response.headers), busy=status == 429)
         if status in _CONFIGURATION or not self._store.last_reply():
-            options = "--task-option model, base_url and api_key_env"
+            options = "--task-option model, base_url, api_key_env and extra"
             return StopRun(f"the judge at {self._settings.base_url} refuses the request ({why}); check {options}")
         return Refused(why)
 

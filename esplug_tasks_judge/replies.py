@@ -85,7 +85,9 @@ def hint(settings: Settings) -> str:
 
 def _number(text: str, low: float, high: float) -> Score | None:
     """Read the number that follows "score", "rating" or "grade", or else the only number."""
-    text = re.sub(rf"(?<=\d)[\s*]*(?:/|out of)\s*{high:g}(?![\w.])", "", text)  # "7/10"
+    least, most = (re.escape(f"{bound:g}") for bound in (low, high))
+    text = re.sub(rf"(?<=\d)[\s*]*(?:/|out of)\s*{most}(?!\w|\.\d)", "", text)  # "7/10"
+    text = re.sub(rf"(?<![\w.-]){least}\s*(?:-|\u2013|to)\s*{most}(?!\w|\.\d)", "", text)  # "(0-10)"
     found = _MARKED.findall(text)[-1:] or _NUMBER.findall(text)
     if len(found) != 1 or not low <= float(found[0]) <= high:
         return None

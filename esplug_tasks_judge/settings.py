@@ -21,6 +21,7 @@ Answer:
 Is this a correct, clear and complete answer to the prompt? Reply with yes or no."""
 
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
+_KEY = re.compile(r"[!-~]+")  # anything else is no valid header, and the error about it would show the key
 _LIMITS = {
     "timeout": (0.1, 3600.0),
     "outage": (0.0, 43200.0),
@@ -74,8 +75,12 @@ class Settings:
     def _check(self) -> None:
         if not self.model.strip():
             raise ValueError("the judge's model is missing; name it with --task-option model=NAME")
-        url = urlsplit(self.base_url)
-        if url.scheme not in ("http", "https") or not url.hostname:
+        try:
+            url = urlsplit(self.base_url)
+            valid = url.scheme in ("http", "https") and url.hostname and url.port != 0
+        except ValueError:  # of the port
+            valid = False
+        if not valid:
             raise ValueError("base_url must be an http or https address, such as http://localhost:8000/v1")
         if url.username or url.password or url.query:
             raise ValueError("base_url is recorded, so it must not hold a password or query; use api_key_env")
@@ -83,6 +88,11 @@ class Settings:
             raise ValueError("api_key_env must name an environment variable in upper case; never give the key itself")
         if self.api_key_env and not os.environ.get(self.api_key_env):
             raise ValueError(f"the environment variable {self.api_key_env} is not set; export the API key in it")
+        if self.api_key_env and not _KEY.fullmatch(os.environ[self.api_key_env]):
+            raise ValueError(
+                f"the environment variable {self.api_key_env} must hold only the API key, "
+                "without spaces, line breaks or letters outside ASCII"
+            )
         if self.scale not in SCALES:
             raise ValueError(f"scale must be one of {', '.join(SCALES)}, not {self.scale!r}")
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):

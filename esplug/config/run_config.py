@@ -42,7 +42,8 @@ class RunConfig(BaseModel):
     reward_concurrency: int | None = TASK.setting(
         None,
         "Answers that an async reward grades at once.  [default: one per process]",
-        details="Of an `async def`, over all grading processes. A task whose rewards wait for a server sets it.",
+        details="Of an `async def`, over all grading processes. There are at most as many processes, also for other "
+        "rewards. A task whose rewards wait for a server sets it.",
         ge=1,
         le=4096,
     )

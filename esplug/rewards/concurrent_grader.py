@@ -12,6 +12,7 @@ import pickle
 import socket
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 
 from esplug.hookspecs import Reward
 from esplug.rewards.replies import failure_line, outcome_line, reply_line
@@ -34,7 +35,7 @@ class ConcurrentGrader:
         self, link: socket.socket, functions: UserFunctions, limit: float, restore: Callable[[], None]
     ) -> None:
         self._link, self._functions, self._limit, self._restore = link, functions, limit, restore
-        self._received = bytearray()
+        self._received, self._unsent = bytearray(), bytearray()
         self._running: set[asyncio.Task[None]] = set()  # the loop itself holds tasks weakly
 
     def run(self) -> None:
@@ -84,4 +85,15 @@ class ConcurrentGrader:
             if clock.expired():
                 line = reply_line(Reward(0.0, "timeout"), f"no answer within {self._limit:g} s")
         self._restore()
-        self._link.sendall(b"[%d,%s,%s]\n" % (number, b"true" if awaited else b"false", line.strip()))
+        self._unsent += b"[%d,%s,%s]\n" % (number, b"true" if awaited else b"false", line.strip())
+        self._send()
+
+    def _send(self) -> None:
+        """Send replies, without waiting: the driver may be sending requests, and then reads none until all are read."""
+        loop = asyncio.get_running_loop()
+        with suppress(BlockingIOError):
+            while self._unsent:
+                del self._unsent[: self._link.send(self._unsent, socket.MSG_DONTWAIT)]
+            loop.remove_writer(self._link)
+            return
+        loop.add_writer(self._link, self._send)

@@ -71,8 +71,10 @@ class Flight:
             number, awaited, reply = json.loads(line)
             grade = decoded(reply)
             self._awaits = awaited is True
-            graded.append(self._settled(number, grade))
-            if grade.reward.label == OUT_OF_MEMORY:  # memory may still be full
+            out_of_memory = grade.reward.label == OUT_OF_MEMORY
+            if not out_of_memory or len(self) == 1:  # among several, another one may have taken the memory
+                graded.append(self._settled(number, grade))
+            if out_of_memory:  # memory may still be full
                 return self._grader.kill()
         now = time.perf_counter()
         if now - min((sent.started for sent in self._sent.values()), default=now) > self._timeout * 1.1 + 1:

@@ -38,6 +38,7 @@ from esplug.rewards.grader_process import GraderProcess
 from esplug.rewards.grades import Graded, PendingRewards
 from esplug.rewards.replies import OUT_OF_MEMORY
 from esplug.rewards.requests import Ungraded
+from esplug.rewards.user_functions import name_of
 from esplug.utils.cores import usable_cores
 from esplug.utils.text import brief
 
@@ -99,8 +100,11 @@ class RewardPool:
         self._concurrency = concurrency or self.processes
         self._functions = reward_function, turn_function
         owner = getattr(reward_function, "__self__", None)
-        own_name = getattr(reward_function, "__qualname__", None) or repr(reward_function)
-        self.name = f"the reward of {owner.info}" if isinstance(owner, Task) else f"the reward function {own_name}"
+        self.name = (
+            f"the reward of {owner.info}"
+            if isinstance(owner, Task)
+            else f"the reward function {name_of(reward_function)}"
+        )
         self._driver = os.getpid()
         self._pickled = b""
         self._environment: dict[str, str] = {}

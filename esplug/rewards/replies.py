@@ -98,8 +98,8 @@ def _clean(text: str) -> str:
 
 def failure_line(error: BaseException) -> bytes:
     """Return the reply to a request for which user code raised ``error``."""
-    if isinstance(error, StopRun):
-        return reply_line(Reward(0.0), _clean(str(error)), stops=True)
+    if stop := _stop_in(error):
+        return reply_line(Reward(0.0), _clean(str(stop).strip() or "it raised StopRun"), stops=True)
     if isinstance(error, MemoryError):
         lift_memory_limit()
     trace = _clean("".join(traceback.format_exception(error, limit=-MAX_FRAMES)).strip())
@@ -109,6 +109,13 @@ def failure_line(error: BaseException) -> bytes:
         trace = f"{trace[: TRACEBACK_LENGTH // 2]}\n[...]\n{trace[-TRACEBACK_LENGTH // 2 :]}"
     label = OUT_OF_MEMORY if out_of_memory else f"error:{type(error).__name__}"[:LABEL_LENGTH]
     return reply_line(Reward(0.0, label), trace)
+
+
+def _stop_in(error: BaseException) -> StopRun | None:
+    """Return the exception, or one of its group, that stops the run: ``asyncio.TaskGroup`` raises groups."""
+    if isinstance(error, BaseExceptionGroup):
+        return next(filter(None, map(_stop_in, error.exceptions)), None)
+    return error if isinstance(error, StopRun) else None
 
 
 def outcome_line(result: Any, *, is_turn: bool) -> bytes:

@@ -1,7 +1,9 @@
 """User functions: the reward function of a run, and the function of a task of several turns, in a grader process."""
 
+import functools
 import inspect
 import pickle
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from esplug.hookspecs import Message
@@ -9,6 +11,13 @@ from esplug.hookspecs import Message
 #: What a grader is asked: an output, a pickled target, the messages of a conversation, and whether to reply to it
 #: (rather than to grade it).
 Request: TypeAlias = tuple[str, bytes, list[Message], bool]
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """Return a function's name, without the arguments of a partial or the fields of an object, which may be secrets."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return getattr(function, "__qualname__", type(function).__qualname__)
 
 
 class UserFunctions:

@@ -55,6 +55,12 @@ for pid in (-1, 0, 1, 2, os.getppid()):
     except OSError: pass""",
     "kill the group": "import os\nos.killpg(0, 9)",
     "stop all": "import os, signal\nos.kill(-1, signal.SIGSTOP)",
+    "kill the parent by input": """
+import fcntl, os
+ours, theirs = os.pipe()
+for command, value in ((fcntl.F_SETOWN, os.getppid()), (10, 9), (fcntl.F_SETFL, os.O_ASYNC)):  # 10 is F_SETSIG
+    fcntl.fcntl(ours, command, value)
+os.write(theirs, b"x")""",
     "kill itself": "import os\nos.abort()",
     "new namespace": """
 import ctypes

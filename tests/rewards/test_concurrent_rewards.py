@@ -64,6 +64,17 @@ def test_slow_rewards_take_no_longer_than_one() -> None:
     assert all(1.0 <= each.seconds < 3.0 for each in grades)
 
 
+def test_many_replies_and_many_requests_do_not_wait_for_each_other() -> None:
+    async def quick(output: str, target: Any) -> tuple[str, float]:
+        await asyncio.sleep(0)
+        return output[:200], 1.0
+
+    started = time.perf_counter()
+    grades = grade(quick, ["a" * 10_000] * 1500, concurrency=700)
+    assert time.perf_counter() - started < 45.0
+    assert {each.reward.value for each in grades} == {1.0}
+
+
 def test_a_reward_that_does_not_await_has_the_time_limit_to_itself() -> None:
     def blocking(output: str, target: Any) -> float:
         time.sleep(0.2)
@@ -137,6 +148,17 @@ def test_memory_is_limited_over_all_answers_of_a_process() -> None:
     assert [each.reward.label for each in grades] == ["", "error:MemoryError", ""]
 
 
+def test_an_answer_that_finds_the_memory_full_of_another_is_graded_alone() -> None:
+    async def hoard(output: str, target: Any) -> float:
+        await asyncio.sleep(0.1 * float(output))
+        _held = bytearray(700 << 20 if float(output) else 0)
+        await asyncio.sleep(0.5)
+        return 1.0
+
+    grades = grade(hoard, ["0", "1", "2"], timeout=10, processes=1, concurrency=4, memory=1)
+    assert [each.reward for each in grades] == [Reward(1.0)] * 3
+
+
 def test_the_pool_closes_while_answers_are_pending() -> None:
     async def endless(output: str, target: Any) -> float:
         await asyncio.sleep(600)
@@ -159,7 +181,16 @@ def unavailable_now(output: str, target: Any) -> float:
     return asyncio.run(unavailable(output, target))
 
 
-@pytest.mark.parametrize(("reward", "concurrency"), [(unavailable, None), (unavailable, 8), (unavailable_now, None)])
+async def unavailable_to_a_task(output: str, target: Any) -> float:
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(unavailable(output, target))
+    return task.result()
+
+
+@pytest.mark.parametrize(
+    ("reward", "concurrency"),
+    [(unavailable, None), (unavailable, 8), (unavailable_now, None), (unavailable_to_a_task, 8)],
+)
 def test_a_reward_can_stop_the_run(reward, concurrency) -> None:
     with RewardPool(reward, timeout=5, processes=1, concurrency=concurrency) as pool:
         assert pool.submit(["fine"], [None]).result()[0].reward == Reward(1.0)
@@ -178,6 +209,23 @@ def test_before_the_run_the_stop_is_an_error_of_the_user() -> None:
 
     with RewardPool(refused, timeout=5, processes=1) as pool, pytest.raises(UserError, match="set JUDGE_KEY"):
         try_reward(pool, [None])
+
+
+def stop_at_import() -> None:
+    raise StopRun
+
+
+class StopsAtImport:
+    def __reduce__(self) -> Any:
+        return stop_at_import, ()
+
+    def __call__(self, output: str, target: Any) -> float:
+        return 1.0
+
+
+def test_a_stop_without_a_message_at_import_is_an_error_of_the_user() -> None:
+    with pytest.raises(UserError, match=r"does not load in another process \(it raised StopRun\)"):
+        RewardPool(StopsAtImport(), timeout=5, processes=1).start()
 
 
 def test_an_invalid_concurrency_is_refused() -> None:

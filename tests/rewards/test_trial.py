@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import cloudpickle
@@ -61,7 +62,7 @@ async def unknown(output: str, target: Any) -> Any:
         (unknown, ["takes 1 positional argument but 2 were given", " of unknown]"]),
         (nothing, ["the reward must be a number, not NoneType", "return a number"]),
         (stream, ["the reward must be a number, not async_generator"]),
-        (7, ["the reward function 7 cannot grade", "'int' object is not callable"]),
+        (7, ["the reward function int cannot grade", "'int' object is not callable"]),
         (lambda output, target: output, ["the reward must be a number, not str"]),
         (lambda output, target: float("nan"), ["NonFinite"]),
         (lambda output, target: 1 / 0, ["ZeroDivisionError"]),
@@ -138,6 +139,10 @@ def test_a_bad_first_target_is_not_the_functions_fault() -> None:
 def test_a_tasks_reward_is_named_by_its_plugin() -> None:
     name = RewardPool(Task.load("countdown").reward, timeout=1).name
     assert name.startswith("the reward of task 'countdown' (esplug")
+
+
+def test_the_name_of_a_reward_function_shows_no_arguments() -> None:
+    assert RewardPool(partial(partial(raising, key="secret"), "x"), timeout=1).name == "the reward function raising"
 
 
 def test_a_function_that_works_is_called_once(tmp_path) -> None:

@@ -1,6 +1,8 @@
 """The code task: extraction, test suites of public data sets, comparison, the sandbox, the small set and the hooks."""
 
 import base64
+import errno
+import fcntl
 import json
 import os
 import pickle
@@ -21,6 +23,7 @@ from esplug.testing import task_checks
 from esplug_tasks_code import extraction, judge, prompts, proof, sandbox, small, solver, suites, values
 from tests.helpers.sandboxes import available
 
+F_SETSIG, F_SETOWN_EX = 10, 15
 OPTIONS = dict(task.options()) | {"sandbox": "rlimits"}
 DOUBLE = {"fn_name": "solve", "inputs": [[1], [5]], "outputs": [2, 10]}
 
@@ -48,6 +51,7 @@ def block(code: str) -> str:
         ("```bash\nls\n```\n```python\nx = 1\n```", "x = 1\n", "x = 1\n"),
         ("```python\nx = 1\n```\nor\n```python\nx = 2", "x = 1\n", "x = 1\n"),
         ("  ```python\n  x = 1\n  ```", "  x = 1\n", "  x = 1\n"),
+        ("```python\r\nx = '\x0c\u2028'\r\n```\r\n", "x = '\x0c\u2028'\r\n", "x = '\x0c\u2028'\r\n"),
         ("```python\nx = '```'\ny = 2\n```", "x = '```'\ny = 2\n", "x = '```'\ny = 2\n"),
         ("```python\n\n```", None, None),
         ("```python\nx = 1", None, None),
@@ -353,6 +357,16 @@ def test_a_sandbox_bounds_what_a_program_takes(kind):
     assert limited.program("raise ValueError", "").code == 1
 
 
+@pytest.mark.parametrize("command", [fcntl.F_SETOWN, F_SETSIG, F_SETOWN_EX, fcntl.F_SETOWN + (1 << 32)])
+def test_no_descriptor_may_send_a_signal(command):
+    code = f"""
+import ctypes, errno, os
+libc = ctypes.CDLL(None, use_errno=True)
+print(libc.syscall({{"x86_64": 72}}.get(os.uname().machine, 25), 0, ctypes.c_long({command}), 0), ctypes.get_errno())
+"""
+    assert sandbox.Sandbox("rlimits").program(code, "").output == f"-1 {errno.EPERM}\n".encode()
+
+
 @pytest.mark.parametrize(
     ("kind", "program", "message"),
     [
@@ -397,6 +411,16 @@ def test_a_sandbox_that_fails_later_is_an_error_and_not_a_wrong_answer(monkeypat
         task.reward(block("def solve(x): return 2 * x"), suite, OPTIONS)
 
 
+def test_a_failure_of_the_sandbox_of_an_answer_to_assertions_is_an_error(monkeypatch):
+    fails = sandbox.Sandbox("rlimits")
+    command = fails.command
+    failing = ["/bin/sh", "-c", "echo 'bwrap: out of memory' >&2; exit 1"]
+    monkeypatch.setattr(fails, "command", lambda name, file: failing if name == "solver.py" else command(name, file))
+    monkeypatch.setattr(task, "proven", lambda *_: fails)
+    with pytest.raises(sandbox.SandboxError, match="out of memory"):
+        graded(MBPP, block("def shared(a, b): return ()"))
+
+
 # --- grading -------------------------------------------------------------------------------------------------
 
 
@@ -423,6 +447,34 @@ def test_a_program_that_fails_after_the_right_output_earns_nothing():
     row = {"tests": {"inputs": ["", ""], "outputs": ["1", "2"]}}
     assert graded(row, block("print(1)\n1 / 0")).label == "error"
     assert graded(row, block("print(1)")).value == 0.5
+
+
+LOOP = HUMAN_EVAL | {
+    "prompt": 'def twice(x: int):\n    """Double x."""\n',
+    "entry_point": "twice",
+    "test": "def check(candidate):\n    for x in range(10):\n        y = candidate(x)\n        assert y == 2 * x\n",
+}
+INSIDE = "def check(candidate):\n    for x in range(10):\n        assert candidate(x) == 2 * x\n"
+MAPPED = {"test_list": ["assert all(map(lambda x: twice(x) == 2 * x, [1, 2]))"]}
+
+
+@pytest.mark.parametrize(
+    ("row", "end", "value", "label"),
+    [
+        (LOOP, "return 0", 0.5, "partial"),
+        (LOOP, "time.sleep(99)", 0.0, "timeout"),
+        (LOOP, "return y", 0.0, "wrong"),
+        (LOOP, "raise StopIteration", 0.0, "wrong"),
+        (LOOP, "os._exit(0)", 0.0, "wrong"),
+        (LOOP | {"test": INSIDE}, "time.sleep(99)", 0.5, "partial"),
+        (MAPPED, "raise StopIteration", 0.0, "wrong"),
+        ({"test_list": ["assert twice(7) == 14"]}, "while True: pass", 0.0, "timeout"),
+    ],
+)
+def test_assertions_that_were_never_reached_do_not_count_as_passed(row, end, value, label):
+    code = f"import os, time\ndef twice(x):\n    if x < 5 and {row is not MAPPED}: return 2 * x\n    {end}"
+    reward = graded(row, block(code), seconds=0.5)
+    assert (reward.value, reward.label) == (value, label)
 
 
 def test_each_program_runs_afresh():
@@ -564,6 +616,19 @@ def test_the_plain_prompt_continues_with_the_code(hooks, kind, shots):
     assert hooks.reward(model_output=row["solution"], target=suite, options=options).correct
     assert hooks.reward(model_output=f"{row['solution']}```\n```\n1/0\n```", target=suite, options=options).correct
     assert "```" in hooks.defaults(options=options)["stop"]
+
+
+def test_an_answer_continues_starter_code_on_a_line_of_its_own(hooks):
+    options = OPTIONS | {"template": "plain"}
+    (question,), (suite,) = hooks.collate(batch=[LCB], options=options)
+    assert hooks.template(question=question, options=options).endswith(LCB["starter_code"].rstrip() + "\n")
+    assert hooks.reward(model_output="        return sorted(xs) + [y]\n", target=suite, options=options).correct
+
+
+def test_the_time_limit_allows_for_the_slowest_tests(hooks):
+    for seconds in (0.5, 2.0, 600.0):
+        most = 3 * sandbox.PATIENCE * seconds  # the last test begins after two thirds at most
+        assert hooks.defaults(options=OPTIONS | {"seconds": seconds})["reward_function_timeout"] >= most + 10
 
 
 @pytest.mark.parametrize("kind", small.KINDS)

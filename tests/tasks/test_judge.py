@@ -75,6 +75,7 @@ def in_pool(tmp_path: Path) -> Any:
     [
         ({"model": " "}, ["--task-option model=NAME"]),
         ({"base_url": "localhost:8000"}, ["base_url", "http://"]),
+        ({"base_url": "http://host:80800/v1"}, ["base_url", "http://"]),
         ({"base_url": "http://me:secret@host/v1"}, ["password", "api_key_env"]),
         ({"base_url": "http://host/v1?key=secret"}, ["query", "api_key_env"]),
         ({"api_key_env": "sk-proj-secret"}, ["api_key_env", "never"]),
@@ -99,6 +100,14 @@ def test_an_invalid_option_is_an_error_that_shows_no_secret(given, words) -> Non
         task.defaults(dict(task.options()) | {"model": "m"} | given)
     assert all(word in str(caught.value) for word in words)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["secret\n", "se cret", "se\rcret", "secr\u00e9t", "\u200bsecret"])
+def test_a_key_that_no_request_can_carry_is_refused_and_not_shown(monkeypatch, key) -> None:
+    monkeypatch.setenv("JUDGE_KEY", key)
+    with pytest.raises(ValueError, match=r"^the environment variable JUDGE_KEY must hold only the API key") as caught:
+        settings(api_key_env="JUDGE_KEY")
+    assert key not in str(caught.value)
 
 
 def test_the_defaults_leave_time_for_an_outage_and_for_turns() -> None:
@@ -185,6 +194,11 @@ CHOICES = {"scale": "choice", "choices": "good=1, very good=0.9, fair=0.5, poor=
         ({}, " Score: 7.5\n", 0.75),
         ({}, "7/10", 0.7),
         ({}, "**8** out of 10", 0.8),
+        ({}, "I give it 8/10.", 0.8),
+        ({}, "Score (0-10): 7", 0.7),
+        ({}, "On a scale from 0 to 10: 7.", 0.7),
+        ({"low": 1.0, "high": 5.0}, "**Rating (1 \u2013 5):** 4", 0.75),
+        ({}, "0-10", None),
         ({}, "It has 3 faults and 2 jokes.\nScore: **6**", 0.6),
         ({}, '{"score": 4, "why": "12 words"}', 0.4),
         ({}, "Score: 2 ... no, rating: 9", 0.9),
@@ -363,13 +377,21 @@ def test_an_answer_on_which_the_endpoint_always_fails_does_not_stop_the_run(grad
     assert fine.value == pytest.approx(0.75)
 
 
+@pytest.mark.parametrize("status", [401, 402, 404])
+def test_an_account_that_is_closed_stops_the_run(graded, status) -> None:
+    with chat_server(lambda _, number: GOOD if number == 1 else (status, {}, b"{}")) as server:
+        graded(server, "a")
+        with pytest.raises(StopRun, match=rf"\(status {status}: "):
+            graded(server, "b")
+
+
 @pytest.mark.parametrize("status", [401, 403, 404])  # 403 only as long as it has not replied to anything
 def test_a_wrong_key_or_model_stops_the_run_without_showing_the_key(graded, monkeypatch, status) -> None:
     monkeypatch.setenv("JUDGE_KEY", "abc123")
     body = json.dumps({"error": {"message": "wrong key abc123\nfor you"}}).encode()
     with (
         chat_server(lambda *_: (status, {}, body)) as server,
-        pytest.raises(StopRun, match=rf"\(status {status}: wrong key \*\*\* for you\); check .* api_key_env") as caught,
+        pytest.raises(StopRun, match=rf"\(status {status}: wrong key \*\*\* for you\); check .* extra") as caught,
     ):
         graded(server, "a", api_key_env="JUDGE_KEY")
     assert "abc123" not in str(caught.value)
@@ -385,6 +407,14 @@ def test_an_endpoint_that_was_never_there_is_found_out_soon(tmp_path) -> None:
         pytest.raises(UserError, match=r"http://127.0.0.1:9/v1 does not reply \(.*\); start it, or correct"),
     ):
         try_reward(pool, [TARGET])
+
+
+def test_a_pause_longer_than_the_outage_is_named(graded) -> None:
+    with (
+        chat_server(lambda *_: (429, {"Retry-After": "7200"}, b"{}")) as server,
+        pytest.raises(StopRun, match=r"asks to wait for 7200 s \(status 429.*\); resume .* outage=SECONDS"),
+    ):
+        graded(server, "a")
 
 
 def test_an_outage_is_waited_for(graded) -> None:
