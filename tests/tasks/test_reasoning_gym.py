@@ -143,6 +143,9 @@ COUNTDOWN = row("countdown", "2 + 3*4", numbers=[2, 3, 4], target=14)
         ("Integer(2) + 3*4", COUNTDOWN, "rejected"),
         ("6*4*1*1", row("puzzle24", "8*3*1*1", numbers=[8, 3, 1, 1]), "rejected"),  # right for the library
         ("1*1*3*8", row("puzzle24", "8*3*1*1", numbers=[8, 3, 1, 1]), "correct"),
+        ("7*7/2*1", row("puzzle24", "(7 + 7 - 2)*2", numbers=[7, 7, 2, 1]), "rejected"),  # 24.5, right for the library
+        ("8/(3 - 8/3)", row("puzzle24", "8/(3 - 8/3)", numbers=[8, 3, 8, 3]), "correct"),
+        ("8/(3 - 3)*8", row("puzzle24", "8/(3 - 8/3)", numbers=[8, 3, 8, 3]), "rejected"),
         ("0", row("coin_flip", "0.65625"), "rejected"),  # right for the library
         ("21/32", row("coin_flip", "0.65625"), "correct"),
         ("1e999999999", row("coin_flip", "0.65625"), "rejected"),
