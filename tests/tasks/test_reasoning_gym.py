@@ -358,6 +358,15 @@ def test_mixture_and_held_out_questions() -> None:
     assert asked == [(each["question"], []) for each in train]
 
 
+def test_held_out_rows_are_the_same_with_and_without_training_rows(monkeypatch) -> None:
+    """As in a run and in `esplug eval` afterwards. The rows of acre depend on how many its generator is made for."""
+    monkeypatch.setattr(rows, "_LENGTH", 100)
+    wanted = rows.Wanted(Selection.of("acre", ()), seed=0, size=60, eval_size=5)
+    before = wanted.held_out()
+    wanted.train()
+    assert wanted.held_out() == before
+
+
 @pytest.mark.parametrize("place", answers.PLACES)
 def test_worked_examples(place) -> None:
     task = load(name="gcd,boxnet", shots=2, size=4, eval_size=2, answer_from=place)
