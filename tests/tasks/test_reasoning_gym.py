@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 
+import psutil
 import pytest
 
 from esplug.errors import PluginError, UserError
@@ -404,6 +405,26 @@ def test_rows_do_not_depend_on_the_hash_seed(monkeypatch) -> None:
         rows._generate.cache_clear()
         made.append(wanted.held_out())
     assert made[0] == made[1]
+
+
+def test_the_row_makers_end_with_a_driver_that_is_killed() -> None:
+    code = (
+        "from esplug_tasks_reasoning_gym import rows\n"
+        "from esplug_tasks_reasoning_gym.selection import Selection\n"
+        "rows.Wanted(Selection.of('futoshiki,knight_swap', ()), 0, 5000, 1).train()"
+    )
+    driver = subprocess.Popen([sys.executable, "-c", code])
+    made, deadline = [], time.monotonic() + 300
+    while len(made) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+        made = psutil.Process(driver.pid).children(recursive=True)
+    driver.kill()
+    driver.wait()
+    _, left = psutil.wait_procs(made, timeout=30)
+    for process in left:
+        process.kill()
+    assert len(made) >= 2
+    assert not left
 
 
 def test_an_endless_generator_is_stopped(monkeypatch) -> None:
