@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from esplug.checkpoints.model_kind import ModelUse
 from esplug.config import RunConfig
 from esplug.data.prompt_encoder import PromptEncoder
 from esplug.engines.messages import Completion, Generation, Weights
+from esplug.errors import UserError
 from tests.helpers.cli import errors_of, run_cli
 from tests.helpers.runs import make_run as make_finished_run
 from tests.helpers.seed_logs import make_log, same_files
@@ -230,6 +232,22 @@ def test_a_saved_model_is_used(find, run, base, monkeypatch) -> None:
     (saved / "model.safetensors").write_bytes(weights)
     with pytest.raises(Exception, match="changed: its bytes are not those that were written"):
         find(run)
+
+
+@pytest.mark.parametrize("name", ["run", "saved"])
+def test_a_base_with_other_weights_is_refused(name, find, base, tmp_path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder, moved = tmp_path / "mine", shutil.copytree(base, tmp_path / "base")
+    folder.mkdir()
+    make_log(folder / "seeds.log", moved)
+    saved = folder / "checkpoints" / "checkpoint-es_fine_tuned_iteration_4"
+    saved.parent.mkdir()
+    export(folder, saved)
+    tensors = load_file(moved / "model.safetensors")
+    save_file({key: tensor + 1 for key, tensor in tensors.items()}, moved / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="not the model that the run started from"):
+        find(folder if name == "run" else saved)
 
 
 def test_a_saved_model_of_earlier_iterations_is_not_used(find, run, tmp_path) -> None:
