@@ -185,6 +185,22 @@ def test_the_settings_of_the_answers(chat, run, pools) -> None:
     assert seeds[0] == seeds[1] != seeds[2]
 
 
+@pytest.mark.parametrize("how", ["flag", "pipe"])
+def test_a_prompt_that_is_not_utf_8_is_one_line(how, chat, run, pools) -> None:
+    given = {"piped": "caf\udce9"} if how == "pipe" else {}
+    code, out, err = chat(run, *(["--prompt", "caf\udce9"] if how == "flag" else []), **given)
+    assert (code, out, pools) == (2, "", [])
+    assert err == "error: the prompt is not text in UTF-8; convert it, for example with iconv\n"
+
+
+def test_a_typed_prompt_that_is_not_utf_8_does_not_end_the_conversation(chat, run, pools) -> None:
+    code, out, err = chat(run, typed=["One", "caf\udce9", "Two"])
+    assert (code, err) == (0, "")
+    assert "the prompt is not text in UTF-8" in out
+    assert "<user>One" in pools[0].asked()[-1]
+    assert len(pools[0].asked()) == 4
+
+
 def test_a_model_that_computes_nan_is_one_line(chat, run, pools, monkeypatch) -> None:
     monkeypatch.setattr(FakePool, "undefined", 1)
     code, _, err = chat(run, "--prompt", "Hello")
