@@ -337,6 +337,7 @@ def test_arguments_reach_the_environment(environment: Environment, given, expect
     [
         ({"num_task": "3"}, "task 'verifiers' has no option 'num_task'; did you mean 'num_tasks'? (env, held_out"),
         ({"eval.splt": "test"}, "has no option 'eval.splt'; did you mean 'eval.split'?"),
+        ({"eval.task.near": "1"}, "has no option 'eval.task.near'; did you mean 'task.near'?"),
         ({"num_tasks": "many"}, "option 'num_tasks' must be int, not 'many'"),
         (
             {"split": "tset"},
