@@ -70,8 +70,8 @@ def run_of(name: str) -> Path | None:
         path = Path(name).expanduser()
         if path.name == FILE_NAME:
             path = path.parent
-        elif path.parent.name == "checkpoints":
-            path = path.parent.parent
+        elif (folder := path.absolute().parent).name == "checkpoints":
+            path = folder.parent
         return path if is_run(path) else None
     return None
 

@@ -243,6 +243,8 @@ def test_a_saved_model_is_used(find, run, base, monkeypatch) -> None:
         models = find(name)
         assert (models.trained, models.base) == (saved, base)
         assert find(name, alone=True).base is None
+    monkeypatch.chdir(saved.parent)
+    assert find(saved.name).base == base
     weights = bytearray((saved / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (saved / "model.safetensors").write_bytes(weights)
