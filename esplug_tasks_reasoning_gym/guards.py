@@ -63,6 +63,13 @@ def _is_arithmetic(answer: str, target: Mapping[str, Any]) -> bool:
     return used == sorted(target["metadata"]["numbers"])
 
 
+def _is_whole_arithmetic(answer: str, target: Mapping[str, Any]) -> bool:
+    """Reject fractions too, which the grader rounds towards zero: it gives full marks to 24.5."""
+    from sympy.parsing.sympy_parser import parse_expr
+
+    return _is_arithmetic(answer, target) and bool(parse_expr(answer).is_integer)
+
+
 def _parsed(answer: str) -> ast.expr | None:
     if len(answer) > _LONGEST_EXPRESSION:
         return None
@@ -126,6 +133,6 @@ GUARDS: Mapping[str, Guard] = {
     "game_of_life_halting": _is_same,
     "intermediate_integration": _is_expression,
     "polynomial_multiplication": _is_expression,
-    "puzzle24": _is_arithmetic,
+    "puzzle24": _is_whole_arithmetic,
     "simple_integration": _is_expression,
 }

@@ -18,7 +18,7 @@ from typing import Any
 from esplug_tasks_reasoning_gym.selection import Choice, Selection
 
 Row = dict[str, Any]
-#: Rows that a generator is made for. A constant, because the rows of some generators depend on it; a multiple for more.
+#: Rows that a generator is made for, or a multiple. All rows of ``acre`` depend on it, also the held-out ones.
 _LENGTH = 10_000
 _MOST_SHOTS = 8
 
@@ -65,12 +65,13 @@ class Wanted:
 
     def _made(self, *, training: bool) -> dict[str, list[Row]]:
         """Return each generator's held-out rows, followed by its training rows if they are wanted."""
-        choices = self.selection.choices
-        shares = _shares([choice.weight for choice in choices], self.size) if training else [0] * len(choices)
-        counts = tuple(self.shots + self.eval_size + share for share in shares)
+        choices, held_out = self.selection.choices, self.shots + self.eval_size
+        shares = _shares([choice.weight for choice in choices], self.size)
+        counts = tuple(held_out + share * training for share in shares)
+        length = _LENGTH * math.ceil(2 * (held_out + max(shares)) / _LENGTH)  # with and without training rows
         made = {
             choice.name: _with_examples(rows, self.shots)
-            for choice, rows in zip(choices, _generate(choices, counts, self.seed), strict=True)
+            for choice, rows in zip(choices, _generate(choices, counts, self.seed, length), strict=True)
         }
         if training:
             for (name, rows), share in zip(made.items(), shares, strict=True):
@@ -108,9 +109,10 @@ def _check_enough(name: str, found: int, share: int, eval_size: int) -> None:
 
 
 @lru_cache(maxsize=4)
-def _generate(choices: tuple[Choice, ...], counts: tuple[int, ...], seed: int) -> tuple[tuple[Row, ...], ...]:
-    """Return up to ``counts`` rows of each generator, in a child process with a fixed hash seed."""
-    length = _LENGTH * math.ceil(2 * max(counts) / _LENGTH)
+def _generate(
+    choices: tuple[Choice, ...], counts: tuple[int, ...], seed: int, length: int
+) -> tuple[tuple[Row, ...], ...]:
+    """Return up to ``counts`` rows of each generator, made for ``length`` rows in a child with a fixed hash seed."""
     wanted = [
         {"name": choice.name, "options": choice.options, "count": count}
         for choice, count in zip(choices, counts, strict=True)

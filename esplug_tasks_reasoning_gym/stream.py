@@ -6,6 +6,7 @@ it. Generators are Python code that may not terminate with unusual options, so e
 """
 
 import contextlib
+import ctypes
 import json
 import os
 import random
@@ -22,6 +23,7 @@ from esplug_tasks_reasoning_gym import generators, guards
 ROW_SECONDS = 60
 #: A generator has no more different questions if this many rows in a row repeat earlier ones.
 _REPEATS = 500
+_PR_SET_PDEATHSIG = 1
 
 
 def make(name: str, given: list[list[Any]], seed: int, count: int, length: int) -> dict[str, Any]:
@@ -90,8 +92,15 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else str(value)
 
 
+def _end_with_parent() -> None:
+    """Let the kernel kill this process when its parent ends, also if that is killed."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def main() -> None:
     """Answer the request."""
+    _end_with_parent()
     request = json.load(sys.stdin)
     jobs = [
         (each["name"], each["options"], request["seed"], each["count"], request["length"])
@@ -101,7 +110,7 @@ def main() -> None:
     with contextlib.redirect_stdout(sys.stderr):  # the library prints
         generators.names()  # imports the library before the workers fork
         workers = min(len(jobs), len(os.sched_getaffinity(0)))
-        with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
+        with ProcessPoolExecutor(workers, get_context("fork"), _end_with_parent) as pool:
             for made in pool.map(make, *zip(*jobs, strict=True)):
                 print(json.dumps(made), file=lines, flush=True)
 

@@ -16,6 +16,7 @@ from pydantic_core import PydanticUndefined, to_jsonable_python
 #: The task's own options. All others are arguments of the environment.
 OWN: Mapping[str, Any] = {"env": "", "held_out": 0.1, "max_rows": 0}
 _EVAL = "eval."
+_SCORING = "task."  # arguments of rewards, which do not know the split of an answer
 #: The name of the environment is an option of its own, judge models are refused, and one answer has nothing to stop.
 _HIDDEN = ("id", "task.judges", "task.stops")
 
@@ -31,10 +32,10 @@ def declared(config_type: type[BaseModel], given: Collection[str]) -> dict[str, 
     """Return the task's own options, the fields of a configuration class, and their defaults.
 
     Of the options ``eval.FIELD``, it returns those that the user gave; all of them if one of these is unknown, so that
-    esplug can suggest the nearest.
+    esplug can suggest the nearest. A field of the tasks' configuration has none.
     """
     fields = {leaf.path: _option(leaf) for leaf in _leaves(config_type, None, "") if leaf.path not in OWN}
-    for_eval = {_EVAL + name: default for name, default in fields.items()}
+    for_eval = {_EVAL + name: default for name, default in fields.items() if not name.startswith(_SCORING)}
     wanted = {name for name in given if name.startswith(_EVAL)}
     chosen = wanted if wanted <= for_eval.keys() else for_eval.keys()
     return dict(OWN) | fields | {name: default for name, default in for_eval.items() if name in chosen}

@@ -81,12 +81,21 @@ def _keyed(environment: Environment, task: vf.Task, number: int) -> tuple[str, R
     if type(task) is not environment.task_type or type(data) is not environment.data_type:
         fault = f"task {number} of environment {name!r} is a {type(task).__name__} with {type(data).__name__}"
         raise ValueError(f"{fault}; its Taskset declares {environment.task_type.__name__}")
+    shared = environment.config.task
+    own = [field for field in type(task.config).model_fields if _field(task.config, field) != _field(shared, field)]
+    if own:
+        fault = f"task {number} of environment {name!r} has another {own[0]} than the argument task.{own[0]}"
+        raise ValueError(f"{fault}; its Taskset must give self.config.task to every task")
     row = data.model_dump(mode="json", include=set(_changed(data)))
     if environment.data_type.model_validate(row) != data:
         fault = f"the data of task {number} of environment {name!r} changes when it is written as JSON"
         raise ValueError(f"{fault}; {type(data).__name__} needs fields that JSON keeps")
     content = json.dumps({field: value for field, value in row.items() if field != "idx"}, sort_keys=True)
     return blake2b(content.encode(errors="replace"), digest_size=16).hexdigest(), row
+
+
+def _field(config: vf.TaskConfig, field: str) -> Any:
+    return getattr(config, field, None)
 
 
 def _changed(data: vf.TaskData) -> Iterator[str]:

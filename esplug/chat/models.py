@@ -70,8 +70,8 @@ def run_of(name: str) -> Path | None:
         path = Path(name).expanduser()
         if path.name == FILE_NAME:
             path = path.parent
-        elif path.parent.name == "checkpoints":
-            path = path.parent.parent
+        elif (folder := path.absolute().parent).name == "checkpoints":
+            path = folder.parent
         return path if is_run(path) else None
     return None
 
@@ -107,7 +107,9 @@ def _of_model(name: str, base: str | None, alone: bool, scratch: Path, stack: Ex
     log = RunDirectory(run).seed_log if run else None
     if log is None or not log.is_file():
         return ChatModels(trained, None, name)
-    return ChatModels(trained, base_of(log, None, scratch, stack), name, read(log, 0).header.base.name)
+    header, started_from = read(log, 0).header, base_of(log, None, scratch, stack)
+    check_base(header, started_from)
+    return ChatModels(trained, started_from, name, header.base.name)
 
 
 def _check_alike(trained: Path, base: Path, given: str | None) -> None:

@@ -19,6 +19,7 @@ from esplug.errors import UserError
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _CACHED = re.compile(r"/models--([\w.-]+)--([\w.-]+)/snapshots/")
 _SECRET = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
+_USER = re.compile(r"(?<=://)[^/@\s]*@")  # and password, in an address
 _PANELS = ("Task", "Model", "Evolution Strategies", "Generation", "Evaluation")
 _MAY_BE_PATHS = ("model_name", "checkpoint", "train_dataset", "eval_dataset", "task_options")
 _LICENCE = re.compile(r"^license(?:_name|_link)?:[ \t]*\S.*$", re.MULTILINE)
@@ -88,7 +89,7 @@ def _settings(header: Header, run: Path | None) -> dict[str, Any]:
 
 def _without_paths(value: Any) -> Any:
     if isinstance(value, str):
-        return ",".join(map(public_name, value.split(",")))
+        return ",".join(map(public_name, _USER.sub("", value).split(",")))
     if isinstance(value, list | tuple):
         return [_without_paths(item) for item in value]
     if isinstance(value, Mapping):

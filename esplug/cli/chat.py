@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -79,10 +79,20 @@ def _single_prompt(prompt: str | None) -> str | None:
     """Return the only prompt, from the flag or standard input; ``None`` if a person types prompts."""
     if prompt is None and sys.stdin.isatty():
         return None
-    text = sys.stdin.read() if prompt is None else prompt
+    text = _utf8(lambda: sys.stdin.read() if prompt is None else prompt)
     if not text.strip():
         raise UserError("the prompt is empty; give --prompt TEXT, or text on standard input")
     return text.removesuffix("\n") if prompt is None else text
+
+
+def _utf8(read: Callable[[], str]) -> str:
+    """Return the text that ``read`` returns. Raise ``UserError`` if it comes from bytes that are not UTF-8."""
+    try:
+        text = read()
+        text.encode()  # Python may have made surrogates of such bytes
+    except UnicodeError as error:
+        raise UserError("the prompt is not text in UTF-8; convert it, for example with iconv") from error
+    return text
 
 
 def _scratch(run: Path | None) -> Path:
@@ -105,10 +115,13 @@ def _converse(opened: "Chat", models: "ChatModels", config: RunConfig) -> None:
     say(_HELP, style="dim")
     while True:
         try:
-            text = input("> ").strip()
+            text = _utf8(lambda: input("> ")).strip()
         except EOFError:
             say("")
             return
+        except UserError as error:
+            say(str(error), style="bold red")
+            continue
         match text:
             case "":
                 continue

@@ -57,7 +57,7 @@ def push(
     if not dry_run:
         check_access(repo, "--repo")
     with TemporaryDirectory(dir=log.absolute().parent, prefix=".push-", ignore_cleanup_errors=True) as scratch:
-        files, left = _files(log, recorded, iteration, _local_base(recorded, base, dry_run), Path(scratch))
+        files, left = _files(log, recorded, _local_base(recorded, base, dry_run), Path(scratch))
         if dry_run:
             _print_files(files, left)
             return
@@ -66,9 +66,7 @@ def push(
         say(f"uploaded {upload(files, repo, '--repo', message=message, private=private, branch=branch)}")
 
 
-def _files(
-    log: Path, recorded: "Recorded", iteration: int | None, base: str | None, scratch: Path
-) -> "tuple[list[UploadFile], list[str]]":
+def _files(log: Path, recorded: "Recorded", base: str | None, scratch: Path) -> "tuple[list[UploadFile], list[str]]":
     """Return the files to upload and the names of others: of the saved model, or of one exported to ``scratch``."""
     from esplug.checkpoints.export import export
     from esplug.checkpoints.folders import verify
@@ -84,7 +82,7 @@ def _files(
         card = model_card(recorded.header, count, recorded.steps[-1].checksum, run, saved / CARD, None)
         return upload_files(saved, card)
     with progress_bars() as progress:
-        exported = export(run or log, scratch / "model", base=base, iteration=iteration, progress=progress)
+        exported = export(run or log, scratch / "model", base=base, iteration=count, progress=progress)
     return upload_files(exported.folder)
 
 

@@ -75,9 +75,10 @@ def _serve(runs: list[Path], port: int, smooth: float, full: bool) -> None:
     """Serve the page until Ctrl-C, which raises ``KeyboardInterrupt``."""
     from esplug.report.live import LiveReport, LiveServer
     from esplug.utils.console import say
+    from esplug.utils.text import printable
 
     if not 0 <= port < 2**16:
         raise UserError(f"--port {port}: must be from 0 to 65535")
     with LiveServer(LiveReport(runs, smoothing=smooth, full=full), port) as server:
-        say(f"{server.url} shows {', '.join(map(str, runs))}; Ctrl-C ends it")
+        say(f"{server.url} shows {printable(', '.join(map(str, runs)))}; Ctrl-C ends it")
         server.serve_forever()

@@ -20,8 +20,7 @@ from esplug.checkpoints.base_model import (
 )
 from esplug.checkpoints.model_kind import ModelUse
 from esplug.checkpoints.seed_log import read
-from esplug.checkpoints.seed_log_format import FILE_NAME
-from esplug.checkpoints.starting_model import kind_of
+from esplug.checkpoints.starting_model import kind_of, log_file
 from esplug.config import RunConfig
 from esplug.data.prompt_encoder import PromptEncoder
 from esplug.doctor.finding import Finding, State
@@ -53,8 +52,7 @@ def described_by(config: RunConfig) -> tuple[str, str]:
             return config.model_name, "--model-name"
         if kind == "model":
             return name, flag
-        path = Path(name).expanduser()
-        name = read(path / FILE_NAME if path.is_dir() else path, 0).header.base.name
+        name = read(log_file(Path(name)), 0).header.base.name
     return name, flag
 
 

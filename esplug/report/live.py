@@ -109,7 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer with the page or its version. A name that leads here from elsewhere (DNS rebinding) gets nothing."""
-        if self.headers.get("Host", "").rpartition(":")[0] not in _LOCAL_NAMES:
+        if self.headers.get("Host", "").partition(":")[0] not in _LOCAL_NAMES:
             self._answer(403, "text/plain", b"open this page as localhost\n")
             return
         try:

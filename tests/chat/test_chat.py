@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from esplug.checkpoints.model_kind import ModelUse
 from esplug.config import RunConfig
 from esplug.data.prompt_encoder import PromptEncoder
 from esplug.engines.messages import Completion, Generation, Weights
+from esplug.errors import UserError
 from tests.helpers.cli import errors_of, run_cli
 from tests.helpers.runs import make_run as make_finished_run
 from tests.helpers.seed_logs import make_log, same_files
@@ -183,6 +185,22 @@ def test_the_settings_of_the_answers(chat, run, pools) -> None:
     assert seeds[0] == seeds[1] != seeds[2]
 
 
+@pytest.mark.parametrize("how", ["flag", "pipe"])
+def test_a_prompt_that_is_not_utf_8_is_one_line(how, chat, run, pools) -> None:
+    given = {"piped": "caf\udce9"} if how == "pipe" else {}
+    code, out, err = chat(run, *(["--prompt", "caf\udce9"] if how == "flag" else []), **given)
+    assert (code, out, pools) == (2, "", [])
+    assert err == "error: the prompt is not text in UTF-8; convert it, for example with iconv\n"
+
+
+def test_a_typed_prompt_that_is_not_utf_8_does_not_end_the_conversation(chat, run, pools) -> None:
+    code, out, err = chat(run, typed=["One", "caf\udce9", "Two"])
+    assert (code, err) == (0, "")
+    assert "the prompt is not text in UTF-8" in out
+    assert "<user>One" in pools[0].asked()[-1]
+    assert len(pools[0].asked()) == 4
+
+
 def test_a_model_that_computes_nan_is_one_line(chat, run, pools, monkeypatch) -> None:
     monkeypatch.setattr(FakePool, "undefined", 1)
     code, _, err = chat(run, "--prompt", "Hello")
@@ -225,11 +243,29 @@ def test_a_saved_model_is_used(find, run, base, monkeypatch) -> None:
         models = find(name)
         assert (models.trained, models.base) == (saved, base)
         assert find(name, alone=True).base is None
+    monkeypatch.chdir(saved.parent)
+    assert find(saved.name).base == base
     weights = bytearray((saved / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (saved / "model.safetensors").write_bytes(weights)
     with pytest.raises(Exception, match="changed: its bytes are not those that were written"):
         find(run)
+
+
+@pytest.mark.parametrize("name", ["run", "saved"])
+def test_a_base_with_other_weights_is_refused(name, find, base, tmp_path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder, moved = tmp_path / "mine", shutil.copytree(base, tmp_path / "base")
+    folder.mkdir()
+    make_log(folder / "seeds.log", moved)
+    saved = folder / "checkpoints" / "checkpoint-es_fine_tuned_iteration_4"
+    saved.parent.mkdir()
+    export(folder, saved)
+    tensors = load_file(moved / "model.safetensors")
+    save_file({key: tensor + 1 for key, tensor in tensors.items()}, moved / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="not the model that the run started from"):
+        find(folder if name == "run" else saved)
 
 
 def test_a_saved_model_of_earlier_iterations_is_not_used(find, run, tmp_path) -> None:

@@ -23,7 +23,12 @@ SETTINGS = {
     "model_name": "org/model@main",
     "train_dataset": "/home/someone/data/train.json",
     "eval_dataset": "/home/someone/a,org/data:config",
-    "task_options": {"api_key": "hush", "path": "~/things/words.txt", "shots": 1},
+    "task_options": {
+        "api_key": "hush",
+        "path": "~/things/words.txt",
+        "address": "https://someone:hu,sh@host/v1",
+        "shots": 1,
+    },
     "sigma": 0.002,
     "population_size": 4,
     "antithetic": True,
@@ -141,7 +146,7 @@ def test_the_cards_settings_are_a_configuration(base: Path, tmp_path: Path) -> N
     card = card_of(make_run(tmp_path / "run", base), tmp_path / "out")
     settings = tomllib.loads(card.split("```toml\n")[1].split("```")[0])
     assert make_config(settings).stop == ["/answer", "a,b"]
-    assert settings["task_options"] == {"path": "words.txt", "shots": 1}
+    assert settings["task_options"] == {"path": "words.txt", "address": "https://host/v1", "shots": 1}
     assert settings["sigma"] == 0.002
 
 

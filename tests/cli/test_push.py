@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from esplug.checkpoints import seed_log
 from esplug.checkpoints.export import export
 from esplug.checkpoints.seed_log import SeedLog
 from esplug.checkpoints.seed_log_records import Base, Header
@@ -114,6 +115,18 @@ def test_a_private_repository_and_a_branch(push, run, hub: FakeHub) -> None:
     assert "after 2 iterations" in hub.repos["me/tuned"]["at-2"]["README.md"].decode()
     assert push(run, "--repo", "me/tuned", "--revision", "main")[0] == 0
     assert "model.safetensors" in hub.repos["me/tuned"]["main"]
+
+
+def test_an_iteration_that_ends_during_an_upload_waits_for_the_next(
+    push, run, hub: FakeHub, monkeypatch, tmp_path
+) -> None:
+    """Push has read three iterations when the run writes its fourth."""
+    monkeypatch.setattr("esplug.checkpoints.seed_log.read", lambda log, _, read=seed_log.read: read(log, 3))
+    assert push(run, "--repo", "me/tuned")[0] == 0
+    export(run, tmp_path / "third", iteration=3)
+    files = hub.repos["me/tuned"]["main"]
+    assert (tmp_path / "third" / "model.safetensors").read_bytes() == files["model.safetensors"]
+    assert hub.commits[0].startswith("esplug: iteration 3, checksum ")
 
 
 def test_a_public_repository_gets_nothing_private(push, run, hub: FakeHub) -> None:

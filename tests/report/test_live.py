@@ -197,6 +197,8 @@ def test_a_run_that_cannot_be_read_does_not_end_the_server(monkeypatch, tmp_path
     ("path", "host", "status"),
     [
         ("/", "localhost:99", 200),  # forwarded by ssh
+        ("/", "localhost", 200),  # on port 80
+        ("/", "evil.example:localhost", 403),
         ("/", "evil.example:80", 403),
         ("/", "evil.example", 403),
         ("/", "127.0.0.1.evil.example:80", 403),

@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 
+import psutil
 import pytest
 
 from esplug.errors import PluginError, UserError
@@ -143,6 +144,9 @@ COUNTDOWN = row("countdown", "2 + 3*4", numbers=[2, 3, 4], target=14)
         ("Integer(2) + 3*4", COUNTDOWN, "rejected"),
         ("6*4*1*1", row("puzzle24", "8*3*1*1", numbers=[8, 3, 1, 1]), "rejected"),  # right for the library
         ("1*1*3*8", row("puzzle24", "8*3*1*1", numbers=[8, 3, 1, 1]), "correct"),
+        ("7*7/2*1", row("puzzle24", "(7 + 7 - 2)*2", numbers=[7, 7, 2, 1]), "rejected"),  # 24.5, right for the library
+        ("8/(3 - 8/3)", row("puzzle24", "8/(3 - 8/3)", numbers=[8, 3, 8, 3]), "correct"),
+        ("8/(3 - 3)*8", row("puzzle24", "8/(3 - 8/3)", numbers=[8, 3, 8, 3]), "rejected"),
         ("0", row("coin_flip", "0.65625"), "rejected"),  # right for the library
         ("21/32", row("coin_flip", "0.65625"), "correct"),
         ("1e999999999", row("coin_flip", "0.65625"), "rejected"),
@@ -355,6 +359,15 @@ def test_mixture_and_held_out_questions() -> None:
     assert asked == [(each["question"], []) for each in train]
 
 
+def test_held_out_rows_are_the_same_with_and_without_training_rows(monkeypatch) -> None:
+    """As in a run and in `esplug eval` afterwards. The rows of acre depend on how many its generator is made for."""
+    monkeypatch.setattr(rows, "_LENGTH", 100)
+    wanted = rows.Wanted(Selection.of("acre", ()), seed=0, size=60, eval_size=5)
+    before = wanted.held_out()
+    wanted.train()
+    assert wanted.held_out() == before
+
+
 @pytest.mark.parametrize("place", answers.PLACES)
 def test_worked_examples(place) -> None:
     task = load(name="gcd,boxnet", shots=2, size=4, eval_size=2, answer_from=place)
@@ -392,6 +405,26 @@ def test_rows_do_not_depend_on_the_hash_seed(monkeypatch) -> None:
         rows._generate.cache_clear()
         made.append(wanted.held_out())
     assert made[0] == made[1]
+
+
+def test_the_row_makers_end_with_a_driver_that_is_killed() -> None:
+    code = (
+        "from esplug_tasks_reasoning_gym import rows\n"
+        "from esplug_tasks_reasoning_gym.selection import Selection\n"
+        "rows.Wanted(Selection.of('futoshiki,knight_swap', ()), 0, 5000, 1).train()"
+    )
+    driver = subprocess.Popen([sys.executable, "-c", code])
+    made, deadline = [], time.monotonic() + 300
+    while len(made) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+        made = psutil.Process(driver.pid).children(recursive=True)
+    driver.kill()
+    driver.wait()
+    _, left = psutil.wait_procs(made, timeout=30)
+    for process in left:
+        process.kill()
+    assert len(made) >= 2
+    assert not left
 
 
 def test_an_endless_generator_is_stopped(monkeypatch) -> None:

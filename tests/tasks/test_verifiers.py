@@ -337,6 +337,7 @@ def test_arguments_reach_the_environment(environment: Environment, given, expect
     [
         ({"num_task": "3"}, "task 'verifiers' has no option 'num_task'; did you mean 'num_tasks'? (env, held_out"),
         ({"eval.splt": "test"}, "has no option 'eval.splt'; did you mean 'eval.split'?"),
+        ({"eval.task.near": "1"}, "has no option 'eval.task.near'; did you mean 'task.near'?"),
         ({"num_tasks": "many"}, "option 'num_tasks' must be int, not 'many'"),
         (
             {"split": "tset"},
@@ -467,6 +468,10 @@ REFUSED = {
         [("            SumsTask(", "            type('Other', (SumsTask,), {})(")],
         "is a Other with SumsData; its Taskset declares SumsTask",
     ),
+    "tasks with arguments of their own": (
+        [("answer=n + first), self.config.task)", "answer=n + first), SumsTaskConfig(tolerance=n))")],
+        "task 1 of environment '{env}' has another tolerance than the argument task.tolerance; its Taskset must",
+    ),
     "data lost": (
         [("    answer: int\n", "    answer: int = vf.ID and __import__('pydantic').Field(0, exclude=True)\n")],
         "changes when it is written as JSON",
@@ -520,7 +525,7 @@ def test_an_environment_that_needs_more_than_one_answer_is_refused(environment: 
     env = environment(*changes)
     message = refusal(env)
     assert f"environment '{env}'" in message
-    assert expected in message
+    assert expected.format(env=env) in message
 
 
 @pytest.mark.parametrize("case", EXPORTS)

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,17 @@ def test_processes_that_an_engine_starts_do_not_see_them_either(hides, installed
     )
     versions = {"torch": CPU_TORCH, "torchvision": "__version__ = '0.28.0+cu130'\n"}
     assert installed(versions, code, str(script.parent)) == f"{hides} ran"
+
+
+def test_several_copies_of_esplug_and_the_own_script_all_start(installed, tmp_path) -> None:
+    """As in a process of another environment that one with copies of its own starts."""
+    at_start = Path("esplug/utils/at_start").resolve()
+    copies = [shutil.copytree(at_start, tmp_path / name) for name in ("one", "two")]
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "sitecustomize.py").write_text("import sys; sys.own = True")
+    versions = {"torch": CPU_TORCH, "torchvision": "__version__ = '0.28.0+cu130'\n"}
+    look = "import sys, importlib.util as u; print(u.find_spec('torchvision') is None, hasattr(sys, 'own'))"
+    assert installed(versions, look, *map(str, copies), str(tmp_path / "own")) == "True True"
 
 
 def test_an_environment_without_cuda_builds_starts_its_processes_as_always(installed) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import sys
 from importlib.machinery import PathFinder
 from importlib.util import module_from_spec
+from itertools import dropwhile
 from pathlib import Path
 
 with contextlib.suppress(ImportError):  # the process may be another environment's Python
@@ -14,7 +15,8 @@ with contextlib.suppress(ImportError):  # the process may be another environment
 
     hide_cuda_builds()
 
-_here = str(Path(__file__).parent)
-_next = PathFinder.find_spec("sitecustomize", [path for path in sys.path if path != _here])
+# Only on the path after this one: an earlier one, of another copy of esplug, has run this one.
+_after = dropwhile(str(Path(__file__).parent).__ne__, sys.path)
+_next = PathFinder.find_spec("sitecustomize", [*_after][1:])
 if _next and _next.loader:
     _next.loader.exec_module(module_from_spec(_next))
