@@ -112,9 +112,9 @@ class Dialogues(Generic[Key]):
                 following.append((asked.piece, job))
         return following
 
-    def expected(self) -> bool:
-        """Whether replies are pending."""
-        return bool(self._asked)
+    def awaited(self) -> list[Piece[Job[Exchange[Key]]]]:
+        """Return the pieces to whose answers replies are pending."""
+        return [asked.piece for asked in self._asked]
 
     def some_ready(self) -> bool:
         """Whether replies to some exchange have arrived."""

@@ -47,8 +47,8 @@ class FollowUps(Protocol[Key]):
     def ready(self) -> list[tuple[Piece[Job[Key]], Job[Key]]]:
         """Return the jobs that have become ready, each after the piece that it follows from."""
 
-    def expected(self) -> bool:
-        """Whether more jobs may become ready without another answer."""
+    def awaited(self) -> Sequence[Piece[Job[Key]]]:
+        """Return the pieces from which jobs may follow without another answer."""
 
     def some_ready(self) -> bool:
         """Whether :meth:`ready` has something to do."""
@@ -61,11 +61,11 @@ class NoFollowUps:
         """Return nothing."""
         return []
 
-    def expected(self) -> bool:
-        """Return that nothing is expected."""
-        return False
+    awaited = ready
 
-    some_ready = expected
+    def some_ready(self) -> bool:
+        """Return that nothing is ready."""
+        return False
 
 
 class PromptStore:

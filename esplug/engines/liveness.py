@@ -20,6 +20,7 @@ class EngineSlot:
     actor: Any = None  # the engine now in the slot
     cores: tuple[int, int] = (0, 1)  # index of its share of its machine's cores, and the number of equal shares
     kv_cache: int | None = None  # bytes of the KV cache; None lets vLLM choose
+    idle_since: float = 0.0  # when it last finished a piece of work, on the monotonic clock
     heard: float = 0.0  # when it last made progress, on the monotonic clock
     asked: float = 0.0  # when its pulse was last asked for, likewise
     ready: bool = False  # whether it has started

@@ -1,9 +1,12 @@
 """Pool of engines: hands out jobs, and keeps the engines' weights equal."""
 
+import math
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +73,9 @@ class EnginePool(ManagedEngines):
     ) -> Iterator[tuple[Piece[Job[Key]], list[Generation]]]:
         """Answer jobs and those that follow from them; yield mini-batches and their answers in any order.
 
-        Jobs that are ready never wait for others. The keys of a job must differ from those of all others. Raises like
-        :meth:`run`.
+        An engine that holds the weights which jobs to come need waits for them, but no longer than a switch of weights
+        takes: it has most of their prompts in its cache, too. Jobs that are ready never wait otherwise. The keys of a
+        job must differ from those of all others. Raises like :meth:`run`.
         """
         import ray
 
@@ -81,27 +85,35 @@ class EnginePool(ManagedEngines):
         raised: set[tuple[Key, int]] = set()
         prompts, later = PromptStore(), follow_ups or NoFollowUps()
 
-        def hand_out() -> None:
+        def hand_out() -> float:
+            """Give work to idle engines. Returns the time at which the first that waits for more has waited enough."""
             for after, job in later.ready():
                 scheduler.add(job, after)
+            now, first = time.monotonic(), math.inf
             for _ in range(len(idle)):
                 slot = idle.popleft()
-                piece = scheduler.take(slot.index)
+                enough = slot.idle_since + scheduler.switch_seconds
+                piece = scheduler.take(slot.index, later.awaited() if now < enough else ())
                 if piece is None:
                     idle.append(slot)
+                    first = min(first, enough) if now < enough else first
                     continue
                 job, seeds = piece.job, piece.job.seeds[piece.job.mini_batch(piece.number)]
                 ref = slot.actor.generate.remote(job.weights, prompts.ref(piece), seeds, job.sampling)
                 running[ref] = (slot, piece)
+            return first
 
         finished: list[tuple[Piece[Job[Key]], list[Generation]]] = []
         while True:
-            hand_out()
-            yield from finished  # the engines work on while the caller uses these
+            if follow_ups is None:
+                hand_out()  # the engines work on while the caller uses the answers
+            yield from finished  # after which the caller knows what is to come
             finished = []
-            if not running and not later.expected():
+            enough = hand_out()
+            if not running and not later.awaited():
                 return
-            done = self._monitor.wait(list(running), later.some_ready if idle and later.expected() else None)
+            more_work = partial(_is_due, later, enough) if idle and later.awaited() else None
+            done = self._monitor.wait(list(running), more_work)
             if done is None:
                 continue
             slot, piece = running.pop(done)
@@ -109,15 +121,12 @@ class EnginePool(ManagedEngines):
                 result = ray.get(done)
             except ray.exceptions.RayError as error:
                 if piece is not None:
-                    name = (piece.job.keys[0], piece.number)
-                    hopeless = not self._answered and failures.deterministic(error)
-                    if hopeless or (failures.raised(error) and name in raised):
-                        raise failures.run_error(slot, error) from error
-                    raised |= {name} if failures.raised(error) else set()
+                    self._check_worth_repeating(slot, piece, error, raised)
                     scheduler.requeue(slot.index, piece)
                 running[self._replace(slot, error)] = (slot, None)
                 continue
             idle.append(slot)
+            slot.idle_since = time.monotonic()
             if piece is None:
                 self._check_replacement(slot, result)
                 continue
@@ -170,6 +179,17 @@ class EnginePool(ManagedEngines):
         self._slots.clear()
         self._placement = None
 
+    def _check_worth_repeating(
+        self, slot: EngineSlot, piece: Piece[Job[Any]], error: Exception, raised: set[tuple[Any, int]]
+    ) -> None:
+        """Raise ``RunError`` if a piece would fail again; note in ``raised`` that it raised an error."""
+        name = (piece.job.keys[0], piece.number)
+        hopeless = not self._answered and failures.deterministic(error)
+        if hopeless or (failures.raised(error) and name in raised):
+            raise failures.run_error(slot, error) from error
+        if failures.raised(error):
+            raised.add(name)
+
     def _check_equal(self, checksums: list[int], when: str) -> int:
         """Return the checksum of all engines.
 
@@ -187,6 +207,11 @@ class EnginePool(ManagedEngines):
             f"the engines' weights differ after {when} of iteration {iteration} ({each}); going on would give "
             f"wrong results. {path} says which tensors differ"
         )
+
+
+def _is_due(later: FollowUps[Any], enough: float) -> bool:
+    """Whether jobs have become ready, or an engine has waited enough for them."""
+    return later.some_ready() or time.monotonic() >= enough
 
 
 def _by_engine(generation: Generation, engine: int) -> Generation:

@@ -33,7 +33,8 @@ class WorkScheduler(Generic[Job]):
     if its help would arrive in time. The answers do not depend on the engine.
 
     A job can be followed by others that need its weights (:meth:`add`). An engine that still holds the weights does
-    them first. Other engines first start the jobs that nobody has started, which have the longest way to go.
+    them first, and can wait for them. Other engines first start the jobs that nobody has started, which have the
+    longest way to go.
 
     Args:
         jobs: consumed one by one, as engines ask.
@@ -47,10 +48,23 @@ class WorkScheduler(Generic[Job]):
         self._done = self._switches = 0
         self._working = self._switching = 0.0  # total seconds of these
 
-    def take(self, engine: int) -> Piece[Job] | None:
-        """Return the next piece for an idle engine; ``None`` if there is no work for it now."""
+    @property
+    def switch_seconds(self) -> float:
+        """How long a switch of weights takes, on average; 0 before the first."""
+        return self._switching / max(self._switches, 1)
+
+    def take(self, engine: int, awaited: Iterable[Piece[Job]] = ()) -> Piece[Job] | None:
+        """Return the next piece for an idle engine; ``None`` if there is no work for it now.
+
+        Args:
+            engine: its number.
+            awaited: pieces that will be followed by others. If one is of the job whose weights the engine holds, there
+                is no work for it now.
+        """
         started = self._current.get(engine)
         if started is None or not started.left:
+            if any(piece.started is started for piece in awaited):
+                return None
             self._leave(engine)
             started = self._lost() or self._next() or self._abandoned() or self._worth_helping()
             if started is None:
@@ -112,10 +126,10 @@ class WorkScheduler(Generic[Job]):
         """Return the job that would take longest. On average, its engines are half through with their pieces."""
         if not self._unfinished or not self._done:
             return None
-        piece, switch = self._working / self._done, self._switching / max(self._switches, 1)
+        piece = self._working / self._done
 
         def seconds(started: _StartedJob[Job]) -> float:
             return (len(started.left) + 0.5) * piece / len(started.engines)
 
         longest = max(self._unfinished, key=seconds)
-        return longest if seconds(longest) > switch + piece else None
+        return longest if seconds(longest) > self.switch_seconds + piece else None

@@ -75,11 +75,11 @@ class Engines:
             if self.environment and (not busy or self.draw.random() < 0.5):
                 self.environment.reply()
                 self.waits += not busy
-                if not busy and not later.expected():
+                if not busy and not later.awaited():
                     return
                 continue
             if not busy:
-                if not later.expected():
+                if not later.awaited():
                     return
                 time.sleep(0.01)
                 continue
@@ -188,7 +188,7 @@ def test_any_order_gives_the_same_conversations(members, rows, most, engines, mi
     assert sum(len(one.work) for one in found.values()) == len(fake.jobs)
     assert max(turns) <= most
     assert not environment.asked
-    assert not dialogues.expected()
+    assert not dialogues.awaited()
 
 
 def test_the_ways_to_end_all_occur() -> None:

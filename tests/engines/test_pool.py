@@ -19,6 +19,7 @@ from esplug.checkpoints.seed_log_records import Step
 from esplug.engines import EnginePool, Job
 from esplug.engines.engine_errors import with_plain_errors
 from esplug.engines.messages import Completion, EngineSettings, Generation, Sampling, Weights, Work
+from esplug.engines.scheduler import WorkScheduler
 from esplug.engines.usage import EngineUsage
 from esplug.errors import RunError, UserError
 from esplug.planning.placement import Plan
@@ -227,8 +228,8 @@ class Later:
     def some_ready(self) -> bool:
         return any(when < time.monotonic() for when, _ in self.waiting)
 
-    def expected(self) -> bool:
-        return bool(self.waiting)
+    def awaited(self) -> list[Any]:
+        return [piece for _, piece in self.waiting]
 
     def ready(self) -> list[Any]:
         now = time.monotonic()
@@ -257,6 +258,20 @@ def test_jobs_that_follow_are_done_as_soon_as_an_engine_is_free(kind, pool, tmp_
     if kind == "slow":
         late = [key for key, _, when in seen if when > 2.5]
         assert late == [(0, 0), (0, 1)]
+
+
+@pytest.mark.parametrize(("switch", "stays"), [(5.0, True), (0.0, False)])
+def test_an_engine_waits_for_what_follows_as_long_as_a_switch_takes(switch, stays, pool, monkeypatch) -> None:
+    monkeypatch.setattr(WorkScheduler, "switch_seconds", switch)
+    mine = pool()
+    begin(mine)
+    later, order = Later(0.1), {0: [], 1: []}
+    for piece, (generation,) in mine.run_pieces((turn(member, 0) for member in range(6)), later):
+        later.answered(piece)
+        order[generation.work[0].engine].append(piece.job.keys[0])
+    assert sum(map(len, order.values())) == 12
+    following = [pair for each in order.values() for pair in zip(each[::2], each[1::2], strict=False)]
+    assert all(one[0] == two[0] and (one[1], two[1]) == (0, 1) for one, two in following) is stays
 
 
 def test_a_silent_engine_is_replaced_and_changes_nothing(pool, undisturbed, tmp_path, capsys) -> None:

@@ -110,3 +110,16 @@ def test_64_engines_are_busy_with_256_members_whose_answers_are_those_of_a_real_
     ideal = sum(answers.switch + answers.seconds(row) for row in members) / 64
     assert ideal / ours(answers, members, 64, 128) > 0.95
     assert ours(answers, members[:30], 8, 128) < 0.97 * barrier(answers, members[:30], 8)
+
+
+def test_an_engine_can_wait_for_what_follows_but_takes_what_is_ready() -> None:
+    schedule = WorkScheduler(["first", "second", "third"], lambda job: 2 if job == "first" else 1)
+    one, other = schedule.take(0), schedule.take(0)
+    assert (one.job, other.job) == ("first", "first")
+    assert schedule.take(0, [one]) is None
+    assert schedule.take(1, [one]).job == "second"  # an engine with other weights does not wait
+    schedule.add("reply", one)
+    assert schedule.take(0, [other]).job == "reply"
+    assert schedule.take(0).job == "third"  # it does not wait any longer
+    schedule.add("late reply", other)
+    assert schedule.take(1).job == "late reply"
