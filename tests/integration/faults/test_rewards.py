@@ -289,9 +289,9 @@ def among_good(kinds: list[Kind], settings: dict[str, Any], seconds: float) -> A
 @pytest.mark.parametrize(
     ("kinds", "settings", "seconds"),
     [
-        among_good(QUICK, {"timeout": 20, "memory": 1, "processes": 2}, 60),
-        among_good(SLOW, {"timeout": 20, "memory": 0.125, "processes": 4}, 60),
-        among_good(HANGING, {"timeout": 0.4, "memory": 1, "processes": 6}, 0.4 * len(HANGING) * TIMES / 6 + 30),
+        among_good(QUICK, {"timeout": 20, "memory": 1, "processes": 2}, 180),
+        among_good(SLOW, {"timeout": 20, "memory": 0.125, "processes": 4}, 180),
+        among_good(HANGING, {"timeout": 0.4, "memory": 1, "processes": 6}, 0.4 * len(HANGING) * TIMES / 6 + 120),
     ],
     ids=["quick", "slow", "hanging"],
 )
