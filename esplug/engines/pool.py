@@ -74,8 +74,8 @@ class EnginePool(ManagedEngines):
         """Answer jobs and those that follow from them; yield mini-batches and their answers in any order.
 
         An engine that holds the weights which jobs to come need waits for them, but no longer than a switch of weights
-        takes: it has most of their prompts in its cache, too. Jobs that are ready never wait otherwise. The keys of a
-        job must differ from those of all others. Raises like :meth:`run`.
+        takes. Jobs that are ready never wait otherwise. The keys of a job must differ from those of all others. Raises
+        like :meth:`run`.
         """
         import ray
 

@@ -100,11 +100,8 @@ class RewardPool:
         self._concurrency = concurrency or self.processes
         self._functions = reward_function, turn_function
         owner = getattr(reward_function, "__self__", None)
-        self.name = (
-            f"the reward of {owner.info}"
-            if isinstance(owner, Task)
-            else f"the reward function {name_of(reward_function)}"
-        )
+        own_name = name_of(reward_function)
+        self.name = f"the reward of {owner.info}" if isinstance(owner, Task) else f"the reward function {own_name}"
         self._driver = os.getpid()
         self._pickled = b""
         self._environment: dict[str, str] = {}
