@@ -1,8 +1,8 @@
 """Rows of the selected generators: made in a child process, the same on every machine, with held-out questions apart.
 
-A generator's rows are a stream that the seed fixes. Of the different questions in it, the first ``shots`` are worked
-examples in the prompts, the next ``eval_size`` are held out for evaluation, and the next ones are for training. So no
-question is in two of these.
+A generator's rows are a stream that the seed fixes. A hash of each question says whether it is for training or held
+out, so no question is both, with any seeds. Both kinds come from the whole stream: where a generator has few questions,
+the likely ones run out first. The first ``shots`` different questions for training are worked examples in the prompts.
 """
 
 import json
@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import Any
 
 from esplug_tasks_reasoning_gym.selection import Choice, Selection
+from esplug_tasks_reasoning_gym.stream import HELD_OUT
 
 Row = dict[str, Any]
 #: Rows that a generator is made for, or a multiple. All rows of ``acre`` depend on it, also the held-out ones.
@@ -54,30 +55,39 @@ class Wanted:
         """Return the training rows, of each generator in proportion to its weight.
 
         Raises:
-            ValueError: a generator fails, or all its questions are held out.
+            ValueError: a generator fails, or has too few questions.
         """
-        return [row for rows in self._made(training=True).values() for row in rows[self.eval_size :]]
+        return [row for made in self._made(training=True).values() for row in made.training]
 
     def held_out(self) -> dict[str, list[Row]]:
         """Return the held-out rows of each generator. Raises as :meth:`train` does."""
         training = self in _trained  # then the rows are at hand
-        return {name: rows[: self.eval_size] for name, rows in self._made(training=training).items()}
+        return {name: made.held_out for name, made in self._made(training=training).items()}
 
-    def _made(self, *, training: bool) -> dict[str, list[Row]]:
-        """Return each generator's held-out rows, followed by its training rows if they are wanted."""
-        choices, held_out = self.selection.choices, self.shots + self.eval_size
+    def _made(self, *, training: bool) -> dict[str, "_Made"]:
+        """Return each generator's rows, with those for training if they are wanted."""
+        choices = self.selection.choices
         shares = _shares([choice.weight for choice in choices], self.size)
-        counts = tuple(held_out + share * training for share in shares)
-        length = _LENGTH * math.ceil(2 * (held_out + max(shares)) / _LENGTH)  # with and without training rows
+        counts = tuple((self.shots + share * training, self.eval_size) for share in shares)
+        drawn = max(HELD_OUT * self.eval_size, 2 * (self.shots + max(shares)))  # with and without training rows
+        length = _LENGTH * math.ceil(2 * drawn / _LENGTH)
         made = {
             choice.name: _with_examples(rows, self.shots)
             for choice, rows in zip(choices, _generate(choices, counts, self.seed, length), strict=True)
         }
+        for (name, rows), share in zip(made.items(), shares, strict=True):
+            _check_enough(name, rows, share if training else 0, self.eval_size)
         if training:
-            for (name, rows), share in zip(made.items(), shares, strict=True):
-                _check_enough(name, len(rows), share, self.eval_size)
             _trained.add(self)
         return made
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A generator's rows of each kind."""
+
+    training: list[Row]
+    held_out: list[Row]
 
 
 _trained: set[Wanted] = set()
@@ -89,32 +99,37 @@ def _shares(weights: list[float], size: int) -> list[int]:
     return [max(1, end - start) for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def _with_examples(rows: tuple[Row, ...], shots: int) -> list[Row]:
-    """Move the first rows into the column ``examples`` of the others, if they have answers."""
-    examples = [(row["question"], row["answer"]) for row in rows[:shots] if row["answer"] is not None]
-    return [{**row, "examples": examples} for row in rows[shots:]]
+def _with_examples(made: _Made, shots: int) -> _Made:
+    """Move the first rows for training into the column ``examples`` of all others, if they have answers."""
+    examples = [(row["question"], row["answer"]) for row in made.training[:shots] if row["answer"] is not None]
+    training, held_out = (
+        [{**row, "examples": examples} for row in rows] for rows in (made.training[shots:], made.held_out)
+    )
+    return _Made(training, held_out)
 
 
-def _check_enough(name: str, found: int, share: int, eval_size: int) -> None:
-    if found <= eval_size:
-        remedy = f"choose eval_size={max(1, found // 2)} or less" if found > 1 else "choose other options of it"
+def _check_enough(name: str, made: _Made, share: int, eval_size: int) -> None:
+    training, held_out = len(made.training), len(made.held_out)
+    if held_out < eval_size:
+        remedy = f"choose eval_size={held_out} or less" if held_out else "choose other options of it"
         raise ValueError(
-            f"{name} has only {found} different questions, and eval_size={eval_size} holds all out; {remedy}"
+            f"{name} has only {held_out} different questions to hold out, not eval_size={eval_size}; {remedy}"
         )
-    if found < eval_size + share:
+    if share and not training:
+        raise ValueError(f"{name} has no question for training; choose other options of it")
+    if training < share:
         logging.getLogger("esplug").warning(
-            f"{name} has only {found} different questions with these options: {eval_size} are held out, "
-            f"and {found - eval_size} instead of {share} are for training"
+            f"{name} has only {training} different questions for training with these options, not {share}"
         )
 
 
 @lru_cache(maxsize=4)
 def _generate(
-    choices: tuple[Choice, ...], counts: tuple[int, ...], seed: int, length: int
-) -> tuple[tuple[Row, ...], ...]:
-    """Return up to ``counts`` rows of each generator, made for ``length`` rows in a child with a fixed hash seed."""
+    choices: tuple[Choice, ...], counts: tuple[tuple[int, int], ...], seed: int, length: int
+) -> tuple[_Made, ...]:
+    """Return up to ``counts`` rows of each kind, made for ``length`` rows in a child with a fixed hash seed."""
     wanted = [
-        {"name": choice.name, "options": choice.options, "count": count}
+        {"name": choice.name, "options": choice.options, "counts": count}
         for choice, count in zip(choices, counts, strict=True)
     ]
     command = [sys.executable, "-P", "-m", "esplug_tasks_reasoning_gym.stream"]
@@ -131,4 +146,4 @@ def _generate(
     made = [json.loads(line) for line in done.stdout.splitlines()]
     if errors := [each["error"] for each in made if "error" in each]:
         raise ValueError(errors[0])
-    return tuple(tuple(json.loads(each["rows"])) for each in made)
+    return tuple(_Made(json.loads(each["training"]), json.loads(each["held_out"])) for each in made)

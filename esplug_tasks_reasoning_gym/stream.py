@@ -1,8 +1,9 @@
 """Row maker: the program of a child process, ``python -m esplug_tasks_reasoning_gym.stream``.
 
-It reads a request as JSON from standard input, and prints one line of JSON per generator: ``{"rows": [...]}`` or
-``{"error": "..."}``. Some generators iterate over sets, so their rows depend on Python's hash seed; the parent fixes
-it. Generators are Python code that may not terminate with unusual options, so each row has a time limit.
+It reads a request as JSON from standard input, and prints one line of JSON per generator: ``{"training": "[...]",
+"held_out": "[...]"}`` or ``{"error": "..."}``. Some generators iterate over sets, so their rows depend on Python's hash
+seed; the parent fixes it. Generators are Python code that may not terminate with unusual options, so each row has a
+time limit.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import os
 import random
 import signal
 import sys
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -21,30 +23,43 @@ from esplug_tasks_reasoning_gym import generators, guards
 
 #: Seconds that a generator may take for one row.
 ROW_SECONDS = 60
+#: One question in so many is held out for evaluation.
+HELD_OUT = 4
 #: A generator has no more different questions if this many rows in a row repeat earlier ones.
 _REPEATS = 500
 _PR_SET_PDEATHSIG = 1
 
 
-def make(name: str, given: list[list[Any]], seed: int, count: int, length: int) -> dict[str, Any]:
-    """Return ``{"rows": rows}``, the generator's first ``count`` rows with different questions, or ``{"error": ...}``.
+def make(name: str, given: list[list[Any]], seed: int, counts: tuple[int, int], length: int) -> dict[str, Any]:
+    """Return ``{"training": rows, "held_out": rows}`` as JSON texts, or ``{"error": ...}``.
 
-    There are fewer rows if the generator has fewer questions. ``length`` is the number of rows that it is made for.
+    These are the generator's first rows with different questions of each kind, as many as ``counts`` says, or fewer if
+    there are no more. ``length`` is the number of rows that the generator is made for.
     """
-    rows: list[dict[str, Any]] = []
+    training: list[dict[str, Any]] = []
+    held_out: list[dict[str, Any]] = []
     try:
         with _time_limit():
             made = generators.instance(name, tuple((option, value) for option, value in given), seed, length)
-        for row in _distinct(name, made, length):
-            rows.append(row)
-            if len(rows) == count:
+        for key, row in _distinct(name, made, length):
+            rows, count = (held_out, counts[1]) if _is_held_out(name, key) else (training, counts[0])
+            if len(rows) < count:
+                rows.append(row)
+            if (len(training), len(held_out)) == tuple(counts):
                 break
-        return {"rows": json.dumps(rows, default=_plain)}
+        return {
+            kind: json.dumps(rows, default=_plain) for kind, rows in (("training", training), ("held_out", held_out))
+        }
     except Exception as error:
-        return {"error": f"{name}, row {len(rows) + 1}: {str(error) or type(error).__name__}"}
+        return {"error": f"{name}, row {len(training) + len(held_out) + 1}: {str(error) or type(error).__name__}"}
 
 
-def _distinct(name: str, made: Any, length: int) -> Iterator[dict[str, Any]]:
+def _is_held_out(name: str, key: str) -> bool:
+    """Return whether a question is for evaluation, with any seed and any number of rows."""
+    return zlib.crc32(f"{name} {key}".encode()) % HELD_OUT == 0
+
+
+def _distinct(name: str, made: Any, length: int) -> Iterator[tuple[str, dict[str, Any]]]:
     seen: set[str] = set()
     repeats = 0
     for index in range(length):
@@ -60,7 +75,7 @@ def _distinct(name: str, made: Any, length: int) -> Iterator[dict[str, Any]]:
             continue
         seen.add(key)
         repeats = 0
-        yield row
+        yield key, row
 
 
 def _is_gradable(row: dict[str, Any]) -> bool:
@@ -103,7 +118,7 @@ def main() -> None:
     _end_with_parent()
     request = json.load(sys.stdin)
     jobs = [
-        (each["name"], each["options"], request["seed"], each["count"], request["length"])
+        (each["name"], each["options"], request["seed"], each["counts"], request["length"])
         for each in request["generators"]
     ]
     lines = sys.stdout

@@ -388,13 +388,27 @@ def test_worked_examples(place) -> None:
 def test_few_questions(caplog) -> None:
     easy = {"min_terms": 2, "max_terms": 2, "max_digits": 1}  # 180 different sums
     with pytest.raises(
-        UserError, match=r"chain_sum has only 1\d\d different questions, and eval_size=200 holds all out"
+        UserError, match=r"has only (\d\d) different questions to hold out, .* choose eval_size=\1 or less"
     ):
         load(**easy, eval_size=200).load_rows("train", None)
     with caplog.at_level(logging.WARNING, "esplug"):
-        train = load(**easy, eval_size=50).load_rows("train", None)
-    assert 50 < len(train) < 500
-    assert f"50 are held out, and {len(train)} instead of 500 are for training" in caplog.text
+        train = load(**easy, eval_size=30).load_rows("train", None)
+    assert 100 < len(train) < 180
+    assert f"only {len(train)} different questions for training with these options, not 500" in caplog.text
+
+
+def test_held_out_questions_are_like_those_for_training() -> None:
+    """Few numbers have a divisor in common, so those questions run out first, in training and in evaluation alike."""
+    task = load(name="gcd", max_value=30, size=400, eval_size=130)
+    train, held_out = task.load_rows("train", None), task.load_rows("eval", None)["gcd"]
+    ones = [sum(row["answer"] == "1" for row in some) / len(some) for some in (train, held_out)]
+    assert abs(ones[0] - ones[1]) < 0.1
+
+
+def test_no_seed_trains_on_what_another_holds_out() -> None:
+    few = {"name": "gcd", "max_value": 30, "size": 300, "eval_size": 100}
+    train = questions(load(**few, seed=1).load_rows("train", None))
+    assert not train & questions(load(**few, seed=2).load_rows("eval", None)["gcd"])
 
 
 def test_rows_do_not_depend_on_the_hash_seed(monkeypatch) -> None:
@@ -437,7 +451,7 @@ def test_an_endless_generator_is_stopped(monkeypatch) -> None:
 
     monkeypatch.setattr(stream, "ROW_SECONDS", 0.2)
     monkeypatch.setattr(generators, "instance", lambda *_: Endless())
-    made = stream.make("sokoban", [], 0, 1, 10)
+    made = stream.make("sokoban", [], 0, (1, 1), 10)
     assert made == {"error": "sokoban, row 1: it took more than 0.2 s; choose easier options of the generator"}
 
 
