@@ -20,6 +20,7 @@ from esplug.noise.full_rank import tensor_key, tensor_keys
 from esplug.noise.kernels import kernels_for
 from esplug.noise.low_rank import factor_keys, is_perturbed
 from esplug.weights.partition import Chunk, FusedLayout, Piece, TensorBlock, split_into_chunks
+from esplug.weights.prepared import PreparedWrites
 from esplug.weights.rank_group import RankGroup
 from esplug.weights.stream import TensorStream
 from esplug.weights.tensors import FLOATS, MasterDtype, MasterTensors
@@ -86,6 +87,8 @@ class MasterWeights:
         )
         self.names, self.shapes, self.dtypes = list(self._tensors.kept), self._tensors.shapes, self._tensors.dtypes
         self.nbytes = sum(tensor.nbytes for tensor in self._tensors.kept.values())
+        self._can_prepare = hasattr(self._kernels, "prepared")
+        self._prepared: PreparedWrites | None = None
         self._chunk_elements = _CHUNK_ELEMENTS["host" if in_host else self.device.type]
         self._unfused = self.fused({name: (name,) for name in self._tensors.views})
 
@@ -138,6 +141,12 @@ class MasterWeights:
         if dtype not in (None, *FLOATS):
             raise ValueError(f"weights cannot be written in {dtype}; choose float32, bfloat16 or float16")
         (rounded,) = _float32s("scale", [scale])
+        if layout is not None and into is not None and into.keys() == layout.groups.keys() and self._can_prepare:
+            self._beat()
+            if self._prepared is None or not self._prepared.is_for(layout, into):
+                self._prepared = PreparedWrites(self._tensors, layout, into, self._kernels)
+            self._prepared.write(member_seed if rounded else None, rounded)
+            return iter([(group, into[group]) for group in layout.groups])
         if member_seed is None or rounded == 0:
 
             def write(writes: "list[Write]") -> None:

@@ -21,6 +21,15 @@ if TYPE_CHECKING:
 _LOOKAHEAD_BYTES = 256 * 2**20
 
 
+def write_of(part: TensorSlice, tensors: MasterTensors, layout: FusedLayout, target: Any) -> "Write":
+    """Return a slice of the master and its place in the flat ``target`` of its group."""
+    view = tensors.views[part.name]
+    piece = view.piece(part)
+    begin = layout.places[part.name][1] + part.start * view.units[1]
+    shape = piece.elements.shape
+    return piece, target[begin : begin + math.prod(shape)].reshape(shape)
+
+
 @dataclass(eq=False)
 class TensorStream:
     """Yields (name, tensor), and bounds the memory of tensors that the consumer has not taken yet.
@@ -77,12 +86,8 @@ class TensorStream:
             self._finished += 1
 
     def _write_of(self, part: TensorSlice) -> "Write":
-        group, offset = self.layout.places[part.name]
-        view = self.tensors.views[part.name]
-        piece = view.piece(part)
-        begin = offset + part.start * view.units[1]
-        shape = piece.elements.shape
-        return piece, self.flat(self._target(group))[begin : begin + math.prod(shape)].reshape(shape)
+        target = self.flat(self._target(self.layout.places[part.name][0]))
+        return write_of(part, self.tensors, self.layout, target)
 
     def _target(self, group: str) -> torch.Tensor:
         """Return the tensor that a group is written to; allocate it at first."""

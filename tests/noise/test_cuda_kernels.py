@@ -13,6 +13,7 @@ from esplug.noise.kernels import cpu
 from esplug.weights import master as weights
 from esplug.weights.master import MasterWeights
 from esplug.weights.partition import TensorBlock
+from esplug.weights.prepared import PreparedWrites
 
 CASES = 60  # benchmarks/gpu runs more
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -125,3 +126,33 @@ def test_master_weights_on_a_gpu_equal_those_on_the_cpu(cuda, interpreted, low_r
         theirs = dict(there.perturbed(iteration, 0.01, torch.bfloat16, layout, given))
         assert theirs["a"] is given["a"]
         assert all(equal(ours[name], tensor) for name, tensor in theirs.items())
+
+
+def test_members_written_again_and_again_into_the_same_tensors_equal_those_on_the_cpu(cuda, monkeypatch) -> None:
+    """The pieces are laid out once, and anew when the tensors move or have another type."""
+    tensors = {
+        "a": torch.randn(30, 70),
+        "b": torch.randn(5, 70).bfloat16(),
+        "c": torch.randn(33).half(),
+        "d": torch.ones(0),
+    }
+    here = MasterWeights(tensors.items(), threads=2)
+    monkeypatch.setattr(weights, "kernels_for", lambda device, *, in_host: cuda)
+    monkeypatch.setattr(weights, "_CHUNK_ELEMENTS", {"cpu": 1000})  # so that tensors are split
+    there = MasterWeights(tensors.items())
+    groups = {"c": ("c",), "ab": ("a", "b"), "d": ("d",)}
+    layouts = [master.fused(groups) for master in (here, there)]
+    counted = []
+    monkeypatch.setattr(weights, "PreparedWrites", lambda *given: counted.append(given) or PreparedWrites(*given))
+    for dtype in (torch.bfloat16, torch.float32):
+        into = {name: torch.empty(shape, dtype=dtype) for name, shape in {"c": 33, "ab": (35, 70), "d": 0}.items()}
+        for seed in (1, None, 2**64 - 1, 1):
+            ours = dict(here.perturbed(seed, 0.01, dtype, layouts[0]))
+            theirs = dict(there.perturbed(seed, 0.01, dtype, layouts[1], into))
+            assert list(theirs) == ["c", "ab", "d"]
+            assert all(theirs[name] is into[name] and equal(ours[name], into[name]) for name in into)
+        for master in (here, there):
+            master.update([3, 7], [0.1, -0.2])
+    assert len(counted) == 2
+    with pytest.raises(ValueError, match="member seed must be between"):
+        there.perturbed(2**64, 0.01, dtype, layouts[1], into)

@@ -85,11 +85,25 @@ def convert_all(pieces: Iterable[tuple[Tensor, Tensor]]) -> None:
 
 def perturb_all(pieces: Iterable[tuple[Tensor, Tensor, int, int, int]], scale: float) -> None:
     """Perturb pieces, each (master, out, start, key, pitch); see :func:`perturb`."""
-    for (master_type, out_type), alike in _grouped(pieces, lambda piece: (piece[0].dtype, piece[1].dtype)):
-        table = _Table.of([(master, out, start, pitch) for master, out, start, _, pitch in alike])
+    pieces = list(pieces)
+    keys = np.array([key for _, _, _, key, _ in pieces], dtype=np.uint64)
+    prepared([(master, out, start, pitch) for master, out, start, _, pitch in pieces])(keys, scale)
+
+
+def prepared(pieces: Sequence[tuple[Tensor, Tensor, int, int]]) -> Callable[["np.ndarray[Any, Any]", float], None]:
+    """Lay out pieces (master, out, start, pitch). Returns what perturbs them, given uint64 keys and the scale."""
+    launches = []
+    for (master_type, out_type), numbers in _grouped(
+        range(len(pieces)), lambda number: (pieces[number][0].dtype, pieces[number][1].dtype)
+    ):
         types = {"MASTER": _TYPES[master_type], "OUT": _TYPES[out_type]}
-        keys = [key for _, _, _, key, _ in alike]
-        table.launch(_perturb, keys, noise.float32(scale), **types, QUADS=_QUADS, ALIGNED=table.aligned)
+        launches.append((_Table.of([pieces[number] for number in numbers]), np.array(numbers), types))
+
+    def perturb_them(keys: "np.ndarray[Any, Any]", scale: float) -> None:
+        for table, numbers, types in launches:
+            table.launch(_perturb, keys[numbers], noise.float32(scale), **types, QUADS=_QUADS, ALIGNED=table.aligned)
+
+    return perturb_them
 
 
 def update_all(pieces: Iterable[UpdatePiece], coefficients: Sequence[float]) -> None:
@@ -229,7 +243,13 @@ class _Table:
         return _tables[known]
 
     def launch(
-        self, kernel: Any, words: Sequence[int], *arguments: Any, times: int = 1, num_warps: int = 2, **constants: Any
+        self,
+        kernel: Any,
+        words: "Sequence[int] | np.ndarray[Any, Any]",
+        *arguments: Any,
+        times: int = 1,
+        num_warps: int = 2,
+        **constants: Any,
     ) -> None:
         """Start a kernel, ``times`` each program. It gets the unsigned ``words`` as int64, and ignores the sign."""
         on_device = torch.from_numpy(np.array(words, dtype=np.uint64).view(np.int64)).to(self.owners.device)
