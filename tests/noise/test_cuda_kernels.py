@@ -128,28 +128,36 @@ def test_master_weights_on_a_gpu_equal_those_on_the_cpu(cuda, interpreted, low_r
         assert all(equal(ours[name], tensor) for name, tensor in theirs.items())
 
 
-def test_members_written_again_and_again_into_the_same_tensors_equal_those_on_the_cpu(cuda, monkeypatch) -> None:
+@pytest.mark.parametrize("in_host", [False, True])
+def test_members_written_into_the_same_tensors_equal_those_on_the_cpu(cuda, interpreted, in_host, monkeypatch) -> None:
     """The pieces are laid out once, and anew when the tensors move or have another type."""
+    streamed = interpreted("esplug.noise.kernels.streamed")
+    monkeypatch.setattr(streamed, "_BUFFER_BYTES", 1500)  # so that there are several batches, and pieces are split
     tensors = {
         "a": torch.randn(30, 70),
         "b": torch.randn(5, 70).bfloat16(),
         "c": torch.randn(33).half(),
         "d": torch.ones(0),
+        "e": torch.randn(40, 70),
     }
-    here = MasterWeights(tensors.items(), threads=2)
-    monkeypatch.setattr(weights, "kernels_for", lambda device, *, in_host: cuda)
-    monkeypatch.setattr(weights, "_CHUNK_ELEMENTS", {"cpu": 1000})  # so that tensors are split
-    there = MasterWeights(tensors.items())
-    groups = {"c": ("c",), "ab": ("a", "b"), "d": ("d",)}
+    blocks = {"e": TensorBlock((1, 40), (10, 60))}
+    here = MasterWeights(tensors.items(), threads=2, blocks=blocks)
+    monkeypatch.setattr(
+        weights, "kernels_for", lambda device, *, in_host: streamed.Streamed(device) if in_host else cuda
+    )
+    monkeypatch.setattr(weights, "_CHUNK_ELEMENTS", {"cpu": 1000, "host": 1000})  # so that tensors are split
+    there = MasterWeights(tensors.items(), in_host=in_host, blocks=blocks)
+    groups = {"c": ("c",), "ab": ("a", "b"), "d": ("d",), "e": ("e",)}
     layouts = [master.fused(groups) for master in (here, there)]
     counted = []
     monkeypatch.setattr(weights, "PreparedWrites", lambda *given: counted.append(given) or PreparedWrites(*given))
     for dtype in (torch.bfloat16, torch.float32):
-        into = {name: torch.empty(shape, dtype=dtype) for name, shape in {"c": 33, "ab": (35, 70), "d": 0}.items()}
+        shapes = {"c": 33, "ab": (35, 70), "d": 0, "e": (39, 50)}
+        into = {name: torch.empty(shape, dtype=dtype) for name, shape in shapes.items()}
         for seed in (1, None, 2**64 - 1, 1):
             ours = dict(here.perturbed(seed, 0.01, dtype, layouts[0]))
             theirs = dict(there.perturbed(seed, 0.01, dtype, layouts[1], into))
-            assert list(theirs) == ["c", "ab", "d"]
+            assert list(theirs) == list(groups)
             assert all(theirs[name] is into[name] and equal(ours[name], into[name]) for name in into)
         for master in (here, there):
             master.update([3, 7], [0.1, -0.2])

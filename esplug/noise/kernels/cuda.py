@@ -43,6 +43,9 @@ KeyPairs: TypeAlias = Sequence[tuple[int, int]]
 UpdatePiece: TypeAlias = tuple[Tensor, int, Sequence[int], int]
 #: A block of a matrix: its weights, first row and column, the matrix's columns, and each member's keys.
 MatrixBlock: TypeAlias = tuple[Tensor, int, int, int, KeyPairs]
+Words: TypeAlias = np.ndarray[Any, np.dtype[np.uint64]]
+#: Perturbs pieces, given each piece's key, and the scale.
+Perturb: TypeAlias = Callable[[Words, float], None]
 
 
 def array(tensor: Tensor) -> Tensor:
@@ -90,20 +93,21 @@ def perturb_all(pieces: Iterable[tuple[Tensor, Tensor, int, int, int]], scale: f
     prepared([(master, out, start, pitch) for master, out, start, _, pitch in pieces])(keys, scale)
 
 
-def prepared(pieces: Sequence[tuple[Tensor, Tensor, int, int]]) -> Callable[["np.ndarray[Any, Any]", float], None]:
-    """Lay out pieces (master, out, start, pitch). Returns what perturbs them, given uint64 keys and the scale."""
-    launches = []
-    for (master_type, out_type), numbers in _grouped(
-        range(len(pieces)), lambda number: (pieces[number][0].dtype, pieces[number][1].dtype)
-    ):
-        types = {"MASTER": _TYPES[master_type], "OUT": _TYPES[out_type]}
-        launches.append((_Table.of([pieces[number] for number in numbers]), np.array(numbers), types))
+def prepared(pieces: Sequence[tuple[Tensor, Tensor, int, int]]) -> Perturb:
+    """Lay out pieces (master, out, start, pitch), to perturb them again and again."""
+    types = _grouped(range(len(pieces)), lambda number: (pieces[number][0].dtype, pieces[number][1].dtype))
+    parts = [(np.array(numbers), Perturbation.of([pieces[number] for number in numbers])) for _, numbers in types]
 
-    def perturb_them(keys: "np.ndarray[Any, Any]", scale: float) -> None:
-        for table, numbers, types in launches:
-            table.launch(_perturb, keys[numbers], noise.float32(scale), **types, QUADS=_QUADS, ALIGNED=table.aligned)
+    def perturb_them(keys: Words, scale: float) -> None:
+        for numbers, part in parts:
+            part.start(as_words(keys[numbers], part.table.owners.device), scale)
 
     return perturb_them
+
+
+def as_words(values: Words | Sequence[int], device: torch.device) -> Tensor:
+    """Return unsigned words as the kernels take them: int64, of which they ignore the sign."""
+    return torch.from_numpy(np.array(values, dtype=np.uint64).view(np.int64)).to(device)
 
 
 def update_all(pieces: Iterable[UpdatePiece], coefficients: Sequence[float]) -> None:
@@ -245,20 +249,39 @@ class _Table:
     def launch(
         self,
         kernel: Any,
-        words: "Sequence[int] | np.ndarray[Any, Any]",
+        words: Tensor | Sequence[int],
         *arguments: Any,
         times: int = 1,
         num_warps: int = 2,
         **constants: Any,
     ) -> None:
-        """Start a kernel, ``times`` each program. It gets the unsigned ``words`` as int64, and ignores the sign."""
-        on_device = torch.from_numpy(np.array(words, dtype=np.uint64).view(np.int64)).to(self.owners.device)
+        """Start a kernel, ``times`` each program, with :func:`as_words` of ``words``."""
+        given = words if isinstance(words, Tensor) else as_words(words, self.owners.device)
         options = constants | {"num_warps": num_warps, "enable_fp_fusion": False}
-        with torch.cuda.device_of(on_device):
-            kernel[(self.programs * times,)](self.owners, self.entries, on_device, *arguments, **options)
+        with torch.cuda.device_of(given):
+            kernel[(self.programs * times,)](self.owners, self.entries, given, *arguments, **options)
 
 
 _tables: dict[Hashable, _Table] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Perturbation:
+    """Pieces of one type, written to tensors of one type."""
+
+    table: _Table
+    types: dict[str, Any]
+
+    @classmethod
+    def of(cls, pieces: Sequence[tuple[Tensor, Tensor, int, int]]) -> "Perturbation":
+        """Lay out pieces, as in :func:`prepared`."""
+        master, out, *_ = pieces[0]
+        return cls(_Table.of(pieces), {"MASTER": _TYPES[master.dtype], "OUT": _TYPES[out.dtype]})
+
+    def start(self, keys: Tensor, scale: float) -> None:
+        """Start the kernel. ``keys`` are :func:`as_words` of each piece's."""
+        how = self.types | {"QUADS": _QUADS, "ALIGNED": self.table.aligned}
+        self.table.launch(_perturb, keys, noise.float32(scale), **how)
 
 
 def _aligned(master: Tensor, out: Tensor, start: int, pitch: int) -> bool:

@@ -1,16 +1,22 @@
 """Streamed kernels: GPU kernels for master weights in host memory.
 
-Each piece is copied to the GPU, and back if it changes. Pieces alternate between two CUDA streams, so that copies in
-both directions and kernels overlap.
+Each piece is copied to the GPU, and back if it changes. Pieces, or batches of them, alternate between two CUDA streams,
+so that copies in both directions and kernels overlap.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 
 from esplug.noise.kernels import cuda
+
+_BUFFER_BYTES = 2**26  # about a millisecond of a bus, far more than starting its copies takes
+_ALIGNMENT = 256
+_Piece: TypeAlias = tuple[torch.Tensor, torch.Tensor, int, int]
+_Copy: TypeAlias = tuple[torch.Tensor, torch.Tensor]  # place in the buffer, and the master
 
 
 class Streamed:
@@ -32,6 +38,25 @@ class Streamed:
         """See :func:`esplug.noise.kernels.cuda.perturb_all`."""
         self._for_each(pieces, lambda *piece: cuda.perturb_all([piece], scale))
 
+    def prepared(self, pieces: Sequence[_Piece]) -> cuda.Perturb:
+        """See :func:`esplug.noise.kernels.cuda.prepared`. Each stream copies batches of pieces to its own buffer."""
+        parts = [(number, part) for number, piece in enumerate(pieces) for part in _split(piece)]
+        owners = np.array([number for number, _ in parts])
+        batches = _batches([part for _, part in parts], self._device)
+
+        def perturb(keys: cuda.Words, scale: float) -> None:
+            words, first = cuda.as_words(keys[owners], self._device), 0
+            self._wait()
+            for number, (copies, batch) in enumerate(batches):
+                with self._stream(number):
+                    for copy, master in copies:
+                        copy.copy_(master, non_blocking=True)
+                    batch.start(words[first : first + len(copies)], scale)
+                first += len(copies)
+            self._synchronize()
+
+        return perturb
+
     def update_all(self, pieces: Iterable[cuda.UpdatePiece], coefficients: Sequence[float]) -> None:
         """See :func:`esplug.noise.kernels.cuda.update_all`."""
         self._for_each(pieces, lambda *piece: cuda.update_all([piece], coefficients), back=True)
@@ -47,17 +72,74 @@ class Streamed:
     def _for_each(self, pieces: Iterable[Any], work: Callable[..., Any], *, back: bool = False) -> list[Any]:
         """Call ``work`` with each piece, its master (the first element) copied to the GPU, and wait for the results."""
         results = []
-        for stream in self._streams:  # start after the caller's earlier work
-            stream.wait_stream(torch.cuda.current_stream(self._device))
+        self._wait()
         for number, (master, *rest) in enumerate(pieces):
             with self._stream(number):
                 copy = master.to(self._device, copy=True, non_blocking=True)
                 results.append(work(copy, *rest))
                 if back:
                     master.copy_(copy, non_blocking=True)
+        self._synchronize()
+        return results
+
+    def _wait(self) -> None:
+        """Let both streams start after the caller's earlier work."""
+        for stream in self._streams:
+            stream.wait_stream(torch.cuda.current_stream(self._device))
+
+    def _synchronize(self) -> None:
         for stream in self._streams:
             stream.synchronize()
-        return results
 
     def _stream(self, number: int) -> AbstractContextManager[Any]:
         return torch.cuda.stream(self._streams[number % 2]) if self._streams else nullcontext()
+
+
+def _split(piece: _Piece) -> Iterator[_Piece]:
+    """Split a piece until each part fits into a buffer."""
+    master, out, start, pitch = piece
+    rows, columns = master.shape
+    if _padded(master) <= _BUFFER_BYTES or master.numel() <= 1:
+        yield piece
+    elif rows == 1:
+        half = columns // 2
+        yield from _split((master[:, :half], out[:, :half], start, pitch))
+        yield from _split((master[:, half:], out[:, half:], start + half, pitch))
+    else:
+        half = rows // 2
+        yield from _split((master[:half], out[:half], start, pitch))
+        yield from _split((master[half:], out[half:], start + half * pitch, pitch))
+
+
+def _batches(pieces: Sequence[_Piece], device: torch.device) -> list[tuple[list[_Copy], cuda.Perturbation]]:
+    """Divide pieces, in their order, into batches of one type that fit into a buffer.
+
+    Returns each batch's copies, as (place in the buffer, master), and its perturbation. Even batches have one buffer,
+    odd ones the other.
+    """
+    size = max([_BUFFER_BYTES, *(_padded(master) for master, *_ in pieces)])
+    buffers = [torch.empty(size, dtype=torch.uint8, device=device) for _ in range(2)]
+    groups: list[list[_Piece]] = []
+    types, used = None, 0
+    for piece in pieces:
+        master, out, *_ = piece
+        if types != (master.dtype, out.dtype) or used + _padded(master) > size:
+            groups.append([])
+            types, used = (master.dtype, out.dtype), 0
+        groups[-1].append(piece)
+        used += _padded(master)
+    batches = []
+    for number, group in enumerate(groups):
+        copies, laid_out, begin = [], [], 0
+        for master, out, first, pitch in group:
+            place = buffers[number % 2][begin : begin + master.nbytes].view(master.dtype).view(master.shape)
+            copies.append((place, master))
+            laid_out.append((place, out, first, pitch))
+            begin += _padded(master)
+        batches.append((copies, cuda.Perturbation.of(laid_out)))
+    return batches
+
+
+def _padded(tensor: torch.Tensor) -> int:
+    """Return a tensor's bytes in a buffer, with the padding that keeps the next one aligned."""
+    return -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
