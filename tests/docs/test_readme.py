@@ -69,14 +69,12 @@ def test_the_data_in_the_readme_has_no_word_twice(folder, site) -> None:
 
 @pytest.mark.vllm
 @pytest.mark.install
-@pytest.mark.parametrize(
-    ("iterations", "gain"), [(5, 0.0), pytest.param(10, 0.15, marks=pytest.mark.soak)], ids=["half", "as it is"]
-)
-def test_the_command_in_the_readme_learns(iterations, gain, folder, site) -> None:
+@pytest.mark.soak
+def test_the_command_in_the_readme_learns(folder, site) -> None:
     (command,) = re.findall(r"esplug (train .*)", COMMANDS.replace("\\\n", " "))
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(site), os.getcwd()]), "HF_HUB_OFFLINE": "1"}
     arguments = [sys.executable, "-m", "esplug", *command.split(), "--experiment-name", "run"]
-    arguments[arguments.index("--n-iterations") + 1] = str(iterations)
+    iterations = int(arguments[arguments.index("--n-iterations") + 1])
     done = subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert re.search(r"change +\+0\.\d", done.stdout)  # the summary says what was learnt
@@ -84,4 +82,4 @@ def test_the_command_in_the_readme_learns(iterations, gain, folder, site) -> Non
     assert (run.iterations, run.unchanged) == (iterations, "")
     assert run.first.figure == "reward"
     assert run.first.mean > 0.1  # a signal from the start
-    assert run.last.mean > run.first.mean + gain
+    assert run.last.mean > run.first.mean + 0.15
