@@ -11,6 +11,7 @@ import math
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -22,6 +23,7 @@ Row = dict[str, Any]
 #: Rows that a generator is made for, or a multiple. All rows of ``acre`` depend on it, also the held-out ones.
 _LENGTH = 10_000
 _MOST_SHOTS = 8
+_PATIENCE = 15.0  # seconds until a message says that rows are being made
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,16 +136,29 @@ def _generate(
     ]
     command = [sys.executable, "-P", "-m", "esplug_tasks_reasoning_gym.stream"]
     paths = os.pathsep.join(map(os.path.abspath, sys.path))
-    done = subprocess.run(
-        command,
-        input=json.dumps({"generators": wanted, "seed": seed, "length": length}),
-        env=os.environ | {"PYTHONHASHSEED": "0", "PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-    )
+    patience = threading.Timer(_PATIENCE, _say_that_it_takes_long, (choices,))
+    patience.daemon = True
+    patience.start()
+    try:
+        done = subprocess.run(
+            command,
+            input=json.dumps({"generators": wanted, "seed": seed, "length": length}),
+            env=os.environ | {"PYTHONHASHSEED": "0", "PYTHONPATH": paths},
+            capture_output=True,
+            text=True,
+        )
+    finally:
+        patience.cancel()
     if done.returncode != 0:
         raise RuntimeError(f"the process that makes rows failed: {done.stderr.strip()[-500:]}")
     made = [json.loads(line) for line in done.stdout.splitlines()]
     if errors := [each["error"] for each in made if "error" in each]:
         raise ValueError(errors[0])
     return tuple(_Made(json.loads(each["training"]), json.loads(each["held_out"])) for each in made)
+
+
+def _say_that_it_takes_long(choices: tuple[Choice, ...]) -> None:
+    names = choices[0].name if len(choices) == 1 else f"{len(choices)} generators"
+    logging.getLogger("esplug").warning(
+        f"still making rows of {names}; this takes less time with a smaller size or eval_size, or easier options"
+    )

@@ -411,6 +411,13 @@ def test_no_seed_trains_on_what_another_holds_out() -> None:
     assert not train & questions(load(**few, seed=2).load_rows("eval", None)["gcd"])
 
 
+def test_a_message_says_that_rows_take_long(monkeypatch, caplog) -> None:
+    monkeypatch.setattr(rows, "_PATIENCE", 0.2)
+    with caplog.at_level(logging.WARNING, "esplug"):
+        load(name="gcd", size=3, eval_size=1, seed=77).load_rows("train", None)
+    assert "still making rows of gcd; this takes less time with a smaller size" in caplog.text
+
+
 def test_rows_do_not_depend_on_the_hash_seed(monkeypatch) -> None:
     wanted = rows.Wanted(Selection.of("isomorphic_strings,list_functions,ransom_note,word_ladder", ()), 0, 1, 2)
     made = []
