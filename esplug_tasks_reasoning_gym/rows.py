@@ -27,6 +27,14 @@ _PATIENCE = 15.0  # seconds until a message says that rows are being made
 
 
 @dataclass(frozen=True, slots=True)
+class _Made:
+    """A generator's rows of each kind."""
+
+    training: list[Row]
+    held_out: list[Row]
+
+
+@dataclass(frozen=True, slots=True)
 class Wanted:
     """The rows of a run.
 
@@ -66,7 +74,7 @@ class Wanted:
         training = self in _trained  # then the rows are at hand
         return {name: made.held_out for name, made in self._made(training=training).items()}
 
-    def _made(self, *, training: bool) -> dict[str, "_Made"]:
+    def _made(self, *, training: bool) -> dict[str, _Made]:
         """Return each generator's rows, with those for training if they are wanted."""
         choices = self.selection.choices
         shares = _shares([choice.weight for choice in choices], self.size)
@@ -82,14 +90,6 @@ class Wanted:
         if training:
             _trained.add(self)
         return made
-
-
-@dataclass(frozen=True, slots=True)
-class _Made:
-    """A generator's rows of each kind."""
-
-    training: list[Row]
-    held_out: list[Row]
 
 
 _trained: set[Wanted] = set()

@@ -112,7 +112,6 @@ def check_model(name: str, iterations: int, threads: int, **how: Any) -> None:
         if here.checksum() != there.checksum():
             sys.exit(f"{name}, {how}: other checksums after {iteration + 1} updates")
         ours, theirs = (dict(master.perturbed(iteration, SIGMA, torch.bfloat16)) for master in (here, there))
-        for _ in there.perturbed(iteration, SIGMA, torch.bfloat16, layout, model):  # as an engine does
-            pass
-        if not all(same(ours[tensor], each[tensor]) for each in (theirs, model) for tensor, _ in made):
+        written = dict(there.perturbed(iteration, SIGMA, torch.bfloat16, layout, model))  # as an engine does
+        if not all(same(ours[tensor], each[tensor]) for each in (theirs, written) for tensor, _ in made):
             sys.exit(f"{name}, {how}: other weights of a member after {iteration + 1} updates")

@@ -133,7 +133,8 @@ class MasterWeights:
             dtype: float32, bfloat16 or float16 for the floating-point tensors, or None for the checkpoint's own types.
             layout: from :meth:`fused`: yield only its groups, in its order, and compute nothing while the consumer
                 has a tensor, since it is expected to need the same cores.
-            into: contiguous tensors of that type, on the same device, to overwrite instead of allocating new ones.
+            into: contiguous tensors of that type, on the same device, to overwrite instead of allocating new ones. With
+                one for every group, a GPU writes all of them before this returns.
 
         Raises:
             ValueError: ``dtype`` is another, the seed exceeds 64 bits, or ``scale`` is not finite in float32.

@@ -43,6 +43,8 @@ KeyPairs: TypeAlias = Sequence[tuple[int, int]]
 UpdatePiece: TypeAlias = tuple[Tensor, int, Sequence[int], int]
 #: A block of a matrix: its weights, first row and column, the matrix's columns, and each member's keys.
 MatrixBlock: TypeAlias = tuple[Tensor, int, int, int, KeyPairs]
+#: A slice or block to perturb: its weights, where to write them, the flat index of its first element, and the pitch.
+PerturbPiece: TypeAlias = tuple[Tensor, Tensor, int, int]
 Words: TypeAlias = np.ndarray[Any, np.dtype[np.uint64]]
 #: Perturbs pieces, given each piece's key, and the scale.
 Perturb: TypeAlias = Callable[[Words, float], None]
@@ -93,7 +95,7 @@ def perturb_all(pieces: Iterable[tuple[Tensor, Tensor, int, int, int]], scale: f
     prepared([(master, out, start, pitch) for master, out, start, _, pitch in pieces])(keys, scale)
 
 
-def prepared(pieces: Sequence[tuple[Tensor, Tensor, int, int]]) -> Perturb:
+def prepared(pieces: Sequence[PerturbPiece]) -> Perturb:
     """Lay out pieces (master, out, start, pitch), to perturb them again and again."""
     types = _grouped(range(len(pieces)), lambda number: (pieces[number][0].dtype, pieces[number][1].dtype))
     parts = [(np.array(numbers), Perturbation.of([pieces[number] for number in numbers])) for _, numbers in types]
@@ -224,7 +226,7 @@ class _Table:
         return self.owners.numel()
 
     @classmethod
-    def of(cls, pieces: Sequence[tuple[Tensor, Tensor, int, int]], tile: tuple[int, int, int] = _LINE) -> "_Table":
+    def of(cls, pieces: Sequence[PerturbPiece], tile: tuple[int, int, int] = _LINE) -> "_Table":
         """Return the table, perhaps a cached one, for pieces (master, out, start, pitch) and programs of a ``tile``."""
         device = pieces[0][0].device
         height, width, unused = tile
@@ -273,7 +275,7 @@ class Perturbation:
     types: dict[str, Any]
 
     @classmethod
-    def of(cls, pieces: Sequence[tuple[Tensor, Tensor, int, int]]) -> "Perturbation":
+    def of(cls, pieces: Sequence[PerturbPiece]) -> "Perturbation":
         """Lay out pieces, as in :func:`prepared`."""
         master, out, *_ = pieces[0]
         return cls(_Table.of(pieces), {"MASTER": _TYPES[master.dtype], "OUT": _TYPES[out.dtype]})

@@ -15,7 +15,6 @@ from esplug.noise.kernels import cuda
 
 _BUFFER_BYTES = 2**26  # about a millisecond of a bus, far more than starting its copies takes
 _ALIGNMENT = 256
-_Piece: TypeAlias = tuple[torch.Tensor, torch.Tensor, int, int]
 _Copy: TypeAlias = tuple[torch.Tensor, torch.Tensor]  # place in the buffer, and the master
 
 
@@ -38,7 +37,7 @@ class Streamed:
         """See :func:`esplug.noise.kernels.cuda.perturb_all`."""
         self._for_each(pieces, lambda *piece: cuda.perturb_all([piece], scale))
 
-    def prepared(self, pieces: Sequence[_Piece]) -> cuda.Perturb:
+    def prepared(self, pieces: Sequence[cuda.PerturbPiece]) -> cuda.Perturb:
         """See :func:`esplug.noise.kernels.cuda.prepared`. Each stream copies batches of pieces to its own buffer."""
         parts = [(number, part) for number, piece in enumerate(pieces) for part in _split(piece)]
         owners = np.array([number for number, _ in parts])
@@ -95,11 +94,11 @@ class Streamed:
         return torch.cuda.stream(self._streams[number % 2]) if self._streams else nullcontext()
 
 
-def _split(piece: _Piece) -> Iterator[_Piece]:
+def _split(piece: cuda.PerturbPiece) -> Iterator[cuda.PerturbPiece]:
     """Split a piece until each part fits into a buffer."""
     master, out, start, pitch = piece
     rows, columns = master.shape
-    if _padded(master) <= _BUFFER_BYTES or master.numel() <= 1:
+    if _padded(master) <= _BUFFER_BYTES:
         yield piece
     elif rows == 1:
         half = columns // 2
@@ -111,33 +110,25 @@ def _split(piece: _Piece) -> Iterator[_Piece]:
         yield from _split((master[half:], out[half:], start + half * pitch, pitch))
 
 
-def _batches(pieces: Sequence[_Piece], device: torch.device) -> list[tuple[list[_Copy], cuda.Perturbation]]:
+def _batches(pieces: Sequence[cuda.PerturbPiece], device: torch.device) -> list[tuple[list[_Copy], cuda.Perturbation]]:
     """Divide pieces, in their order, into batches of one type that fit into a buffer.
 
     Returns each batch's copies, as (place in the buffer, master), and its perturbation. Even batches have one buffer,
     odd ones the other.
     """
-    size = max([_BUFFER_BYTES, *(_padded(master) for master, *_ in pieces)])
-    buffers = [torch.empty(size, dtype=torch.uint8, device=device) for _ in range(2)]
-    groups: list[list[_Piece]] = []
-    types, used = None, 0
-    for piece in pieces:
-        master, out, *_ = piece
-        if types != (master.dtype, out.dtype) or used + _padded(master) > size:
-            groups.append([])
-            types, used = (master.dtype, out.dtype), 0
-        groups[-1].append(piece)
-        used += _padded(master)
-    batches = []
-    for number, group in enumerate(groups):
-        copies, laid_out, begin = [], [], 0
-        for master, out, first, pitch in group:
-            place = buffers[number % 2][begin : begin + master.nbytes].view(master.dtype).view(master.shape)
-            copies.append((place, master))
-            laid_out.append((place, out, first, pitch))
-            begin += _padded(master)
-        batches.append((copies, cuda.Perturbation.of(laid_out)))
-    return batches
+    buffers = [torch.empty(_BUFFER_BYTES, dtype=torch.uint8, device=device) for _ in range(2)]
+    groups: list[tuple[list[_Copy], list[cuda.PerturbPiece]]] = []
+    types, begin = None, 0
+    for master, out, first, pitch in pieces:
+        if types != (master.dtype, out.dtype) or begin + _padded(master) > _BUFFER_BYTES:
+            groups.append(([], []))
+            types, begin = (master.dtype, out.dtype), 0
+        buffer = buffers[(len(groups) - 1) % 2]
+        place = buffer[begin : begin + master.nbytes].view(master.dtype).view(master.shape)
+        groups[-1][0].append((place, master))
+        groups[-1][1].append((place, out, first, pitch))
+        begin += _padded(master)
+    return [(copies, cuda.Perturbation.of(laid_out)) for copies, laid_out in groups]
 
 
 def _padded(tensor: torch.Tensor) -> int:
