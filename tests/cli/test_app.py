@@ -4,12 +4,11 @@ import json
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 
 from esplug.config import RunConfig, flag_of
-from tests.helpers.cli import HEAVY, errors_of, library_seconds, run_cli
+from tests.helpers.cli import HEAVY, errors_of, run_cli, slowdown
 
 
 @pytest.mark.parametrize(
@@ -22,14 +21,9 @@ def test_help_and_listing_are_fast_and_import_nothing_heavy(arguments) -> None:
         f"atexit.register(lambda: print('LOADED', [m for m in {HEAVY} if m in sys.modules], file=sys.stderr))\n"
         "from esplug.cli.app import main; main()"
     )
-    seconds = []
-    for _ in range(5):
-        started = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        seconds.append(time.perf_counter() - started)
-        assert done.returncode == 0, done.stderr
-        assert "LOADED []" in done.stderr
-    assert min(seconds) < 4 * library_seconds()
+    ratio, done = slowdown([sys.executable, "-c", code])
+    assert "LOADED []" in done.stderr
+    assert ratio < 4
 
 
 def test_plugins_json_names_both_tasks(monkeypatch, capfd) -> None:

@@ -33,16 +33,27 @@ def slowness() -> float:
     return max(1.0, start_seconds("import json, re") / 0.03)
 
 
-def start_seconds(code: str) -> float:
-    """Return the seconds that a Python process with this code takes, the fastest of five."""
+def start_seconds(code: str, runs: int = 5) -> float:
+    """Return the seconds that a Python process with this code takes, the fastest of some runs."""
     seconds = []
-    for _ in range(5):
+    for _ in range(runs):
         started = time.perf_counter()
         subprocess.run([sys.executable, "-I", "-c", code], check=True)
         seconds.append(time.perf_counter() - started)
     return min(seconds)
 
 
-def library_seconds() -> float:
-    """Return the seconds that the command line's libraries alone take to start, on this machine and now."""
-    return start_seconds("import pydantic, rich.markdown, typer.rich_utils")
+def slowdown(command: list[str], **options: object) -> tuple[float, subprocess.CompletedProcess[str]]:
+    """Return how many times as long as the import of the command line's libraries a command takes, and its last run.
+
+    Each run is compared with an import right after it, because other tests load the machine unevenly; the smallest of
+    five ratios counts. `options` are those of `subprocess.run`.
+    """
+    ratios = []
+    for _ in range(5):
+        started = time.perf_counter()
+        done = subprocess.run(command, capture_output=True, text=True, **options)
+        seconds = time.perf_counter() - started
+        assert done.returncode == 0, done.stderr
+        ratios.append(seconds / start_seconds("import pydantic, rich.markdown, typer.rich_utils", runs=1))
+    return min(ratios), done
