@@ -35,7 +35,7 @@ from esplug.rewards.trial import try_reward
 from esplug.runs.answers import some_answers
 from esplug.runs.directory import RunDirectory
 from esplug.runs.early_stopping import Stop, check_metric, early_stop
-from esplug.runs.engines import create_seed_log, engine_settings, population_jobs, start_engines
+from esplug.runs.engines import create_seed_log, engine_settings, population_jobs, start_engines, warn_of_slow_types
 from esplug.runs.metrics import Iteration, PopulationResult
 from esplug.runs.preparation import check_inputs, check_prompts, find_model, start_graders_and_ray
 from esplug.runs.recorder import Recorder
@@ -319,6 +319,7 @@ class EvolutionStrategiesTrainer:
         self._try_reward()
         surroundings = self._prompts.surroundings(self._plan)
         self._open_directory(stack, surroundings, allow_change)
+        warn_of_slow_types(config, self._plan)
         say(f"{self._plan.describe()}; loading {self._model.folder.name}")
         self.engines = self.launch_engines()
         stack.callback(self.engines.close)

@@ -34,6 +34,7 @@ def main() -> None:
         "alpha": 0.0015,
         "alpha-schedule": "constant",
         "model-name": own.model,
+        "dtype": "auto",
         "n-iterations": own.iterations,
         "population-size": own.population,
         "batch-size": own.batch,

@@ -5,7 +5,6 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 from esplug.config import RunConfig
@@ -13,7 +12,7 @@ from esplug.doctor.finding import Finding
 from esplug.doctor.stack import Stack
 from esplug.planning.memory import size
 from esplug.planning.placement import Node, Resources
-from esplug.utils.cores import GIB, usable_cores
+from esplug.utils.cores import GIB, instruction_sets, slow_at_16_bits, usable_cores
 from esplug.utils.free_memory import free_memory
 
 _OBJECT_STORE = GIB // 2  # bytes of shared memory that a run's own Ray requests
@@ -22,7 +21,7 @@ _INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16") 
 
 def check_machine(config: RunConfig, stack: Stack) -> list[Finding]:
     """Check GPUs, CPU, shared memory and leftover processes."""
-    return [*_gpus(config, stack), _cpu(stack), _shared_memory(), *_ray_processes(config)]
+    return [*_gpus(config, stack), _cpu(config, stack), _shared_memory(), *_ray_processes(config)]
 
 
 def local_resources(gpus: int) -> Resources:
@@ -89,15 +88,15 @@ def _nvidia() -> tuple[str, int]:
     return (lines[0] if lines else ""), len(lines)
 
 
-def _cpu(stack: Stack) -> Finding:
-    flags: set[str] = set()
-    with suppress(OSError):  # not Linux
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        flags = set(next((line for line in lines if line.startswith(("flags", "Features"))), "").split())
+def _cpu(config: RunConfig, stack: Stack) -> Finding:
+    flags = instruction_sets()
     useful = [name for name in _INSTRUCTIONS if name in flags]
     found = f"{len(usable_cores())} cores, {platform.machine()}" + (f" with {', '.join(useful)}" if useful else "")
     if not stack.gpus and flags and platform.machine() == "x86_64" and "avx2" not in flags:
         return Finding("CPU", "warning", f"{found}, but no AVX2, which vLLM's CPU builds need", "use another machine")
+    if not stack.gpus and slow_at_16_bits() and config.dtype != "float32":
+        found += f", but no AVX-512, without which --dtype {config.dtype} is several times slower than float32"
+        return Finding("CPU", "warning", found, "--dtype float32, if the memory allows")
     return Finding("CPU", "ok", found)
 
 

@@ -19,7 +19,7 @@ from esplug.doctor import checkup as checkup_module
 from esplug.doctor import installation as quick
 from esplug.doctor import repair as repair_module
 from esplug.doctor.finding import Finding
-from esplug.doctor.machine import check_disk
+from esplug.doctor.machine import check_disk, check_machine
 from esplug.doctor.model import check_fit, check_model
 from esplug.doctor.plugin_health import check_plugins
 from esplug.doctor.stack import Stack, inspect_stack
@@ -29,6 +29,7 @@ from esplug.errors import UserError
 from esplug.planning.memory import Gpu, MemoryPlan, master_bytes, plan_memory
 from esplug.planning.placement import GPU_SPARE, Plan
 from esplug.plugins import list_plugins
+from esplug.runs.engines import warn_of_slow_types
 from esplug.utils.cores import GIB
 from tests.helpers.cli import errors_of, run_cli
 
@@ -620,3 +621,27 @@ def test_a_run_from_python_makes_the_same_check(installed) -> None:
     trainer = EvolutionStrategiesTrainer(reward_function=len, train_dataloader=[(["a"], ["b"])])
     with pytest.raises(UserError, match="vLLM is not installed"):
         trainer.fit()
+
+
+@pytest.mark.parametrize(
+    ("sets", "dtype", "gpus", "expected"),
+    [
+        ({"avx2"}, "auto", [], "--dtype float32"),
+        ({"avx2"}, "bfloat16", [], "--dtype float32"),
+        ({"avx2"}, "float32", [], ""),
+        ({"avx2"}, "auto", [ROOMY], ""),
+        ({"avx2", "avx512f"}, "auto", [], ""),
+        ({"asimd"}, "auto", [], ""),
+        (set(), "auto", [], ""),
+    ],
+)
+def test_a_type_that_is_slow_on_this_cpu(monkeypatch, capfd, sets, dtype, gpus, expected) -> None:
+    """The doctor and a run say the same."""
+    for module in ("utils.cores", "doctor.machine"):
+        monkeypatch.setattr(f"esplug.{module}.instruction_sets", lambda: frozenset(sets))
+    config = make_config({"dtype": dtype})
+    found = next(each for each in check_machine(config, Stack(gpus=gpus)) if each.check == "CPU")
+    assert expected in found.remedy if expected else found.state == "ok" or "AVX2" in found.found
+    warn_of_slow_types(config, Plan(2, "cuda" if gpus else "cpu", 1, 1))
+    said = capfd.readouterr()
+    assert (expected in said.out + said.err) if expected else not said.err + said.out
