@@ -1,9 +1,11 @@
 """Models of a chat: the trained one, and the one that it was trained from."""
 
 import json
+import os
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 from esplug.checkpoints.folders import verify
@@ -36,13 +38,14 @@ class ChatModels:
 
 
 def find_models(
-    name: str, base: str | None, *, alone: bool, scratch: Path, stack: ExitStack, use: ModelUse
+    name: str, base: str | None, *, command: str, alone: bool, scratch: Path, stack: ExitStack, use: ModelUse
 ) -> ChatModels:
     """Find the models of a chat. A run without a saved model is replayed.
 
     Args:
         name: a run's directory, a seed log, a model's folder or Hub id.
         base: model, run or seed log of the base; ``None`` for the one in the seed log, if there is a log.
+        command: what the user runs, such as ``esplug chat``, for errors.
         alone: talk with the trained model only.
         scratch: parent of temporary folders.
         stack: removes the temporary folders when it is closed.
@@ -56,7 +59,7 @@ def find_models(
         case "log":
             models = _of_log(log_file(Path(name)), name, base, alone, scratch, stack)
         case "model":
-            models = _of_model(name, base, alone, scratch, stack, use)
+            models = _of_model(name, base, command, alone, scratch, stack, use)
         case _:
             raise UserError(f"{name}: a file of weights; give the folder of a model, a run or a seed log")
     if models.base:
@@ -74,6 +77,12 @@ def run_of(name: str) -> Path | None:
             path = folder.parent
         return path if is_run(path) else None
     return None
+
+
+def scratch_parent(run: Path | None) -> Path:
+    """Return a parent for temporary folders: that of the run, which has room for models, if it can be written."""
+    folder = run.absolute().parent if run else Path(gettempdir())
+    return folder if os.access(folder, os.W_OK | os.X_OK) else Path(gettempdir())
 
 
 def _of_log(log: Path, name: str, base: str | None, alone: bool, scratch: Path, stack: ExitStack) -> ChatModels:
@@ -95,11 +104,13 @@ def _of_log(log: Path, name: str, base: str | None, alone: bool, scratch: Path, 
     return ChatModels(trained, None if alone else started_from, title, base or recorded.header.base.name)
 
 
-def _of_model(name: str, base: str | None, alone: bool, scratch: Path, stack: ExitStack, use: ModelUse) -> ChatModels:
+def _of_model(
+    name: str, base: str | None, command: str, alone: bool, scratch: Path, stack: ExitStack, use: ModelUse
+) -> ChatModels:
     run = run_of(name)
     if run and run == Path(name).expanduser():
         raise UserError(f"{name}: no {FILE_NAME} there, so nothing was trained; give a training run, or a model")
-    trained = find_model(name, "esplug chat", scratch, stack, use)
+    trained = find_model(name, command, scratch, stack, use)
     if alone:
         return ChatModels(trained, None, name)
     if base:

@@ -19,6 +19,7 @@ from esplug.cli.plugins import plugins
 from esplug.cli.push import push
 from esplug.cli.report import report
 from esplug.cli.runs import runs
+from esplug.cli.serve import serve
 from esplug.cli.switches import without_values
 from esplug.cli.train import train
 from esplug.errors import RunError, UserError
@@ -64,7 +65,9 @@ def _no_command(
 
 app.command()(train)
 app.command(name="eval")(evaluate)
-for command in (plugins, chat, export, push, init, check, doctor, report, runs):
+app.command()(chat)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
+for command in (plugins, export, push, init, check, doctor, report, runs):
     app.command()(command)
 app.add_typer(data_app, name="data")
 app.add_typer(config_app, name="config")

@@ -1,10 +1,8 @@
 """``esplug chat``: talk with a trained model, beside its base."""
 
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -52,7 +50,7 @@ def chat(
     if base is not None and no_base:
         raise UserError("--base and --no-base exclude each other; give one of them")
     only = _single_prompt(prompt)
-    from esplug.chat.models import find_models, run_of
+    from esplug.chat.models import find_models, run_of, scratch_parent
     from esplug.chat.session import open_chat
     from esplug.checkpoints.model_kind import ModelUse
     from esplug.config import make_config
@@ -63,11 +61,13 @@ def chat(
     run = run_of(model_or_run)
     stored = read_settings(run)[0] if run else {}
     config = make_config({name: stored[name] for name in _INHERITED if name in stored}, flags, _FIXED, command="eval")
-    scratch = _scratch(run)
     with ExitStack() as stack:
         with get_console().status("loading", spinner="line"):
             use = ModelUse.of(config)
-            models = find_models(model_or_run, base, alone=no_base, scratch=scratch, stack=stack, use=use)
+            place = scratch_parent(run)
+            models = find_models(
+                model_or_run, base, command="esplug chat", alone=no_base, scratch=place, stack=stack, use=use
+            )
             opened = stack.enter_context(open_chat(config, models))
         if only is not None:
             _print(opened, models, only)
@@ -93,14 +93,6 @@ def _utf8(read: Callable[[], str]) -> str:
     except UnicodeError as error:
         raise UserError("the prompt is not text in UTF-8; convert it, for example with iconv") from error
     return text
-
-
-def _scratch(run: Path | None) -> Path:
-    """Return the parent of temporary folders: that of the run, which has room for models, if it can be written."""
-    from tempfile import gettempdir
-
-    folder = run.absolute().parent if run else Path(gettempdir())
-    return folder if os.access(folder, os.W_OK | os.X_OK) else Path(gettempdir())
 
 
 def _converse(opened: "Chat", models: "ChatModels", config: RunConfig) -> None:

@@ -60,7 +60,7 @@ def export(
     say(f"model          {exported.folder}")
     say(f"iteration      {exported.iteration}")
     say(f"weights        {exported.nbytes / 1e9:.2f} GB, checksum {exported.checksum:016x}")
-    say(f"to serve it    vllm serve {shlex.quote(str(exported.folder))}")
+    say(f"to serve it    esplug serve {shlex.quote(str(exported.folder))}")
     if push_to_hub is not None:
         say(f"uploaded       {push(exported, push_to_hub)}")
 

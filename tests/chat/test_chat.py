@@ -220,7 +220,13 @@ def find(tmp_path):
 
         def found(name: object, base: str | None = None, *, alone: bool = False):
             return find_models(
-                str(name), base, alone=alone, scratch=tmp_path / "scratch", stack=stack, use=ModelUse(perturbs=False)
+                str(name),
+                base,
+                command="esplug chat",
+                alone=alone,
+                scratch=tmp_path / "scratch",
+                stack=stack,
+                use=ModelUse(perturbs=False),
             )
 
         yield found

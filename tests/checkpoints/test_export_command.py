@@ -98,7 +98,7 @@ def test_a_name_that_is_none_is_found_before_the_export(base: Path, tmp_path: Pa
 def test_the_command_that_serves_the_model_is_printed(base: Path, tmp_path: Path) -> None:
     make_log(tmp_path / "seeds.log", base)
     result = invoke(tmp_path / "seeds.log", "--out", tmp_path / "with blank")
-    assert f"vllm serve '{tmp_path / 'with blank'}'" in result.output.replace("\n", "")
+    assert f"esplug serve '{tmp_path / 'with blank'}'" in result.output.replace("\n", "")
 
 
 def test_the_module_of_the_command_loads_nothing_heavy() -> None:

@@ -11,11 +11,9 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
 
-from esplug.utils.torch_builds import hide_in_children
 from tests.helpers.secrets import SECRETS, secrets_in
 
 pytestmark = [pytest.mark.vllm, pytest.mark.soak]
@@ -30,10 +28,8 @@ def server(small_model: Path, tmp_path: Path) -> Iterator[tuple[str, subprocess.
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     flags = f"--served-model-name small --dtype float32 --max-model-len 1024 --port {port} --enforce-eager"
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(small_model), *flags.split()]
-    with patch.dict(os.environ):
-        hide_in_children()
-        environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_API_KEY": SECRETS[KEY]}
+    command = [sys.executable, "-m", "esplug", "serve", str(small_model), *flags.split()]
+    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_API_KEY": SECRETS[KEY]}
     log = tmp_path / "server.log"
     with open(log, "wb") as out:
         process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
