@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from esplug.noise.kernels import cuda
+from esplug.noise.kernels.program_table import PerturbPiece, Words, as_words
 
 _BUFFER_BYTES = 2**26  # about a millisecond of a bus, far more than starting its copies takes
 _ALIGNMENT = 256
@@ -37,14 +38,14 @@ class Streamed:
         """See :func:`esplug.noise.kernels.cuda.perturb_all`."""
         self._for_each(pieces, lambda *piece: cuda.perturb_all([piece], scale))
 
-    def prepared(self, pieces: Sequence[cuda.PerturbPiece]) -> cuda.Perturb:
+    def prepared(self, pieces: Sequence[PerturbPiece]) -> cuda.Perturb:
         """See :func:`esplug.noise.kernels.cuda.prepared`. Each stream copies batches of pieces to its own buffer."""
         parts = [(number, part) for number, piece in enumerate(pieces) for part in _split(piece)]
         owners = np.array([number for number, _ in parts])
         batches = _batches([part for _, part in parts], self._device)
 
-        def perturb(keys: cuda.Words, scale: float) -> None:
-            words, first = cuda.as_words(keys[owners], self._device), 0
+        def perturb(keys: Words, scale: float) -> None:
+            words, first = as_words(keys[owners], self._device), 0
             self._wait()
             for number, (copies, batch) in enumerate(batches):
                 with self._stream(number):
@@ -94,7 +95,7 @@ class Streamed:
         return torch.cuda.stream(self._streams[number % 2]) if self._streams else nullcontext()
 
 
-def _split(piece: cuda.PerturbPiece) -> Iterator[cuda.PerturbPiece]:
+def _split(piece: PerturbPiece) -> Iterator[PerturbPiece]:
     """Split a piece until each part fits into a buffer."""
     master, out, start, pitch = piece
     rows, columns = master.shape
@@ -110,14 +111,14 @@ def _split(piece: cuda.PerturbPiece) -> Iterator[cuda.PerturbPiece]:
         yield from _split((master[half:], out[half:], start + half * pitch, pitch))
 
 
-def _batches(pieces: Sequence[cuda.PerturbPiece], device: torch.device) -> list[tuple[list[_Copy], cuda.Perturbation]]:
+def _batches(pieces: Sequence[PerturbPiece], device: torch.device) -> list[tuple[list[_Copy], cuda.Perturbation]]:
     """Divide pieces, in their order, into batches of one type that fit into a buffer.
 
     Returns each batch's copies, as (place in the buffer, master), and its perturbation. Even batches have one buffer,
     odd ones the other.
     """
     buffers = [torch.empty(_BUFFER_BYTES, dtype=torch.uint8, device=device) for _ in range(2)]
-    groups: list[tuple[list[_Copy], list[cuda.PerturbPiece]]] = []
+    groups: list[tuple[list[_Copy], list[PerturbPiece]]] = []
     types, begin = None, 0
     for master, out, first, pitch in pieces:
         if types != (master.dtype, out.dtype) or begin + _padded(master) > _BUFFER_BYTES:
