@@ -1,5 +1,6 @@
 """Generator of deterministic Countdown puzzles. ``esplug data build countdown`` saves the standard level."""
 
+import functools
 import operator
 import zlib
 from collections.abc import Callable, Iterator
@@ -83,7 +84,8 @@ LEVELS = {
 }
 
 
-def generate(level: str, split: str) -> list[Puzzle]:
+@functools.cache
+def generate(level: str, split: str) -> tuple[Puzzle, ...]:
     """Return the puzzles of a level's ``train`` or ``eval`` split, the same on every machine.
 
     Raises:
@@ -92,7 +94,7 @@ def generate(level: str, split: str) -> list[Puzzle]:
     if level not in LEVELS:
         raise ValueError(f"level must be one of {', '.join(LEVELS)}, not {level!r}")
     fresh = (puzzle for puzzle in _distinct(LEVELS[level]) if puzzle.split == split)
-    return list(islice(fresh, LEVELS[level].rows[split]))
+    return tuple(islice(fresh, LEVELS[level].rows[split]))
 
 
 def _distinct(level: Level) -> Iterator[Puzzle]:
