@@ -19,12 +19,12 @@ demo: $(MODEL)/config.json  ## Train a 135M model on Countdown on this CPU and s
 	$(BIN)/esplug train --config examples/countdown_cpu.toml
 
 test: lint $(MODEL)/config.json  ## Run all checks and tests
-	$(BIN)/python -m pytest --numprocesses 2 -m "not vllm and not install"
+	$(BIN)/python -m pytest --numprocesses 2 -m "not vllm and not install and not soak"
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "(vllm or install) and not soak and not fresh" $(TIMED:%=--ignore=%)
 	$(BIN)/python -m pytest -m "(vllm or install) and not soak and not fresh" $(TIMED)
 
-soak: $(MODEL)/config.json  ## Run the long variants of tests, which `make test` leaves out
-	$(BIN)/python -m pytest -m soak
+soak: $(MODEL)/config.json  ## Run the long variants of tests, which `make test` leaves out or shortens
+	ESPLUG_SOAK=1 $(BIN)/python -m pytest -m "soak or more"
 
 test-install: $(MODEL)/config.json  ## Install and train in a fresh environment of each of $(PYTHONS) found here
 	PYTHONS="$(PYTHONS)" $(BIN)/python -m pytest -m fresh tests/integration/test_packaging.py

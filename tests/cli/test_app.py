@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from esplug.config import RunConfig, flag_of
-from tests.helpers.cli import HEAVY, errors_of, run_cli, slowdown
+from tests.helpers.cli import HEAVY, errors_of, run_cli, start_quickly
 
 
 @pytest.mark.parametrize(
@@ -21,9 +21,8 @@ def test_help_and_listing_are_fast_and_import_nothing_heavy(arguments) -> None:
         f"atexit.register(lambda: print('LOADED', [m for m in {HEAVY} if m in sys.modules], file=sys.stderr))\n"
         "from esplug.cli.app import main; main()"
     )
-    ratio, done = slowdown([sys.executable, "-c", code])
+    done = start_quickly([sys.executable, "-c", code])
     assert "LOADED []" in done.stderr
-    assert ratio < 4
 
 
 def test_plugins_json_names_both_tasks(monkeypatch, capfd) -> None:

@@ -7,6 +7,10 @@ from esplug.vllm_worker.extension import ESWorkerExtension, MasterSetup
 PROMPT = list(range(5, 45))
 
 
+#: Probes of one rank that are not in use, by Ray's node. They load another model in 4 s, and a new process in 30 s.
+_spare: dict[str, list] = {}
+
+
 def start_probe(model: Path, dtype: str = "float32", ranks: int = 1, kind: type | None = None, **settings: int):
     """Start an engine with extra methods, such as for prompt log-probabilities and arbitrary weights."""
     import ray
@@ -16,10 +20,22 @@ def start_probe(model: Path, dtype: str = "float32", ranks: int = 1, kind: type 
     from esplug.checkpoints.history import CatchUp
     from esplug.engines.messages import EngineSettings
 
-    place = PlacementGroupSchedulingStrategy(placement_group([{"CPU": 0.1}]), 0)  # as in the engine pool
-    probe = ray.remote(kind or _probe_class()).options(num_cpus=0.1, scheduling_strategy=place).remote(None)
+    spare = _spare.get(ray.get_runtime_context().get_node_id())
+    if kind is None and ranks == 1 and spare:
+        probe = spare.pop()
+        ray.get(probe.forget.remote())
+    else:
+        place = PlacementGroupSchedulingStrategy(placement_group([{"CPU": 0.1}]), 0)  # as in the engine pool
+        probe = ray.remote(kind or _probe_class()).options(num_cpus=0.1, scheduling_strategy=place).remote(None)
     settings = EngineSettings(str(model), dtype, "float32", "auto", "cpu", ranks, None, 0.5, **settings)
     return probe, ray.get(probe.start.remote(settings, (0, 1), ranks, 2**26, CatchUp(0))).checksum
+
+
+def release(probe) -> None:
+    """Keep a probe of the usual kind, with one rank, for the next test of the module."""
+    import ray
+
+    _spare.setdefault(ray.get_runtime_context().get_node_id(), []).append(probe)
 
 
 def written_both_ways(probe) -> list[list[float]]:
@@ -41,6 +57,17 @@ def _probe_class():
     from esplug.engines.actor import Engine
 
     class Probe(Engine):
+        def forget(self) -> None:
+            """Give up the model, so that another one can be started in this process."""
+            from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+            from vllm.platforms import current_platform
+
+            # Done once in a process. It looks into all modules, and fails at numba's, which esplug imports later.
+            type(current_platform).register_triton_kernel_overrides = classmethod(lambda cls: None)
+            self._llm = None
+            cleanup_dist_env_and_memory()
+            self.__init__(None)
+
         def logprobs(self) -> list[float]:
             from vllm import SamplingParams, TokensPrompt
 

@@ -85,8 +85,18 @@ def test_a_run_can_be_exported_and_resumed_from_another_directory(here, monkeypa
     assert before["train_dataset"] == str(here / "data" / "a.jsonl")
 
 
-@pytest.mark.parametrize("reached", ["unreachable", "unknown"])
-@pytest.mark.parametrize("name", ["models/other", "./models/tiny2", "/no/model", "a/b/c", "~/no-model", "nested/"])
+@pytest.mark.parametrize(
+    ("name", "reached"),
+    [
+        ("models/other", "unreachable"),
+        ("models/other", "unknown"),
+        ("./models/tiny2", "unreachable"),
+        ("/no/model", "unknown"),
+        ("a/b/c", "unreachable"),
+        ("~/no-model", "unknown"),
+        ("nested/", "unreachable"),
+    ],
+)
 def test_a_missing_local_folder_is_never_taken_for_a_hub_id(name, reached, here, monkeypatch, capfd) -> None:
     def hub(*_: object) -> None:
         if reached == "unknown":

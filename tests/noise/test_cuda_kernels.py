@@ -14,8 +14,9 @@ from esplug.weights import master as weights
 from esplug.weights.master import MasterWeights
 from esplug.weights.partition import TensorBlock
 from esplug.weights.prepared import PreparedWrites
+from tests.helpers.amount import amount
 
-CASES = 60  # benchmarks/gpu runs more
+CASES = amount(24, 60)  # benchmarks/gpu runs more
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -37,6 +38,7 @@ def draw(choose: random.Random) -> tuple[int, int, int, int]:
     return rows, columns, first, pitch
 
 
+@pytest.mark.more
 def test_perturb_update_and_checksum_equal_the_cpu_kernels(cuda) -> None:
     choose = random.Random(1)
     for case in range(CASES):
@@ -71,6 +73,7 @@ def test_perturb_update_and_checksum_equal_the_cpu_kernels(cuda) -> None:
         assert cuda.checksum(master, first, name, pitch) == total % 2**64, where
 
 
+@pytest.mark.more
 def test_low_rank_updates_equal_the_cpu_kernel(cuda, monkeypatch) -> None:
     choose = random.Random(2)
     monkeypatch.setattr(cuda, "_MAX_FACTOR_BYTES", 600)  # so that larger blocks are split
@@ -91,7 +94,8 @@ def test_low_rank_updates_equal_the_cpu_kernel(cuda, monkeypatch) -> None:
         assert equal(whole[:, [0, -2, -1]], beside), where
 
 
-@settings(max_examples=30, deadline=None)
+@pytest.mark.more
+@settings(max_examples=amount(10, 30), deadline=None)
 @given(value=st.floats(width=32, allow_nan=False), factor=st.sampled_from([0.0, 1e-30, 0.3]))
 def test_rounding_equals_the_cpu_kernel_for_any_magnitude(cuda, value: float, factor: float) -> None:
     master = torch.full((1, 8), value) * (2.0 ** torch.arange(-4, 4))
@@ -132,27 +136,27 @@ def test_master_weights_on_a_gpu_equal_those_on_the_cpu(cuda, interpreted, low_r
 def test_members_written_into_the_same_tensors_equal_those_on_the_cpu(cuda, interpreted, in_host, monkeypatch) -> None:
     """The pieces are laid out once, and anew when the tensors move or have another type."""
     streamed = interpreted("esplug.noise.kernels.streamed")
-    monkeypatch.setattr(streamed, "_BUFFER_BYTES", 1500)  # so that there are several batches, and pieces are split
+    monkeypatch.setattr(streamed, "_BUFFER_BYTES", 400)  # so that there are several batches, and pieces are split
     tensors = {
-        "a": torch.randn(30, 70),
-        "b": torch.randn(5, 70).bfloat16(),
+        "a": torch.randn(8, 70),
+        "b": torch.randn(2, 70).bfloat16(),
         "c": torch.randn(33).half(),
         "d": torch.ones(0),
-        "e": torch.randn(40, 70),
+        "e": torch.randn(10, 70),
     }
-    blocks = {"e": TensorBlock((1, 40), (10, 60))}
+    blocks = {"e": TensorBlock((1, 10), (10, 60))}
     here = MasterWeights(tensors.items(), threads=2, blocks=blocks)
     monkeypatch.setattr(
         weights, "kernels_for", lambda device, *, in_host: streamed.Streamed(device) if in_host else cuda
     )
-    monkeypatch.setattr(weights, "_CHUNK_ELEMENTS", {"cpu": 1000, "host": 1000})  # so that tensors are split
+    monkeypatch.setattr(weights, "_CHUNK_ELEMENTS", {"cpu": 250, "host": 250})  # so that tensors are split
     there = MasterWeights(tensors.items(), in_host=in_host, blocks=blocks)
     groups = {"c": ("c",), "ab": ("a", "b"), "d": ("d",), "e": ("e",)}
     layouts = [master.fused(groups) for master in (here, there)]
     counted = []
     monkeypatch.setattr(weights, "PreparedWrites", lambda *given: counted.append(given) or PreparedWrites(*given))
     for dtype in (torch.bfloat16, torch.float32):
-        shapes = {"c": 33, "ab": (35, 70), "d": 0, "e": (39, 50)}
+        shapes = {"c": 33, "ab": (10, 70), "d": 0, "e": (9, 50)}
         into = {name: torch.empty(shape, dtype=dtype) for name, shape in shapes.items()}
         for seed in (1, None, 2**64 - 1, 1):
             ours = dict(here.perturbed(seed, 0.01, dtype, layouts[0]))

@@ -359,6 +359,7 @@ def test_mixture_and_held_out_questions() -> None:
     assert asked == [(each["question"], []) for each in train]
 
 
+@pytest.mark.soak
 def test_held_out_rows_are_the_same_with_and_without_training_rows(monkeypatch) -> None:
     """As in a run and in `esplug eval` afterwards. The rows of acre depend on how many its generator is made for."""
     monkeypatch.setattr(rows, "_LENGTH", 100)
@@ -405,6 +406,7 @@ def test_held_out_questions_are_like_those_for_training() -> None:
     assert abs(ones[0] - ones[1]) < 0.1
 
 
+@pytest.mark.soak
 def test_no_seed_trains_on_what_another_holds_out() -> None:
     few = {"name": "gcd", "max_value": 30, "size": 300, "eval_size": 100}
     train = questions(load(**few, seed=1).load_rows("train", None))
@@ -418,6 +420,7 @@ def test_a_message_says_that_rows_take_long(monkeypatch, caplog) -> None:
     assert "still making rows of gcd; this takes less time with a smaller size" in caplog.text
 
 
+@pytest.mark.soak
 def test_rows_do_not_depend_on_the_hash_seed(monkeypatch) -> None:
     wanted = rows.Wanted(Selection.of("isomorphic_strings,list_functions,ransom_note,word_ladder", ()), 0, 1, 2)
     made = []

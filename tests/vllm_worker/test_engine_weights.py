@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.helpers.vllm import reference_logprobs, start_probe, written_both_ways
+from tests.helpers.vllm import reference_logprobs, release, start_probe, written_both_ways
 
 pytestmark = pytest.mark.vllm
 
@@ -55,7 +55,7 @@ def test_members_leave_no_trace_and_perturb_as_defined(cluster, tiny_models) -> 
         ray.get(probe.set_weights.remote(Weights(4, 0.02)))
         assert ray.get(probe.logprobs.remote()) == moved
         ray.get(probe.forget_fast_path.remote())
-    ray.kill(probe)
+    release(probe)
 
 
 def test_the_direct_loader_and_reload_agree_in_bfloat16(cluster, tiny_models) -> None:

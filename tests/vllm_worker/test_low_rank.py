@@ -194,6 +194,7 @@ def check_a_diverging_member(probe: Any) -> None:
     assert [each.undefined for each in after] == [0, 0, 0]
 
 
+@pytest.mark.soak
 def test_tensor_parallel_ranks_hold_their_parts_of_adapters_and_updates(cluster, tiny_model) -> None:
     import numpy as np
     import ray

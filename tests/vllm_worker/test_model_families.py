@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from esplug.vllm_worker.families import DIRECT
-from tests.helpers.vllm import reference_answer, reference_logprobs, start_probe, written_both_ways
+from tests.helpers.vllm import reference_answer, reference_logprobs, release, start_probe, written_both_ways
 
 pytestmark = pytest.mark.vllm
 
@@ -86,7 +86,7 @@ def test_answers_are_those_of_transformers(cluster, tiny_models, architecture) -
     }
     check(probe, folder, updated, "after an update")
     assert ray.get(probe.answer.remote(ANSWER)) == reference_answer(folder, updated, ANSWER)
-    ray.kill(probe)
+    release(probe)
 
 
 def test_a_model_that_vllm_reloads_wrongly_is_refused_in_one_line(cluster, tiny_models) -> None:
@@ -115,9 +115,10 @@ def test_experts_are_reloaded_by_vllm_as_they_are_written_directly(cluster, tiny
     member, master, again = written_both_ways(probe)
     assert member == again != master
     assert ray.get(probe.fault.remote(False, 1)) == ray.get(probe.fault.remote(False, None)) == ""
-    ray.kill(probe)
+    release(probe)
 
 
+@pytest.mark.soak
 def test_tensor_parallel_ranks_hold_their_parts_of_experts(cluster, tiny_models) -> None:
     import ray
     from safetensors.torch import load_file

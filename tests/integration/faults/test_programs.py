@@ -1,6 +1,6 @@
 """Hostile programs given to the task ``code``: they earn nothing and harm nothing, in the processes that grade.
 
-A part runs by default; ``python -m benchmarks.soak`` sets ``ESPLUG_SOAK`` and runs every program on every kind of test.
+A part runs by default, and with ``ESPLUG_SOAK`` every program on every kind of test.
 """
 
 import os
@@ -14,10 +14,10 @@ import pytest
 import esplug_tasks_code as task
 from esplug.rewards import RewardPool
 from esplug_tasks_code import suites
+from tests.helpers.amount import SOAK
 from tests.helpers.hostile_programs import AMONG_FILES, PROGRAMS
 from tests.helpers.sandboxes import available
 
-SOAK = "ESPLUG_SOAK" in os.environ
 OPTIONS = dict(task.options()) | {"seconds": 0.5, "memory": 256, "reward": "all"}
 ROWS = {
     "function": {"tests": {"fn_name": "solve", "inputs": [[1], [5], [7]], "outputs": [2, 10, 14]}},
@@ -46,6 +46,7 @@ def spread(sandbox: str) -> list[tuple[str, str]]:
     return pairs if sandbox == "bubblewrap" else pairs[::5]
 
 
+@pytest.mark.more
 @pytest.mark.parametrize(
     "sandbox",
     [

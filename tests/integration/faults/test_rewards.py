@@ -1,4 +1,4 @@
-"""Hostile rewards: each kind 20 times among 512 good answers, which are all graded correctly; no process is left."""
+"""Hostile rewards: each kind several times among good answers, which are all graded correctly; no process is left."""
 
 import copy
 import ctypes
@@ -30,12 +30,13 @@ from esplug.rewards.grader_process import MAX_DESCENDANTS
 from esplug.rewards.pool import COUNT_EVERY
 from esplug.rewards.replies import TRACEBACK_LENGTH
 from esplug.utils.process_tree import memory_exceeds
+from tests.helpers.amount import amount
 from tests.helpers.rewards import grade, graders, leaves_sleepers, nothing_left
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 cloudpickle.register_pickle_by_value(sys.modules[leaves_sleepers.__module__])
 
-GOOD, TIMES = 512, 20
+GOOD, TIMES = amount(128, 512), amount(4, 20)
 MOST_LEFT = MAX_DESCENDANTS + 3 * COUNT_EVERY  # processes of one grader if every answer leaves three
 #: In the environment of all processes that these tests start, or in the arguments of those with another environment.
 MARK = f"ESPLUG_TEST={os.getpid()}"
@@ -286,6 +287,7 @@ def among_good(kinds: list[Kind], settings: dict[str, Any], seconds: float) -> A
     return pytest.param(kinds, settings, seconds, marks=fault)
 
 
+@pytest.mark.more
 @pytest.mark.parametrize(
     ("kinds", "settings", "seconds"),
     [
