@@ -32,7 +32,7 @@ FOREIGN = {
     "--tasks", "--include_path", "--gen_kwargs", "--output_path", "--log_samples", "--model_args", "--batch_size",
     "--start-iteration", "--backend", "--model_name", "--cuda_devices", "--num_engines", "--population_size",
     "--num_iterations", "--experiment_dir", "--precision", "--num-gpus", "--generate", "--only", "--no-amx", "--print",
-    "--disagreements", "--show", "--names", "--rows", "--shots",
+    "--disagreements", "--show", "--names", "--rows", "--shots", "--host", "--served-model-name",
 }  # fmt: skip
 every_page = pytest.mark.parametrize("page", PAGES, ids=str)
 
