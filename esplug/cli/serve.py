@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from esplug.cli.options import Debug
-from esplug.errors import RunError
+from esplug.errors import RunError, UserError
 from esplug.utils.console import get_console, say
 from esplug.utils.text import printable
 
@@ -26,6 +26,8 @@ def serve(
     debug: Debug = False,
 ) -> None:
     """Serve a model with vLLM's OpenAI-compatible API. Flags of `vllm serve`, such as --port 8000, work here."""
+    if model_or_run.startswith("-"):
+        raise UserError(f"{model_or_run}: give the model first, as in `esplug serve MODEL_OR_RUN {model_or_run} ...`")
     from esplug.chat.models import find_models, run_of, scratch_parent
     from esplug.checkpoints.model_kind import ModelUse
     from esplug.doctor.installation import require_installation

@@ -64,6 +64,7 @@ def test_the_server_is_one_that_the_installed_distribution_starts(
         ([], "Missing argument 'MODEL_OR_RUN'; see `esplug serve --help`"),
         (["/nowhere/model"], "/nowhere/model"),
         (["owner/name/more"], "no such folder"),
+        (["--port", "8000", "model"], "give the model first, as in `esplug serve MODEL_OR_RUN --port ...`"),
     ],
 )
 def test_a_mistake_is_one_line(monkeypatch, capfd, started, arguments, message) -> None:
