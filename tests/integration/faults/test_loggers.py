@@ -220,7 +220,7 @@ def test_wandb_without_its_server_keeps_the_run_here(
         run(["wandb"], lambda step: ready())
     """  # as in any run of more than a few seconds
     for i, outcome in enumerate(five(tmp_path, code, IMPORT, WANDB_BASE_URL=url)):
-        assert outcome.training < 0.1 * STEPS  # waiting for the disk to store each row
+        assert outcome.training < 0.3 * STEPS  # waiting for a busy disk to store each row
         (kept,) = (tmp_path / str(i) / "wandb").glob("offline-run-*")
         assert list(kept.glob("*.wandb"))
         (line,) = [line for line in outcome.warnings if f"does not reach {url} [" in line]
