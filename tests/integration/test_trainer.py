@@ -1,4 +1,4 @@
-"""The trainer from Python, in whole runs on a toy engine; ``test_training.py`` has runs on real Ray and vLLM."""
+"""The trainer from Python, in whole runs on a toy engine; ``test_python_runs.py`` has runs on real Ray and vLLM."""
 
 import tomllib
 from pathlib import Path
