@@ -12,7 +12,7 @@ from esplug.doctor.finding import Finding
 from esplug.doctor.stack import Stack
 from esplug.planning.memory import size
 from esplug.planning.placement import Node, Resources
-from esplug.utils.cores import GIB, instruction_sets, slow_at_16_bits, usable_cores
+from esplug.utils.cores import GIB, instruction_sets, slow_on_this_cpu, usable_cores
 from esplug.utils.free_memory import free_memory
 
 _OBJECT_STORE = GIB // 2  # bytes of shared memory that a run's own Ray requests
@@ -94,7 +94,7 @@ def _cpu(config: RunConfig, stack: Stack) -> Finding:
     found = f"{len(usable_cores())} cores, {platform.machine()}" + (f" with {', '.join(useful)}" if useful else "")
     if not stack.gpus and flags and platform.machine() == "x86_64" and "avx2" not in flags:
         return Finding("CPU", "warning", f"{found}, but no AVX2, which vLLM's CPU builds need", "use another machine")
-    if not stack.gpus and slow_at_16_bits() and config.dtype != "float32":
+    if not stack.gpus and slow_on_this_cpu(config.dtype):
         found += f", but no AVX-512, without which --dtype {config.dtype} is several times slower than float32"
         return Finding("CPU", "warning", found, "--dtype float32, if the memory allows")
     return Finding("CPU", "ok", found)

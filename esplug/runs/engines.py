@@ -18,7 +18,7 @@ from esplug.planning.placement import Plan
 from esplug.planning.shared_prefix import sharing_saves_time
 from esplug.runs.directory import RunDirectory
 from esplug.utils.console import say
-from esplug.utils.cores import slow_at_16_bits
+from esplug.utils.cores import slow_on_this_cpu
 
 
 def shares_prefixes(config: RunConfig, model: Path, plan: Plan, batches: Sequence[Sequence[Sequence[int]]]) -> bool:
@@ -31,7 +31,7 @@ def shares_prefixes(config: RunConfig, model: Path, plan: Plan, batches: Sequenc
 
 def warn_of_slow_types(config: RunConfig, plan: Plan) -> None:
     """Say so if this CPU would be several times faster with another ``dtype``."""
-    if plan.device == "cpu" and config.dtype != "float32" and slow_at_16_bits():
+    if plan.device == "cpu" and slow_on_this_cpu(config.dtype):
         say(f"note: this CPU has no AVX-512; --dtype {config.dtype} is several times slower there than --dtype float32")
 
 

@@ -22,7 +22,7 @@ def instruction_sets() -> frozenset[str]:
     return frozenset()
 
 
-def slow_at_16_bits() -> bool:
-    """Whether vLLM computes in bfloat16 and float16 several times more slowly than in float32 on this CPU."""
+def slow_on_this_cpu(dtype: str) -> bool:
+    """Whether vLLM computes in this type, of 16 bits or ``auto``, several times more slowly here than in float32."""
     sets = instruction_sets()
-    return "avx2" in sets and "avx512f" not in sets
+    return dtype != "float32" and "avx2" in sets and "avx512f" not in sets

@@ -90,12 +90,14 @@ def free_port() -> int:
 
 
 @pytest.mark.vllm
-def test_a_served_model_answers_until_it_is_stopped(tiny_model) -> None:
+def test_a_served_model_answers_until_it_is_stopped(tiny_model, tmp_path) -> None:
     port = free_port()
     flags = f"--port {port} --enforce-eager --max-model-len 128 --served-model-name tiny"
     command = [sys.executable, "-m", "esplug", "serve", str(tiny_model), *flags.split()]
     environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1"}
-    server = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    log = tmp_path / "server.log"
+    with log.open("wb") as out:
+        server = subprocess.Popen(command, env=environment, stdout=out, stderr=out)
     try:
         body = json.dumps({"model": "tiny", "prompt": [5, 6, 7], "max_tokens": 4}).encode()
         request = urllib.request.Request(
@@ -104,7 +106,7 @@ def test_a_served_model_answers_until_it_is_stopped(tiny_model) -> None:
         deadline = time.monotonic() + 240
         answer = {}
         while not answer:
-            assert server.poll() is None, server.stdout.read().decode()[-3000:]
+            assert server.poll() is None, log.read_text()[-3000:]
             assert time.monotonic() < deadline
             with suppress(OSError), urllib.request.urlopen(request, timeout=60) as reply:
                 answer = json.load(reply)
