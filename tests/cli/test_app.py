@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from esplug.config import RunConfig, flag_of
-from tests.helpers.cli import HEAVY, errors_of, run_cli, start_quickly
+from tests.helpers.cli import HEAVY, errors_of, run_cli
+from tests.helpers.timing import start_quickly
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.cli import start_quickly
 from tests.helpers.packages import OWN_TASKS
+from tests.helpers.timing import start_quickly
 
 ESPLUG = Path(sys.executable).parent / "esplug"
 

@@ -16,6 +16,7 @@ from esplug.hookspecs import Reward
 from esplug.rewards import RewardPool
 from esplug.rewards.trial import try_reward
 from tests.helpers.rewards import grade, nothing_left
+from tests.helpers.timing import limit, within
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # no grader need import this file, and pytest with it
 
@@ -58,9 +59,8 @@ def test_slow_rewards_take_no_longer_than_one() -> None:
 
     with RewardPool(slow, timeout=5, processes=1, concurrency=40) as pool:
         pool.submit(["a"], [None]).result()  # from here on, the pool knows that the reward awaits
-        started = time.perf_counter()
-        grades = pool.submit(["a"] * 40, [None] * 40).result()
-    assert time.perf_counter() - started < 3.0
+        with within(3.0):
+            grades = pool.submit(["a"] * 40, [None] * 40).result()
     assert all(1.0 <= each.seconds < 3.0 for each in grades)
 
 
@@ -69,9 +69,8 @@ def test_many_replies_and_many_requests_do_not_wait_for_each_other() -> None:
         await asyncio.sleep(0)
         return output[:200], 1.0
 
-    started = time.perf_counter()
-    grades = grade(quick, ["a" * 10_000] * 1500, concurrency=700)
-    assert time.perf_counter() - started < 45.0
+    with within(45.0):
+        grades = grade(quick, ["a" * 10_000] * 1500, concurrency=700)
     assert {each.reward.value for each in grades} == {1.0}
 
 
@@ -80,9 +79,9 @@ def test_a_reward_that_does_not_await_has_the_time_limit_to_itself() -> None:
         time.sleep(0.2)
         return 1.0
 
-    grades = grade(blocking, ["a"] * 12, timeout=1, concurrency=12)
+    grades = grade(blocking, ["a"] * 12, timeout=2, concurrency=12)
     assert [each.reward for each in grades] == [Reward(1.0)] * 12
-    assert max(each.seconds for each in grades) < 1.0
+    limit(max(each.seconds for each in grades), 1.0)
 
 
 async def misbehaving(output: str, target: Any) -> Any:
@@ -129,7 +128,7 @@ async def misbehaving(output: str, target: Any) -> Any:
 )
 def test_a_failure_costs_only_its_own_answer(output, label) -> None:
     outputs = ["fine", "fine", output, "fine"]
-    grades = grade(misbehaving, outputs, timeout=0.3, concurrency=8, memory=1)
+    grades = grade(misbehaving, outputs, timeout=1, concurrency=8, memory=1)
     assert [each.reward.label for each in grades] == [label if each == output else "" for each in outputs]
     assert [each.failed for each in grades] == [each == output for each in outputs]
 

@@ -23,6 +23,7 @@ from esplug.hookspecs import Reward
 from esplug.rewards import Graded, PendingRewards, RewardPool
 from esplug.rewards.replies import LABEL_LENGTH, NonFinite, as_reward
 from tests.helpers.rewards import gone_within, grade, graders, leaves_sleepers, nothing_left
+from tests.helpers.timing import within
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # no grader need import this file, and pytest with it
 
@@ -122,7 +123,7 @@ def test_script_without_main_guard(tmp_path: Path) -> None:
             """
         )
     )  # the pool is left open: the interpreter's exit closes it
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=20, cwd="/")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, cwd="/")
     assert (done.stdout, done.stderr) == ("imported\n[1.0, 3.0, 5.0]\n", "")
 
 
@@ -190,9 +191,8 @@ def test_hung_answers_do_not_starve_others() -> None:
             time.sleep(60)
         return 1.0
 
-    start = time.monotonic()
-    graded = grade(reward, [""] * 104, list(range(104)), timeout=1, processes=2)
-    assert time.monotonic() - start < 2 * 1 + 3
+    with within(2 * 1 + 3):
+        graded = grade(reward, [""] * 104, list(range(104)), timeout=1, processes=2)
     assert [i for i, g in enumerate(graded) if g.failed] == [7, 32, 57, 82]
 
 
@@ -204,9 +204,8 @@ def test_slow_rewards_use_every_process() -> None:
     with RewardPool(reward, timeout=5, processes=8) as pool:
         while len({graded.reward.value for graded in pool.submit([""] * 8, [0] * 8).result()}) < 8:
             pass
-        start = time.monotonic()
-        pool.submit([""] * 80, [0] * 80).result()
-        assert time.monotonic() - start < 80 * 0.05 / 3
+        with within(80 * 0.05 / 3):
+            pool.submit([""] * 80, [0] * 80).result()
 
 
 def test_throughput_survives_kills() -> None:
@@ -215,9 +214,8 @@ def test_throughput_survives_kills() -> None:
 
     with RewardPool(reward, timeout=5, processes=2) as pool:
         assert all(g.failed for g in pool.submit([""] * 10, [0] * 10).result())
-        start = time.monotonic()
-        assert all(g.reward.value == 1 for g in pool.submit(["x" * 500] * 5000, [1] * 5000).result())
-        assert time.monotonic() - start < 5  # typically 0.4
+        with within(5):  # typically 0.4
+            assert all(g.reward.value == 1 for g in pool.submit(["x" * 500] * 5000, [1] * 5000).result())
 
 
 def test_grader_killed_while_idle_fails_no_answer() -> None:
@@ -237,10 +235,9 @@ def test_close_is_quick_and_gives_up_the_rest() -> None:
     time.sleep(0.5)
     family = graders()
     assert not pending.done()
-    start = time.monotonic()
-    pool.close()
-    pool.close()
-    assert time.monotonic() - start < 2
+    with within(2):
+        pool.close()
+        pool.close()
     with pytest.raises(RunError, match="closed before"):
         pending.result()
     assert gone_within(2, family)

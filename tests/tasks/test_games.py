@@ -1,6 +1,5 @@
 """The tasks of several turns: their replies and rewards, whatever the model writes."""
 
-import time
 from fractions import Fraction
 from typing import Any
 
@@ -10,6 +9,7 @@ from hypothesis import strategies as st
 
 from esplug_tasks_games import arithmetic, calculator, number_guessing
 from esplug_tasks_games.number_guessing import turn
+from tests.helpers.timing import within
 
 GAME = {"low": 21, "high": 36, "secret": 30}
 
@@ -248,9 +248,8 @@ def test_reward_after_a_call(answer, value, label) -> None:
 
 
 def test_an_unfinished_answer_of_blanks_is_graded_fast() -> None:
-    began = time.perf_counter()
-    assert calculator.reward("<answer>" + " " * 9_000, "7", said("")).label == "no_answer"
-    assert time.perf_counter() - began < 1
+    with within(1):
+        assert calculator.reward("<answer>" + " " * 9_000, "7", said("")).label == "no_answer"
 
 
 def test_questions_are_answered_right_and_held_out() -> None:

@@ -5,13 +5,13 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.helpers.cli import run_cli
+from tests.helpers.timing import within
 
 ROW = {"context": "Make 3 of 1, 2.\n<think>", "numbers": [1, 2], "target": 3}
 SUM = {"problem": "What is 1 + 1?", "answer": "2"}
@@ -244,9 +244,8 @@ def refused(monkeypatch, capfd, folder: Path, task: str, command: str, source: o
     flag = f"--{command}-dataset"
     arguments = [command, "--task", task, "--model-name", "./no-such-model", flag, str(source)]
     arguments += ["--output-directory", str(folder / "out")]
-    started = time.perf_counter()
-    code, _, err = run_cli(monkeypatch, capfd, *arguments)
-    assert time.perf_counter() - started < MOST_SECONDS
+    with within(MOST_SECONDS):
+        code, _, err = run_cli(monkeypatch, capfd, *arguments)
     (line,) = err.splitlines()
     assert code == 2, line
     assert line.startswith((f"error: {flag} ", f"error: {flag}: ")), line

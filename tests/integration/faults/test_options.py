@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +17,7 @@ from esplug.planning.placement import Node, Resources
 from esplug.utils.cores import GIB
 from tests.helpers.amount import amount
 from tests.helpers.cli import run_cli
+from tests.helpers.timing import within
 
 VALUES = {
     "zero": "0",
@@ -81,9 +81,8 @@ def stop_before_data(monkeypatch) -> None:
 
 def verdict(monkeypatch, capfd, *arguments: str) -> tuple[int, str]:
     """Return the exit status and the one error line; fail if that takes too long."""
-    started = time.perf_counter()
-    code, _, err = run_cli(monkeypatch, capfd, *arguments)
-    assert time.perf_counter() - started < MOST_SECONDS, arguments
+    with within(MOST_SECONDS):
+        code, _, err = run_cli(monkeypatch, capfd, *arguments)
     assert err.startswith("error: "), err
     assert len(err.splitlines()) == 1, err
     return code, err
