@@ -91,6 +91,7 @@ def test_distributions_hold_the_package_and_nothing_else(dist: Path) -> None:
             path
             for kind in ("*.py", "*.tmpl", "page.*", "live.js", "catalogue.jsonl", "py.typed")
             for path in package.rglob(kind)
+            if path.parent.name != "__pycache__"
         )
         files = {file for path in ours if not (file := str(path.relative_to(package))).startswith("build/")}
         assert "py.typed" in files
@@ -185,25 +186,26 @@ def test_one_pip_command_installs_all_that_training_needs(
     installed = run("pip", "install", "--find-links", dist, esplug_itself, "esplug-tasks-countdown")
     assert installed.returncode == 0, installed.stderr
 
-    model = "--task", "countdown", "--model-name", tiny_model, "--max-tokens", "4", "--eval-limit", "2"
+    model = "--task", "countdown", "--model-name", tiny_model, "--max-tokens", "4"
+    limited = *model, "--eval-limit", "2"
     if not engines:
         for command in (("plugins",), ("check", "countdown"), ("data", "list"), ("train", "--help")):
             done = run("esplug", *command)
             assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
-        refused = run("esplug", "train", *model, "--dry-run")
+        refused = run("esplug", "train", *limited, "--dry-run")
         assert refused.returncode == 2
         assert refused.stderr.startswith("error: vLLM is not installed: pip install 'esplug[gpu]', or 'esplug[cpu]'")
         return
     sizes = "--population-size 2 --batch-size 2 --n-iterations 1 --n-vllm-engines 1 --output-directory ."
-    train = "train", *model, *sizes.split()
+    train = "train", *limited, *sizes.split()
     for command in (
         (*train, "--dry-run"),
         (*train, "--experiment-name", "run"),
         (*train, "--experiment-name", "tensor-parallel", "--n-gpu-per-vllm-engine", "2"),
-        ("eval", *model, "--checkpoint", "run"),
+        ("eval", *model, "--limit", "2", "--checkpoint", "run"),
         ("export", "run", "--out", "exported"),
-        ("doctor", *model),
-        ("doctor", *model, "--fix", "--yes"),
+        ("doctor", *limited),
+        ("doctor", *limited, "--fix", "--yes"),
     ):
         done = run("esplug", *command)
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
