@@ -31,8 +31,6 @@ def main() -> None:
     own, passed_on = parser.parse_known_args()
     settings = {
         "config": ROOT / "examples" / "countdown_cpu.toml",
-        "alpha": 0.0015,
-        "alpha-schedule": "constant",
         "model-name": own.model,
         "dtype": "auto",
         "n-iterations": own.iterations,
@@ -43,7 +41,7 @@ def main() -> None:
         "output-directory": own.output,
         "experiment-name": own.name,
     }
-    flags = ["--antithetic", *(part for name, value in settings.items() for part in (f"--{name}", str(value)))]
+    flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
     subprocess.run([sys.executable, "-m", "esplug", "train", *flags, *passed_on], check=True)
     report(own.output / own.name)
 

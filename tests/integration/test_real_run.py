@@ -25,7 +25,8 @@ def test_the_small_model_trains_on_countdown(small_model, tmp_path) -> None:
     assert trained["train/tokens_per_second"] > 0
     assert after["eval/countdown_eval/reward/mean"] > 0.1
     record = json.loads((run / "train-output" / "iteration0.json").read_text())
-    seeds = [member["seed"] for member in record["members"]]
-    assert len(set(seeds)) == 4
+    members = {(member["seed"], member["sign"]) for member in record["members"]}
+    assert len(members) == 4
+    assert {(seed, -sign) for seed, sign in members} == members  # mirrored pairs
     assert record["checksum"] in done.stdout
     assert "change" in done.stdout
