@@ -91,11 +91,11 @@ def test_mistakes_are_one_line(name, options, settings, message) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_nothing_that_can_be_graded_stops_the_training(task, monkeypatch) -> None:
-    (split,) = task.eval_datasets().values()
-    task._targets[split[0]["esplug_row"]] = {"numbers": None, "target": "81"}
-    with pytest.raises(RunError, match="every reward failed"):
-        task.reward(["<answer>1</answer>"], [split[0]["esplug_row"]])
+def test_answers_of_which_none_can_be_graded_stop_the_training() -> None:
+    with TRLTask("code", {"sandbox": "rlimits"}, eval_limit=1, reward_function_timeout=0.5) as task:
+        split, *_ = task.eval_datasets().values()
+        with pytest.raises(RunError, match=r"every reward failed \(timeout x1\)"):
+            task.reward(["```\nimport time\ntime.sleep(1000)\n```"], split["esplug_row"])
 
 
 def test_grpo_trains_on_a_task(task, tiny_model, tmp_path) -> None:
