@@ -52,7 +52,7 @@ class Judge:
             found = await self._score(asked, bill)
         except Refused as error:
             found, label, self._said = None, "refused", str(error)
-        self._count(found)
+        self._count(found, refused=label == "refused")
         if found is None:
             found = Score(settings.unreadable, label)
         metrics: dict[str, float] = {f"judge_{name}": value for name, value in asdict(bill).items()}
@@ -75,13 +75,13 @@ class Judge:
             bill.unreadable += 1
         return None
 
-    def _count(self, found: Score | None) -> None:
-        """Stop the run if no answer gets a score."""
+    def _count(self, found: Score | None, *, refused: bool) -> None:
+        """Stop the run if no answer gets a score. An endpoint that refuses an answer has replied to others before."""
         if found:
             self._has_scored, self._without_score = True, 0
             return
         self._without_score += 1
-        if self._without_score >= _MOST_WITHOUT_SCORE[self._has_scored]:
+        if self._without_score >= _MOST_WITHOUT_SCORE[self._has_scored or refused]:
             raise StopRun(
                 f"the judge gave no readable score for {self._without_score} answers in a row, but {self._said}; "
                 "change --task-option rubric or scale"

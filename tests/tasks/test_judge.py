@@ -359,8 +359,10 @@ def test_an_answer_that_the_endpoint_refuses(graded) -> None:
         with pytest.raises(StopRun, match="status 400: context too long"):  # so far, it has replied to nothing
             graded(server, "long")
         fine, refused = graded(server, "short")[0], graded(server, "long", unreadable=0.125)[0]
+        many = graded(server, *(f"long {number}" for number in range(20)))  # none of them scored in this process
     assert fine.value == pytest.approx(0.75)
     assert (refused.value, refused.label) == (0.125, "refused")
+    assert {each.label for each in many} == {"refused"}
 
 
 def test_an_answer_on_which_the_endpoint_always_fails_does_not_stop_the_run(graded, monkeypatch) -> None:
