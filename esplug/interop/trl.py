@@ -11,11 +11,10 @@ from esplug.hookspecs import Message
 from esplug.rewards import Graded, RewardPool
 from esplug.rewards.anomalies import AnomalyReporter
 from esplug.runs.settings import resolve
-from esplug.utils.text import suggest
+from esplug.utils.text import cut_at, suggest
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
 
 #: Settings that have an effect; TRL's own arguments replace the others.
 SETTINGS = (
@@ -29,20 +28,7 @@ class TRLTask:
 
     Rows, prompts, targets and rewards are those that ``esplug train`` uses for the same task, options and seed. As in
     esplug, answers are graded in other processes, with limits of time and memory. :meth:`close`, or leaving a ``with``
-    block, ends them::
-
-        from trl import GRPOConfig, GRPOTrainer
-        from esplug.interop.trl import TRLTask
-
-        with TRLTask("countdown", {"level": "easy", "shots": 1}) as task:
-            trainer = GRPOTrainer(
-                "HuggingFaceTB/SmolLM2-135M-Instruct",
-                reward_funcs=task.reward,
-                args=GRPOConfig(max_completion_length=task.config.max_tokens),
-                train_dataset=task.train_dataset(),
-                eval_dataset=task.eval_datasets(),
-            )
-            trainer.train()
+    block, ends them. ``docs/trl.md`` has an example.
 
     Args:
         task: name of an installed task.
@@ -155,8 +141,7 @@ class TRLTask:
                     f"a completion has {len(completion)} messages; tasks of esplug grade one: leave out TRL's tools"
                 )
             completion = str(completion[0]["content"])
-        ends = [completion.index(stop) + len(stop) for stop in self.config.stop if stop in completion]
-        return completion[: min(ends, default=None)]
+        return cut_at(completion, self.config.stop)
 
 
 def _metrics(grades: Sequence[Graded]) -> dict[str, float]:

@@ -30,6 +30,12 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f"did you mean {near[0]!r}?" if near else ""
 
 
+def cut_at(text: str, stops: Iterable[str]) -> str:
+    """Return a text up to the end of its first stop text, if it has one."""
+    ends = [text.index(stop) + len(stop) for stop in stops if stop in text]
+    return text[: min(ends)] if ends else text
+
+
 def one_line(error: BaseException) -> str:
     """Return the first line of an exception's text, at most 300 characters, or the name of its type."""
     lines = str(error).strip().splitlines()

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from esplug.utils.text import cut_at
+
 _CONTEXT = 16  # last tokens of the prompt; they can decide whether an answer begins with a space
 _TOKENS_PER_LETTER = 8  # of an answer, searched for each letter of a stop text
 
@@ -77,5 +79,4 @@ class Stops:
 
     def cut(self, text: str) -> str:
         """Return a text up to the end of its first stop text, if it has one."""
-        ends = [text.index(stop) + len(stop) for stop in self.texts if stop in text]
-        return text[: min(ends)] if ends else text
+        return cut_at(text, self.texts)
