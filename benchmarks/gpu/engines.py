@@ -33,22 +33,30 @@ class LocalEngine:
     A fixed size of the ``cache``, in bytes, lets several engines start on a GPU at the same time.
     """
 
-    def __init__(self, model: Path, dtype: str, share: float, cache: int | None = None, **low_rank: int) -> None:
+    def __init__(
+        self, model: Path, dtype: str, share: float, cache: int | None = None, plain: bool = False, **settings: Any
+    ) -> None:
         os.environ.pop("TRITON_INTERPRET", None)
-        from benchmarks.shared.reference import BenchmarkEngine
+        from benchmarks.shared.reference import BenchmarkEngine, PlainEngine
         from esplug.checkpoints.history import CatchUp
         from esplug.engines.messages import EngineSettings
 
         device = "cuda" if GPU else "cpu"
-        settings = EngineSettings(str(model), dtype, "float32", "auto", device, 1, 1024, share, **low_rank)
-        self.engine = BenchmarkEngine(None)
-        self.checksum = self.engine.start(settings, (0, 1), None, cache if GPU else 2**26, CatchUp(0)).checksum
+        how = EngineSettings(str(model), dtype, "float32", "auto", device, 1, 1024, share, **settings)
+        self.engine = (PlainEngine if plain else BenchmarkEngine)(None)
+        self.checksum = self.engine.start(how, (0, 1), None, cache if GPU else 2**26, CatchUp(0)).checksum
         self.llm = self.engine._llm
 
     def ask(self, work: Callable[[Any], Result]) -> Result:
         """Run work in vLLM's worker and return its result."""
         found: list[Result] = self.llm.collective_rpc(lambda wrapper: work(getattr(wrapper, "worker", wrapper)))
         return found[0]
+
+    def lighten(self) -> None:
+        """Patch vLLM's scheduler in an engine that was started ``plain``."""
+        from esplug.vllm_worker.scheduler_patch import SchedulerPatch, scheduler_of
+
+        SchedulerPatch(scheduler_of(self.llm))
 
     def write(self, seed: int | None, scale: float = SIGMA) -> None:
         self.llm.reset_prefix_cache()

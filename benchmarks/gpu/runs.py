@@ -36,7 +36,8 @@ ARMS = {
     for arm in (
         Arm("reference", ReferenceTrainer, _ONE | {"master_dtype": "model"}),
         Arm("esplug", Ours, UNENDED | _ONE),
-        Arm("vLLM's bookkeeping", _Plain, UNENDED | _ONE),
+        Arm("vLLM's path", Ours, UNENDED | _ONE | {"rollout": "vllm"}),
+        Arm("vLLM's bookkeeping", _Plain, UNENDED | _ONE | {"rollout": "vllm"}),
         Arm("rank 1", Ours, UNENDED | _ONE | {"perturbation": "low-rank"}),
         *(Arm(f"{n} engines", Ours, UNENDED | _sharing(n)) for n in (2, 4)),
         *(Arm(f"{n} engines, rank 1", Ours, UNENDED | _sharing(n, perturbation="low-rank")) for n in (2, 4)),

@@ -30,8 +30,9 @@ import torch
 
 from esplug.engines.actor import Engine
 from esplug.engines.jobs import Job, Key
-from esplug.engines.messages import EngineSettings, Generation
+from esplug.engines.messages import EngineSettings, Generation, Sampling, Weights
 from esplug.engines.pool import EnginePool
+from esplug.engines.rollout_answers import RolloutAnswers
 from esplug.es.members import Member
 from esplug.noise.full_rank import tensor_key
 from esplug.rewards import Graded
@@ -160,6 +161,15 @@ class BenchmarkEngine(Engine):
         _add_arguments(vllm, "SamplingParams", "SAMPLING")  # after the start, for which vLLM needs the type itself
         return started
 
+    def generate(
+        self, weights: Sequence[Weights], prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling
+    ) -> list[Generation]:
+        if "ignore_eos" in os.environ.get("ESPLUG_BENCHMARK_SAMPLING", ""):
+            sampling = replace(sampling, stop=(), stop_token_ids=())
+            if isinstance(self._answering, RolloutAnswers):
+                self._answering._end = None
+        return super().generate(weights, prompts, seeds, sampling)
+
 
 def _add_arguments(vllm: Any, kind: str, variable: str) -> None:
     """Make a class of vLLM take arguments from the environment, which override those of the caller."""
@@ -195,7 +205,7 @@ class ReferenceEngine(PlainEngine):
     worker_extension = "benchmarks.shared.reference.ReferenceWorker"
 
     def start(self, settings: EngineSettings, *arguments: Any) -> Any:
-        return super().start(replace(settings, prefix_caching=False), *arguments)
+        return super().start(replace(settings, prefix_caching=False, rollout="vllm"), *arguments)
 
     def restore(self) -> None:
         self._weights = None

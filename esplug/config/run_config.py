@@ -185,6 +185,12 @@ class RunConfig(BaseModel):
         ge=1,
         le=16,
     )
+    rollout: Literal["auto", "vllm", "device"] = ENGINES.setting(
+        "auto",
+        "Who decodes answers: 'vllm', or a loop on the 'device' that waits for no Python.",
+        details="'auto' is the loop on a GPU, if it is proven at start to answer as vLLM does. Engines' logs say which "
+        "one answers, and why.",
+    )
     use_gpus: str | None = ENGINES.setting(
         None, "GPUs to use: indices such as 0,1, or 'none' for the CPU.  [default: all]"
     )

@@ -20,6 +20,7 @@ class EngineSettings:
         text_only: whether to load a multimodal model without its inputs other than text.
         trust_remote_code: whether vLLM may run Python code of the model.
         prefix_caching: whether prompts of one member share a common prefix in the KV cache.
+        rollout: who decodes: vLLM, the loop on the device, or the faster one.
         beside: folder of a second model, with the same configuration and tensors, to answer with, too.
     """
 
@@ -38,6 +39,7 @@ class EngineSettings:
     writes_weights: bool = True
     text_only: bool = False
     trust_remote_code: bool = False
+    rollout: Literal["auto", "vllm", "device"] = "auto"
     beside: str | None = None
 
 

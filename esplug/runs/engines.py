@@ -55,6 +55,7 @@ def engine_settings(
         writes_weights=not kind.quantised,
         text_only=kind.multimodal,
         trust_remote_code=config.trust_remote_code,
+        rollout=config.rollout,
     )
 
 

@@ -42,6 +42,11 @@ class MaskedAdapters(PunicaWrapperCPU):  # type: ignore[misc]
         self._mask[: len(slots)] = slots[:, None] == self._slots
         self._no_adapters = not any(mapping.index_mapping)
 
+    def use_slots(self, slots: torch.Tensor) -> None:
+        """Store each row's slot of the next batches, int64[rows]: from 0 on, or -1 for none."""
+        self._mask[: len(slots)] = slots[:, None] == self._slots
+        self._no_adapters = not bool((slots >= 0).any())
+
     def add_lora_linear(
         self,
         y: torch.Tensor,

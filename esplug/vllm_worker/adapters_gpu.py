@@ -31,6 +31,10 @@ class RowAdapters(PunicaWrapperCPU):  # type: ignore[misc]
         """Store which rows of the next batch belong to which slot."""
         self._update_base_metadata(*mapping)
 
+    def use_slots(self, slots: torch.Tensor) -> None:
+        """Store each row's slot of the next batches, int64[rows] on the GPU: from 0 on, or -1 for none."""
+        self._token_lora_indices[: len(slots)] = slots
+
     def add_lora_linear(
         self,
         y: torch.Tensor,

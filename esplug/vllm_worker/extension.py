@@ -5,7 +5,7 @@
 
 import ctypes
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,9 @@ from esplug.checkpoints.safetensors_shards import read_shapes
 from esplug.errors import UserError
 from esplug.planning.memory import master_bytes
 from esplug.planning.placement import gpu_master_room
+from esplug.rollout.loop import Rollout
+from esplug.rollout.model import PagedModel, unsupported
+from esplug.rollout.requests import Answer, Request, Rules
 from esplug.utils.text import one_line
 from esplug.vllm_worker.direct_load import REDUNDANT, DirectLoader, ParameterMap, UnmappedError
 from esplug.vllm_worker.experts import pack_when_reloading
@@ -77,6 +80,7 @@ class ESWorkerExtension:
     _es_master: MasterWeights
     _es_beside: MasterWeights  # of a second model, with the same tensors
     _es_undefined: torch.Tensor
+    _es_rollout: Rollout
 
     def es_prepare(self) -> bool:
         """Prepare the model, and remember its weights as vLLM has loaded them. Returns whether it is on a CPU."""
@@ -265,6 +269,17 @@ class ESWorkerExtension:
         found: list[int] = self._es_undefined.tolist()
         self._es_undefined.zero_()
         return found
+
+    def es_prepare_rollout(self, heartbeat: str) -> str:
+        """Prepare the rollout loop. Returns why it cannot answer with this model, or nothing."""
+        why = unsupported(self.model_runner)
+        if not why:
+            self._es_rollout = Rollout(PagedModel(self.model_runner), Heartbeat(heartbeat).beat)
+        return why
+
+    def es_roll_out(self, requests: Sequence[Request], rules: Rules) -> tuple[list[Answer], list[int]]:
+        """Answer requests with the rollout loop. Returns also the number of undefined tokens of each adapter slot."""
+        return self._es_rollout.answer(requests, rules)
 
     def es_clear_cache(self) -> None:
         """Overwrite the KV cache with zeros."""

@@ -42,7 +42,7 @@ def load_and_prove(llm: Any, setup: "MasterSetup") -> tuple[str, ...]:
     tolerance = max(0.0 if cpu else _GPU_TOLERANCE, 4 * _distance(loaded, again))
     direct = all(llm.collective_rpc("es_load", args=(setup,)))
     if any(value != value for value in loaded):
-        _forget_answers(llm)
+        forget_answers(llm)
         return ()  # the run refuses a model that answers with NaN
     fault = _fault(llm, loaded, tolerance)
     if fault and direct:
@@ -72,10 +72,10 @@ def _fault(llm: Any, loaded: Outputs, tolerance: float) -> str:
                 return "log-probabilities do not change with the weights"
         return ""
     finally:
-        _forget_answers(llm)
+        forget_answers(llm)
 
 
-def _forget_answers(llm: Any) -> None:
+def forget_answers(llm: Any) -> None:
     """Leave no trace of earlier answers, such as NaN in the KV cache."""
     if any(map(any, llm.collective_rpc("es_take_undefined"))):
         llm.collective_rpc("es_clear_cache")

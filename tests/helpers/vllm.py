@@ -11,7 +11,9 @@ PROMPT = list(range(5, 45))
 _spare: dict[str, list] = {}
 
 
-def start_probe(model: Path, dtype: str = "float32", ranks: int = 1, kind: type | None = None, **settings: int):
+def start_probe(
+    model: Path, dtype: str = "float32", ranks: int = 1, kind: type | None = None, kv_cache: int = 2**26, **settings
+):
     """Start an engine with extra methods, such as for prompt log-probabilities and arbitrary weights."""
     import ray
     from ray.util.placement_group import placement_group
@@ -28,7 +30,7 @@ def start_probe(model: Path, dtype: str = "float32", ranks: int = 1, kind: type 
         place = PlacementGroupSchedulingStrategy(placement_group([{"CPU": 0.1}]), 0)  # as in the engine pool
         probe = ray.remote(kind or _probe_class()).options(num_cpus=0.1, scheduling_strategy=place).remote(None)
     settings = EngineSettings(str(model), dtype, "float32", "auto", "cpu", ranks, None, 0.5, **settings)
-    return probe, ray.get(probe.start.remote(settings, (0, 1), ranks, 2**26, CatchUp(0))).checksum
+    return probe, ray.get(probe.start.remote(settings, (0, 1), ranks, kv_cache, CatchUp(0))).checksum
 
 
 def release(probe) -> None:

@@ -157,10 +157,12 @@ def test_a_real_engine_gives_the_same_answers_in_one_output_each(tiny_model) -> 
                 del processor.process_outputs
 
         def lighten(self) -> bool:
+            from esplug.engines.vllm_answers import VLLMAnswers
             from esplug.vllm_worker.scheduler_patch import SchedulerPatch, scheduler_of
 
-            self._scheduler_patch = SchedulerPatch(scheduler_of(self._llm))
-            return self._scheduler_patch.whole_answers and self._scheduler_patch.whole_blocks
+            patch = SchedulerPatch(scheduler_of(self._llm))
+            self._answering = VLLMAnswers(self._llm, self._heartbeat, patch, share_prefix=False)
+            return patch.whole_answers and patch.whole_blocks
 
     prompts = [[5 + (3 * i + j) % 200 for j in range(i % 9 + 1)] for i in range(40)]
     samplings = (
