@@ -1,6 +1,7 @@
 """vLLM's model and its paged KV cache, called directly, without vLLM's scheduler and runner."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ VLLM_INTERNALS = {
     "vllm.v1.kv_cache_interface:FullAttentionSpec": "block_size sliding_window attention_chunk_size",
 }
 
+#: vLLM allows 32, for graphs of any batch.
+MOST_SPLITS = 32
 #: Attention backends of vLLM whose metadata can be built for a batch of our own.
 BACKENDS = ("FLASH_ATTN", "TRITON_ATTN", "CPU_ATTN")
 
@@ -91,7 +94,8 @@ class PagedModel:
             block_table_tensor=batch.table,
             slot_mapping=batch.places,
         )
-        metadata = self._group.get_metadata_builder(0).build(common_prefix_len=0, common_attn_metadata=common)
+        with self._fewer_splits(batch):
+            metadata = self._group.get_metadata_builder(0).build(common_prefix_len=0, common_attn_metadata=common)
         with set_forward_context(
             dict.fromkeys(self._layers, metadata),
             self._config,
@@ -100,6 +104,19 @@ class PagedModel:
         ):
             states: torch.Tensor = self.module(input_ids=batch.tokens, positions=batch.positions)
         return states
+
+    @contextmanager
+    def _fewer_splits(self, batch: Packed) -> Iterator[None]:
+        """Have FlashAttention split each sequence of a graph into at most ``MOST_SPLITS`` parts."""
+        builder = self._group.get_metadata_builder(0)
+        before = getattr(builder, "max_num_splits", 0)
+        if before and batch.most_new == 1:
+            builder.max_num_splits = min(before, MOST_SPLITS)
+        try:
+            yield
+        finally:
+            if before:
+                builder.max_num_splits = before
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the logits [tokens, vocabulary], without counting undefined ones."""

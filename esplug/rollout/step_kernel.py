@@ -1,4 +1,4 @@
-"""Triton kernel of a greedy step on a GPU: one launch chooses each row's token and advances the row."""
+"""Triton kernels of a greedy step on a GPU: two launches choose each row's token and advance the row."""
 
 from typing import Any
 
@@ -6,7 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
-_BLOCK = 8192
+_BLOCK = 4096  # logits at a time
+_PARTS = 8  # of a row's logits, searched at once, because there are fewer rows than the GPU has room for
 
 
 def advance_greedily(logits: torch.Tensor, *state: Any) -> None:
@@ -18,38 +19,54 @@ def advance_greedily(logits: torch.Tensor, *state: Any) -> None:
     """
     *tensors, table, recent, ends, undefined, page_size = state
     size, vocabulary = logits.shape
+    if not size:
+        return
+    part = triton.cdiv(triton.cdiv(vocabulary, _PARTS), _BLOCK) * _BLOCK
+    best = torch.empty((size, _PARTS), dtype=torch.float32, device=logits.device)
+    where = torch.empty((size, _PARTS), dtype=torch.int32, device=logits.device)
+    _search[(size, _PARTS)](logits, logits.stride(0), vocabulary, best, where, PARTS=_PARTS, PART=part, BLOCK=_BLOCK)
     _advance[(size,)](
-        *(logits, logits.stride(0), vocabulary, *tensors, table, table.stride(0), recent, ends, undefined),
-        **{"PAGE": page_size, "KEPT": recent.shape[1], "BLOCK": min(_BLOCK, triton.next_power_of_2(vocabulary))},
-        num_warps=8,
+        *(best, where, *tensors, table, table.stride(0), recent, ends, undefined),
+        **{"PARTS": _PARTS, "PAGE": page_size, "KEPT": recent.shape[1]},
+        num_warps=1,
     )
 
 
 @triton.jit
+def _search(logits, pitch, vocabulary, best, where, PARTS: tl.constexpr, PART: tl.constexpr, BLOCK: tl.constexpr):
+    """Find the first largest logit of a part of a row, or the first NaN."""
+    row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    lane = tl.arange(0, BLOCK)
+    top = tl.full((BLOCK,), float("-inf"), tl.float32)
+    first, broken = part * PART + lane, tl.zeros((BLOCK,), tl.int32)
+    for start in range(0, PART, BLOCK):
+        column = part * PART + start + lane
+        each = tl.load(logits + row * pitch + column, mask=column < vocabulary, other=float("-inf")).to(tl.float32)
+        undefined = each != each
+        first = tl.where((broken == 0) & ((each > top) | undefined), column, first)
+        top = tl.where(each > top, each, top)
+        broken |= undefined.to(tl.int32)
+    largest, any_broken = tl.max(top, 0), tl.max(broken, 0) > 0
+    found = tl.where(any_broken, broken > 0, top == largest)
+    tl.store(best + row * PARTS + part, tl.where(any_broken, float("nan"), largest))
+    tl.store(where + row * PARTS + part, tl.min(tl.where(found, first, vocabulary), 0))
+
+
+@triton.jit
 def _advance(
-    logits, pitch, vocabulary, tokens, positions, lasts, lengths, places, actives, adapters, table, table_pitch, recent,
-    ends, undefined, PAGE: tl.constexpr, KEPT: tl.constexpr, BLOCK: tl.constexpr,
+    best, where, tokens, positions, lasts, lengths, places, actives, adapters, table, table_pitch, recent, ends,
+    undefined, PARTS: tl.constexpr, PAGE: tl.constexpr, KEPT: tl.constexpr,
 ):  # fmt: skip
+    """Take a row's next token, and go on to it unless the answer ends."""
     row = tl.program_id(0).to(tl.int64)
     if tl.load(actives + row) != 0:
-        lane = tl.arange(0, BLOCK)
-        best = tl.full((BLOCK,), float("-inf"), tl.float32)
-        where, broken = lane, tl.zeros((BLOCK,), tl.int32)
-        for start in range(0, vocabulary, BLOCK):
-            column = start + lane
-            each = tl.load(logits + row * pitch + column, mask=column < vocabulary, other=float("-inf")).to(tl.float32)
-            isnan = each != each
-            where = tl.where(
-                (broken == 0) & ((each > best) | isnan), column, where
-            )  # as torch does, keep the first NaN
-            best = tl.where(each > best, each, best)
-            broken |= isnan.to(tl.int32)
-        top = tl.max(best, 0)
-        if tl.max(broken, 0) > 0:
-            token = tl.min(tl.where(broken > 0, where, vocabulary), 0)
-        else:
-            token = tl.min(tl.where(best == top, where, vocabulary), 0)
-        if (tl.max(broken, 0) > 0) | (tl.abs(top) == float("inf")):
+        lane = row * PARTS + tl.arange(0, PARTS)
+        tops, firsts = tl.load(best + lane), tl.load(where + lane)
+        broken = tops != tops
+        top = tl.max(tl.where(broken, float("-inf"), tops), 0)
+        any_broken = tl.max(broken.to(tl.int32), 0) > 0
+        token = tl.min(tl.where(broken | ((tops == top) & (any_broken == 0)), firsts, 2147483647), 0)
+        if any_broken | (tl.abs(top) == float("inf")):
             tl.atomic_add(undefined + tl.load(adapters + row), 1)
         position = tl.load(positions + row)
         tl.store(recent + row * KEPT + position % KEPT, token)
