@@ -16,6 +16,8 @@ with random weights in real shapes:
   ``torch.randn`` tensor by tensor, and to a lower bound;
 - adapters: cost of members' adapters in a step, with esplug's kernel, with vLLM's, and as matrix products;
 - engines: a switch to another member through vLLM, written directly and by ``reload_weights``;
+- rollout: decoding alone, by the rollout loop and by vLLM, next to the time to read weights and KV cache once a step;
+- step: the kernels of the rollout loop;
 - iterations: training iterations against the reference's schedule, and vLLM alone;
 - batches: low-rank members in larger and larger batches, against full rank one by one;
 - countdown: SmolLM2-135M-Instruct trained on one-shot puzzles, with noise of full and of low rank.
@@ -36,7 +38,19 @@ import torch
 from benchmarks.gpu.device import GPU, SMALL_MODEL, Row, machine, release, show
 from benchmarks.shared import random_model
 
-PARTS = ("checks", "families", "memory", "kernels", "adapters", "engines", "iterations", "batches", "countdown")
+PARTS = (
+    "checks",
+    "families",
+    "memory",
+    "kernels",
+    "adapters",
+    "engines",
+    "rollout",
+    "step",
+    "iterations",
+    "batches",
+    "countdown",
+)
 CACHED, SPARE = 100_000, 6  # tokens in the KV cache; GB of a GPU left for activations
 
 
@@ -44,6 +58,7 @@ def checks(options: Namespace) -> None:
     """Compare all arithmetic with the CPU's. Exits if anything differs."""
     from benchmarks.gpu import checks as gpu_checks
     from benchmarks.gpu import engines as gpu_engines
+    from benchmarks.gpu import rollout as gpu_rollout
 
     name, threads, started = "0.5B" if GPU else "tiny", len(os.sched_getaffinity(0)), time.perf_counter()
     gpu_checks.check_blocks(options.cases)
@@ -63,7 +78,11 @@ def checks(options: Namespace) -> None:
     )
     if (SMALL_MODEL / "config.json").exists():
         print(gpu_engines.apart(gpu_engines.check, SMALL_MODEL, options.tensors), flush=True)
-        print(gpu_engines.apart(gpu_engines.check_members, SMALL_MODEL), "\n", flush=True)
+        print(gpu_engines.apart(gpu_engines.check_members, SMALL_MODEL), flush=True)
+        kinds = [("bfloat16", False), ("bfloat16", True), ("float32", False)] if GPU else [("float32", False)]
+        for dtype, invariant in kinds:
+            sizes = (60, 64) if GPU else (6, 8)
+            print(gpu_engines.apart(gpu_rollout.check, SMALL_MODEL, dtype, invariant, *sizes), flush=True)
 
 
 def families(names: list[str], options: Namespace) -> Iterator[Row]:
@@ -122,6 +141,24 @@ def engines(names: list[str], options: Namespace) -> Iterator[Row]:
             yield gpu_engines.apart(gpu_engines.switches, name, model, 30 if GPU else 1)
 
 
+def rollout(names: list[str], options: Namespace) -> Iterator[Row]:
+    yield from _by_model(names, options, "decoding")
+
+
+def step(names: list[str], options: Namespace) -> Iterator[Row]:
+    yield from _by_model(names, options, "step")
+
+
+def _by_model(names: list[str], options: Namespace, what: str) -> Iterator[Row]:
+    from benchmarks.gpu import engines as gpu_engines
+    from benchmarks.gpu import rollout as gpu_rollout
+    from benchmarks.gpu import runs as gpu_runs
+
+    for name in names:
+        with gpu_runs.random_checkpoint(name, options.kept) as model:
+            yield from gpu_engines.apart(getattr(gpu_rollout, what), name, model, options)
+
+
 def iterations(names: list[str], options: Namespace) -> Iterator[Row]:
     from benchmarks.gpu import runs as gpu_runs
 
@@ -177,7 +214,7 @@ def arguments() -> Namespace:
     parser.add_argument("--results", type=Path, help="folder to write the tables to, as JSON")
     options = parser.parse_args()
     many, quick = GPU and not options.quick, options.quick
-    options.only = options.only or (PARTS[:7] if quick else PARTS)
+    options.only = options.only or (PARTS[:9] if quick else PARTS)
     options.cases = options.cases or (10_000 if many else 500 if GPU else 100)
     options.members = options.members or (30 if GPU else 4)
     options.prompts = options.prompts or ([32, 200] if many else [32] if GPU else [2])
@@ -206,6 +243,8 @@ def main() -> None:
         kernels: "kernels, ms",
         adapters: "adapters, ms of a step's layers",
         engines: "engines, medians",
+        rollout: "rollout, decoding alone",
+        step: "step, kernels for each token of the answers, prompts included",
         iterations: f"iterations, N={options.members}",
         batches: f"batches, N={options.members}",
     }

@@ -4,9 +4,8 @@ import os
 import random
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -49,8 +48,13 @@ def decoding(name: str, model: Path, options: Namespace) -> list[Row]:
     return [*rows, measure("vLLM, esplug's patches")]
 
 
-def check(model: Path, dtype: str, count: int, tokens: int) -> str:
-    """Compare the loop's greedy answers with vLLM's, and vLLM's with its own in smaller batches."""
+def check(model: Path, dtype: str, invariant: bool, count: int, tokens: int) -> str:
+    """Compare the loop's greedy answers with vLLM's, and vLLM's with its own in smaller batches.
+
+    ``invariant`` has vLLM's kernels give each row the same bits in any batch.
+    """
+    if invariant:
+        os.environ["VLLM_BATCH_INVARIANT"] = "1"
     there = LocalEngine(model, dtype, 0.3, rollout="device")
     chosen = random.Random(5)
     texts = [
@@ -70,7 +74,8 @@ def check(model: Path, dtype: str, count: int, tokens: int) -> str:
         f"{name} {_regret(model, prompts, found):.2g}" for name, found in (("loop", loop), ("vLLM", vllm))
     )
     return (
-        f"rollout, {model.name}, {dtype}, greedy answers of {tokens} tokens: equal: {shares}; mean loss of a token's "
+        f"rollout, {model.name}, {dtype}{', batch-invariant kernels' if invariant else ''}, greedy answers of {tokens} "
+        f"tokens: equal: {shares}; mean loss of a token's "
         f"log-probability to transformers' best in float32: {regrets}"
     )
 
@@ -140,25 +145,22 @@ def _bandwidth() -> float:
     return 2 * 2**31 / min(_seconds(lambda _: target.copy_(source), 0) for _ in range(10))
 
 
-def profile(name: str, model: Path, count: int, tokens: int) -> Iterator[Row]:
-    """Yield where the time of a step of decoding goes, by kernel."""
+def step(name: str, model: Path, options: Namespace) -> list[Row]:
+    """Return where the time of answers goes, by kernel, in microseconds for each of their tokens."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as record
 
-    there = LocalEngine(model, "bfloat16", 0.5, rollout="device")
-    prompts = _prompts(count, random_model.MODELS[name][5])
+    there = LocalEngine(model, "bfloat16" if GPU else "float32", 0.5, rollout="device")
+    tokens, prompts = min(options.tokens), _prompts(max(options.prompts), random_model.MODELS[name][5])
     _by_loop(there, prompts, tokens)
-    with record(activities=[ProfilerActivity.CUDA]) as recorded:
+    with record(activities=[ProfilerActivity.CUDA if GPU else ProfilerActivity.CPU]) as recorded:
         _by_loop(there, prompts, tokens)
-    events: list[Any] = sorted(recorded.key_averages(), key=lambda each: -each.self_device_time_total)
-    for each in events[:30]:
-        yield {
-            "kernel": each.key[:90],
-            "calls a step": each.count / tokens,
-            "us a step": each.self_device_time_total / tokens,
-        }
-
-
-def batch_invariant() -> None:
-    """Have vLLM's kernels give each row the same bits in any batch. For checks; it costs speed."""
-    os.environ["VLLM_BATCH_INVARIANT"] = "1"
+    took = {
+        each.key: (each.self_device_time_total if GPU else each.self_cpu_time_total, each.count)
+        for each in recorded.key_averages()
+    }
+    longest = sorted(took, key=lambda key: -took[key][0])[:30]
+    return [
+        {"model": name, "kernel": key[:90], "calls": took[key][1] / tokens, "us": took[key][0] / tokens}
+        for key in longest
+    ]

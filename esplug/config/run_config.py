@@ -181,7 +181,7 @@ class RunConfig(BaseModel):
     n_vllm_engines_per_gpu: int = ENGINES.setting(
         1,
         "Engines that share one GPU, for small models.",
-        details="With one, vLLM's overhead leaves the GPU idle.",
+        details="With --rollout vllm, one engine leaves the GPU idle.",
         ge=1,
         le=16,
     )

@@ -99,7 +99,7 @@ def check_fit(config: RunConfig, folder: Path, stack: Stack) -> tuple[MemoryPlan
         memory = plan_memory(folder, config, plan, free, gpus)
     except UserError as error:
         return None, [_only_here(config, Finding("engines", "fail", str(error)))]
-    more = _faster_sharing(memory, here.cores)
+    more = _faster_sharing(memory, here.cores) if config.rollout == "vllm" else None
     advice = f"; --n-vllm-engines-per-gpu {more} is faster with a model this small" if more else ""
     placed = [Finding("engines", "ok", plan.describe() + advice), *_check_memory(config, memory, gpus)]
     disk = check_disk(config, weights_size(folder)[0], master_bytes(folder, config.master_dtype))

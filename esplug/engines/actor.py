@@ -156,13 +156,11 @@ class Engine:
             self._write(weights)
             self._weights = tuple(weights)
             switch_seconds = time.perf_counter() - started
-        self._llm.reset_prefix_cache()
         in_adapters = self._low_rank and weights[0].member_seed is not None
         slots = range(1, count + 1) if in_adapters else [0]
         completions, undefined = self._answering.answer(prompts, seeds, sampling, slots)
         if any(undefined):  # clear the KV cache, because 0 x NaN is NaN in later answers, too
             self._llm.collective_rpc("es_clear_cache")
-            self._llm.reset_prefix_cache()
             self._weights = ()
         work = Work(-1, began, switch_seconds, time.perf_counter() - started - switch_seconds, count)
         return [

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from esplug.engines.engine_errors import reason
 from esplug.engines.messages import Completion, EngineSettings, Sampling
 from esplug.engines.vllm_answers import VLLMAnswers, without_end
 from esplug.errors import UserError
@@ -76,16 +77,27 @@ def choose(llm: Any, settings: EngineSettings, heartbeat: str, vllm: VLLMAnswers
     if settings.rollout == "vllm":
         return vllm
     if settings.rollout == "auto" and (settings.device == "cpu" or settings.tensor_parallel_size > 1):
-        logger.info("rollout: vLLM's own path, as always on a CPU and with tensor parallelism")
+        _tell("vLLM's own path, as always on a CPU and with tensor parallelism")
         return vllm
-    why = next(filter(None, llm.collective_rpc("es_prepare_rollout", args=(heartbeat,))), "") or _fault(llm, settings)
+    try:
+        why = next(filter(None, llm.collective_rpc("es_prepare_rollout", args=(heartbeat,))), "") or _fault(
+            llm, settings
+        )
+    except Exception as error:  # whatever a kernel or a capture raises with this model
+        logger.warning("the rollout loop failed", exc_info=True)
+        why = f"it failed ({reason(error)})"
     if not why:
-        logger.info("rollout: the loop on the device")
+        _tell("the loop on the device")
         return RolloutAnswers(llm, vllm)
     if settings.rollout == "device":
         raise UserError(f"--rollout device: not for this model: {why}; choose --rollout auto or vllm")
-    logger.warning("rollout: vLLM's own path, because %s", why)
+    _tell(f"vLLM's own path, because {why}")
     return vllm
+
+
+def _tell(who: str) -> None:
+    """Write to the engine's log who decodes."""
+    print(f"rollout: {who}", flush=True)
 
 
 def _fault(llm: Any, settings: EngineSettings) -> str:

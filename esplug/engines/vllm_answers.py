@@ -21,7 +21,7 @@ class VLLMAnswers:
 
     Args:
         patch: of the scheduler; ``None`` if it has none.
-        share_prefix: whether to compute the prompts' shared prefix once.
+        share_prefix: whether to compute the prompts' shared prefix once. vLLM must then cache prefixes.
     """
 
     def __init__(self, llm: Any, heartbeat: Heartbeat, patch: SchedulerPatch | None, share_prefix: bool) -> None:
@@ -37,6 +37,8 @@ class VLLMAnswers:
         from vllm import TokensPrompt
 
         adapters = [adapter(slot) for slot in slots]
+        if self._share_prefix:  # otherwise vLLM caches none, and resetting takes a GPU engine tens of milliseconds
+            self._llm.reset_prefix_cache()
         self._cache_shared_prefix(prompts, adapters)
         stops = self._stop_in_scheduler(sampling)
         vllm_detokenizes = not self._detokenizer.works or bool(sampling.stop and stops is None)

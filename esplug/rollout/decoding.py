@@ -3,7 +3,7 @@
 import torch
 
 from esplug.rollout.model import Packed, PagedModel
-from esplug.rollout.requests import Sampler
+from esplug.rollout.requests import GREEDY, Sampler
 from esplug.rollout.rows import Rows
 
 _SHORTEST = 512  # longest sequence for which graphs are captured at least, in tokens
@@ -35,6 +35,12 @@ class Decoder:
         for _ in range(count):
             graph.replay()
 
+    def prepare(self, size: int) -> None:
+        """Capture the graph of the largest batch first, so that the others fit into its memory."""
+        if self._graphs:
+            self._rows.rearrange([], [], size)
+            self.steps(0, size, _SHORTEST, GREEDY)
+
     def _step(self, size: int, longest: int, sampler: Sampler) -> None:
         rows = self._rows
         batch = Packed(
@@ -64,5 +70,5 @@ class Decoder:
 
 def batch_size(rows: int, most: int) -> int:
     """Return the size of batch with which to decode so many rows: there are few, because each is a graph of its own."""
-    step = 1 if rows <= 2 else 8 if rows <= 16 else 16 if rows <= 64 else 32 if rows <= 256 else 64
+    step = 1 if rows <= 2 else 4 if rows <= 16 else 8 if rows <= 256 else 32
     return min(most, -(-rows // step) * step)

@@ -17,6 +17,7 @@ from esplug.rollout.prefill import Stretch, prefill
 from esplug.rollout.requests import Answer, Request, Rules
 from esplug.rollout.rows import LOOK_EVERY, NewRow, Rows
 
+_SHRINK = 0.9  # part of the batch that is left when it is made smaller, so that few sizes occur
 _REFILL = 8  # requests wait until one can follow so many rows, so that prompts are computed in large batches
 
 
@@ -40,6 +41,8 @@ class Rollout:
         self._model, self._beat = model, beat
         self._rows = Rows(model.most_rows, model.page_size, model.longest, model.vocabulary, model.slots, model.device)
         self._decoder = Decoder(model, self._rows, model.graphs)
+        with torch.inference_mode():
+            self._decoder.prepare(model.most_rows)
         pinned = model.device.type == "cuda"
         shape = 2, model.most_rows, LOOK_EVERY  # one look arrives while the next is launched
         self._arrivals = torch.zeros(shape, dtype=torch.int32, pin_memory=pinned)
@@ -120,7 +123,7 @@ class _Batch:
         new = self._admit(most - len(live), at_least=max(1, len(live) // _REFILL))
         if self._waiting and not new and not len(live):
             raise RuntimeError("the KV cache has no room for one answer")
-        if not new and batch_size(len(live), most) >= self.size:
+        if not new and batch_size(len(live), most) > _SHRINK * self.size:
             return
         self.size = batch_size(len(live) + len(new), most)
         self._rows.rearrange(live.tolist(), [self._row(each) for each in new], self.size)

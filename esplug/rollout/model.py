@@ -14,11 +14,9 @@ VLLM_INTERNALS = {
     "vllm.v1.attention.backend:AttentionMetadataBuilder": "build(common_prefix_len, common_attn_metadata)",
     "vllm.v1.worker.utils:AttentionGroup": "get_metadata_builder() backend layer_names",
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner": "attn_groups kv_cache_config vllm_config get_model()",
-    "vllm.v1.kv_cache_interface:FullAttentionSpec": "block_size sliding_window attention_chunk_size",
+    "vllm.v1.kv_cache_interface:FullAttentionSpec": "block_size num_kv_heads sliding_window attention_chunk_size",
 }
 
-#: vLLM allows 32, for graphs of any batch.
-MOST_SPLITS = 32
 #: Attention backends of vLLM whose metadata can be built for a batch of our own.
 BACKENDS = ("FLASH_ATTN", "TRITON_ATTN", "CPU_ATTN")
 
@@ -73,6 +71,10 @@ class PagedModel:
         self.graphs: bool = self.device.type == "cuda" and compilation.cudagraph_mode.has_full_cudagraphs()
         if self.graphs:  # larger batches have no room in the attention's buffers
             self.most_rows = min(self.most_rows, compilation.max_cudagraph_capture_size)
+        self._key_heads: int = spec.num_kv_heads
+        self._processors = 0
+        if self.device.type == "cuda":
+            self._processors = torch.cuda.get_device_properties(self.device).multi_processor_count
         manager: Any = getattr(self.module, "lora_manager", None)
         self._adapters = None if manager is None else next(iter(manager.punica_wrapper_mapping.values()))
         self.slots: int = getattr(manager, "lora_slots", 0)
@@ -94,7 +96,7 @@ class PagedModel:
             block_table_tensor=batch.table,
             slot_mapping=batch.places,
         )
-        with self._fewer_splits(batch):
+        with self._whole_sequences(batch):
             metadata = self._group.get_metadata_builder(0).build(common_prefix_len=0, common_attn_metadata=common)
         with set_forward_context(
             dict.fromkeys(self._layers, metadata),
@@ -106,17 +108,17 @@ class PagedModel:
         return states
 
     @contextmanager
-    def _fewer_splits(self, batch: Packed) -> Iterator[None]:
-        """Have FlashAttention split each sequence of a graph into at most ``MOST_SPLITS`` parts."""
+    def _whole_sequences(self, batch: Packed) -> Iterator[None]:
+        """Keep FlashAttention from splitting sequences in graphs of batches that use the whole GPU without."""
         builder = self._group.get_metadata_builder(0)
-        before = getattr(builder, "max_num_splits", 0)
-        if before and batch.most_new == 1:
-            builder.max_num_splits = min(before, MOST_SPLITS)
+        most = getattr(builder, "max_num_splits", 0)
+        if most and batch.most_new == 1 and len(batch.lengths) * self._key_heads >= self._processors:
+            builder.max_num_splits = 1
         try:
             yield
         finally:
-            if before:
-                builder.max_num_splits = before
+            if most:
+                builder.max_num_splits = most
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the logits [tokens, vocabulary], without counting undefined ones."""

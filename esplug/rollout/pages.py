@@ -12,7 +12,8 @@ class Pages:
 
     def __init__(self, first: int, count: int, size: int) -> None:
         self.size = size
-        self._free = list(range(count - 1, first - 1, -1))
+        self._next, self._count = first, count  # pages from ``_next`` on have not been taken yet
+        self._returned: list[int] = []
 
     def needed(self, positions: int) -> int:
         """Return the number of pages for so many positions."""
@@ -20,17 +21,20 @@ class Pages:
 
     def room_for(self, pages: int) -> bool:
         """Whether so many pages are free."""
-        return pages <= len(self._free)
+        return pages <= len(self._returned) + self._count - self._next
 
     def take(self, count: int) -> list[int]:
-        """Take free pages."""
-        taken = self._free[len(self._free) - count :]
-        del self._free[len(self._free) - count :]
+        """Take free pages, for which there must be room."""
+        again = min(count, len(self._returned))
+        first = self._next
+        self._next += count - again
+        taken = [*self._returned[len(self._returned) - again :], *range(first, self._next)]
+        del self._returned[len(self._returned) - again :]
         return taken
 
     def give_back(self, pages: Sequence[int]) -> None:
         """Make pages free again."""
-        self._free += pages
+        self._returned += pages
 
 
 def shared_positions(requests: Sequence[Request], page_size: int) -> int:

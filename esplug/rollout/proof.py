@@ -12,7 +12,11 @@ from esplug.rollout.requests import Answer, Request, Rules
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
 
-VLLM_INTERNALS = {"vllm": "LLM.llm_engine SamplingParams TokensPrompt", "vllm.config:ModelConfig": "dtype"}
+VLLM_INTERNALS = {
+    "vllm": "LLM.llm_engine SamplingParams TokensPrompt",
+    "vllm.config:ModelConfig": "dtype max_model_len get_vocab_size()",
+    "vllm.lora.request": "LoRARequest",
+}
 
 _TOKENS = 12
 _PROMPTS = 1, 16, 17, 40, 65  # lengths: before, at and after the ends of pages, and one that follows others

@@ -5,6 +5,7 @@ import torch
 
 from esplug.rollout.requests import Sampler
 
+_ROWS = 64  # rows at a time, because probabilities take several times as much memory as logits
 _CHUNK = 256  # tokens whose probabilities are summed before their running sum is formed
 
 
@@ -15,9 +16,13 @@ def choose(logits: torch.Tensor, sampler: Sampler, uniforms: torch.Tensor) -> tu
         logits: [rows, vocabulary].
         uniforms: [rows, 1] in [0, 1); the token is where the running sum of the probabilities exceeds it.
     """
-    top, likeliest = logits.max(dim=-1)
     if sampler.greedy:
-        return logits.argmax(dim=-1), top
+        return logits.argmax(dim=-1), logits.amax(dim=-1)
+    if len(logits) > _ROWS:
+        parts = zip(torch.split(logits, _ROWS), torch.split(uniforms, _ROWS), strict=True)
+        tokens, tops = zip(*(choose(part, sampler, numbers) for part, numbers in parts), strict=True)
+        return torch.cat(tokens), torch.cat(tops)
+    top, likeliest = logits.max(dim=-1)
     shares = torch.softmax(logits.float() / sampler.temperature, dim=-1)
     if sampler.top_p < 1:
         shares = torch.where(shares >= _nucleus(shares, sampler.top_p), shares, 0.0)

@@ -261,6 +261,8 @@ def test_failures_are_warnings_if_a_cluster_may_have_more(settings, gpus, host, 
 )
 def test_several_engines_per_gpu_are_suggested_for_a_small_model(settings, gpus, proposed, host, tiny_model) -> None:
     _, findings = fit(tiny_model, gpus, settings)
+    assert "--n-vllm-engines-per-gpu" not in str(findings)  # the rollout loop leaves no GPU idle
+    _, findings = fit(tiny_model, gpus, settings | {"rollout": "vllm"})
     (found,) = (finding.found for finding in findings if finding.check == "engines")
     assert re.findall(r"--n-vllm-engines-per-gpu (\d+)", found) == ([str(proposed)] if proposed else [])
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.vllm import start_probe
+from tests.helpers.vllm import release, start_probe
 
 pytestmark = pytest.mark.vllm
 
@@ -25,6 +25,11 @@ def cluster():
 
 def _engines(model: Any, **settings: Any) -> list[Any]:
     return [start_probe(model, rollout=way, **settings)[0] for way in ("vllm", "device")]
+
+
+def _release(*engines: Any) -> None:
+    for engine in engines:
+        release(engine)
 
 
 def _answers(engine: Any, weights: list[Any], prompts: list[list[int]], sampling: Any) -> list[Any]:
@@ -57,6 +62,7 @@ def test_greedy_answers_are_vllms(architecture, tied, tiny_models, cluster) -> N
                 assert _answers(device, [weights], prompts, sampling) == expected
     ended = _answers(device, [Weights()], PROMPTS, replace(greedy, stop_token_ids=tuple(common)))[0][0]
     assert len({answer.tokens for answer in ended if answer.finished}) > 3
+    _release(vllm, device)
 
 
 def test_answers_come_in_waves_if_the_cache_is_small(tiny_model, cluster) -> None:
@@ -66,12 +72,14 @@ def test_answers_come_in_waves_if_the_cache_is_small(tiny_model, cluster) -> Non
     for sampling in (Sampling(50, return_ids=True), Sampling(50, return_ids=True, stop=("e", "k"))):
         expected = _answers(vllm, [Weights()], PROMPTS, sampling)
         assert _answers(device, [Weights()], PROMPTS, sampling) == expected
+    _release(vllm, device)
 
 
 def test_low_rank_members_answer_in_one_batch(tiny_model, cluster) -> None:
+    from esplug.engines.actor import Engine
     from esplug.engines.messages import Sampling, Weights
 
-    vllm, device = _engines(tiny_model, low_rank=2, members_at_once=3)
+    vllm, device = _engines(tiny_model, kind=Engine, low_rank=2, members_at_once=3)
     members = [Weights(seed, 0.5) for seed in (1, 2, 3)]
     for prompts in (PROMPTS, SHARED):
         for weights in (members, members[1:2], [Weights()]):
@@ -97,29 +105,27 @@ def test_sampled_answers_depend_on_their_seeds_only(tiny_model, cluster) -> None
     assert answered(list(range(59, -1, -1)), seeds) == once
     other = answered(list(range(60)), [seed + 1000 for seed in seeds])
     assert sum(other[i] != once[i] for i in range(60)) > 55
+    _release(device)
 
 
-def test_weights_that_give_nan_are_counted_and_leave_no_trace(tiny_model, cluster) -> None:
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_undefined_logits_are_counted_and_leave_no_trace(temperature, tiny_model, cluster) -> None:
     from esplug.engines.messages import Sampling, Weights
 
-    vllm, device = _engines(tiny_model)
-    greedy = Sampling(8, return_ids=True)
-    before = _answers(device, [Weights()], PROMPTS, greedy)
-    (_, undefined), = _answers(device, [Weights(1, float("inf"))], PROMPTS, greedy)  # fmt: skip
-    assert undefined == len(PROMPTS) * 8
-    assert _answers(device, [Weights()], PROMPTS, greedy) == before == _answers(vllm, [Weights()], PROMPTS, greedy)
+    device, _ = start_probe(tiny_model, "float16", rollout="device")
+    sampling = Sampling(8, temperature, return_ids=True)
+    before = _answers(device, [Weights()], PROMPTS, sampling)
+    for scale in (10.0, 1e5):  # activations overflow, and then weights
+        ((_, undefined),) = _answers(device, [Weights(1, scale)], PROMPTS, sampling)
+        assert 0 < undefined <= 8 * len(PROMPTS)
+        assert _answers(device, [Weights()], PROMPTS, sampling) == before
+    release(device)
 
 
-def test_a_model_with_sliding_windows_is_one_line_or_vllms(tiny_models, cluster) -> None:
-    import ray
-
+def test_tensor_parallel_ranks_decode_alike(tiny_models, cluster) -> None:
     from esplug.engines.messages import Sampling, Weights
-    from esplug.errors import UserError
 
-    model = tiny_models("gemma3_text")
-    with pytest.raises(
-        UserError, match=r"^--rollout device: not for this model: .* attend .*; choose --rollout auto or vllm$"
-    ):
-        start_probe(model, rollout="device")
-    engine, _ = start_probe(model, rollout="auto")
-    assert ray.get(engine.generate.remote([Weights()], PROMPTS[:2], [0, 1], Sampling(4)))
+    vllm, device = _engines(tiny_models("qwen2", False), ranks=2)
+    sampling = Sampling(20, return_ids=True, stop=("e", "k"))
+    for weights in (Weights(), Weights(1, 0.02)):
+        assert _answers(device, [weights], PROMPTS, sampling) == _answers(vllm, [weights], PROMPTS, sampling)

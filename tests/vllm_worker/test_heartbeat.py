@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ import pytest
 from esplug.checkpoints.history import CatchUp, CaughtUp
 from esplug.engines.actor import Engine
 from esplug.engines.messages import Sampling, Weights
+from esplug.engines.rollout_answers import RolloutAnswers
+from esplug.engines.vllm_answers import VLLMAnswers
 from esplug.vllm_worker.extension import MasterSetup
 from esplug.vllm_worker.heartbeat import Heartbeat
 from esplug.weights.master import MasterWeights
@@ -52,14 +55,19 @@ class Hanging:
     def collective_rpc(self, method: str, args: Any = ()) -> list[Any]:
         if method == self.at:
             self.hang()
-        answers = {"es_catch_up": CaughtUp(1, 1), "es_tensor_checksums": {}, "es_take_undefined": [0, 0, 0]}
+        answers = {
+            "es_catch_up": CaughtUp(1, 1),
+            "es_tensor_checksums": {},
+            "es_take_undefined": [0, 0, 0],
+            "es_roll_out": ([], [0]),
+        }
         return [answers.get(method, 0)]
 
     def reset_prefix_cache(self) -> None:
         pass
 
-    def get_tokenizer(self) -> None:
-        pass
+    def get_tokenizer(self) -> Any:
+        return SimpleNamespace(eos_token_id=2, backend_tokenizer=object())
 
     def generate(self, prompts: Any, parameters: Any, **named: Any) -> list[Any]:
         return []
@@ -70,6 +78,7 @@ CALLS: dict[str, Callable[[Engine, Path], Any]] = {
     "es_set_weights": lambda engine, _: engine.generate([Weights(1, 0.1)], [], [], Sampling(4)),
     "es_set_members": lambda engine, _: engine.generate([Weights(1, 0.1), Weights(2, 0.1)], [], [], Sampling(4)),
     "es_take_undefined": lambda engine, _: engine.generate([Weights()], [], [], Sampling(4)),
+    "es_roll_out": lambda engine, _: engine.generate([Weights()], [], [], Sampling(4)),
     "es_update": lambda engine, _: engine.update([1], [0.5]),
     "es_save": lambda engine, folder: engine.save(str(folder), True),
     "es_tensor_checksums": lambda engine, _: engine.tensor_checksums(),
@@ -89,6 +98,9 @@ def test_the_pulse_of_a_hanging_engine_ages_in_every_call(call, tmp_path) -> Non
         release.wait(60)
 
     engine._llm, engine._low_rank = Hanging(call, hang), 1 if call == "es_set_members" else None
+    engine._answering = VLLMAnswers(engine._llm, engine._heartbeat, None, share_prefix=True)
+    if call == "es_roll_out":
+        engine._answering = RolloutAnswers(engine._llm, engine._answering)
     assert engine.pulse() == 0.0
     thread = threading.Thread(target=CALLS[call], args=(engine, tmp_path))
     thread.start()

@@ -13,10 +13,15 @@ from pathlib import Path
 
 import pytest
 
-import esplug.vllm_worker
+import esplug
 
-FOLDER = Path(esplug.vllm_worker.__file__).parent
-SOURCES = {path.stem: ast.parse(path.read_text()) for path in sorted(FOLDER.glob("*.py"))}
+PACKAGE = Path(esplug.__file__).parent
+ROOMS = "rollout", "vllm_worker"  # the only ones that may use private names
+SOURCES = {
+    f"{room}/{path.name}": ast.parse(path.read_text())
+    for room in ROOMS
+    for path in sorted((PACKAGE / room).glob("*.py"))
+}
 
 #: Runs in a process of its own, because importing vLLM changes the environment. Prints what is wrong with each name.
 CODE = r"""
@@ -101,9 +106,7 @@ def installed() -> tuple[str, dict[str, str]]:
 @pytest.mark.parametrize(("module", "entry"), CASES)
 def test_the_installed_vllm_has_this_name(module, entry, installed) -> None:
     version, problems = installed
-    assert not problems[entry], (
-        f"vLLM {version} has moved {entry} ({problems[entry]}): adapt esplug/vllm_worker/{module}.py"
-    )
+    assert not problems[entry], f"vLLM {version} has moved {entry} ({problems[entry]}): adapt esplug/{module}"
 
 
 @pytest.mark.vllm
@@ -122,8 +125,8 @@ def test_each_import_from_vllm_is_listed(module) -> None:
                 assert any(re.match(target, entry) for entry in listed), f"{module} does not list {node.module}:{name}"
 
 
-def test_only_the_worker_room_imports_private_modules_of_vllm() -> None:
-    for path in FOLDER.parent.rglob("*.py"):
-        if path.parent != FOLDER:
+def test_other_rooms_import_no_private_modules_of_vllm() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        if path.parent.name not in ROOMS:
             found = re.findall(r"(?:from|import) (vllm\.[\w.]+)", path.read_text())
             assert set(found) <= {"vllm.lora.request"}, path
