@@ -138,6 +138,12 @@ class RunConfig(BaseModel):
     train_temperature: float = GENERATION.number(0.0, "Sampling temperature in training; 0 is greedy.", ge=0, le=100)
     train_top_p: float = GENERATION.number(1.0, "Nucleus sampling (top-p) in training.", gt=0, le=1)
     stop: list[str] = GENERATION.setting([], "Text that ends an answer and is kept in it. Repeatable.")
+    rollout: Literal["auto", "vllm", "device"] = GENERATION.setting(
+        "auto",
+        "Who decodes: vLLM, or a loop on the device.",
+        details="'auto' is the loop on a GPU, if it is proven at start to answer as vLLM does. Engines' logs say which "
+        "one answers, and why.",
+    )
     seed: int = GENERATION.setting(42, "Seed of all randomness in the run.", ge=0, le=MAX_SEED)
 
     eval_splits: list[str] = EVALUATION.setting(
@@ -184,12 +190,6 @@ class RunConfig(BaseModel):
         details="With --rollout vllm, one engine leaves the GPU idle.",
         ge=1,
         le=16,
-    )
-    rollout: Literal["auto", "vllm", "device"] = ENGINES.setting(
-        "auto",
-        "Who decodes answers: 'vllm', or a loop on the 'device' that waits for no Python.",
-        details="'auto' is the loop on a GPU, if it is proven at start to answer as vLLM does. Engines' logs say which "
-        "one answers, and why.",
     )
     use_gpus: str | None = ENGINES.setting(
         None, "GPUs to use: indices such as 0,1, or 'none' for the CPU.  [default: all]"

@@ -104,15 +104,19 @@ class _Batch:
         self.answers = np.zeros(0, dtype=np.int64)  # in each row
         self.size = 0
         self.longest = 0
-        self._shared = shared_positions(requests, model.page_size)
+        self._shared = 0  # positions of all prompts that are computed once for each adapter
         self._prefixes: dict[int, list[int]] = {}
-        if self._shared:
-            self._prefixes = {
-                slot: self._pages.take(self._shared // model.page_size)
-                for slot in sorted({each.adapter for each in requests})
-            }
-            prompt = requests[0].prompt[: self._shared]
-            prefill(model, [Stretch(prompt, 0, pages, slot) for slot, pages in self._prefixes.items()])
+        self._share(shared_positions(requests, model.page_size))
+
+    def _share(self, positions: int) -> None:
+        """Compute the beginning of all prompts once for each adapter, if there is room beside the longest answer."""
+        slots = sorted({each.adapter for each in self._requests})
+        each, longest = positions // self._pages.size, max(map(self._needed, self._waiting), default=0)
+        if positions and self._pages.room_for(len(slots) * each + longest - each):
+            self._shared = positions
+            self._prefixes = {slot: self._pages.take(each) for slot in slots}
+            prompt = self._requests[0].prompt[:positions]
+            prefill(self._model, [Stretch(prompt, 0, pages, slot) for slot, pages in self._prefixes.items()])
 
     def arrange(self) -> None:
         """Drop rows of answers that have ended, and admit waiting requests, if either pays."""

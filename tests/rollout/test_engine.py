@@ -70,8 +70,9 @@ def test_answers_come_in_waves_if_the_cache_is_small(tiny_model, cluster) -> Non
 
     vllm, device = _engines(tiny_model, kv_cache=600_000)
     for sampling in (Sampling(50, return_ids=True), Sampling(50, return_ids=True, stop=("e", "k"))):
-        expected = _answers(vllm, [Weights()], PROMPTS, sampling)
-        assert _answers(device, [Weights()], PROMPTS, sampling) == expected
+        for prompts in (PROMPTS, SHARED, [[*HEAD, *range(250)] * 3 + [i] for i in range(3)]):  # the last fill it alone
+            expected = _answers(vllm, [Weights()], prompts, sampling)
+            assert _answers(device, [Weights()], prompts, sampling) == expected
     _release(vllm, device)
 
 

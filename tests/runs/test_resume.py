@@ -46,6 +46,7 @@ OTHERS: dict[str, Any] = {
     "profile": 1,
     "reward_shaping": "centered-ranks",
     "max_turns": 2,
+    "rollout": "vllm",
     "stop": ["x"],
     "eval_splits": ["x"],
     "pass_k": [1, 2],
