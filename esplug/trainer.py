@@ -365,6 +365,7 @@ class EvolutionStrategiesTrainer:
             self.run_dir.path,
             timeout=config.engine_timeout,
             max_restarts=config.max_restarts,
+            ship_model=config.ship_model,
         )
 
     def _finish(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:

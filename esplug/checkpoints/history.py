@@ -11,7 +11,7 @@ class Saved:
     """A full checkpoint of the master weights."""
 
     iteration: int  # number of updates
-    folder: str  # on a path that the engines' machines share
+    folder: str  # skipped on nodes that do not have it
     checksum: int  # of the master weights, from the seed log
 
 

@@ -211,6 +211,11 @@ class RunConfig(BaseModel):
     ray_address: str | None = ENGINES.setting(
         None, "Address of the Ray cluster to use, or 'auto'.  [default: a local cluster]"
     )
+    ship_model: bool = ENGINES.setting(
+        False,
+        "Copy the model to the cluster's nodes that lack it.",
+        details="It is kept there, under `~/.cache/esplug/models`, and checked by its hash.",
+    )
     engine_timeout: float = ENGINES.number(
         600.0,
         "Seconds without progress until an engine is replaced.",

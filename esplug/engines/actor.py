@@ -2,6 +2,8 @@
 
 import functools
 import os
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -98,6 +100,11 @@ class Engine:
         Raises:
             UserError: vLLM refuses the model or a setting, or the model does not hold the weights that esplug writes.
         """
+        import ray
+
+        if settings.models:
+            here = settings.models.get(ray.get_runtime_context().get_node_id(), settings.model)
+            settings = replace(settings, model=here)
         self._low_rank = settings.low_rank
         self._meter = UsageMeter(os.environ.get("CUDA_VISIBLE_DEVICES", "") if settings.device == "cuda" else "")
         cores = rank_cores(share, most_cores, settings.tensor_parallel_size)
@@ -208,6 +215,31 @@ class Engine:
             raise OSError(*error, folder)
 
     @_with_heartbeat
+    def save_here(self, exact: bool) -> str:
+        """Write the master weights as :meth:`save` does, to a temporary folder of this node. Returns the folder."""
+        folder = tempfile.mkdtemp(prefix="esplug-weights-")
+        try:
+            self.save(folder, exact)
+        except BaseException:
+            self.remove(folder)
+            raise
+        return folder
+
+    def files(self, folder: str) -> list[tuple[str, int]]:
+        """Return the names and sizes of the files in a folder."""
+        return [(path.name, path.stat().st_size) for path in sorted(Path(folder).iterdir()) if path.is_file()]
+
+    def read(self, folder: str, name: str, start: int, count: int) -> bytes:
+        """Return up to ``count`` bytes of a file."""
+        with (Path(folder) / name).open("rb") as file:
+            file.seek(start)
+            return file.read(count)
+
+    def remove(self, folder: str) -> None:
+        """Remove a temporary folder."""
+        shutil.rmtree(folder, ignore_errors=True)
+
+    @_with_heartbeat
     def tensor_checksums(self) -> dict[str, int]:
         """Return the checksum of each tensor of the master weights."""
         checksums: dict[str, int] = self._llm.collective_rpc("es_tensor_checksums")[0]
@@ -234,8 +266,11 @@ def _create_llm(kind: Callable[..., Any], settings: EngineSettings, options: dic
 
 def _redirect_output(path: Path) -> None:
     """Send everything this process and its children print to ``path``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    except OSError:  # on another node, where the run's directory cannot be made; Ray's own log has the output
+        return
     for stream in (1, 2):
         os.dup2(target, stream)
     os.close(target)

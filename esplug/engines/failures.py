@@ -2,10 +2,12 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from esplug.engines.engine_errors import EngineError, plain
 from esplug.engines.liveness import EngineSlot
+from esplug.engines.nodes import log_tail
 from esplug.errors import RunError, UserError
 from esplug.utils.text import cause, printable
 
@@ -54,11 +56,21 @@ def run_error(slot: EngineSlot, error: Exception, more: str = "") -> Exception:
     if is_users(error):
         return _own(error)
     message = f"engine {slot.index} {describe(slot, error)}{more}"
-    try:
-        tail = slot.log.read_text(errors="replace").splitlines()[-_LOG_TAIL:]
-    except OSError:
+    tail = _log_tail(slot)
+    if not tail:
         return RunError(message)
     return RunError("\n  ".join([f"{message}\nlast lines of {slot.log}:", *map(printable, tail)]))
+
+
+def _log_tail(slot: EngineSlot) -> list[str]:
+    """Return the last lines of an engine's log, which is on its node; nothing if there are none."""
+    import ray
+
+    with suppress(OSError):
+        return slot.log.read_text(errors="replace").splitlines()[-_LOG_TAIL:]
+    if slot.node and ray.is_initialized() and slot.node != ray.get_runtime_context().get_node_id():
+        return log_tail(slot.node, slot.log, _LOG_TAIL)
+    return []
 
 
 def mismatch(slots: Sequence[EngineSlot], tensors: Sequence[dict[str, int]]) -> dict[str, Any]:

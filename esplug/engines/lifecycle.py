@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from esplug.engines import failures
 from esplug.engines.actor import Engine
 from esplug.engines.liveness import EngineSlot, LivenessMonitor
 from esplug.engines.messages import EngineSettings
+from esplug.engines.nodes import check_nodes, refuse_without_model
+from esplug.engines.shipping import ship_model
 from esplug.engines.vllm_options import memory_share
 from esplug.errors import RunError
 from esplug.planning.placement import Plan, cpu_kv_cache_bytes
@@ -41,8 +44,9 @@ class ManagedEngines:
         *,
         timeout: float = 600.0,
         max_restarts: int = 10,
+        ship_model: bool = False,
     ) -> None:
-        self.plan, self.restarts = plan, 0
+        self.plan, self.restarts, self._ship_model = plan, 0, ship_model
         self._settings, self._engine_bytes, self._kv_cache_most = settings, engine_bytes, kv_cache_most
         self._folder, self._max_restarts = folder, max_restarts
         self._slots: list[EngineSlot] = []
@@ -67,8 +71,33 @@ class ManagedEngines:
             ) from error
         for index in range(self.plan.n_engines):
             self._slots.append(EngineSlot(index, self._folder / "logs" / f"engine-{index}.log"))
-            self._spawn(self._slots[-1])
+        self._note_nodes()
+        self._check_nodes()
+        for slot in self._slots:
+            self._spawn(slot)
         self._share_machines()
+
+    def _note_nodes(self) -> None:
+        """Note on which node each engine is."""
+        from ray.util.placement_group import placement_group_table
+
+        nodes = placement_group_table(self._placement)["bundles_to_node_id"]
+        for slot in self._slots:
+            slot.node = nodes.get(slot.index, "")
+
+    def _check_nodes(self) -> None:
+        """Check that the engines' nodes have what an engine needs, and ship the model to them if that is wanted.
+
+        Raises:
+            UserError: a node lacks something.
+            RunError: a node does not answer.
+        """
+        model = Path(self._settings.model)
+        lacking = check_nodes((slot.node for slot in self._slots), model)
+        if not self._ship_model:
+            refuse_without_model(lacking, model)
+        elif lacking:
+            self._settings = replace(self._settings, models=ship_model(model, lacking))
 
     def _spawn(self, slot: EngineSlot) -> None:
         """Start a new, idle actor in a slot."""
@@ -167,6 +196,7 @@ class ManagedEngines:
     def _check_replacement(self, slot: EngineSlot, caught_up: CaughtUp) -> None:
         """Check that a new engine has the weights of the others. Raises ``RunError`` if its checksum differs."""
         slot.ready = True
+        self._note_nodes()
         for folder, reason in caught_up.damaged:
             say(f"skipped a checkpoint: {folder}: {reason}")
         expected = self._history.checksum
@@ -181,7 +211,7 @@ class ManagedEngines:
         """Call a method of several engines at once. An engine that fails is replaced and called again.
 
         Raises:
-            OSError: ``save`` raised it.
+            OSError: ``save`` or ``save_here`` raised it.
             RunError: the method raised on an engine and on its replacement, or too many engines were replaced.
         """
         import ray
@@ -193,7 +223,9 @@ class ManagedEngines:
                     return self._get(ref)
                 except ray.exceptions.RayError as error:
                     cause = getattr(error, "cause", None)
-                    if method == "save" and isinstance(cause, OSError):  # the disk failed, not the engine
+                    if method in ("save", "save_here") and isinstance(
+                        cause, OSError
+                    ):  # the disk failed, not the engine
                         raise cause from error
                     if raised_before and failures.raised(error):
                         raise failures.run_error(slot, error) from error

@@ -18,6 +18,7 @@ class EngineSlot:
     index: int  # of the slot in the pool
     log: Path  # of the engines in the slot
     actor: Any = None  # the engine now in the slot
+    node: str = ""  # Ray's id of the node on which the engine is
     cores: tuple[int, int] = (0, 1)  # index of its share of its machine's cores, and the number of equal shares
     kv_cache: int | None = None  # bytes of the KV cache; None lets vLLM choose
     idle_since: float = 0.0  # when it last finished a piece of work, on the monotonic clock

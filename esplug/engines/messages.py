@@ -1,7 +1,7 @@
 """Messages between the engine pool and its actors: frozen dataclasses of plain values."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from esplug.data.conversation import Conversation
@@ -21,6 +21,7 @@ class EngineSettings:
         trust_remote_code: whether vLLM may run Python code of the model.
         prefix_caching: whether prompts of one member share a common prefix in the KV cache.
         rollout: who decodes: vLLM, the loop on the device, or the faster one.
+        models: folder of the model on those of Ray's nodes to which it was shipped.
         beside: folder of a second model, with the same configuration and tensors, to answer with, too.
     """
 
@@ -40,6 +41,7 @@ class EngineSettings:
     text_only: bool = False
     trust_remote_code: bool = False
     rollout: Literal["auto", "vllm", "device"] = "auto"
+    models: Mapping[str, str] = field(default_factory=dict)
     beside: str | None = None
 
 

@@ -17,6 +17,7 @@ from esplug.engines.lifecycle import ManagedEngines
 from esplug.engines.liveness import EngineSlot
 from esplug.engines.messages import Generation
 from esplug.engines.scheduler import Piece, WorkScheduler
+from esplug.engines.shipping import fetch
 from esplug.engines.usage import EngineUsage
 from esplug.errors import RunError
 from esplug.utils.json_files import write_json
@@ -36,6 +37,7 @@ class EnginePool(ManagedEngines):
         folder: the run's directory; the engines' logs go there.
         timeout: seconds without progress after which an engine is replaced.
         max_restarts: engines to replace before giving up.
+        ship_model: whether to copy the model to nodes that lack it.
     """
 
     def __len__(self) -> int:
@@ -144,7 +146,7 @@ class EnginePool(ManagedEngines):
         return self._check_equal(self._call(self._slots, "update", seeds, coefficients), "the update")
 
     def save(self, folder: Path, *, exact: bool = False) -> None:
-        """Let one engine write the weights to ``folder``, which its machine must be able to see.
+        """Write the weights to ``folder``: by an engine on this machine's node, or fetched from another node.
 
         Args:
             folder: an existing folder.
@@ -153,7 +155,21 @@ class EnginePool(ManagedEngines):
         Raises:
             OSError: they could not be written.
         """
-        self._call(self._slots[:1], "save", str(folder.absolute()), exact)
+        import ray
+
+        here = ray.get_runtime_context().get_node_id()
+        near = [slot for slot in self._slots if slot.node in ("", here)]
+        if near:
+            self._call(near[:1], "save", str(folder.absolute()), exact)
+            return
+        slot = self._slots[0]
+        while True:
+            (there,) = self._call([slot], "save_here", exact)
+            try:
+                fetch(slot.actor, there, folder)
+                return
+            except ray.exceptions.RayError as error:
+                self._replace_and_wait(slot, error)
 
     def usage(self, seconds: float) -> list[EngineUsage]:
         """Return each engine's usage of hardware in the last ``seconds``; an empty list if one does not answer."""

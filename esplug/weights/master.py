@@ -253,6 +253,8 @@ class MasterWeights:
         base_checksum, undefined = self.checksum(), tuple(self.undefined())
         checksum, done, damaged = base_checksum, 0, []
         for saved in target.saved:
+            if not Path(saved.folder).is_dir():  # this node does not share the run's directory
+                continue
             reason = self._restore(saved)
             if not reason:
                 checksum, done = saved.checksum, saved.iteration

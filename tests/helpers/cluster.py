@@ -1,0 +1,82 @@
+"""A Ray cluster of several real nodes on this machine, each started apart with `ray start`."""
+
+import os
+import secrets
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+_RAY = Path(sys.executable).parent / "ray"
+
+
+def can_hide_folders() -> bool:
+    """Whether a process can have a mount namespace of its own, in which folders are hidden."""
+    return subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode == 0
+
+
+class Nodes:
+    """Nodes with addresses 127.0.0.1, 127.0.0.2 and so on. The first is the head, which has no CPUs for engines."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._processes = folder, []
+        self.environment = os.environ | {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
+        port = self.address.rpartition(":")[2]
+        temporary = f"/tmp/esplug-{os.getpid()}-{secrets.token_hex(3)}"  # sockets need a short path
+        self.start(["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={temporary}"], cpus=0)
+
+    def add(self, cpus: int = 1, hidden: Sequence[Path] = ()) -> int:
+        """Start another node, on which folders are ``hidden``. Returns its number."""
+        return self.start([f"--address={self.address}"], cpus, hidden)
+
+    def start(self, arguments: Sequence[str], cpus: int, hidden: Sequence[Path] = ()) -> int:
+        number = len(self._processes) + 1
+        home = self._folder / f"node-{number}"
+        home.mkdir(parents=True)
+        command = shlex.join(
+            [
+                *(sys.executable, "-m", "ray.scripts.scripts", "start", *arguments, "--block", "--disable-usage-stats"),
+                *(f"--num-cpus={cpus}", f"--node-ip-address=127.0.0.{number}", f"--object-store-memory={2**27}"),
+            ]
+        )
+        if hidden:
+            mounts = " && ".join(f"mount -t tmpfs none {shlex.quote(str(path))}" for path in hidden)
+            command = shlex.join(["unshare", "-m", "sh", "-c", f"{mounts} && exec {command}"])
+        environment = self.environment | {"XDG_CACHE_HOME": str(home / "cache")}
+        with (home / "log").open("w") as log:
+            process = subprocess.Popen(
+                shlex.split(command), cwd=home, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+        self._processes.append(process)
+        self._wait(home / "log", process)
+        return number
+
+    def _wait(self, log: Path, process: subprocess.Popen) -> None:
+        for _ in range(600):
+            if "Ray runtime started" in log.read_text():
+                return
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.1)
+        raise AssertionError(log.read_text())
+
+    def kill(self, number: int) -> None:
+        """Kill a node with all its processes."""
+        process = self._processes[number - 1]
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def close(self) -> None:
+        for number in range(len(self._processes), 0, -1):
+            if self._processes[number - 1].poll() is None:
+                self.kill(number)
