@@ -366,6 +366,7 @@ class EvolutionStrategiesTrainer:
             timeout=config.engine_timeout,
             max_restarts=config.max_restarts,
             ship_model=config.ship_model,
+            min_engines=config.min_engines,
         )
 
     def _finish(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:

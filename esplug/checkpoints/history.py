@@ -46,8 +46,8 @@ class History:
         steps: tuple[Step, ...] = (),  # updates made by earlier processes of the run
         saved: Callable[[], list[tuple[int, str]]] = list,  # returns (iteration, folder) of checkpoints, newest first
     ) -> None:
-        self.base, self.steps = base, list(steps)
-        self._run_seed, self._saved = run_seed, saved
+        self.base, self.steps, self.run_seed = base, list(steps), run_seed
+        self._saved = saved
 
     @property
     def checksum(self) -> int | None:
@@ -65,4 +65,4 @@ class History:
             for iteration, folder in self._saved()
             if 0 < iteration <= len(self.steps)
         )
-        return CatchUp(self._run_seed, tuple(self.steps), tuple(saved))
+        return CatchUp(self.run_seed, tuple(self.steps), tuple(saved))

@@ -223,6 +223,12 @@ class RunConfig(BaseModel):
         ge=1,
         le=86400,
     )
+    min_engines: int = ENGINES.count(
+        1,
+        "Engines that must be there to go on when a cluster loses nodes.",
+        details="The run waits for more, and ends, resumable, if none come for as long as an engine may take to start.",
+        ge=1,
+    )
     max_restarts: int = ENGINES.count(10, "Engines to replace before the run fails.", ge=0)
 
     eval_freq: int = OUTPUT.count(5, "Evaluate every so many iterations; 0 only before and after training.", ge=0)

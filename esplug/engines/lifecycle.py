@@ -1,13 +1,15 @@
 """Lifecycle of engines on Ray: they are placed, started, and replaced when they die or hang."""
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from esplug.checkpoints.history import CaughtUp, History
+from esplug.checkpoints.seed_log_records import movement
 from esplug.engines import failures
 from esplug.engines.actor import Engine
 from esplug.engines.liveness import EngineSlot, LivenessMonitor
@@ -19,7 +21,23 @@ from esplug.errors import RunError
 from esplug.planning.placement import Plan, cpu_kv_cache_bytes
 from esplug.utils.console import say
 
+#: Seconds between two looks at which nodes are there.
+LOOK_FOR_NODES = 2.0
 _PORT_IN_USE = "ddress already in use"  # another process took a port between vLLM's finding and binding it
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A replacement that starts or catches up.
+
+    Attributes:
+        steps: updates of the run that it will have made.
+        caught_up: what it has said of its start; the result to come is then a checksum.
+    """
+
+    slot: EngineSlot
+    steps: int
+    caught_up: CaughtUp | None = None
 
 
 class ManagedEngines:
@@ -45,12 +63,14 @@ class ManagedEngines:
         timeout: float = 600.0,
         max_restarts: int = 10,
         ship_model: bool = False,
+        min_engines: int = 1,
     ) -> None:
-        self.plan, self.restarts, self._ship_model = plan, 0, ship_model
+        self.plan, self.restarts, self._ship_model, self._min_engines = plan, 0, ship_model, min_engines
         self._settings, self._engine_bytes, self._kv_cache_most = settings, engine_bytes, kv_cache_most
         self._folder, self._max_restarts = folder, max_restarts
         self._slots: list[EngineSlot] = []
-        self._monitor = LivenessMonitor(self._slots, timeout)
+        self._monitor = LivenessMonitor(self._slots, timeout, self._absent)
+        self._starting: dict[Any, Start] = {}  # replacements, by the reference to what they do
         self._placement: Any = None
         self._history = History(0)
         self._answered = False  # whether any engine has ever answered
@@ -149,14 +169,16 @@ class ManagedEngines:
         except ray.exceptions.RayError as error:
             if failures.raised(error) and _PORT_IN_USE not in str(error):
                 raise failures.run_error(slot, error) from error
-            return self._replace_and_wait(slot, error)
+            if (replaced := self._replace_and_wait(slot, error)) is None:
+                raise RunError(f"engine {slot.index}: its node is gone, and no other has room for it") from error
+            return replaced
         slot.ready = True
         return caught_up
 
-    def _replace(self, slot: EngineSlot, error: Exception) -> Any:
-        """Replace an engine that failed. Returns a reference that is ready when the new engine has caught up."""
+    def _replace(self, slot: EngineSlot, error: Exception) -> None:
+        """Replace an engine that failed. The new one starts and catches up meanwhile; see :meth:`_welcome`."""
         self._respawn(slot, error)
-        return self._start_engine(slot)
+        self._starting[self._start_engine(slot)] = Start(slot, len(self._history.steps))
 
     def _respawn(self, slot: EngineSlot, error: Exception) -> None:
         """Kill a slot's actor, if it still lives, and spawn a new one.
@@ -179,23 +201,81 @@ class ManagedEngines:
             ray.kill(slot.actor)
         self._spawn(slot)
 
-    def _replace_and_wait(self, slot: EngineSlot, error: Exception) -> CaughtUp:
-        """Replace an engine and wait until the new one has caught up."""
+    def _welcome(self, ref: Any) -> EngineSlot | None:
+        """Take in an engine whose start is done. Returns its slot if it has the weights of the others.
+
+        It first makes the updates that the others have made since its start began. It is replaced if it failed.
+        """
         import ray
 
-        while True:
-            starting = self._replace(slot, error)
-            try:
-                caught_up: CaughtUp = self._get(starting)
-            except ray.exceptions.RayError as again:
-                error = again
-                continue
-            self._check_replacement(slot, caught_up)
-            return caught_up
+        start = self._starting.pop(ref)
+        slot, steps = start.slot, self._history.steps
+        try:
+            found = ray.get(ref)
+        except ray.exceptions.RayError as error:
+            self._replace(slot, error)
+            return None
+        caught_up = found if start.caught_up is None else replace(start.caught_up, checksum=found)
+        made, last = 0, None
+        for count in range(start.steps + 1, len(steps) + 1):
+            seeds, coefficients = movement(steps[:count], self._history.run_seed)
+            if seeds:
+                made, last = made + 1, slot.actor.update.remote(seeds, coefficients)
+        if last is not None:
+            caught_up = replace(caught_up, replayed=caught_up.replayed + made)
+            self._starting[last] = Start(slot, len(steps), caught_up)
+            return None
+        slot.caught_up = caught_up
+        self._check_replacement(slot, caught_up)
+        return slot
+
+    def _replace_and_wait(self, slot: EngineSlot, error: Exception) -> CaughtUp | None:
+        """Replace an engine and wait until the new one has caught up; not if no node has room for it."""
+        self._replace(slot, error)
+        while not slot.ready:
+            self._wait_for_a_start([ref for ref, start in self._starting.items() if start.slot is slot])
+            if not slot.ready and self._absent(slot):
+                return None
+        caught_up: CaughtUp = slot.caught_up
+        return caught_up
+
+    def _wait_for_a_start(self, refs: Sequence[Any]) -> None:
+        """Wait until one of these starts is done, but no longer than it takes to see that a node is gone."""
+        until = time.monotonic() + LOOK_FOR_NODES
+        done = self._monitor.wait(list(refs), lambda: time.monotonic() >= until)
+        if done is not None:
+            self._welcome(done)
+
+    def _wait_for_enough(self) -> None:
+        """Wait until --min-engines are there.
+
+        Raises:
+            RunError: they are not for as long as an engine may take to start.
+        """
+        since = time.monotonic()
+        while (there := sum(slot.ready for slot in self._slots)) < self._min_engines:
+            if time.monotonic() - since > self._monitor.start_timeout:
+                raise RunError(
+                    f"{there} of at least {self._min_engines} engines are left (--min-engines), and no node has had "
+                    f"room for another for {self._monitor.start_timeout:g} s; resume the run when there are more nodes"
+                )
+            self._wait_for_a_start(list(self._starting))
+
+    def _absent(self, slot: EngineSlot) -> bool:
+        """Whether no node has room for an engine: its node is gone, and no other has taken its place."""
+        import ray
+
+        self._note_nodes()
+        absent = not any(node["Alive"] and node["NodeID"] == slot.node for node in ray.nodes())
+        if absent and not slot.absent:
+            left = sum(each.ready for each in self._slots)
+            say(f"engine {slot.index}: its node is gone; going on with {left} until a node has room for another")
+        slot.absent = absent
+        return absent
 
     def _check_replacement(self, slot: EngineSlot, caught_up: CaughtUp) -> None:
         """Check that a new engine has the weights of the others. Raises ``RunError`` if its checksum differs."""
-        slot.ready = True
+        slot.ready, slot.absent = True, False
         self._note_nodes()
         for folder, reason in caught_up.damaged:
             say(f"skipped a checkpoint: {folder}: {reason}")
@@ -210,17 +290,19 @@ class ManagedEngines:
     def _call(self, slots: Sequence[EngineSlot], method: str, *arguments: Any) -> list[Any]:
         """Call a method of several engines at once. An engine that fails is replaced and called again.
 
+        Leaves out engines that are not there, and those for which no node has room once they have failed.
+
         Raises:
             OSError: ``save`` or ``save_here`` raised it.
             RunError: the method raised on an engine and on its replacement, or too many engines were replaced.
         """
         import ray
 
-        def wait(slot: EngineSlot, ref: Any) -> Any:
+        def wait(slot: EngineSlot, ref: Any) -> tuple[Any, ...]:
             raised_before = False
             while True:
                 try:
-                    return self._get(ref)
+                    return (self._get(ref),)
                 except ray.exceptions.RayError as error:
                     cause = getattr(error, "cause", None)
                     if method in ("save", "save_here") and isinstance(
@@ -230,11 +312,13 @@ class ManagedEngines:
                     if raised_before and failures.raised(error):
                         raise failures.run_error(slot, error) from error
                     raised_before |= failures.raised(error)
-                    self._replace_and_wait(slot, error)
+                    if self._replace_and_wait(slot, error) is None:
+                        return ()
                     ref = getattr(slot.actor, method).remote(*arguments)
 
-        calls = [(slot, getattr(slot.actor, method).remote(*arguments)) for slot in slots]
-        return [wait(slot, ref) for slot, ref in calls]
+        self._wait_for_enough()
+        calls = [(slot, getattr(slot.actor, method).remote(*arguments)) for slot in slots if slot.ready]
+        return [result for slot, ref in calls for result in wait(slot, ref)]
 
     def _get(self, ref: Any) -> Any:
         """Wait for a reference's value, while the monitor watches all engines."""

@@ -27,6 +27,8 @@ class EngineSlot:
     ready: bool = False  # whether it has started
     pulse: Any = None  # reference to its answer to the last question, if that is outstanding
     gone: bool = False  # whether it no longer answers; the caller who waits for its work gets the error
+    absent: bool = False  # whether no node has room for it, as far as is known
+    caught_up: Any = None  # what the engine has said when it had caught up
     silent_for: float | None = None  # seconds without progress for which it was killed
 
     def reset(self) -> None:
@@ -36,10 +38,16 @@ class EngineSlot:
 
 
 class LivenessMonitor:
-    """Asks engines for their pulse while the caller waits for work; kills those silent for ``timeout`` seconds."""
+    """Asks engines for their pulse while the caller waits for work; kills those silent for ``timeout`` seconds.
 
-    def __init__(self, slots: Sequence[EngineSlot], timeout: float) -> None:
-        self._slots, self._timeout = slots, timeout
+    An engine that starts may take longer, and as long as it likes while it is ``absent``: no node has room for it.
+    """
+
+    def __init__(
+        self, slots: Sequence[EngineSlot], timeout: float, absent: Callable[[EngineSlot], bool] = lambda _: False
+    ) -> None:
+        self._slots, self._timeout, self._absent = slots, timeout, absent
+        self.start_timeout = max(timeout, START_TIMEOUT)
         self._interval = min(30.0, timeout / 10)  # seconds between two questions
         self._listened = time.monotonic()
 
@@ -89,8 +97,11 @@ class LivenessMonitor:
 
         if slot.gone or slot.silent_for:
             return
-        limit = self._timeout if slot.ready else max(self._timeout, START_TIMEOUT)
+        limit = self._timeout if slot.ready else self.start_timeout
         if time.monotonic() - slot.heard > limit:
+            if not slot.ready and self._absent(slot):
+                slot.heard = time.monotonic()
+                return
             slot.silent_for = limit
             ray.kill(slot.actor)
         elif slot.pulse is None and time.monotonic() - max(slot.heard, slot.asked) > self._interval:

@@ -3,7 +3,7 @@
 import math
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -13,13 +13,13 @@ from typing import Any
 from esplug.checkpoints.history import CaughtUp, History
 from esplug.engines import failures
 from esplug.engines.jobs import AnswerCollector, FollowUps, Job, Key, NoFollowUps, PromptStore
-from esplug.engines.lifecycle import ManagedEngines
+from esplug.engines.lifecycle import LOOK_FOR_NODES, ManagedEngines
 from esplug.engines.liveness import EngineSlot
 from esplug.engines.messages import Generation
 from esplug.engines.scheduler import Piece, WorkScheduler
 from esplug.engines.shipping import fetch
 from esplug.engines.usage import EngineUsage
-from esplug.errors import RunError
+from esplug.errors import RunError, UserError
 from esplug.utils.json_files import write_json
 
 
@@ -38,6 +38,7 @@ class EnginePool(ManagedEngines):
         timeout: seconds without progress after which an engine is replaced.
         max_restarts: engines to replace before giving up.
         ship_model: whether to copy the model to nodes that lack it.
+        min_engines: engines that must be there to go on, if nodes are lost.
     """
 
     def __len__(self) -> int:
@@ -52,6 +53,8 @@ class EnginePool(ManagedEngines):
             RunError: an engine did not start; the message ends with its last log lines.
             UserError: an engine cannot use the model.
         """
+        if self._min_engines > len(self):
+            raise UserError(f"--min-engines {self._min_engines}: the run has {len(self)}; choose fewer")
         self._history = history
         self._place()
         starting = [(slot, self._start_engine(slot)) for slot in self._slots]
@@ -82,8 +85,9 @@ class EnginePool(ManagedEngines):
         import ray
 
         scheduler: WorkScheduler[Job[Key]] = WorkScheduler(jobs, Job.n_mini_batches)
-        idle = deque(self._slots)
-        running: dict[Any, tuple[EngineSlot, Piece[Job[Key]] | None]] = {}  # without a piece, an engine is starting
+        self._wait_for_enough()
+        idle = deque(slot for slot in self._slots if slot.ready)
+        running: dict[Any, tuple[EngineSlot, Piece[Job[Key]]]] = {}
         raised: set[tuple[Key, int]] = set()
         prompts, later = PromptStore(), follow_ups or NoFollowUps()
 
@@ -112,26 +116,29 @@ class EnginePool(ManagedEngines):
             yield from finished  # after which the caller knows what is to come
             finished = []
             enough = hand_out()
-            if not running and not later.awaited():
+            if not running and not later.awaited() and self._none_will_join(idle):
                 return
             more_work = partial(_is_due, later, enough) if idle and later.awaited() else None
-            done = self._monitor.wait(list(running), more_work)
+            if not running and not more_work:  # engines that start are needed, but their node may be gone
+                more_work = partial(_is_past, time.monotonic() + LOOK_FOR_NODES)
+            done = self._monitor.wait([*running, *self._starting], more_work)
             if done is None:
+                continue
+            if done in self._starting:
+                if (joined := self._welcome(done)) is not None:
+                    joined.idle_since = time.monotonic()
+                    idle.append(joined)
                 continue
             slot, piece = running.pop(done)
             try:
                 result = ray.get(done)
             except ray.exceptions.RayError as error:
-                if piece is not None:
-                    self._check_worth_repeating(slot, piece, error, raised)
-                    scheduler.requeue(slot.index, piece)
-                running[self._replace(slot, error)] = (slot, None)
+                self._check_worth_repeating(slot, piece, error, raised)
+                scheduler.requeue(slot.index, piece)
+                self._replace(slot, error)
                 continue
             idle.append(slot)
             slot.idle_since = time.monotonic()
-            if piece is None:
-                self._check_replacement(slot, result)
-                continue
             self._answered = True
             work = result[0].work
             scheduler.done(sum(each.switch_seconds for each in work), sum(each.generate_seconds for each in work))
@@ -143,7 +150,10 @@ class EnginePool(ManagedEngines):
         Raises:
             RunError: the engines' checksums differ, or too many engines had to be replaced.
         """
-        return self._check_equal(self._call(self._slots, "update", seeds, coefficients), "the update")
+        checksums: list[int] = []
+        while not checksums:  # all may be lost at once, and their replacements have not made it either
+            checksums = self._call(self._slots, "update", seeds, coefficients)
+        return self._check_equal(checksums, "the update")
 
     def save(self, folder: Path, *, exact: bool = False) -> None:
         """Write the weights to ``folder``: by an engine on this machine's node, or fetched from another node.
@@ -158,25 +168,26 @@ class EnginePool(ManagedEngines):
         import ray
 
         here = ray.get_runtime_context().get_node_id()
-        near = [slot for slot in self._slots if slot.node in ("", here)]
-        if near:
-            self._call(near[:1], "save", str(folder.absolute()), exact)
-            return
-        slot = self._slots[0]
         while True:
-            (there,) = self._call([slot], "save_here", exact)
-            try:
-                fetch(slot.actor, there, folder)
+            self._wait_for_enough()
+            there = [slot for slot in self._slots if slot.ready]
+            near = [slot for slot in there if slot.node in ("", here)]
+            if near and self._call(near[:1], "save", str(folder.absolute()), exact):
                 return
-            except ray.exceptions.RayError as error:
-                self._replace_and_wait(slot, error)
+            for temporary in self._call(there[:1], "save_here", exact) if not near else ():
+                try:
+                    fetch(there[0].actor, temporary, folder)
+                    return
+                except ray.exceptions.RayError as error:
+                    self._replace(there[0], error)
 
     def usage(self, seconds: float) -> list[EngineUsage]:
         """Return each engine's usage of hardware in the last ``seconds``; an empty list if one does not answer."""
         import ray
 
         with suppress(Exception):  # it is information for people, and no reason to stop
-            refs = [slot.actor.usage.options(concurrency_group="pulse").remote(seconds) for slot in self._slots]
+            there = [slot for slot in self._slots if slot.ready]
+            refs = [slot.actor.usage.options(concurrency_group="pulse").remote(seconds) for slot in there]
             found: list[EngineUsage] = ray.get(refs, timeout=1)
             return found
         return []
@@ -206,6 +217,10 @@ class EnginePool(ManagedEngines):
         if failures.raised(error):
             raised.add(name)
 
+    def _none_will_join(self, idle: Collection[EngineSlot]) -> bool:
+        """Whether not to wait for engines that start, because there are others and no node has room for these."""
+        return bool(idle) and all(self._absent(start.slot) for start in self._starting.values())
+
     def _check_equal(self, checksums: list[int], when: str) -> int:
         """Return the checksum of all engines.
 
@@ -217,7 +232,8 @@ class EnginePool(ManagedEngines):
         each = ", ".join(f"engine {i}: {value:016x}" for i, value in enumerate(checksums))
         iteration, path = len(self._history.steps), self._folder / "checksum-mismatch.json"
         with suppress(Exception):  # a report that cannot be written must not hide the mismatch
-            engines = failures.mismatch(self._slots, self._call(self._slots, "tensor_checksums"))
+            checksums_of = self._call(self._slots, "tensor_checksums")
+            engines = failures.mismatch([slot for slot in self._slots if slot.ready], checksums_of)
             write_json(path, {"iteration": iteration, "after": when, "engines": engines}, indent=2)
         raise RunError(
             f"the engines' weights differ after {when} of iteration {iteration} ({each}); going on would give "
@@ -228,6 +244,11 @@ class EnginePool(ManagedEngines):
 def _is_due(later: FollowUps[Any], enough: float) -> bool:
     """Whether jobs have become ready, or an engine has waited enough for them."""
     return later.some_ready() or time.monotonic() >= enough
+
+
+def _is_past(when: float) -> bool:
+    """Whether it is later than ``when``."""
+    return time.monotonic() >= when
 
 
 def _by_engine(generation: Generation, engine: int) -> Generation:

@@ -34,10 +34,8 @@ def _trainer(model: Path, folder: Path, **settings: Any) -> Any:
 
 
 @pytest.fixture
-def nodes(tmp_path, monkeypatch):
+def nodes(tmp_path):
     nodes = Nodes(tmp_path / "nodes")
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
-        monkeypatch.setenv(name, nodes.environment[name])
     yield nodes
     nodes.close()
 

@@ -1,17 +1,16 @@
 """A Ray cluster of several real nodes on this machine, each started apart with `ray start`."""
 
 import os
-import secrets
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-
-_RAY = Path(sys.executable).parent / "ray"
 
 
 def can_hide_folders() -> bool:
@@ -24,17 +23,13 @@ class Nodes:
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._processes = folder, []
-        self.environment = os.environ | {
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": secrets.token_hex(32),
-            "RAY_USAGE_STATS_ENABLED": "0",
-        }
+        self._environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
         with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
+            probe.bind(("", 0))  # free on all addresses, because Ray takes another than it is told
             self.address = f"127.0.0.1:{probe.getsockname()[1]}"
         port = self.address.rpartition(":")[2]
-        temporary = f"/tmp/esplug-{os.getpid()}-{secrets.token_hex(3)}"  # sockets need a short path
-        self.start(["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={temporary}"], cpus=0)
+        self._temporary = tempfile.mkdtemp(prefix="ray-")  # sockets need a short path
+        self.start(["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={self._temporary}"], cpus=0)
 
     def add(self, cpus: int = 1, hidden: Sequence[Path] = ()) -> int:
         """Start another node, on which folders are ``hidden``. Returns its number."""
@@ -53,7 +48,7 @@ class Nodes:
         if hidden:
             mounts = " && ".join(f"mount -t tmpfs none {shlex.quote(str(path))}" for path in hidden)
             command = shlex.join(["unshare", "-m", "sh", "-c", f"{mounts} && exec {command}"])
-        environment = self.environment | {"XDG_CACHE_HOME": str(home / "cache")}
+        environment = self._environment | {"XDG_CACHE_HOME": str(home / "cache")}
         with (home / "log").open("w") as log:
             process = subprocess.Popen(
                 shlex.split(command), cwd=home, env=environment, stdout=log, stderr=log, start_new_session=True
@@ -80,3 +75,4 @@ class Nodes:
         for number in range(len(self._processes), 0, -1):
             if self._processes[number - 1].poll() is None:
                 self.kill(number)
+        shutil.rmtree(self._temporary, ignore_errors=True)

@@ -47,6 +47,7 @@ OTHERS: dict[str, Any] = {
     "reward_shaping": "centered-ranks",
     "max_turns": 2,
     "rollout": "vllm",
+    "ship_model": True,
     "stop": ["x"],
     "eval_splits": ["x"],
     "pass_k": [1, 2],

@@ -1,0 +1,143 @@
+"""Nodes that die and nodes that join, with real Ray nodes and engines that start quickly."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from esplug.checkpoints.history import CatchUp, CaughtUp, History
+from esplug.checkpoints.seed_log_records import Step
+from esplug.engines import EnginePool, Job
+from esplug.engines.messages import Completion, EngineSettings, Generation, Sampling, Weights, Work
+from esplug.errors import RunError, UserError
+from esplug.planning.placement import Plan
+from tests.helpers.cluster import Nodes
+
+pytestmark = pytest.mark.vllm
+
+BASE, MEMBERS = 1000, 8
+
+
+class NodeEngine:
+    """An engine whose weights are one number."""
+
+    def __init__(self, log_path: str) -> None:
+        self.state = 0
+
+    def location(self) -> tuple[str, int]:
+        import ray
+
+        return ray.get_runtime_context().get_node_id(), 2**30
+
+    def pulse(self) -> float:
+        return 0.0
+
+    def start(self, settings: Any, share: Any, most: Any, cache: Any, catch_up: CatchUp) -> CaughtUp:
+        self.state = BASE + sum(round(1000 * sum(step.coefficients)) for step in catch_up.steps)
+        return CaughtUp(BASE, self.state, len(catch_up.steps))
+
+    def generate(self, weights: Any, prompts: Any, seeds: Any, sampling: Any) -> list[Generation]:
+        time.sleep(0.2)
+        work = (Work(-1, time.time(), 0.01, 0.2),)
+        return [
+            Generation([Completion(f"{each.member_seed} {self.state}", 1, True) for _ in prompts], work)
+            for each in weights
+        ]
+
+    def update(self, seeds: list[int], coefficients: list[float]) -> int:
+        self.state += round(1000 * sum(coefficients))
+        return self.state
+
+    def save_here(self, exact: bool) -> str:
+        import tempfile
+
+        folder = tempfile.mkdtemp()
+        Path(folder, "weights").write_text(str(self.state))
+        return folder
+
+    def files(self, folder: str) -> list[tuple[str, int]]:
+        return [(path.name, path.stat().st_size) for path in Path(folder).iterdir()]
+
+    def read(self, folder: str, name: str, start: int, count: int) -> bytes:
+        return Path(folder, name).read_bytes()[start : start + count]
+
+    def remove(self, folder: str) -> None:
+        pass
+
+
+@pytest.fixture
+def nodes(tmp_path, monkeypatch) -> Iterator[Nodes]:
+    import ray
+
+    nodes = Nodes(tmp_path / "nodes")
+    monkeypatch.setattr(EnginePool, "engine", NodeEngine)
+    nodes.add()
+    nodes.add()
+    ray.init(address=nodes.address, log_to_driver=False, logging_level="ERROR")
+    yield nodes
+    ray.shutdown()
+    nodes.close()
+
+
+def _pool(folder: Path, engines: int = 2, **settings: Any) -> tuple[EnginePool, History]:
+    model = EngineSettings("model", "auto", "float32", "auto", "cpu", 1, None, 0.5)
+    pool = EnginePool(Plan(engines, "cpu", 0, 1), model, 0, 0, folder, **settings)
+    history = History(7)
+    history.base = pool.start(history).base
+    return pool, history
+
+
+def _iterate(pool: EnginePool, history: History, during: Any = None) -> list[str]:
+    """Do what a trainer does in an iteration; call ``during`` after the first answer."""
+    jobs = [Job([i], [Weights(i, 0.1)], [[1, 2]], [0], Sampling(4), 8) for i in range(MEMBERS)]
+    answers = {}
+    for key, generation in pool.run(jobs):
+        answers[key] = generation.completions[0].text
+        if during is not None:
+            during()
+            during = None
+    coefficients = (0.5 + len(history.steps), -0.25)
+    history.append(Step(len(history.steps), coefficients, False, pool.update([1, 2], list(coefficients))))
+    return [answers[i] for i in range(MEMBERS)]
+
+
+def _there(pool: EnginePool) -> int:
+    return sum(slot.ready for slot in pool._slots)
+
+
+def test_a_run_goes_on_without_a_node_and_takes_in_another(nodes, tmp_path, capsys) -> None:
+    pool, history = _pool(tmp_path)
+    expected = [[f"{i} {BASE + 250 * n + 500 * n * (n - 1)}" for i in range(MEMBERS)] for n in range(12)]
+    assert _iterate(pool, history) == expected[0]
+    assert _iterate(pool, history, during=lambda: nodes.kill(3)) == expected[1]
+    assert _there(pool) == 1
+    assert "its node is gone; going on with 1" in capsys.readouterr().out
+    assert _iterate(pool, history) == expected[2]
+    nodes.add()
+    for n in range(3, 12):
+        assert _iterate(pool, history) == expected[n]
+        if _there(pool) == 2:
+            break
+        time.sleep(1)
+    assert _there(pool) == 2
+    assert "is there again" in capsys.readouterr().out
+    target = tmp_path / "saved"
+    target.mkdir()
+    pool.save(target)
+    assert (target / "weights").read_text() == str(history.checksum)
+    pool.close()
+
+
+def test_a_run_that_loses_more_nodes_than_it_may_ends(nodes, tmp_path, monkeypatch) -> None:
+    from esplug.engines import liveness
+
+    monkeypatch.setattr(liveness, "START_TIMEOUT", 5.0)
+    with pytest.raises(UserError, match=r"^--min-engines 3: the run has 2; choose fewer$"):
+        _pool(tmp_path, min_engines=3)
+    pool, history = _pool(tmp_path, min_engines=2, timeout=5.0)
+    _iterate(pool, history)
+    with pytest.raises(RunError, match=r"^1 of at least 2 engines are left \(--min-engines\), .* for 5 s; resume"):
+        _iterate(pool, history, during=lambda: nodes.kill(2))
+    pool.close()
