@@ -16,9 +16,9 @@ with random weights in real shapes:
   ``torch.randn`` tensor by tensor, and to a lower bound;
 - adapters: cost of members' adapters in a step, with esplug's kernel, with vLLM's, and as matrix products;
 - engines: a switch to another member through vLLM, written directly and by ``reload_weights``;
+- iterations: training iterations against the reference's schedule, and vLLM alone;
 - rollout: decoding alone, by the rollout loop and by vLLM, next to the time to read weights and KV cache once a step;
 - step: the kernels of the rollout loop;
-- iterations: training iterations against the reference's schedule, and vLLM alone;
 - batches: low-rank members in larger and larger batches, against full rank one by one;
 - countdown: SmolLM2-135M-Instruct trained on one-shot puzzles, with noise of full and of low rank.
 
@@ -39,17 +39,8 @@ from benchmarks.gpu.device import GPU, SMALL_MODEL, Row, machine, release, show
 from benchmarks.shared import random_model
 
 PARTS = (
-    "checks",
-    "families",
-    "memory",
-    "kernels",
-    "adapters",
-    "engines",
-    "rollout",
-    "step",
-    "iterations",
-    "batches",
-    "countdown",
+    *("checks", "families", "memory", "kernels", "adapters", "engines", "iterations"),
+    *("rollout", "step", "batches", "countdown"),
 )
 CACHED, SPARE = 100_000, 6  # tokens in the KV cache; GB of a GPU left for activations
 
@@ -79,7 +70,8 @@ def checks(options: Namespace) -> None:
     if (SMALL_MODEL / "config.json").exists():
         print(gpu_engines.apart(gpu_engines.check, SMALL_MODEL, options.tensors), flush=True)
         print(gpu_engines.apart(gpu_engines.check_members, SMALL_MODEL), flush=True)
-        kinds = [("bfloat16", False), ("bfloat16", True), ("float32", False)] if GPU else [("float32", False)]
+        kinds = [("bfloat16" if GPU else "float32", False)]
+        kinds += [("bfloat16", True), ("float32", False)] if GPU and not options.quick else []
         for dtype, invariant in kinds:
             sizes = (60, 64) if GPU else (6, 8)
             print(gpu_engines.apart(gpu_rollout.check, SMALL_MODEL, dtype, invariant, *sizes), flush=True)
@@ -214,7 +206,7 @@ def arguments() -> Namespace:
     parser.add_argument("--results", type=Path, help="folder to write the tables to, as JSON")
     options = parser.parse_args()
     many, quick = GPU and not options.quick, options.quick
-    options.only = options.only or (PARTS[:9] if quick else PARTS)
+    options.only = options.only or (PARTS[:7] if quick else PARTS)
     options.cases = options.cases or (10_000 if many else 500 if GPU else 100)
     options.members = options.members or (30 if GPU else 4)
     options.prompts = options.prompts or ([32, 200] if many else [32] if GPU else [2])

@@ -260,6 +260,8 @@ class ManagedEngines:
                     f"room for another for {self._monitor.start_timeout:g} s; resume the run when there are more nodes"
                 )
             self._wait_for_a_start(list(self._starting))
+            if not all(self._absent(start.slot) for start in self._starting.values()):
+                since = time.monotonic()  # one starts, which can take long
 
     def _absent(self, slot: EngineSlot) -> bool:
         """Whether no node has room for an engine: its node is gone, and no other has taken its place."""
