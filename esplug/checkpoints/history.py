@@ -34,6 +34,7 @@ class CaughtUp:
     damaged: tuple[tuple[str, str], ...] = ()  # folders of checkpoints that could not be used, each with the reason
     undefined: tuple[str, ...] = ()  # names of the base model's tensors that hold NaN or infinity
     unread: tuple[str, ...] = ()  # names of the checkpoint's tensors that the model does not use
+    decoder: str = ""  # who decodes the engine's answers, and why
 
 
 class History:

@@ -127,9 +127,10 @@ class Engine:
         patch = SchedulerPatch(scheduler_of(self._llm)) if self.light_bookkeeping else None
         beat_every_step(self._llm, self._heartbeat)
         vllm = VLLMAnswers(self._llm, self._heartbeat, patch, settings.prefix_caching)
-        caught_up = replace(self.catch_up(catch_up), unread=unread)
-        self._answering = choose(self._llm, settings, self._heartbeat.place, vllm)
-        return caught_up
+        caught_up = self.catch_up(catch_up)
+        self._answering, who = choose(self._llm, settings, self._heartbeat.place, vllm)
+        print(f"rollout: {who}", flush=True)
+        return replace(caught_up, unread=unread, decoder=who)
 
     @_with_heartbeat
     def catch_up(self, catch_up: CatchUp) -> CaughtUp:

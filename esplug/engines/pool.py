@@ -20,6 +20,7 @@ from esplug.engines.scheduler import Piece, WorkScheduler
 from esplug.engines.shipping import fetch
 from esplug.engines.usage import EngineUsage
 from esplug.errors import RunError, UserError
+from esplug.utils.console import say
 from esplug.utils.json_files import write_json
 
 
@@ -60,6 +61,12 @@ class EnginePool(ManagedEngines):
         starting = [(slot, self._start_engine(slot)) for slot in self._slots]
         caught_up = [self._wait_for_first_start(slot, ref) for slot, ref in starting]
         self._check_equal([state.checksum for state in caught_up], "loading the model")
+        decoders = {state.decoder for state in caught_up}
+        for decoder in sorted(decoders if len(decoders) > 1 else filter(_is_second_choice, decoders)):
+            which = [
+                str(slot.index) for slot, state in zip(self._slots, caught_up, strict=True) if state.decoder == decoder
+            ]
+            say(f"--rollout {self._settings.rollout}: {decoder} (engines {', '.join(which)})")
         return caught_up[0]
 
     def run(self, jobs: Iterable[Job[Key]]) -> Iterator[tuple[Key, Generation]]:
@@ -239,6 +246,11 @@ class EnginePool(ManagedEngines):
             f"the engines' weights differ after {when} of iteration {iteration} ({each}); going on would give "
             f"wrong results. {path} says which tensors differ"
         )
+
+
+def _is_second_choice(decoder: str) -> bool:
+    """Whether an engine says why it does not use the rollout loop."""
+    return "because" in decoder
 
 
 def _is_due(later: FollowUps[Any], enough: float) -> bool:

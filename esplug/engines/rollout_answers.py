@@ -68,17 +68,16 @@ def roll_out(llm: Any, requests: Sequence[Request], rules: Rules) -> tuple[list[
     return result
 
 
-def choose(llm: Any, settings: EngineSettings, heartbeat: str, vllm: VLLMAnswers) -> Answering:
-    """Return vLLM's own path, or the rollout loop once it is proven to answer alike.
+def choose(llm: Any, settings: EngineSettings, heartbeat: str, vllm: VLLMAnswers) -> tuple[Answering, str]:
+    """Return vLLM's own path, or the rollout loop once it is proven to answer alike; and say which, and why.
 
     Raises:
         UserError: the setting is ``device``, and the loop cannot answer with this model.
     """
     if settings.rollout == "vllm":
-        return vllm
+        return vllm, "vLLM's own path"
     if settings.rollout == "auto" and (settings.device == "cpu" or settings.tensor_parallel_size > 1):
-        _tell("vLLM's own path, as always on a CPU and with tensor parallelism")
-        return vllm
+        return vllm, "vLLM's own path, as always on a CPU and with tensor parallelism"
     try:
         why = next(filter(None, llm.collective_rpc("es_prepare_rollout", args=(heartbeat,))), "") or _fault(
             llm, settings
@@ -87,17 +86,10 @@ def choose(llm: Any, settings: EngineSettings, heartbeat: str, vllm: VLLMAnswers
         logger.warning("the rollout loop failed", exc_info=True)
         why = f"it failed ({reason(error)})"
     if not why:
-        _tell("the loop on the device")
-        return RolloutAnswers(llm, vllm)
+        return RolloutAnswers(llm, vllm), "the loop on the device"
     if settings.rollout == "device":
         raise UserError(f"--rollout device: not for this model: {why}; choose --rollout auto or vllm")
-    _tell(f"vLLM's own path, because {why}")
-    return vllm
-
-
-def _tell(who: str) -> None:
-    """Write to the engine's log who decodes."""
-    print(f"rollout: {who}", flush=True)
+    return vllm, f"vLLM's own path, because {why}"
 
 
 def _fault(llm: Any, settings: EngineSettings) -> str:

@@ -81,7 +81,8 @@ class QuickEngine:
         self._misbehave("start")
         moving = [step for step in catch_up.steps if any(step.coefficients)]
         self.state = BASE + sum(round(1000 * sum(step.coefficients)) for step in moving)
-        return CaughtUp(BASE, self.state, len(moving))
+        who = self.folder / f"decoder-{self.index}"
+        return CaughtUp(BASE, self.state, len(moving), decoder=who.read_text() if who.exists() else "the loop")
 
     @with_plain_errors
     def generate(self, weights: Any, prompts: Any, seeds: Any, sampling: Any) -> list[Generation]:
@@ -195,6 +196,23 @@ def test_an_engine_that_fails_once_is_replaced_and_changes_nothing(
     order(tmp_path, where, 1, kind)
     assert work(mine, history, mini_batch=mini_batch, members=members) == undisturbed
     assert mine.restarts == 1
+
+
+@pytest.mark.parametrize("slots", [(), (1,), (0, 1)])
+def test_engines_that_do_not_use_the_rollout_loop_are_named(slots, pool, tmp_path, capsys) -> None:
+    why = "vLLM's own path, because it failed (out of memory)"
+    for slot in slots:
+        (tmp_path / f"decoder-{slot}").write_text(why)
+    begin(pool())
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("--rollout")]
+    assert (
+        told
+        == {
+            (): [],
+            (1,): ["--rollout auto: the loop (engines 0)", f"--rollout auto: {why} (engines 1)"],
+            (0, 1): [f"--rollout auto: {why} (engines 0, 1)"],
+        }[slots]
+    )
 
 
 def test_members_of_a_batch_share_its_time(pool) -> None:
