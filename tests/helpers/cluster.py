@@ -43,6 +43,7 @@ class Nodes:
             [
                 *(sys.executable, "-m", "ray.scripts.scripts", "start", *arguments, "--block", "--disable-usage-stats"),
                 *(f"--num-cpus={cpus}", f"--node-ip-address=127.0.0.{number}", f"--object-store-memory={2**27}"),
+                *("--min-worker-port=0", "--max-worker-port=0"),  # any free ones, because the nodes share a machine
             ]
         )
         if hidden:
