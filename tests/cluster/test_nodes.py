@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.cluster import Nodes, can_hide_folders
+from tests.helpers.cluster import Nodes, can_hide_folders, in_own_process
 
 pytestmark = [
     pytest.mark.vllm,
@@ -33,14 +33,16 @@ def _trainer(model: Path, folder: Path, **settings: Any) -> Any:
     )
 
 
-@pytest.fixture
-def nodes(tmp_path):
-    nodes = Nodes(tmp_path / "nodes")
-    yield nodes
-    nodes.close()
+def test_a_model_is_shipped_to_a_node_that_lacks_it(tiny_model, tmp_path) -> None:
+    in_own_process(_ship, tiny_model, tmp_path)
 
 
-def test_a_model_is_shipped_to_a_node_that_lacks_it(nodes, tiny_model, tmp_path) -> None:
+def _ship(tiny_model: Path, tmp_path: Path) -> None:
+    with Nodes(tmp_path / "nodes") as nodes:
+        _check_shipping(nodes, tiny_model, tmp_path)
+
+
+def _check_shipping(nodes: Nodes, tiny_model: Path, tmp_path: Path) -> None:
     from esplug.errors import UserError
 
     runs = tmp_path / "runs"

@@ -9,8 +9,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any, Self
+
+
+def in_own_process(test: Callable[..., None], *arguments: Any) -> None:
+    """Run a test in a process in which no Ray has been: Ray remembers how its first cluster authenticates."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        pool.submit(_without_tokens, test, *arguments).result()
+
+
+def _without_tokens(test: Callable[..., None], *arguments: Any) -> None:
+    for name in [name for name in os.environ if name.startswith("RAY_AUTH")]:
+        del os.environ[name]
+    test(*arguments)
 
 
 def can_hide_folders() -> bool:
@@ -23,7 +38,8 @@ class Nodes:
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._processes = folder, []
-        self._environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+        path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])  # of these tests
+        self._environment = os.environ | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": path}
         with socket.socket() as probe:
             probe.bind(("", 0))  # free on all addresses, because Ray takes another than it is told
             self.address = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -72,7 +88,10 @@ class Nodes:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         for number in range(len(self._processes), 0, -1):
             if self._processes[number - 1].poll() is None:
                 self.kill(number)
