@@ -11,9 +11,12 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Self
+
+_STARTS = 3
 
 
 def in_own_process(test: Callable[..., None], *arguments: Any) -> None:
@@ -26,6 +29,17 @@ def _without_tokens(test: Callable[..., None], *arguments: Any) -> None:
     for name in [name for name in os.environ if name.startswith("RAY_AUTH")]:
         del os.environ[name]
     test(*arguments)
+
+
+def _runs(process: subprocess.Popen, log: Path) -> bool:
+    """Wait until a node runs. Returns false if it did not start, as on a machine that is too busy."""
+    for _ in range(900):
+        if "Ray runtime started" in log.read_text():
+            return True
+        if process.poll() is not None:
+            return False
+        time.sleep(0.1)
+    return False
 
 
 def can_hide_folders() -> bool:
@@ -66,21 +80,17 @@ class Nodes:
             mounts = " && ".join(f"mount -t tmpfs none {shlex.quote(str(path))}" for path in hidden)
             command = shlex.join(["unshare", "-m", "sh", "-c", f"{mounts} && exec {command}"])
         environment = self._environment | {"XDG_CACHE_HOME": str(home / "cache")}
-        with (home / "log").open("w") as log:
-            process = subprocess.Popen(
-                shlex.split(command), cwd=home, env=environment, stdout=log, stderr=log, start_new_session=True
-            )
-        self._processes.append(process)
-        self._wait(home / "log", process)
-        return number
-
-    def _wait(self, log: Path, process: subprocess.Popen) -> None:
-        for _ in range(600):
-            if "Ray runtime started" in log.read_text():
-                return
-            assert process.poll() is None, log.read_text()
-            time.sleep(0.1)
-        raise AssertionError(log.read_text())
+        for _ in range(_STARTS):
+            with (home / "log").open("w") as log:
+                process = subprocess.Popen(
+                    shlex.split(command), cwd=home, env=environment, stdout=log, stderr=log, start_new_session=True
+                )
+            if _runs(process, home / "log"):
+                self._processes.append(process)
+                return number
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        raise AssertionError((home / "log").read_text())
 
     def kill(self, number: int) -> None:
         """Kill a node with all its processes."""
