@@ -116,14 +116,14 @@ def _go_on(nodes: Nodes, tmp_path: Path, patch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     patch.setattr("esplug.engines.lifecycle.say", said.append)
     pool, history = _pool(tmp_path)
-    expected = [[f"{i} {BASE + 250 * n + 500 * n * (n - 1)}" for i in range(MEMBERS)] for n in range(12)]
+    expected = [[f"{i} {BASE + 250 * n + 500 * n * (n - 1)}" for i in range(MEMBERS)] for n in range(90)]
     assert _iterate(pool, history) == expected[0]
     assert _iterate(pool, history, during=lambda: nodes.kill(3)) == expected[1]
     assert _there(pool) == 1
     assert any("its node is gone; going on with 1" in line for line in said)
     assert _iterate(pool, history) == expected[2]
     nodes.add()
-    for n in range(3, 12):
+    for n in range(3, 90):
         assert _iterate(pool, history) == expected[n]
         if _there(pool) == 2:
             break
