@@ -26,7 +26,7 @@ def decoding(name: str, model: Path, options: Namespace) -> list[Row]:
     there = LocalEngine(model, dtype, 0.5, plain=True, rollout="device")
     prompts = _prompts(count, random_model.MODELS[name][5])
     context = _PROMPT + tokens / 2
-    bound = (_weight_bytes(there) + count * context * _token_bytes(name)) / _bandwidth() if GPU else 0.0
+    bound = (_weight_bytes(there) + count * context * _token_bytes(name)) / bandwidth() if GPU else 0.0
     arms: dict[str, Callable[[int], object]] = {
         "loop on the device": lambda length: _by_loop(there, prompts, length),
         "vLLM alone": lambda length: by_vllm(there, prompts, length),
@@ -138,7 +138,7 @@ def _token_bytes(name: str) -> int:
     return 2 * 2 * layers * key_heads * (hidden // heads)
 
 
-def _bandwidth() -> float:
+def bandwidth() -> float:
     """Return the bytes per second that a copy within the GPU's memory reads and writes."""
     source = torch.empty(2**31, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)

@@ -6,6 +6,8 @@ from esplug.rollout.model import Packed, PagedModel
 from esplug.rollout.requests import GREEDY, Sampler
 from esplug.rollout.rows import Rows
 
+VLLM_INTERNALS = {"vllm.distributed.parallel_state": "graph_capture(device)"}
+
 _SHORTEST = 512  # longest sequence for which graphs are captured at least, in tokens
 _WARM_UPS = 2  # before a graph is captured, kernels are compiled and buffers allocated
 
@@ -57,12 +59,14 @@ class Decoder:
         rows.advance(size, self._model.logits(self._model.hidden(batch)), sampler)
 
     def _capture(self, size: int, longest: int, sampler: Sampler) -> torch.cuda.CUDAGraph:
+        from vllm.distributed.parallel_state import graph_capture
+
         active, graph = self._rows.active.clone(), torch.cuda.CUDAGraph()
         self._rows.active.zero_()  # so that these steps change nothing
         for _ in range(_WARM_UPS):
             self._step(size, longest, sampler)
         torch.cuda.synchronize()
-        with torch.cuda.graph(graph, self._pool):
+        with graph_capture(self._rows.device) as vllm, torch.cuda.graph(graph, self._pool, vllm.stream):
             self._step(size, longest, sampler)
         self._rows.active.copy_(active)
         return graph

@@ -1,11 +1,12 @@
 """vLLM's model and its paged KV cache, called directly, without vLLM's scheduler and runner."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from esplug.rollout.attention import fits, in_place_of
 
 VLLM_INTERNALS = {
     "vllm.forward_context": "set_forward_context(attn_metadata, vllm_config, num_tokens, slot_mapping)",
@@ -19,6 +20,9 @@ VLLM_INTERNALS = {
 
 #: Attention backends of vLLM whose metadata can be built for a batch of our own.
 BACKENDS = ("FLASH_ATTN", "TRITON_ATTN", "CPU_ATTN")
+
+
+_SHORT = 1024  # longest sequences that vLLM need not divide among programs, in tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,50 +79,50 @@ class PagedModel:
         self._processors = 0
         if self.device.type == "cuda":
             self._processors = torch.cuda.get_device_properties(self.device).multi_processor_count
+        layers = [self._config.compilation_config.static_forward_context[name] for name in self._layers]
+        by_row = self.graphs and self._group.backend.get_name() == "FLASH_ATTN"
+        dtype = runner.vllm_config.model_config.dtype
+        #: Layers of vLLM in whose place :mod:`esplug.rollout.attention` attends while decoding
+        self._attentions = layers if by_row and all(fits(layer, dtype) for layer in layers) else []
         manager: Any = getattr(self.module, "lora_manager", None)
         self._adapters = None if manager is None else next(iter(manager.punica_wrapper_mapping.values()))
         self.slots: int = getattr(manager, "lora_slots", 0)
 
     def hidden(self, batch: Packed) -> torch.Tensor:
         """Return the hidden states of the new tokens, whose keys and values go to the KV cache."""
-        from vllm.forward_context import set_forward_context
         from vllm.v1.attention.backend import CommonAttentionMetadata
 
-        count = len(batch.tokens)
+        if self._attends_by_row(batch):
+            with in_place_of(self._attentions, self._processors):
+                return self._forward(batch, batch, {})
         common = CommonAttentionMetadata(
             query_start_loc=batch.starts,
             query_start_loc_cpu=batch.starts_on_host,
             seq_lens=batch.lengths,
             num_reqs=len(batch.lengths),
-            num_actual_tokens=count,
+            num_actual_tokens=len(batch.tokens),
             max_query_len=batch.most_new,
             max_seq_len=batch.longest,
             block_table_tensor=batch.table,
             slot_mapping=batch.places,
         )
-        with self._whole_sequences(batch):
-            metadata = self._group.get_metadata_builder(0).build(common_prefix_len=0, common_attn_metadata=common)
-        with set_forward_context(
-            dict.fromkeys(self._layers, metadata),
-            self._config,
-            num_tokens=count,
-            slot_mapping=dict.fromkeys(self._layers, batch.places),
-        ):
+        metadata = self._group.get_metadata_builder(0).build(common_prefix_len=0, common_attn_metadata=common)
+        return self._forward(batch, metadata, dict.fromkeys(self._layers, batch.places))
+
+    def _forward(self, batch: Packed, metadata: Any, places: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Run the model. vLLM itself stores keys and values of layers that have ``places`` in the KV cache."""
+        from vllm.forward_context import set_forward_context
+
+        attended = dict.fromkeys(self._layers, metadata)
+        with set_forward_context(attended, self._config, num_tokens=len(batch.tokens), slot_mapping=places):
             states: torch.Tensor = self.module(input_ids=batch.tokens, positions=batch.positions)
         return states
 
-    @contextmanager
-    def _whole_sequences(self, batch: Packed) -> Iterator[None]:
-        """Keep FlashAttention from splitting sequences in graphs of batches that use the whole GPU without."""
-        builder = self._group.get_metadata_builder(0)
-        most = getattr(builder, "max_num_splits", 0)
-        if most and batch.most_new == 1 and len(batch.lengths) * self._key_heads >= self._processors:
-            builder.max_num_splits = 1
-        try:
-            yield
-        finally:
-            if most:
-                builder.max_num_splits = most
+    def _attends_by_row(self, batch: Packed) -> bool:
+        """Return whether each row has one new token, and the rows or their shortness keep the GPU busy."""
+        if not self._attentions or batch.most_new != 1:
+            return False
+        return batch.longest <= _SHORT or len(batch.lengths) * self._key_heads >= self._processors
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the logits [tokens, vocabulary], without counting undefined ones."""

@@ -1,0 +1,77 @@
+"""Attention while decoding on a GPU, in place of vLLM's: each row has one new token."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+VLLM_INTERNALS = {
+    "vllm.v1.attention.backends.flash_attn:FlashAttentionImpl": "forward(layer, query, key, value, kv_cache, "
+    "attn_metadata, output) scale head_size num_heads num_kv_heads alibi_slopes logits_soft_cap sinks kv_cache_dtype "
+    "batch_invariant_enabled",
+}
+
+
+class RowAttention:
+    """Stands in for the attention of a layer of vLLM while each row has one new token.
+
+    Args:
+        scale: of the scores.
+        processors: of the GPU, for tiles that suit the number of rows.
+    """
+
+    def __init__(self, scale: float, processors: int) -> None:
+        self._scale, self._processors = scale, processors
+
+    def forward(
+        self,
+        layer: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        kv_cache: torch.Tensor,
+        rows: Any,
+        output: torch.Tensor,
+        **_: Any,
+    ) -> torch.Tensor:
+        """Write the rows' attention to ``output``, and their new keys and values to the KV cache.
+
+        Args:
+            query: [rows, heads, size]; ``key`` and ``value`` have fewer heads.
+            kv_cache: [pages, key heads, positions, 2 * size]: keys, then values.
+            rows: an :class:`esplug.rollout.model.Packed` with one token a row.
+        """
+        from esplug.rollout.attention_kernel import attend, tiles
+
+        by = tiles(len(rows.lengths) * key.shape[1], self._processors, key.shape[2])
+        attend(query, key, value, kv_cache, rows.table, rows.lengths, rows.places, output, self._scale, by)
+        return output
+
+
+@contextmanager
+def in_place_of(layers: Sequence[Any], processors: int) -> Iterator[None]:
+    """Have these attention layers of vLLM attend by :class:`RowAttention`, on a GPU with so many ``processors``."""
+    before = [layer.impl for layer in layers]
+    for layer in layers:
+        layer.impl = RowAttention(layer.impl.scale, processors)
+    try:
+        yield
+    finally:
+        for layer, impl in zip(layers, before, strict=True):
+            layer.impl = impl
+
+
+def fits(layer: Any, dtype: torch.dtype) -> bool:
+    """Return whether :class:`RowAttention` computes what this attention layer of vLLM does."""
+    impl = layer.impl
+    return (
+        dtype in (torch.bfloat16, torch.float16)
+        and impl.kv_cache_dtype in ("auto", "bfloat16", "float16")
+        and impl.head_size <= 256
+        and impl.alibi_slopes is None
+        and impl.sinks is None
+        and not impl.batch_invariant_enabled  # whose answers are vLLM's own, token by token
+        and not impl.logits_soft_cap
+        and layer.kv_sharing_target_layer_name is None
+    )
