@@ -13,7 +13,7 @@ from esplug.rollout.requests import Answer, Request, Rules, Sampler
 from esplug.vllm_worker.detokenizer import Detokenizer
 from esplug.vllm_worker.start_proof import forget_answers
 
-_PROVEN_SLOTS, _SCALE = 2, 0.1  # low-rank members in the proof, and the scale of their noise
+_PROVEN_SLOTS, _SCALE = 2, 0.02  # low-rank members in the proof, and the scale of their noise
 logger = logging.getLogger(__name__)
 
 

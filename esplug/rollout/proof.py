@@ -1,7 +1,7 @@
 """Proof at the start of an engine: the rollout loop answers as vLLM itself does.
 
-vLLM scores the loop's greedy answers. Each of their tokens must be vLLM's most probable one, or almost as probable,
-because sums depend on the batch.
+vLLM scores the loop's greedy answers. Their tokens must be vLLM's most probable ones, or almost as probable on average,
+because sums depend on the batch. Single tokens prove nothing: some models amplify the smallest difference.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,8 +20,8 @@ VLLM_INTERNALS = {
 
 _TOKENS = 12
 _PROMPTS = 1, 16, 17, 40, 65  # lengths: before, at and after the ends of pages, and one that follows others
-_TOLERANCE = {"torch.float32": 0.01}  # of a log-probability
-_COARSE = 0.5  # in other types; a token taken from a wrong place loses several times as much
+_TOLERANCE = {"torch.float32": 0.01}  # of an answer's log-probability for each token
+_COARSE = 0.25  # in other types; an answer from a wrong place or adapter loses more
 
 
 def fault(llm: Any, roll_out: Callable[[Sequence[Request], Rules], list[Answer]], slots: Sequence[int]) -> str:
@@ -39,9 +39,10 @@ def fault(llm: Any, roll_out: Callable[[Sequence[Request], Rules], list[Answer]]
         if len(answer.tokens) != _TOKENS:
             return f"an answer has {len(answer.tokens)} tokens instead of {_TOKENS}"
         behind = [one - other for one, other in zip(best, own, strict=True)]
-        worst = max(worst, *(each for each in behind if each == each), 0.0)  # the run refuses a model that answers NaN
+        known = [each for each in behind if each == each]  # the run refuses a model that answers NaN
+        worst = max(worst, sum(known) / _TOKENS)
     if worst > _TOLERANCE.get(str(config.dtype), _COARSE):
-        return f"its tokens are up to {worst:.2g} less probable than vLLM's"
+        return f"an answer's tokens are {worst:.2g} less probable than vLLM's on average"
     return ""
 
 
