@@ -18,9 +18,11 @@ with random weights in real shapes:
 - engines: a switch to another member through vLLM, written directly and by ``reload_weights``;
 - iterations: training iterations against the reference's schedule, and vLLM alone;
 - rollout: decoding alone, by the rollout loop and by vLLM, next to the time to read weights and KV cache once a step;
+- attention: attention of a step of decoding, with esplug's kernel and with FlashAttention;
 - step: the kernels of the rollout loop;
 - batches: low-rank members in larger and larger batches, against full rank one by one;
-- countdown: SmolLM2-135M-Instruct trained on one-shot puzzles, with noise of full and of low rank.
+- countdown: SmolLM2-135M-Instruct trained on one-shot puzzles, with noise of full and of low rank;
+- scaling: training iterations on 1, 2, 4 and 8 GPUs.
 
 Without a GPU, Triton's interpreter runs the kernels and all sizes are tiny. Then only the checks are meaningful.
 """
@@ -40,7 +42,7 @@ from benchmarks.shared import random_model
 
 PARTS = (
     *("checks", "families", "memory", "kernels", "adapters", "engines", "iterations"),
-    *("rollout", "step", "batches", "countdown"),
+    *("attention", "rollout", "step", "batches", "countdown", "scaling"),
 )
 CACHED, SPARE = 100_000, 6  # tokens in the KV cache; GB of a GPU left for activations
 
@@ -133,6 +135,14 @@ def engines(names: list[str], options: Namespace) -> Iterator[Row]:
             yield gpu_engines.apart(gpu_engines.switches, name, model, 30 if GPU else 1)
 
 
+def attention(names: list[str], options: Namespace) -> Iterator[Row]:
+    from benchmarks.gpu import attention as gpu_attention
+
+    for name in names:
+        yield from gpu_attention.measure(name)
+        release()
+
+
 def rollout(names: list[str], options: Namespace) -> Iterator[Row]:
     yield from _by_model(names, options, "decoding")
 
@@ -165,6 +175,13 @@ def batches(names: list[str], options: Namespace) -> Iterator[Row]:
         yield from gpu_runs.batches(name, options)
 
 
+def scaling(names: list[str], options: Namespace) -> Iterator[Row]:
+    from benchmarks.gpu import scaling as gpu_scaling
+
+    for name in names:
+        yield from gpu_scaling.measure(name, options)
+
+
 def countdown(options: Namespace) -> None:
     from benchmarks.gpu import runs as gpu_runs
 
@@ -189,6 +206,9 @@ def arguments() -> Namespace:
         "--prompts", type=int, nargs="+", help="prompts per iteration  [default: 32 and 200; quick 32; no GPU 2]"
     )
     parser.add_argument("--tokens", type=int, nargs="+", help="length of every answer  [default: 128; no GPU 4]")
+    parser.add_argument(
+        "--letters", type=int, help="last letters of each prompt of the iterations table  [default: all]"
+    )
     parser.add_argument(
         "--iterations", type=int, help="measured iterations, after one warm-up  [default: 2]", default=2
     )
@@ -235,10 +255,12 @@ def main() -> None:
         kernels: "kernels, ms",
         adapters: "adapters, ms of a step's layers",
         engines: "engines, medians",
+        attention: "attention, microseconds of a layer",
         rollout: "rollout, decoding alone",
         step: "step, kernels for each token of the answers, prompts included",
         iterations: f"iterations, N={options.members}",
         batches: f"batches, N={options.members}",
+        scaling: f"scaling, N={options.members}",
     }
     for part, title in titles.items():
         if part.__name__ in options.only:

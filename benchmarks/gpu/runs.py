@@ -17,7 +17,7 @@ from benchmarks.shared import random_model
 from benchmarks.shared.reference import PlainPool, ReferenceTrainer
 
 #: Sampling settings that give every answer the maximum length.
-_FULL_LENGTH = {"ignore_eos": True, "stop": [], "stop_token_ids": []}
+FULL_LENGTH = {"ignore_eos": True, "stop": [], "stop_token_ids": []}
 _ONE = {"n_vllm_engines": 1}
 #: Captures CUDA graphs only for the tables' batch sizes, so that an engine starts in half the time.
 FEW_GRAPHS = {"compilation_config": {"cudagraph_capture_sizes": [1, 8, 32, 64, 128, 200, 256, 400, 480, 512]}}
@@ -68,7 +68,7 @@ def random_checkpoint(name: str, kept: Path | None) -> Iterator[Path]:
 
 def _run_options(model: Path, options: Namespace, prompts: int, tokens: int) -> Namespace:
     how = Namespace(model=model, gpus="0" if GPU else "none", members=options.members, prompts=prompts)
-    vars(how).update(tokens=tokens, iterations=options.iterations)
+    vars(how).update(tokens=tokens, iterations=options.iterations, letters=options.letters)
     return how
 
 
@@ -85,9 +85,10 @@ def iterations(name: str, options: Namespace) -> Iterator[Row]:
                         0, rate
                     )
                 for arm in (ARMS[each] for each in options.arms if each in ARMS):
-                    with vllm_arguments(SAMPLING=_FULL_LENGTH, LLM=FEW_GRAPHS):
+                    with vllm_arguments(SAMPLING=FULL_LENGTH, LLM=FEW_GRAPHS):
                         times = run(Case(0, ()), arm, how)
                     row = {"model": name, "arm": arm.name, "prompts": prompts, "tokens": tokens}
+                    row["letters"] = options.letters or "all"
                     yield row | _arm_figures(options.members * prompts, times["train/tokens_per_second"], times)
 
 
@@ -142,7 +143,7 @@ def batches(name: str, options: Namespace) -> Iterator[Row]:
         for members in (0, *options.batches):
             low = {"perturbation": "low-rank", "members_per_batch": members}
             arm = Arm("rank 1", Ours, UNENDED | _ONE | low) if members else ARMS["esplug"]
-            with vllm_arguments(SAMPLING=_FULL_LENGTH, LLM=FEW_GRAPHS):
+            with vllm_arguments(SAMPLING=FULL_LENGTH, LLM=FEW_GRAPHS):
                 times = run(Case(0, ()), arm, _run_options(model, options, prompts, tokens))
             rate = options.members * prompts / times["time/iteration"]
             alone = alone or rate

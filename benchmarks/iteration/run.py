@@ -90,6 +90,13 @@ def grade(reward: Callable[..., Reward], seconds: float, output: str, target: An
     return reward(output, target).value + len(output) / 1e4 + random.random() / 1e9
 
 
+def last_letters(template: Callable[[Any], Any], count: int, question: Any) -> str:
+    """Return the end of a prompt, for models whose tokens are letters."""
+    text = template(question)
+    whole = text if isinstance(text, str) else "\n".join(part["content"] for part in text)
+    return whole[-count:]
+
+
 def run(case: Case, arm: Arm, options: argparse.Namespace) -> dict[str, float]:
     """Train for some iterations and return the median of each timing."""
     task = Task.load("countdown", {"level": "easy", "shots": case.shots})
@@ -103,10 +110,12 @@ def run(case: Case, arm: Arm, options: argparse.Namespace) -> dict[str, float]:
         )
         rows = load_batch_source(task, None, config.batch_size, config.seed)
         reward = functools.partial(grade, task.reward, case.grader_seconds)
+        letters = getattr(options, "letters", None)
+        template = functools.partial(last_letters, task.template, letters) if letters else task.template
         every = os.sched_getaffinity(0)
         os.sched_setaffinity(0, sorted(every)[: arm.cores])
         try:
-            result = arm.trainer.from_config(config, reward, task.template, rows, {}).fit()
+            result = arm.trainer.from_config(config, reward, template, rows, {}).fit()
         finally:
             os.sched_setaffinity(0, every)
         lines = (result.run_dir / "metrics.jsonl").read_text().splitlines()

@@ -1,0 +1,121 @@
+"""Training on 1, 2, 4 and 8 GPUs: whole iterations, exactness, and an engine that is killed."""
+
+import functools
+import itertools
+import json
+import statistics
+import tempfile
+import threading
+import time
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from benchmarks.gpu.device import GPU, Row
+from benchmarks.gpu.runs import FEW_GRAPHS, FULL_LENGTH, random_checkpoint, vllm_arguments
+from benchmarks.iteration.run import UNENDED, Ours, last_letters
+from esplug.checkpoints.replayed_model import write_model
+from esplug.checkpoints.seed_log import read
+from esplug.checkpoints.seed_log_format import FILE_NAME
+from esplug.config import make_config
+from esplug.data.batches import load_batch_source
+from esplug.plugins.task import Task
+
+_GPUS = max(1, torch.cuda.device_count())
+_COUNTS = [count for count in (1, 2, 4, 8) if count <= _GPUS]
+
+
+def measure(name: str, options: Namespace) -> Iterator[Row]:
+    """Time iterations on more and more GPUs, one engine each; then one engine on many; then lose an engine."""
+    with random_checkpoint(name, options.kept) as model:
+        alone: dict[tuple[int, int], float] = {}
+        for prompts, tokens in itertools.product(options.prompts, options.tokens):
+            for count in _COUNTS:
+                row = _row(model, options, prompts, tokens, f"{count} engines", {"n_vllm_engines": count})
+                rate = alone.setdefault((prompts, tokens), row["answers/s"])
+                yield {"model": name} | row | {"efficiency": row["answers/s"] / rate / count}
+        prompts, tokens = min(options.prompts), min(options.tokens)
+        rate = alone[prompts, tokens]
+        for count in _COUNTS[1:]:
+            shared = {"n_vllm_engines": 1, "n_gpu_per_vllm_engine": count}
+            row = _row(model, options, prompts, tokens, f"1 engine on {count} GPUs", shared)
+            yield {"model": name} | row | {"efficiency": row["answers/s"] / rate / count}
+        if _GPUS > 1:
+            row = _row(model, options, prompts, tokens, "one is killed", {"n_vllm_engines": _GPUS}, kill=True)
+            yield {"model": name} | row | {"efficiency": row["answers/s"] / rate / _GPUS}
+
+
+def _row(
+    model: Path,
+    options: Namespace,
+    prompts: int,
+    tokens: int,
+    arm: str,
+    settings: Mapping[str, Any],
+    *,
+    kill: bool = False,
+) -> Row:
+    task = Task.load("countdown", {"level": "easy", "shots": 0})
+    with tempfile.TemporaryDirectory() as folder, vllm_arguments(SAMPLING=FULL_LENGTH, LLM=FEW_GRAPHS):
+        config = make_config(
+            {"task": "countdown", "model_name": str(model), "max_model_len": 1024},
+            {"use_gpus": ",".join(map(str, range(_GPUS))) if GPU else "none"},
+            {"population_size": options.members, "batch_size": prompts, "max_tokens": tokens},
+            {"n_iterations": 1 + options.iterations, "output_directory": folder, "logging": "jsonl"},
+            UNENDED | settings,
+            defaults=task.defaults(),
+        )
+        rows = load_batch_source(task, None, config.batch_size, config.seed)
+        sent = _loopback()
+        if kill:
+            threading.Thread(target=_kill_one, args=(Path(folder),), daemon=True).start()
+        template = functools.partial(last_letters, task.template, options.letters or 0)
+        trainer = Ours.from_config(config, _letters, template, rows, {})
+        result = trainer.fit()
+        sent = _loopback() - sent
+        log = result.run_dir / FILE_NAME
+        replayed = write_model(read(log), log, model, Path(folder) / "replayed")
+        lines = [json.loads(line) for line in (result.run_dir / "metrics.jsonl").read_text().splitlines()]
+    times = [line["time/iteration"] for line in lines if "time/iteration" in line]
+    taken = max(times[1:]) if kill else statistics.median(times[1:])
+    measured = [line for line in lines if "time/iteration" in line][1:]
+    return {
+        "N": options.members,
+        "prompts": prompts,
+        "tokens": tokens,
+        "arm": arm,
+        "iteration, s": taken,
+        "answers/s": options.members * prompts / taken,
+        "switch": statistics.median(line["time/switch"] for line in measured),
+        "update": statistics.median(line["time/update"] for line in measured),
+        "before and after, s": result.seconds - sum(times),
+        "loopback, MB an iteration": sent / 1e6 / len(times),
+        "checksum": f"{result.checksum:016x}",
+        "replayed on a CPU": "equal" if replayed.checksum == result.checksum else "DIFFERENT",
+    }
+
+
+def _letters(output: str, target: Any) -> float:
+    """Reward an answer by its text, so that random models get an update, too."""
+    return sum(map(ord, output[:200])) % 997 / 997
+
+
+def _loopback() -> int:
+    return sum(net.bytes_sent for name, net in psutil.net_io_counters(pernic=True).items() if name == "lo")
+
+
+def _kill_one(folder: Path) -> None:
+    """Kill an engine's process in the second iteration."""
+    while not any(file.stat().st_size for file in folder.glob("**/metrics.jsonl")):
+        time.sleep(0.05)
+    time.sleep(0.5)
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if "ray::Engine" in " ".join(process.cmdline()):
+                process.kill()
+                return
