@@ -209,7 +209,7 @@ class RunConfig(BaseModel):
         le=1,
     )
     ray_address: str | None = ENGINES.setting(
-        None, "Address of the Ray cluster to use, or 'auto'.  [default: a local cluster]"
+        None, "Address of the Ray cluster to use, or 'auto'.  [default: RAY_ADDRESS, or a local cluster]"
     )
     ship_model: bool = ENGINES.setting(
         False,

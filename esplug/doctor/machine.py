@@ -10,6 +10,7 @@ from pathlib import Path
 from esplug.config import RunConfig
 from esplug.doctor.finding import Finding
 from esplug.doctor.stack import Stack
+from esplug.engines.cluster import cluster_address
 from esplug.planning.memory import size
 from esplug.planning.placement import Node, Resources
 from esplug.utils.cores import GIB, instruction_sets, slow_on_this_cpu, usable_cores
@@ -127,9 +128,9 @@ def _ray_processes(config: RunConfig) -> Iterator[Finding]:
     if orphans:
         found = f"{len(orphans)} workers still hold memory although their raylet has ended"
         yield Finding("Ray processes", "warning", found, f"kill {' '.join(map(str, orphans))}")
-    if raylets and not config.ray_address:
+    if raylets and not cluster_address(config):
         found = f"{len(raylets)} raylets of another run or a cluster share this machine's cores and memory"
         remedy = "if you have no other run: ray stop; to use the cluster: --ray-address auto"
         yield Finding("Ray processes", "warning", found, remedy)
-    if not orphans and (not raylets or config.ray_address):
+    if not orphans and (not raylets or cluster_address(config)):
         yield Finding("Ray processes", "ok", "part of a cluster" if raylets else "none left over")

@@ -26,6 +26,7 @@ from esplug.data.prompt_encoder import PromptEncoder
 from esplug.doctor.finding import Finding, State
 from esplug.doctor.machine import check_disk, local_resources, nearest_folder
 from esplug.doctor.stack import Stack
+from esplug.engines.cluster import cluster_address
 from esplug.errors import UserError
 from esplug.planning.memory import Gpu, MemoryPlan, cpu_items, master_bytes, plan_memory, size
 from esplug.planning.placement import GPU_KV_CACHE_MIN, GPU_SPARE, plan_engines
@@ -118,7 +119,7 @@ def _faster_sharing(memory: MemoryPlan, cores: int) -> int | None:
 
 def _only_here(config: RunConfig, finding: Finding) -> Finding:
     """Turn a failure into a warning if the run uses a cluster, which may have more than this machine."""
-    if not config.ray_address or finding.state != "fail":
+    if not cluster_address(config) or finding.state != "fail":
         return finding
     return replace(finding, state="warning", found=f"{finding.found} (counted on this machine only)")
 

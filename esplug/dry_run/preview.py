@@ -18,6 +18,7 @@ from esplug.doctor.machine import nearest_folder
 from esplug.doctor.memory_table import memory_table
 from esplug.doctor.model import check_fit, described_by
 from esplug.doctor.stack import Stack, inspect_stack
+from esplug.engines.cluster import cluster_address
 from esplug.hookspecs import Prompt
 from esplug.planning.cost import Speed, Times, Work, times_of, work_of
 from esplug.plugins.task import Task
@@ -129,7 +130,7 @@ def _without_template(prompt: Prompt, system_prompt: str | None) -> str:
 def _show_memory(config: RunConfig, folder: Path) -> None:
     on_cpu = config.use_gpus == "none" or (version_of("torch") or "").endswith("+cpu")
     memory, findings = check_fit(config, folder, Stack() if on_cpu else inspect_stack(config.use_gpus))
-    where = " if all ran on this machine" if config.ray_address else ""
+    where = " if all ran on this machine" if cluster_address(config) else ""
     if memory:
         say(f"{memory.plan.describe()}{where}, {memory.plan.device}")
         get_console().print(memory_table(memory))

@@ -10,12 +10,34 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from esplug.config import RunConfig
+from esplug.config.validation import ray_address
 from esplug.errors import RunError, UserError
 from esplug.planning.placement import Node, Resources
 from esplug.utils.cores import usable_cores
 from esplug.utils.text import one_line
 
 _LOCAL_STARTS = 3
+
+
+def cluster_address(config: RunConfig) -> str | None:
+    """Return the address of the cluster to use, or ``None`` for a local one.
+
+    It is ``--ray-address`` or, as for ``ray.init``, the variable ``RAY_ADDRESS``, which Ray sets for its jobs. The
+    variable is read here and not into the settings, because a resumed run may be in another cluster.
+
+    Raises:
+        UserError: ``RAY_ADDRESS`` is no address of a cluster.
+    """
+    named = os.environ.get("RAY_ADDRESS", "").strip()
+    if config.ray_address or named in ("", "local"):
+        return config.ray_address
+    try:
+        return ray_address(named)
+    except ValueError as error:
+        raise UserError(
+            f"RAY_ADDRESS {named!r}: {error}; `ray job submit` reads the dashboard's URL from RAY_API_SERVER_ADDRESS"
+        ) from error
 
 
 class Cluster:
@@ -56,8 +78,9 @@ class Cluster:
                 _check_port(address)
                 ray.init(address=address, **common)
             except (OSError, RuntimeError, ValueError) as error:
+                source = "RAY_ADDRESS" if address == os.environ.get("RAY_ADDRESS") else "--ray-address"
                 raise UserError(
-                    f"--ray-address {address}: no Ray cluster answers there ({one_line(error)}); "
+                    f"{source} {address}: no Ray cluster answers there ({one_line(error)}); "
                     "where it wants a token, set RAY_AUTH_MODE=token"
                 ) from error
             return

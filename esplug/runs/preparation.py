@@ -15,7 +15,7 @@ from esplug.config import RunConfig
 from esplug.data.batches import Batch, Batches
 from esplug.data.prompt_encoder import PromptEncoder
 from esplug.data.prompts import PromptBuilder
-from esplug.engines.cluster import Cluster
+from esplug.engines.cluster import Cluster, cluster_address
 from esplug.errors import UserError
 from esplug.evaluation.evaluator import Evaluator
 from esplug.hookspecs import Prompt
@@ -125,7 +125,7 @@ def start_graders_and_ray(
     )
     stack.callback(graders.close)
     graders.begin()
-    cluster = Cluster(config.ray_address, config.use_gpus)
+    cluster = Cluster(cluster_address(config), config.use_gpus)
     stack.callback(cluster.close)
     plan = plan_engines(config, cluster.resources(), model.engine_bytes)
     return graders, plan, loading.result()
