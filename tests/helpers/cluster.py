@@ -56,19 +56,28 @@ def can_hide_folders() -> bool:
     return subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode == 0
 
 
-class Nodes:
-    """Nodes with addresses 127.0.0.1, 127.0.0.2 and so on. The first is the head, which has no CPUs for engines."""
+def free_port() -> int:
+    """Return a port that is free on all addresses, because Ray takes another than it is told if that is taken."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
 
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._processes = folder, []
+
+class Nodes:
+    """Nodes with addresses 127.0.0.1, 127.0.0.2 and so on. The first is the head, which has no CPUs for engines.
+
+    With a ``dashboard``, the head takes jobs at that URL; this needs a ``python`` with ``ray[default]``.
+    """
+
+    def __init__(self, folder: Path, python: str = sys.executable, dashboard: bool = False) -> None:
+        self._folder, self._processes, self._python = folder, [], python
         path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])  # of these tests
         self._environment = os.environ | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": path}
-        with socket.socket() as probe:
-            probe.bind(("", 0))  # free on all addresses, because Ray takes another than it is told
-            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
-        port = self.address.rpartition(":")[2]
+        port, jobs = free_port(), free_port()
+        self.address, self.dashboard = f"127.0.0.1:{port}", f"http://127.0.0.1:{jobs}"
         self._temporary = tempfile.mkdtemp(prefix="ray-")  # sockets need a short path
-        self.start(["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={self._temporary}"], cpus=0)
+        shown = [f"--include-dashboard={str(dashboard).lower()}", f"--dashboard-port={jobs}"]
+        self.start(["--head", f"--port={port}", *shown, f"--temp-dir={self._temporary}"], cpus=0)
 
     def add(self, cpus: int = 1, hidden: Sequence[Path] = ()) -> int:
         """Start another node, on which folders are ``hidden``. Returns its number."""
@@ -80,7 +89,7 @@ class Nodes:
         home.mkdir(parents=True)
         command = shlex.join(
             [
-                *(sys.executable, "-m", "ray.scripts.scripts", "start", *arguments, "--block", "--disable-usage-stats"),
+                *(self._python, "-m", "ray.scripts.scripts", "start", *arguments, "--block", "--disable-usage-stats"),
                 *(f"--num-cpus={cpus}", f"--node-ip-address=127.0.0.{number}", f"--object-store-memory={2**27}"),
                 *("--min-worker-port=0", "--max-worker-port=0"),  # any free ones, because the nodes share a machine
             ]
