@@ -125,10 +125,8 @@ def test_flags_in_the_text_exist(page: Path) -> None:
     assert named - all_flags() - FOREIGN == set()
 
 
-def test_the_slurm_script_is_bash_and_its_command_is_real() -> None:
-    script = Path("examples/slurm.sbatch")
-    subprocess.run(["bash", "-n", str(script)], check=True)
-    text = script.read_text(encoding="utf-8")
+def test_the_command_of_the_slurm_script_is_real() -> None:
+    text = Path("deploy/slurm.sbatch").read_text(encoding="utf-8")
     (settings,) = re.findall(r"settings=\(\n(.*?)\n +\)", text, re.DOTALL)
     name, params = parse(["train", *shlex.split(settings.replace("$", "")), "--ray-address", "node1:20077"])
     assert name == "esplug train"
