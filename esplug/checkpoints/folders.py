@@ -99,9 +99,14 @@ def verify(folder: Path) -> None:
 
 def weights_hash(folder: Path) -> int:
     """Return a 64-bit hash of a model's weight files: their names and bytes."""
-    hashes = _hashes(folder, sorted(path.name for path in folder.glob("*.safetensors")))
-    lines = "".join(f"{name} {value}\n" for name, value in sorted(hashes.items()))
-    return int.from_bytes(blake2b(lines.encode(), digest_size=8).digest(), "little")
+    names = [path.name for path in folder.glob("*.safetensors")]
+    return int.from_bytes(files_hash(folder, names, size=8), "little")
+
+
+def files_hash(folder: Path, names: Iterable[str], size: int = 16) -> bytes:
+    """Return a hash of ``size`` bytes of files: their names and bytes."""
+    lines = "".join(f"{name} {value}\n" for name, value in sorted(_hashes(folder, names).items()))
+    return blake2b(lines.encode(), digest_size=size).digest()
 
 
 def periodic_name(iteration: int) -> str:

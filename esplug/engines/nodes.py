@@ -18,11 +18,13 @@ class NodeReport:
     """What a node has.
 
     Attributes:
+        node: Ray's id of the node.
         address: of the node.
         versions: of those of ``PACKAGES`` that its Python has.
         model: digest of the model's folder; empty if it has none.
     """
 
+    node: str
     address: str
     versions: Mapping[str, str]
     model: str
@@ -42,27 +44,36 @@ def check_nodes(nodes: Iterable[str], model: Path) -> list[str]:
     others = sorted(set(nodes) - {ray.get_runtime_context().get_node_id()})
     if not others:
         return []
-    here = NodeReport("here", *_probe()(PACKAGES, str(model)))
-    reports = dict(zip(others, _reports(others, model), strict=True))
-    faults = [fault for report in reports.values() for fault in _version_faults(report, here)]
+    here, reports = report_here(model), _reports(others, model)
+    faults = [fault for report in reports for fault in version_faults(report, here)]
     if faults:
         raise UserError(_first(faults))
-    return [node for node, report in reports.items() if report.model != here.model]
+    return [report.node for report in reports if report.model != here.model]
 
 
 def refuse_without_model(nodes: Sequence[str], model: Path) -> None:
     """Raise ``UserError`` if there are ``nodes``, which lack the model."""
     if nodes:
         known = addresses()
-        raise UserError(
-            _first(
-                [
-                    f"node {known[node]}: no {model} there, or another model; copy it to that node, "
-                    "name a folder that all nodes share, or add --ship-model"
-                    for node in nodes
-                ]
-            )
-        )
+        raise UserError(_first([without_model(known[node], model) for node in nodes]))
+
+
+def without_model(address: str, model: Path) -> str:
+    """Return the message for a node that lacks the model."""
+    return (
+        f"node {address}: no {model} there, or another model; copy it to that node, "
+        "name a folder that all nodes share, or add --ship-model"
+    )
+
+
+def on_node(node: str, target: Any) -> Any:
+    """Make a function a task, or a class an actor, that runs on one of Ray's nodes and takes no core there."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    options = {} if isinstance(target, type) else {"max_retries": 0}
+    there = NodeAffinitySchedulingStrategy(node, soft=False)
+    return ray.remote(num_cpus=0, **options)(target).options(scheduling_strategy=there)
 
 
 def addresses() -> dict[str, str]:
@@ -72,26 +83,44 @@ def addresses() -> dict[str, str]:
     return {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
 
 
+def report_here(model: Path) -> NodeReport:
+    """Return what this machine has."""
+    return NodeReport(*_probe()(PACKAGES, str(model)))
+
+
+def ask_placement(placement: Any, model: Path, after: float) -> Any:
+    """Ask the node that holds, or will hold, an engine's placement group what it has.
+
+    Returns:
+        A reference to the arguments of its :class:`NodeReport`. They come ``after`` seconds, once there is such a node.
+    """
+    import ray
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    place = PlacementGroupSchedulingStrategy(placement, 0)
+    return (
+        ray.remote(num_cpus=0, max_retries=0)(_probe())
+        .options(scheduling_strategy=place)
+        .remote(PACKAGES, str(model), after)
+    )
+
+
 def _reports(nodes: Sequence[str], model: Path) -> list[NodeReport]:
     """Ask nodes what they have."""
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    known, probe = addresses(), ray.remote(num_cpus=0, max_retries=0)(_probe())
-    asked = [
-        probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(PACKAGES, str(model))
-        for node in nodes
-    ]
+    known = addresses()
+    asked = [on_node(node, _probe()).remote(PACKAGES, str(model)) for node in nodes]
     found = []
     for node, ref in zip(nodes, asked, strict=True):
         try:
-            found.append(NodeReport(known[node], *ray.get(ref, timeout=_TIMEOUT)))
+            found.append(NodeReport(*ray.get(ref, timeout=_TIMEOUT)))
         except ray.exceptions.RayError as error:
             raise RunError(f"node {known[node]} does not answer ({one_line(error)}); see `ray status`") from error
     return found
 
 
-def _version_faults(report: NodeReport, here: NodeReport) -> Iterable[str]:
+def version_faults(report: NodeReport, here: NodeReport) -> Iterable[str]:
     """Yield what is wrong with a node's packages, and what to do."""
     for package in PACKAGES:
         ours, theirs = here.versions.get(package), report.versions.get(package)
@@ -109,17 +138,22 @@ def _first(faults: Sequence[str]) -> str:
     return faults[0] + (f" ({len(faults) - 1} more like this)" if len(faults) > 1 else "")
 
 
-def _probe() -> Callable[[Sequence[str], str], tuple[dict[str, str], str]]:
-    """Return a function that tells versions and the digest of a model's folder.
+def _probe() -> Callable[..., tuple[str, str, dict[str, str], str]]:
+    """Return a function that tells what a node has, as the arguments of :class:`NodeReport`.
 
     Ray sends a nested function by value, so it runs where esplug is not installed.
     """
 
-    def probe(packages: Sequence[str], model: str) -> tuple[dict[str, str], str]:
+    def probe(packages: Sequence[str], model: str, after: float = 0.0) -> tuple[str, str, dict[str, str], str]:
         import hashlib
         import importlib.metadata
         import os
+        import time
 
+        import ray
+
+        time.sleep(after)
+        node, address = ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address()
         versions = {}
         for package in packages:
             try:
@@ -127,7 +161,7 @@ def _probe() -> Callable[[Sequence[str], str], tuple[dict[str, str], str]]:
             except importlib.metadata.PackageNotFoundError:
                 continue
         if not os.path.isfile(os.path.join(model, "config.json")):
-            return versions, ""
+            return node, address, versions, ""
         digest = hashlib.blake2b(digest_size=16)
         for name in sorted(os.listdir(model)):
             path = os.path.join(model, name)
@@ -138,7 +172,7 @@ def _probe() -> Callable[[Sequence[str], str], tuple[dict[str, str], str]]:
             if name.endswith(".json"):  # weights of equal sizes differ in the checksum that every engine reports
                 with open(path, "rb") as file:
                     digest.update(file.read())
-        return versions, digest.hexdigest()
+        return node, address, versions, digest.hexdigest()
 
     return probe
 
@@ -146,16 +180,13 @@ def _probe() -> Callable[[Sequence[str], str], tuple[dict[str, str], str]]:
 def log_tail(node: str, log: Path, lines: int) -> list[str]:
     """Return the last lines of a file on one of Ray's nodes; nothing if that does not work."""
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     def read(path: str, lines: int) -> list[str]:
         with open(path, errors="replace") as file:
             return file.read().splitlines()[-lines:]
 
     try:
-        there = NodeAffinitySchedulingStrategy(node, soft=False)
-        task: Any = ray.remote(num_cpus=0, max_retries=0)(read).options(scheduling_strategy=there)
-        tail: list[str] = ray.get(task.remote(str(log), lines), timeout=10)
+        tail: list[str] = ray.get(on_node(node, read).remote(str(log), lines), timeout=10)
         return tail
     except Exception:  # the node may be gone; the caller has an error to report
         return []

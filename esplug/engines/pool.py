@@ -183,7 +183,7 @@ class EnginePool(ManagedEngines):
                 return
             for temporary in self._call(there[:1], "save_here", exact) if not near else ():
                 try:
-                    fetch(there[0].actor, temporary, folder)
+                    fetch(self._get, there[0].actor, temporary, folder)
                     return
                 except ray.exceptions.RayError as error:
                     self._replace(there[0], error)

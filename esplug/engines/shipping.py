@@ -1,14 +1,16 @@
 """Shipping between the driver's machine and nodes: a model to nodes that lack it, weights from an engine's node."""
 
+import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from hashlib import blake2b
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from esplug.engines.nodes import addresses
+from esplug.checkpoints.folders import files_hash
+from esplug.engines.nodes import addresses, on_node
 from esplug.errors import RunError, UserError
 from esplug.utils.console import say
 from esplug.utils.text import one_line
@@ -27,9 +29,12 @@ class Receiver:
         """
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "esplug" / "models"
         self._target, self._part = cache / digest, cache / f".{digest}.{uuid4().hex}"
+        for left in cache.glob(".*"):
+            _remove_unless_in_use(left)
         if self._target.is_dir():
             return str(self._target)
         self._part.mkdir(parents=True)
+        self._lock = _lock(self._part)
         free = shutil.disk_usage(self._part).free
         if free < size:
             self.discard()
@@ -68,13 +73,11 @@ def ship_model(model: Path, nodes: Sequence[str]) -> dict[str, str]:
         UserError: a node has no room for it, or it did not arrive whole.
     """
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     folders, digest, known = {}, model_hash(model), addresses()
     size = sum(file.stat().st_size for file in _files(model))
     for node in nodes:
-        there = NodeAffinitySchedulingStrategy(node, soft=False)
-        receiver = ray.remote(num_cpus=0)(Receiver).options(scheduling_strategy=there).remote()
+        receiver = on_node(node, Receiver).remote()
         try:
             folders[node] = ray.get(receiver.begin.remote(digest, size))
             if not folders[node]:
@@ -104,12 +107,30 @@ def _send(receiver: Any, model: Path) -> None:
 
 def model_hash(model: Path) -> str:
     """Return the hash of the names and contents of a model's files."""
-    digest = blake2b(digest_size=16)
-    for file in _files(model):
-        digest.update(f"{file.name} {file.stat().st_size}\n".encode())
-        for chunk in _chunks(file):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return files_hash(model, [file.name for file in _files(model)]).hex()
+
+
+def _lock(part: Path) -> int:
+    """Lock an unfinished folder until this process ends. Returns the lock's file descriptor.
+
+    Raises:
+        OSError: another process is writing to it.
+    """
+    lock = os.open(part, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise
+    return lock
+
+
+def _remove_unless_in_use(part: Path) -> None:
+    """Remove an unfinished folder whose run has died."""
+    with suppress(OSError):
+        lock = _lock(part)
+        shutil.rmtree(part, ignore_errors=True)
+        os.close(lock)
 
 
 def _files(model: Path) -> list[Path]:
@@ -127,24 +148,24 @@ def _chunks(file: Path) -> Iterator[bytes]:
                 return
 
 
-def fetch(actor: Any, folder: str, target: Path) -> None:
+def fetch(get: Callable[[Any], Any], actor: Any, folder: str, target: Path) -> None:
     """Copy the files that an engine wrote to ``folder`` on its node to ``target`` here, and remove them there.
+
+    ``get`` waits for a reference's value.
 
     Raises:
         OSError: they cannot be written here.
         RunError: a file has not arrived whole.
     """
-    import ray
-
     try:
-        for name, size in ray.get(actor.files.remote(folder)):
+        for name, size in get(actor.files.remote(folder)):
             with (target / name).open("wb") as file:
                 starts = range(0, size, _CHUNK)
                 ahead = [actor.read.remote(folder, name, start, _CHUNK) for start in starts[:1]]
                 for number in range(len(starts)):
                     if number + 1 < len(starts):
                         ahead.append(actor.read.remote(folder, name, starts[number + 1], _CHUNK))
-                    file.write(ray.get(ahead.pop(0)))
+                    file.write(get(ahead.pop(0)))
                 if file.tell() != size:
                     raise RunError(f"{target / name}: {file.tell()} of {size} bytes have come from the engine's node")
     finally:
