@@ -17,8 +17,9 @@ class EngineSlot:
 
     index: int  # of the slot in the pool
     log: Path  # of the engines in the slot
+    placement: Any = None  # Ray's placement group for an engine
     actor: Any = None  # the engine now in the slot
-    node: str = ""  # Ray's id of the node on which the engine is
+    node: str = ""  # Ray's id of the node on which the last engine is or was
     cores: tuple[int, int] = (0, 1)  # index of its share of its machine's cores, and the number of equal shares
     kv_cache: int | None = None  # bytes of the KV cache; None lets vLLM choose
     idle_since: float = 0.0  # when it last finished a piece of work, on the monotonic clock
@@ -27,8 +28,8 @@ class EngineSlot:
     ready: bool = False  # whether it has started
     pulse: Any = None  # reference to its answer to the last question, if that is outstanding
     gone: bool = False  # whether it no longer answers; the caller who waits for its work gets the error
-    absent: bool = False  # whether no node has room for it, as far as is known
-    caught_up: Any = None  # what the engine has said when it had caught up
+    absent: bool = False  # whether it was lost with its node, and no other has had room for it
+    raised: str = ""  # the method that the slot's last engine raised an error in
     silent_for: float | None = None  # seconds without progress for which it was killed
 
     def reset(self) -> None:
@@ -40,13 +41,11 @@ class EngineSlot:
 class LivenessMonitor:
     """Asks engines for their pulse while the caller waits for work; kills those silent for ``timeout`` seconds.
 
-    An engine that starts may take longer, and as long as it likes while it is ``absent``: no node has room for it.
+    An engine that starts may take longer.
     """
 
-    def __init__(
-        self, slots: Sequence[EngineSlot], timeout: float, absent: Callable[[EngineSlot], bool] = lambda _: False
-    ) -> None:
-        self._slots, self._timeout, self._absent = slots, timeout, absent
+    def __init__(self, slots: Sequence[EngineSlot], timeout: float) -> None:
+        self._slots, self._timeout = slots, timeout
         self.start_timeout = max(timeout, START_TIMEOUT)
         self._interval = min(30.0, timeout / 10)  # seconds between two questions
         self._listened = time.monotonic()
@@ -99,9 +98,6 @@ class LivenessMonitor:
             return
         limit = self._timeout if slot.ready else self.start_timeout
         if time.monotonic() - slot.heard > limit:
-            if not slot.ready and self._absent(slot):
-                slot.heard = time.monotonic()
-                return
             slot.silent_for = limit
             ray.kill(slot.actor)
         elif slot.pulse is None and time.monotonic() - max(slot.heard, slot.asked) > self._interval:

@@ -3,7 +3,7 @@
 import math
 import time
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -13,7 +13,7 @@ from typing import Any
 from esplug.checkpoints.history import CaughtUp, History
 from esplug.engines import failures
 from esplug.engines.jobs import AnswerCollector, FollowUps, Job, Key, NoFollowUps, PromptStore
-from esplug.engines.lifecycle import LOOK_FOR_NODES, ManagedEngines
+from esplug.engines.joining import LOOK_FOR_NODES, JoiningEngines
 from esplug.engines.liveness import EngineSlot
 from esplug.engines.messages import Generation
 from esplug.engines.scheduler import Piece, WorkScheduler
@@ -24,7 +24,7 @@ from esplug.utils.console import say
 from esplug.utils.json_files import write_json
 
 
-class EnginePool(ManagedEngines):
+class EnginePool(JoiningEngines):
     """n engines with equal weights. Work goes to whichever engine is free; nobody waits for the slowest.
 
     An engine that dies, or makes no progress, is replaced: the new engine catches up with the others and does the
@@ -123,18 +123,19 @@ class EnginePool(ManagedEngines):
             yield from finished  # after which the caller knows what is to come
             finished = []
             enough = hand_out()
-            if not running and not later.awaited() and self._none_will_join(idle):
+            if not running and not later.awaited() and idle:
                 return
             more_work = partial(_is_due, later, enough) if idle and later.awaited() else None
             if not running and not more_work:  # engines that start are needed, but their node may be gone
                 more_work = partial(_is_past, time.monotonic() + LOOK_FOR_NODES)
             done = self._monitor.wait([*running, *self._starting], more_work)
             if done is None:
+                self._note_lost_nodes()
                 continue
             if done in self._starting:
                 if (joined := self._welcome(done)) is not None:
-                    joined.idle_since = time.monotonic()
-                    idle.append(joined)
+                    joined[0].idle_since = time.monotonic()
+                    idle.append(joined[0])
                 continue
             slot, piece = running.pop(done)
             try:
@@ -158,7 +159,7 @@ class EnginePool(ManagedEngines):
             RunError: the engines' checksums differ, or too many engines had to be replaced.
         """
         checksums: list[int] = []
-        while not checksums:  # all may be lost at once, and their replacements have not made it either
+        while not checksums:  # all may be lost at once
             checksums = self._call(self._slots, "update", seeds, coefficients)
         return self._check_equal(checksums, "the update")
 
@@ -179,9 +180,11 @@ class EnginePool(ManagedEngines):
             self._wait_for_enough()
             there = [slot for slot in self._slots if slot.ready]
             near = [slot for slot in there if slot.node in ("", here)]
-            if near and self._call(near[:1], "save", str(folder.absolute()), exact):
-                return
-            for temporary in self._call(there[:1], "save_here", exact) if not near else ():
+            if near:
+                if self._call(near[:1], "save", str(folder.absolute()), exact):
+                    return
+                continue
+            for temporary in self._call(there[:1], "save_here", exact):
                 try:
                     fetch(self._get, there[0].actor, temporary, folder)
                     return
@@ -207,11 +210,9 @@ class EnginePool(ManagedEngines):
         for slot in self._slots:
             with suppress(Exception):  # Ray may be gone; an earlier error must not be hidden
                 ray.kill(slot.actor)
-        if self._placement is not None:
             with suppress(Exception):
-                remove_placement_group(self._placement)
+                remove_placement_group(slot.placement)
         self._slots.clear()
-        self._placement = None
 
     def _check_worth_repeating(
         self, slot: EngineSlot, piece: Piece[Job[Any]], error: Exception, raised: set[tuple[Any, int]]
@@ -223,10 +224,6 @@ class EnginePool(ManagedEngines):
             raise failures.run_error(slot, error) from error
         if failures.raised(error):
             raised.add(name)
-
-    def _none_will_join(self, idle: Collection[EngineSlot]) -> bool:
-        """Whether not to wait for engines that start, because there are others and no node has room for these."""
-        return bool(idle) and all(self._absent(start.slot) for start in self._starting.values())
 
     def _check_equal(self, checksums: list[int], when: str) -> int:
         """Return the checksum of all engines.

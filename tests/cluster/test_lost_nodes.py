@@ -1,5 +1,9 @@
-"""Nodes that die and nodes that join, with real Ray nodes and engines that start quickly."""
+"""Nodes that die and nodes that join, with real Ray nodes and engines that start quickly.
 
+`benchmarks/soak` does the same with real engines.
+"""
+
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -12,18 +16,22 @@ from esplug.engines import EnginePool, Job
 from esplug.engines.messages import Completion, EngineSettings, Generation, Sampling, Weights, Work
 from esplug.errors import RunError, UserError
 from esplug.planning.placement import Plan
-from tests.helpers.cluster import Nodes, in_own_process
+from tests.helpers.cluster import Nodes, can_hide_folders, in_own_process
 
 pytestmark = pytest.mark.vllm
 
-BASE, MEMBERS = 1000, 8
+BASE, MEMBERS, LINGERS = 1000, 8, 1.5
 
 
 class NodeEngine:
-    """An engine whose weights are one number."""
+    """An engine whose weights are one number. A file in the run's folder has it take longer for something."""
 
     def __init__(self, log_path: str) -> None:
-        self.state = 0
+        self.state, self.folder = 0, Path(log_path).parents[1]
+
+    def linger(self, where: str) -> None:
+        if (self.folder / f"linger-{where}").exists():
+            time.sleep(LINGERS)
 
     def location(self) -> tuple[str, int]:
         import ray
@@ -39,6 +47,7 @@ class NodeEngine:
 
     def generate(self, weights: Any, prompts: Any, seeds: Any, sampling: Any) -> list[Generation]:
         time.sleep(0.2)
+        self.linger("generate")
         work = (Work(-1, time.time(), 0.01, 0.2),)
         return [
             Generation([Completion(f"{each.member_seed} {self.state}", 1, True) for _ in prompts], work)
@@ -46,12 +55,14 @@ class NodeEngine:
         ]
 
     def update(self, seeds: list[int], coefficients: list[float]) -> int:
+        self.linger("update")
         self.state += round(1000 * sum(coefficients))
         return self.state
 
     def save_here(self, exact: bool) -> str:
         import tempfile
 
+        self.linger("save")
         folder = tempfile.mkdtemp()
         Path(folder, "weights").write_text(str(self.state))
         return folder
@@ -60,90 +71,158 @@ class NodeEngine:
         return [(path.name, path.stat().st_size) for path in Path(folder).iterdir()]
 
     def read(self, folder: str, name: str, start: int, count: int) -> bytes:
+        self.linger("read")
         return Path(folder, name).read_bytes()[start : start + count]
 
     def remove(self, folder: str) -> None:
         pass
 
 
-@pytest.mark.parametrize("name", ["_go_on", "_end"])
-def test_nodes_that_die(name, tmp_path) -> None:
-    in_own_process(_on_three_nodes, name, tmp_path)
+@pytest.mark.parametrize("name", ["_go_on", "_refuse", "_end"])
+def test_nodes_that_die_and_join(name, tmp_path) -> None:
+    if name == "_refuse" and not can_hide_folders():
+        pytest.skip("no rights to hide a folder from a process")
+    in_own_process(_on_nodes, name, tmp_path)
 
 
-def _on_three_nodes(name: str, tmp_path: Path) -> None:
+def _on_nodes(name: str, tmp_path: Path) -> None:
     import ray
 
-    with Nodes(tmp_path / "nodes") as nodes, pytest.MonkeyPatch.context() as patch:
+    said: list[str] = []
+    with Nodes(tmp_path / "nodes", watchful=True) as nodes, pytest.MonkeyPatch.context() as patch:
         patch.setattr(EnginePool, "engine", NodeEngine)
-        nodes.add()
-        nodes.add()
+        patch.setattr("esplug.engines.lifecycle.say", said.append)
+        patch.setattr("esplug.engines.joining.say", said.append)
+        for _ in range({"_go_on": 5, "_refuse": 1, "_end": 2}[name]):
+            nodes.add()
         ray.init(address=nodes.address, log_to_driver=False, logging_level="ERROR")
         try:
-            {"_go_on": _go_on, "_end": _end}[name](nodes, tmp_path, patch)
+            {"_go_on": _go_on, "_refuse": _refuse, "_end": _end}[name](nodes, tmp_path, patch, said)
         finally:
             ray.shutdown()
 
 
 def _pool(folder: Path, engines: int = 2, **settings: Any) -> tuple[EnginePool, History]:
-    model = EngineSettings("model", "auto", "float32", "auto", "cpu", 1, None, 0.5)
+    model = EngineSettings(str(folder / "model"), "auto", "float32", "auto", "cpu", 1, None, 0.5)
     pool = EnginePool(Plan(engines, "cpu", 0, 1), model, 0, 0, folder, **settings)
     history = History(7)
     history.base = pool.start(history).base
     return pool, history
 
 
-def _iterate(pool: EnginePool, history: History, during: Any = None) -> list[str]:
-    """Do what a trainer does in an iteration; call ``during`` after the first answer."""
-    jobs = [Job([i], [Weights(i, 0.1)], [[1, 2]], [0], Sampling(4), 8) for i in range(MEMBERS)]
-    answers = {}
-    for key, generation in pool.run(jobs):
-        answers[key] = generation.completions[0].text
-        if during is not None:
-            during()
-            during = None
-    coefficients = (0.5 + len(history.steps), -0.25)
-    history.append(Step(len(history.steps), coefficients, False, pool.update([1, 2], list(coefficients))))
-    return [answers[i] for i in range(MEMBERS)]
+def _jobs(seed: int | None = None) -> list[Job[int]]:
+    return [
+        Job([i], [Weights(i if seed is None else seed, 0.1)], [[1, 2]], [0], Sampling(4), 8) for i in range(MEMBERS)
+    ]
+
+
+def _iterate(pool: EnginePool, history: History) -> None:
+    """Do what a trainer does in an iteration, and check the answers and the update."""
+    count, state = len(history.steps), history.checksum
+    answers = {key: generation.completions[0].text for key, generation in pool.run(_jobs())}
+    assert answers == {i: f"{i} {state}" for i in range(MEMBERS)}
+    coefficients = (0.5 + count, -0.25)
+    history.append(Step(count, coefficients, False, pool.update([1, 2], list(coefficients))))
+    assert history.checksum == BASE + sum(250 + 1000 * n for n in range(count + 1))
+
+
+def _evaluate(pool: EnginePool, history: History) -> None:
+    answers = [generation.completions[0].text for _, generation in pool.run(_jobs(0))]
+    assert answers == [f"0 {history.checksum}"] * MEMBERS
+
+
+def _save(pool: EnginePool, history: History) -> None:
+    folder = pool._folder / f"saved-{time.monotonic()}"
+    folder.mkdir()
+    pool.save(folder)
+    assert (folder / "weights").read_text() == str(history.checksum)
 
 
 def _there(pool: EnginePool) -> int:
     return sum(slot.ready for slot in pool._slots)
 
 
-def _go_on(nodes: Nodes, tmp_path: Path, patch: pytest.MonkeyPatch) -> None:
-    """A run goes on without a node, and takes in another."""
-    said: list[str] = []
-    patch.setattr("esplug.engines.lifecycle.say", said.append)
-    pool, history = _pool(tmp_path)
-    expected = [[f"{i} {BASE + 250 * n + 500 * n * (n - 1)}" for i in range(MEMBERS)] for n in range(90)]
-    assert _iterate(pool, history) == expected[0]
-    assert _iterate(pool, history, during=lambda: nodes.kill(3)) == expected[1]
-    assert _there(pool) == 1
-    assert any("its node is gone; going on with 1" in line for line in said)
-    assert _iterate(pool, history) == expected[2]
+def _node(pool: EnginePool) -> int:
+    """Return the number of the node of the first engine, which saves, too."""
+    import ray
+
+    first = next(slot for slot in pool._slots if slot.ready)
+    (address,) = [node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == first.node]
+    return int(address.rpartition(".")[2])
+
+
+def _until(condition: Any, pool: EnginePool, history: History, seconds: float = 60.0) -> float:
+    """Iterate until something is the case. Returns the seconds that it took."""
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < seconds, f"not within {seconds:g} s"
+        _iterate(pool, history)
+    return time.monotonic() - began
+
+
+def _go_on(nodes: Nodes, tmp_path: Path, patch: pytest.MonkeyPatch, said: list[str]) -> None:
+    """A run goes on without nodes that it loses at any time, and takes in another."""
+    pool, history = _pool(tmp_path, 5)
+    _iterate(pool, history)
+    faults = {"generate": _iterate, "update": _iterate, "save": _save, "read": _save}
+    for left, (where, act) in zip((4, 3, 2, 1), faults.items(), strict=True):
+        linger = tmp_path / f"linger-{where}"
+        linger.touch()
+        if where == "generate":
+            act = _evaluate
+        delay = LINGERS / 2 + (0.5 if where == "update" else 0.0)  # the answers come first
+        death = threading.Timer(delay, nodes.kill, [_node(pool)])
+        death.start()
+        began = time.monotonic()
+        act(pool, history)
+        death.join()
+        linger.unlink()
+        assert time.monotonic() - began < 15
+        _iterate(pool, history)
+        assert _there(pool) == left, where
+    _until(lambda: sum("its node is gone; going on with" in line for line in said) == 4, pool, history)
+    assert pool.restarts == 0  # they are not the engines' failures
     nodes.add()
-    for n in range(3, 90):
-        assert _iterate(pool, history) == expected[n]
-        if _there(pool) == 2:
-            break
-        time.sleep(1)
-    assert _there(pool) == 2
+    _until(lambda: _there(pool) == 2, pool, history)
     assert any("is there again" in line for line in said)
-    target = tmp_path / "saved"
-    target.mkdir()
-    pool.save(target)
-    assert (target / "weights").read_text() == str(history.checksum)
+    nodes.suspend(_node(pool))
+    assert _until(lambda: _there(pool) == 1, pool, history) < 30
     pool.close()
 
 
-def _end(nodes: Nodes, tmp_path: Path, patch: pytest.MonkeyPatch) -> None:
+def _refuse(nodes: Nodes, tmp_path: Path, patch: pytest.MonkeyPatch, said: list[str]) -> None:
+    """A node that joins without the model is refused until it has it."""
+    patch.setattr("esplug.engines.joining._LOOK_AGAIN", 1.0)
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    nodes.add()
+    pool, history = _pool(tmp_path)
+    nodes.kill(_node(pool))
+    _until(lambda: any("its node is gone" in line for line in said), pool, history)
+    lacks = nodes.add(hidden=[model])
+    _until(lambda: any("model there" in line for line in said), pool, history)
+    for _ in range(3):
+        _iterate(pool, history)
+        time.sleep(1)
+    assert _there(pool) == 1
+    (line,) = [line for line in said if "model there" in line]
+    assert line.startswith(f"node 127.0.0.{lacks}: no {model} there, or another model; copy it to that node, ")
+    assert line.endswith(" or add --ship-model. Until then, no engine starts there")
+    nodes.reveal(lacks, model)
+    _until(lambda: _there(pool) == 2, pool, history)
+    assert pool.restarts == 0
+    pool.close()
+
+
+def _end(nodes: Nodes, tmp_path: Path, patch: pytest.MonkeyPatch, said: list[str]) -> None:
     """A run that loses more nodes than it may ends."""
     patch.setattr("esplug.engines.liveness.START_TIMEOUT", 5.0)
     with pytest.raises(UserError, match=r"^--min-engines 3: the run has 2; choose fewer$"):
         _pool(tmp_path, min_engines=3)
     pool, history = _pool(tmp_path, min_engines=2, timeout=5.0)
     _iterate(pool, history)
+    nodes.kill(2)
     with pytest.raises(RunError, match=r"^1 of at least 2 engines are left \(--min-engines\), .* for 5 s; resume"):
-        _iterate(pool, history, during=lambda: nodes.kill(2))
+        _until(lambda: False, pool, history)
     pool.close()

@@ -487,7 +487,7 @@ def test_a_replacement_with_other_weights_stops_the_run(pool, tmp_path) -> None:
     history.steps[0] = Step(0, (9.0,), False, history.steps[0].checksum)  # as if the log were another run's
     order(tmp_path, "generate", 0, "die")
     with pytest.raises(RunError, match=r"engine 0 was replaced.*instead of"):
-        dict(mine.run(jobs(4)))
+        dict(mine.run(jobs(400)))  # the replacement joins before that is done
 
 
 def test_a_closed_pool_leaves_no_processes_or_threads(pool) -> None:

@@ -16,6 +16,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Self
 
+import psutil
 import pytest
 
 _STARTS, _SECONDS = 2, 90
@@ -66,13 +67,19 @@ def free_port() -> int:
 class Nodes:
     """Nodes with addresses 127.0.0.1, 127.0.0.2 and so on. The first is the head, which has no CPUs for engines.
 
-    With a ``dashboard``, the head takes jobs at that URL; this needs a ``python`` with ``ray[default]``.
+    With a ``dashboard``, the head takes jobs at that URL; this needs a ``python`` with ``ray[default]``. With
+    ``watchful``, Ray notices a node that does not answer within about 10 s instead of 65 s.
     """
 
-    def __init__(self, folder: Path, python: str = sys.executable, dashboard: bool = False) -> None:
+    def __init__(
+        self, folder: Path, *, python: str = sys.executable, dashboard: bool = False, watchful: bool = False
+    ) -> None:
         self._folder, self._processes, self._python = folder, [], python
         path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])  # of these tests
         self._environment = os.environ | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": path}
+        if watchful:
+            self._environment |= {f"RAY_health_check_{name}_ms": "1000" for name in ("initial_delay", "period")}
+            self._environment |= {"RAY_health_check_timeout_ms": "3000", "RAY_health_check_failure_threshold": "3"}
         port, jobs = free_port(), free_port()
         self.address, self.dashboard = f"127.0.0.1:{port}", f"http://127.0.0.1:{jobs}"
         self._temporary = tempfile.mkdtemp(prefix="ray-")  # sockets need a short path
@@ -115,6 +122,17 @@ class Nodes:
         process = self._processes[number - 1]
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+    def suspend(self, number: int) -> None:
+        """Stop a node's raylet, as if the network to it were cut. Its engines go on."""
+        for raylet in psutil.Process(self._processes[number - 1].pid).children(recursive=True):
+            if raylet.name() == "raylet":
+                raylet.suspend()
+
+    def reveal(self, number: int, folder: Path) -> None:
+        """Show a folder that was hidden from a node."""
+        process = self._processes[number - 1].pid
+        subprocess.run(["nsenter", "--target", str(process), "--mount", "umount", folder], check=True)
 
     def __enter__(self) -> Self:
         return self
