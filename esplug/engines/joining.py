@@ -97,7 +97,7 @@ class JoiningEngines(ManagedEngines):
             self._refused.add(fault)
             self._check_node(slot, _LOOK_AGAIN)
             return
-        slot.node, slot.absent = node.node, False
+        slot.node, slot.address, slot.absent = node.node, node.address, False
         here = [each for each in self._slots if each.node == node.node]
         slot.cores = here.index(slot), len(here)
         self._spawn(slot)

@@ -12,7 +12,7 @@ from esplug.engines import failures
 from esplug.engines.actor import Engine
 from esplug.engines.liveness import EngineSlot, LivenessMonitor
 from esplug.engines.messages import EngineSettings
-from esplug.engines.nodes import check_nodes, refuse_without_model
+from esplug.engines.nodes import addresses, check_nodes, refuse_without_model
 from esplug.engines.shipping import ship_model
 from esplug.engines.vllm_options import memory_share
 from esplug.errors import RunError
@@ -73,7 +73,9 @@ class ManagedEngines:
                 )
             slot.node = self._room(slot) or ""
         self._check_nodes()
+        known = addresses()
         for slot in self._slots:
+            slot.address = known.get(slot.node, "")
             self._spawn(slot)
         self._share_machines()
 

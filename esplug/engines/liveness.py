@@ -20,6 +20,7 @@ class EngineSlot:
     placement: Any = None  # Ray's placement group for an engine
     actor: Any = None  # the engine now in the slot
     node: str = ""  # Ray's id of the node on which the last engine is or was
+    address: str = ""  # of that node
     cores: tuple[int, int] = (0, 1)  # index of its share of its machine's cores, and the number of equal shares
     kv_cache: int | None = None  # bytes of the KV cache; None lets vLLM choose
     idle_since: float = 0.0  # when it last finished a piece of work, on the monotonic clock

@@ -98,6 +98,7 @@ class Work:
         switch_seconds: time to write a member's weights; 0 if the engine held them already.
         generate_seconds: time to answer, after that.
         members: number of members in the call.
+        node: address of the engine's machine in the cluster, which the pool fills in.
     """
 
     engine: int
@@ -105,6 +106,7 @@ class Work:
     switch_seconds: float
     generate_seconds: float
     members: int = 1
+    node: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,7 +150,7 @@ class EnginePool(JoiningEngines):
             self._answered = True
             work = result[0].work
             scheduler.done(sum(each.switch_seconds for each in work), sum(each.generate_seconds for each in work))
-            finished = [(piece, [_by_engine(each, slot.index) for each in result])]
+            finished = [(piece, [_by_engine(each, slot) for each in result])]
 
     def update(self, seeds: list[int], coefficients: list[float]) -> int:
         """Apply one update to the weights of all engines. Returns their checksum.
@@ -260,6 +260,7 @@ def _is_past(when: float) -> bool:
     return time.monotonic() >= when
 
 
-def _by_engine(generation: Generation, engine: int) -> Generation:
-    """Fill in which engine did the work."""
-    return replace(generation, work=tuple(replace(work, engine=engine) for work in generation.work))
+def _by_engine(generation: Generation, slot: EngineSlot) -> Generation:
+    """Fill in which engine did the work, and where."""
+    work = (replace(each, engine=slot.index, node=slot.address) for each in generation.work)
+    return replace(generation, work=tuple(work))

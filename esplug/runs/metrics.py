@@ -135,7 +135,10 @@ def usage_metrics(driver_memory: int, engines: Sequence[EngineUsage]) -> dict[st
 
 
 def iteration_record(step: Step, iteration: Iteration, metrics: Mapping[str, float]) -> dict[str, Any]:
-    """Return the record for ``train-output/``. Its seeds and coefficients suffice to replay the iteration."""
+    """Return the record for ``train-output/``. Its seeds and coefficients suffice to replay the iteration.
+
+    It says which engines answered for each member, and on which machines.
+    """
     result = iteration.result
     columns = iteration.members, iteration.utilities, step.coefficients, result.rewards, result.generations
     return {
@@ -149,6 +152,10 @@ def iteration_record(step: Step, iteration: Iteration, metrics: Mapping[str, flo
                 "reward": float(rewards.mean()),
                 "utility": float(utility),
                 "coefficient": coefficient,
+                "engines": [
+                    {"engine": engine, "node": node}
+                    for engine, node in sorted({(work.engine, work.node) for work in generation.work})
+                ],
                 "switch_seconds": generation.switch_seconds,
                 "generate_seconds": generation.generate_seconds,
                 "tokens": [completion.tokens for completion in generation.completions],

@@ -1,5 +1,6 @@
 """Runs on clusters of several real Ray nodes, which need not have the same files."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,10 @@ def _check_shipping(nodes: Nodes, tiny_model: Path, tmp_path: Path) -> None:
     result = short_run(
         tiny_model, runs, experiment_name="shipped", ship_model=True, checkpoint_every=1, **cluster
     ).fit()
+    record = json.loads((result.run_dir / "train-output" / "iteration0.json").read_text())
+    places = {(each["engine"], each["node"]) for member in record["members"] for each in member["engines"]}
+    assert sorted(engine for engine, _ in places) == [0, 1]
+    assert sorted(node for _, node in places) == ["127.0.0.2", "127.0.0.3"]
     (shipped,) = (tmp_path / "nodes" / "node-3" / "cache" / "esplug" / "models").iterdir()
     assert {path.name for path in shipped.iterdir()} == {path.name for path in tiny_model.iterdir()}
     assert (result.model / "model.safetensors").stat().st_size == (tiny_model / "model.safetensors").stat().st_size

@@ -26,7 +26,7 @@ def result(graded: list[list[Graded]], tokens: int = 10) -> PopulationResult:
     generations = [
         Generation(
             [Completion("x", tokens, finished=b == 0) for b in range(len(row))],
-            (Work(0, 0.0, n + 1.0, 10 * (n + 1.0)),),
+            (Work(n + 1, 0.0, n + 1.0, 10 * (n + 1.0), node="10.0.0.2"), Work(0, 0.0, 0.0, 0.0, node="10.0.0.1")),
         )
         for n, row in enumerate(graded)
     ]
@@ -132,6 +132,8 @@ def test_the_record_replays_the_iteration() -> None:
     assert [member["reward"] for member in read["members"]] == pytest.approx([0.6, 0.2, 0.2, 1.0])
     assert [member["tokens"] for member in read["members"]] == [[10, 10]] * 4
     assert [member["switch_seconds"] for member in read["members"]] == [1.0, 2.0, 3.0, 4.0]
+    places = [[(each["engine"], each["node"]) for each in member["engines"]] for member in read["members"]]
+    assert places == [[(0, "10.0.0.1"), (n, "10.0.0.2")] for n in range(1, 5)]
 
 
 @pytest.mark.parametrize(("name", "own"), [("reward", 1.0), ("tokens", 10)])

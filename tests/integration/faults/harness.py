@@ -32,7 +32,14 @@ from esplug.utils.cores import usable_cores
 from tests.helpers.secrets import SECRETS
 
 TASK = """
+import os
+
 from esplug import Reward, hookimpl
+
+if os.environ.get("CODES_LINGER"):
+    from esplug.engines import EnginePool
+    from tests.helpers.cluster import LingeringEngine
+    EnginePool.engine = LingeringEngine
 
 @hookimpl
 def options():
@@ -261,7 +268,8 @@ class Desk:
 
         Threads that wait for each other are slow on cores that other runs share.
         """
-        environment = os.environ | SECRETS | {"PYTHONPATH": str(self.folder / "site")}
+        paths = [str(self.folder / "site"), str(Path(__file__).parents[3])]
+        environment = os.environ | SECRETS | {"PYTHONPATH": os.pathsep.join(paths)}
         command = [sys.executable, "-m", "esplug", "train", *arguments, "--n-vllm-engines", engines]
         usable = usable_cores()
         cores = [usable[(len(self.launched) + i) % len(usable)] for i in range(engines)]
@@ -314,13 +322,13 @@ def record_of(run: Path, iterations: int) -> dict[str, Any]:
 
 
 def without_times(record: Any) -> Any:
-    """Drop measured times, speeds and usage of memory."""
+    """Drop measured times, speeds, usage of memory, and which engines did the work."""
     if isinstance(record, dict):
         timed = ("_seconds", "_per_second")
         return {
             key: without_times(value)
             for key, value in record.items()
-            if not key.endswith(timed) and not key.startswith(("time/", "system/")) and key != "time"
+            if not key.endswith(timed) and not key.startswith(("time/", "system/")) and key not in ("time", "engines")
         }
     return [without_times(item) for item in record] if isinstance(record, list) else record
 
