@@ -6,6 +6,7 @@ checksums, records and metrics of the undisturbed run, or leaves a process behin
 
 import itertools
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,12 +14,13 @@ from pathlib import Path
 from random import Random
 
 from esplug.checkpoints import seed_log
-from tests.integration.faults import mishaps
+from tests.integration.faults import lost_nodes, mishaps
 from tests.integration.faults.harness import Desk, check, done, lost, occupied, reach
 from tests.integration.faults.mishaps import interrupt
 
 #: Number of faults in an attempt, and the function that injects them and returns what was lost.
 Attempt = tuple[int, Callable[[], Counter[str]]]
+ON_NODES = 99  # iterations of a run on several nodes, which must be long enough for their faults
 RECOMPUTED = "rows computed again"
 
 
@@ -142,6 +144,87 @@ def on_a_cluster(bench: Bench, times: int) -> Iterator[Attempt]:
     yield times, attempt
 
 
+# --- nodes of a cluster ----------------------------------------------------------------------------------------
+
+
+def node_sigkill(bench: Bench, times: int) -> Iterator[Attempt]:
+    """Kill nodes with all their processes, and add others."""
+    moments = ["training", "updating", "evaluation", "saving"]
+
+    def attempt(phases: list[str]) -> Counter[str]:
+        run = bench.run("node-sigkill")
+        with lost_nodes.nodes_of(bench.desk, 2) as nodes:
+            launched = bench.desk.start(run, ON_NODES, "--ray-address", nodes.address, engines=2)
+            lost_nodes.kill_nodes(nodes, launched, run, phases, bench.draw)
+            assert launched.end() == 0, launched.text
+        check(run, bench.undisturbed, ON_NODES)
+        return Counter({RECOMPUTED: lost(run)})
+
+    for first in range(0, times, 4):
+        phases = moments[: times - first]
+        yield len(phases), lambda phases=phases: attempt(phases)
+
+
+def head_lost(bench: Bench, times: int) -> Iterator[Attempt]:
+    """Kill the head's node, and resume on a new cluster."""
+
+    def attempt() -> Counter[str]:
+        run, iterations = bench.run("head"), 12
+        with lost_nodes.nodes_of(bench.desk, 2) as nodes:
+            launched = bench.desk.start(run, iterations, "--ray-address", nodes.address, engines=2)
+            launched.until(lambda: done(run) >= 2, "iteration 2")
+            nodes.kill(1)
+            began = time.monotonic()
+            status = launched.end(150)
+            assert status, launched.text
+            seconds = time.monotonic() - began
+        with lost_nodes.nodes_of(bench.desk, 2) as nodes:
+            (run / "go").touch()
+            launched = bench.desk.resume(run, "--ray-address", nodes.address, engines=2)
+            assert launched.end() == 0, launched.text
+        check(run, bench.undisturbed, iterations)
+        return Counter({RECOMPUTED: lost(run), "s until the run ended": round(seconds)})
+
+    for _ in range(times):
+        yield 1, attempt
+
+
+def partition(bench: Bench, times: int) -> Iterator[Attempt]:
+    """Stop a node's raylet, with Ray's own limits of time."""
+
+    def attempt() -> Counter[str]:
+        run = bench.run("partition")
+        with lost_nodes.nodes_of(bench.desk, 2, watchful=False) as nodes:
+            launched = bench.desk.start(run, ON_NODES, "--ray-address", nodes.address, engines=2)
+            seconds = lost_nodes.cut_off(nodes, launched, run)
+            assert seconds < 120, launched.text
+            assert launched.end() == 0, launched.text
+        check(run, bench.undisturbed, ON_NODES)
+        return Counter({RECOMPUTED: lost(run), "s until it was noticed": round(seconds)})
+
+    for _ in range(times):
+        yield 1, attempt
+
+
+def node_slow(bench: Bench, times: int) -> Iterator[Attempt]:
+    """Slow one of two nodes ten times, and check that no generation takes longer than the schedule's bound."""
+
+    def attempt() -> Counter[str]:
+        run = bench.run("slow-node")
+        with lost_nodes.nodes_of(bench.desk, 2) as nodes:
+            launched = bench.desk.start(run, ON_NODES, "--ray-address", nodes.address, engines=2)
+            quick, slow, bound = lost_nodes.slow_down(nodes, launched, run, 10)
+            assert slow < bound, f"{slow:.2f} s instead of {quick:.2f} s; the bound is {bound:.2f} s\n{launched.text}"
+            assert launched.end() == 0, launched.text
+        check(run, bench.undisturbed, ON_NODES)
+        return Counter(
+            {"ms of an iteration": round(1000 * (slow - quick)), "ms at most": round(1000 * (bound - quick))}
+        )
+
+    for _ in range(times):
+        yield 1, attempt
+
+
 # --- weights and rewards ---------------------------------------------------------------------------------------
 
 
@@ -258,6 +341,10 @@ FAULTS: dict[str, tuple[str, int, Callable[[Bench, int], Iterator[Attempt]]]] = 
     "driver-sigterm": ("driver SIGTERM, resumed", 10, driver_sigterm),
     "driver-sigkill": ("driver SIGKILL, resumed", 20, driver_sigkill),
     "cluster": ("driver stopped on a Ray cluster, resumed", 6, on_a_cluster),
+    "node-sigkill": ("node SIGKILL in a generation, update, evaluation and save", 8, node_sigkill),
+    "head": ("head's node lost, resumed on a new cluster", 2, head_lost),
+    "partition": ("raylet SIGSTOP", 2, partition),
+    "slow-node": ("a node slowed ten times", 2, node_slow),
     "nan": ("a member with NaN weights", 10, nan_weights),
     "equal": ("all rewards equal", 10, rewards_equal),
     "disk": ("disk full while writing", 20, disk_full),

@@ -19,7 +19,32 @@ from typing import Any, Self
 import psutil
 import pytest
 
+from esplug.engines.actor import Engine
+
 _STARTS, _SECONDS = 2, 90
+
+
+class LingeringEngine(Engine):
+    """An engine that says when it updates and saves, and takes long, until the file ``go`` is in the run's folder."""
+
+    def __init__(self, log_path: str) -> None:
+        super().__init__(log_path)
+        self._go = Path(log_path).parents[1] / "go"
+
+    def _linger(self, what: str) -> None:
+        import ray
+
+        print(f"{what} on {ray.util.get_node_ip_address()}", flush=True)
+        if not self._go.exists():
+            time.sleep(2)
+
+    def update(self, seeds: list[int], coefficients: list[float]) -> int:
+        self._linger("updating")
+        return super().update(seeds, coefficients)
+
+    def save(self, folder: str, exact: bool) -> None:
+        self._linger("saving")
+        super().save(folder, exact)
 
 
 class NodeError(RuntimeError):
@@ -125,9 +150,13 @@ class Nodes:
 
     def suspend(self, number: int) -> None:
         """Stop a node's raylet, as if the network to it were cut. Its engines go on."""
-        for raylet in psutil.Process(self._processes[number - 1].pid).children(recursive=True):
-            if raylet.name() == "raylet":
-                raylet.suspend()
+        (raylet,) = [each for each in self.processes(number) if each.name() == "raylet"]
+        raylet.suspend()
+
+    def processes(self, number: int) -> list[psutil.Process]:
+        """Return a node's processes that run."""
+        parent = psutil.Process(self._processes[number - 1].pid)
+        return [parent, *parent.children(recursive=True)]
 
     def reveal(self, number: int, folder: Path) -> None:
         """Show a folder that was hidden from a node."""
