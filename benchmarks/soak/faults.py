@@ -175,8 +175,7 @@ def head_lost(bench: Bench, times: int) -> Iterator[Attempt]:
             launched.until(lambda: done(run) >= 2, "iteration 2")
             nodes.kill(1)
             began = time.monotonic()
-            status = launched.end(150)
-            assert status, launched.text
+            assert launched.end(150), launched.text
             seconds = time.monotonic() - began
         with lost_nodes.nodes_of(bench.desk, 2) as nodes:
             (run / "go").touch()
@@ -185,8 +184,7 @@ def head_lost(bench: Bench, times: int) -> Iterator[Attempt]:
         check(run, bench.undisturbed, iterations)
         return Counter({RECOMPUTED: lost(run), "s until the run ended": round(seconds)})
 
-    for _ in range(times):
-        yield 1, attempt
+    yield from [(1, attempt)] * times
 
 
 def partition(bench: Bench, times: int) -> Iterator[Attempt]:
@@ -202,8 +200,7 @@ def partition(bench: Bench, times: int) -> Iterator[Attempt]:
         check(run, bench.undisturbed, ON_NODES)
         return Counter({RECOMPUTED: lost(run), "s until it was noticed": round(seconds)})
 
-    for _ in range(times):
-        yield 1, attempt
+    yield from [(1, attempt)] * times
 
 
 def node_slow(bench: Bench, times: int) -> Iterator[Attempt]:
@@ -221,8 +218,7 @@ def node_slow(bench: Bench, times: int) -> Iterator[Attempt]:
             {"ms of an iteration": round(1000 * (slow - quick)), "ms at most": round(1000 * (bound - quick))}
         )
 
-    for _ in range(times):
-        yield 1, attempt
+    yield from [(1, attempt)] * times
 
 
 # --- weights and rewards ---------------------------------------------------------------------------------------
@@ -328,8 +324,7 @@ def pairs(bench: Bench, times: int) -> Iterator[Attempt]:
                 check(run, bench.undisturbed, 6)
         return Counter()
 
-    for _ in range(times):
-        yield 1, attempt
+    yield from [(1, attempt)] * times
 
 
 FAULTS: dict[str, tuple[str, int, Callable[[Bench, int], Iterator[Attempt]]]] = {
