@@ -48,7 +48,7 @@ def python(tmp_path_factory) -> str:
 def jobs(python, tmp_path_factory) -> Iterator[Jobs]:
     """Return a function that runs ``ray job`` for a cluster of two nodes, of which the head has no CPUs."""
     try:
-        with Nodes(tmp_path_factory.mktemp("nodes"), python, dashboard=True) as nodes:
+        with Nodes(tmp_path_factory.mktemp("nodes"), python=python, dashboard=True) as nodes:
             nodes.add()
             environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
             environment |= {"RAY_API_SERVER_ADDRESS": nodes.dashboard, "RAY_AUTH_MODE": "disabled"}
