@@ -1,6 +1,6 @@
 r"""Scaling benchmark: the real scheduler on simulated clocks, and the real driver with stand-in engines.
 
-    python -m benchmarks.scaling                 # both tables
+    python -m benchmarks.scaling                 # all tables
     python -m benchmarks.scaling --record RUN    # take answer lengths and times from a run's directory
 
 ``simulate`` runs :class:`esplug.engines.scheduler.WorkScheduler`, which hands out the work in every run, on a
@@ -9,8 +9,10 @@ run. Its answers take ``a + b * longest + c * tokens`` seconds, fitted to that r
 engines would need without ever waiting, with each member's weights written once and its batch answered whole, divided
 by the time that they take. ``reference`` gives n members to n engines and waits for the slowest.
 
-``drive`` measures the driver's own cost. A few processes stand in for up to 512 engines and answer at once. The cost
-includes handing out work, Ray, and collecting the answers, but no grading.
+``drive`` measures the driver's own cost on several Ray nodes, which share this machine. A process on each stands in for
+up to 512 engines, which answer at once. The cost includes handing out work, Ray, and collecting the answers, but no
+grading. ``grade`` has answers graded here and on those nodes, by a reward that waits, so that the machine's cores do
+not matter.
 """
 
 import argparse
@@ -18,24 +20,18 @@ import heapq
 import json
 import os
 import platform
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import numpy as np
 
+from benchmarks.scaling.driver import PROMPTS, drive, grade
 from benchmarks.shared.machine import processor
-from esplug.checkpoints.history import CatchUp, CaughtUp, History
-from esplug.engines import EnginePool, Job
-from esplug.engines.messages import Completion, EngineSettings, Generation, Sampling, Weights, Work
 from esplug.engines.scheduler import WorkScheduler
-from esplug.planning.placement import Plan
 
 RECORD = Path(__file__).parent / "answers.json"
-PROMPTS = 512
 
 
 @dataclass(frozen=True)
@@ -130,72 +126,6 @@ def simulate(answers: Answers, draws: int, seed: int) -> None:
             )
 
 
-class StandIn:
-    """Actor that stands in for an engine and answers at once."""
-
-    def __init__(self, log_path: str) -> None:
-        self._texts = [Completion("<answer>1+2</answer>", 40, True)] * PROMPTS
-
-    def location(self) -> tuple[str, int]:
-        return "here", 2**30
-
-    def pulse(self) -> float:
-        return 0.0
-
-    def start(self, settings: Any, share: Any, most: Any, cache: Any, catch_up: CatchUp) -> CaughtUp:
-        return CaughtUp(1, 1)
-
-    def generate(self, weights: Sequence[Weights], prompts: Any, seeds: Any, sampling: Sampling) -> list[Generation]:
-        return [Generation(self._texts[: len(prompts)], (Work(-1, 0.0, 0.1, 1.0),))]
-
-    def update(self, seeds: list[int], coefficients: list[float]) -> int:
-        return 1
-
-
-class StandInPool(EnginePool):
-    """Pool of many engines, which few processes stand in for."""
-
-    processes = 4
-
-    def _spawn(self, slot: Any) -> None:
-        import ray
-
-        if slot.index < self.processes:
-            few = self.plan.n_engines // self.processes + 1
-            made = ray.remote(concurrency_groups={"pulse": 1})(StandIn)
-            slot.actor = made.options(num_cpus=0, max_concurrency=few).remote("")
-        else:
-            slot.actor = self._slots[slot.index % self.processes].actor
-        slot.reset()
-
-
-def drive(engines: Sequence[int]) -> None:
-    import ray
-
-    ray.init(address="local", num_cpus=1024, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    print(f"\ndriver, {PROMPTS} prompts a member of 100 tokens each\n")
-    print("| engines | members | processor time a member | elapsed time a member |\n|---|---|---|---|")
-    settings = EngineSettings("", "auto", "float32", "auto", "cpu", 1, None, 0.5)
-    for count in engines:
-        pool = StandInPool(Plan(count, "cpu", 0, 1), settings, 0, Path("/nonexistent"))
-        pool.start(History(1))
-        population = max(1024, 2 * count)
-        prompts = [[7] * 100 for _ in range(PROMPTS)]
-        for measured in (False, True):
-            began, busy = time.perf_counter(), time.process_time()
-            members = sum(1 for _ in pool.run(_jobs(population, prompts)))
-            elapsed, spent = time.perf_counter() - began, time.process_time() - busy
-            if measured:
-                print(f"| {count} | {members} | {spent / members * 1e3:.2f} ms | {elapsed / members * 1e3:.2f} ms |")
-        pool.close()
-    ray.shutdown()
-
-
-def _jobs(population: int, prompts: list[list[int]]) -> Iterator[Job[int]]:
-    seeds = list(range(PROMPTS))
-    return (Job([i], [Weights(i, 1e-3)], prompts, seeds, Sampling(48), PROMPTS) for i in range(population))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -203,16 +133,20 @@ def main() -> None:
     )
     parser.add_argument("--draws", type=int, default=5, help="draws to average  [default: 5]")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=["simulate", "drive"], help="print one of the tables")
+    parser.add_argument("--only", choices=["simulate", "drive", "grade"], help="print one of the tables")
     parser.add_argument("--engines", type=int, nargs="+", default=[1, 8, 64, 512])
+    parser.add_argument("--nodes", type=int, default=8)
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 16, 64], help="graders on other nodes")
     arguments = parser.parse_args()
     if arguments.record:
         return record(arguments.record, RECORD)
     print(f"{processor()}, {os.cpu_count()} cores, python {platform.python_version()}")
-    if arguments.only != "drive":
+    if arguments.only in (None, "simulate"):
         simulate(Answers.read(RECORD), arguments.draws, arguments.seed)
-    if arguments.only != "simulate":
-        drive(arguments.engines)
+    if arguments.only in (None, "drive"):
+        drive(arguments.engines, arguments.nodes)
+    if arguments.only in (None, "grade"):
+        grade(arguments.workers, arguments.nodes)
 
 
 if __name__ == "__main__":

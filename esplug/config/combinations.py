@@ -17,6 +17,11 @@ def check_combination(config: Any) -> None:
             raise ValueError(f"<{name}_end> {end:g} is for <{name}_schedule> linear or cosine; give that too")
     if config.n_vllm_engines_per_gpu > 1 and config.n_gpu_per_vllm_engine > 1:
         raise ValueError("<n_vllm_engines_per_gpu> and <n_gpu_per_vllm_engine> exclude each other; give one of them")
+    if config.reward_workers and config.reward_concurrency is not None:
+        raise ValueError(
+            f"<reward_workers> {config.reward_workers} is for rewards that compute, and <reward_concurrency> for those "
+            "that wait for a server; give one of them"
+        )
     if config.antithetic and config.population_size % 2:
         raise ValueError("<population_size> must be even with <antithetic> (members come in pairs)")
     if config.profile is not None and config.profile >= config.n_iterations > 0:

@@ -211,6 +211,13 @@ class RunConfig(BaseModel):
     ray_address: str | None = ENGINES.setting(
         None, "Address of the Ray cluster to use, or 'auto'.  [default: RAY_ADDRESS, or a local cluster]"
     )
+    reward_workers: int = ENGINES.setting(
+        0,
+        "Grading processes on other nodes of the Ray cluster, beside this machine's.",
+        details="For rewards that need more cores than this machine has. Those nodes need the task's package.",
+        ge=0,
+        le=4096,
+    )
     ship_model: bool = ENGINES.setting(
         False,
         "Copy the model to the cluster's nodes that lack it.",

@@ -113,6 +113,15 @@ class Cluster:
         nodes = (Node(*(int(node.get(name, 0)) for name in ("GPU", "CPU", "memory"))) for node in found)
         return Resources(tuple(nodes))
 
+    def others(self) -> list[tuple[str, str, int]]:
+        """Return id, address and cores of the live nodes with cores, without this machine's own."""
+        import ray
+
+        here = ray.get_runtime_context().get_node_id()
+        found = ((node["NodeID"], node["NodeManagerAddress"], node) for node in ray.nodes() if node["Alive"])
+        cores = ((name, address, int(node["Resources"].get("CPU", 0))) for name, address, node in found if name != here)
+        return [each for each in cores if each[2] > 0]
+
     def close(self) -> None:
         """Disconnect, and stop the cluster if it is local. Does nothing if Ray was initialized before."""
         import ray

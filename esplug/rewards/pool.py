@@ -25,7 +25,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import cloudpickle
 
@@ -36,6 +36,15 @@ from esplug.plugins.task import Task
 from esplug.rewards.flight import Flight
 from esplug.rewards.grader_process import GraderProcess
 from esplug.rewards.grades import Graded, PendingRewards
+from esplug.rewards.remote_grader import (
+    COUNT_EVERY,
+    ENVIRONMENT,
+    GraderHost,
+    GraderLostError,
+    Node,
+    RemoteGrader,
+    chosen,
+)
 from esplug.rewards.replies import OUT_OF_MEMORY
 from esplug.rewards.requests import Ungraded
 from esplug.rewards.user_functions import name_of
@@ -45,12 +54,10 @@ from esplug.utils.text import brief
 LOAD_TIMEOUT = 300.0  # seconds for a grader to import the reward function
 CLOSE_TIMEOUT = 10.0  # seconds to wait for a thread whose grader survives SIGKILL for a while
 MAX_PROCESSES = 16
-COUNT_EVERY = 100  # completions between two counts of a grader's descendants
 MAX_FAILED_STARTS = 3
+NODE_WAIT = 5.0  # seconds between two looks for a node on which to replace a grader
 
-#: One thread per grader, as there are as many graders as cores. No accelerator, as the engines own it.
-_THREADS = ("MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-_ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": ""} | dict.fromkeys(_THREADS, "1")
+Grader = TypeVar("Grader", GraderProcess, RemoteGrader)
 
 
 class RewardPool:
@@ -109,7 +116,7 @@ class RewardPool:
         self._numbers = itertools.count()  # of the tasks, so that those of one kind stay in order
         self._pending: weakref.WeakSet[PendingRewards] = weakref.WeakSet()
         self._threads: list[threading.Thread] = []
-        self._graders: set[GraderProcess] = set()
+        self._graders: set[GraderProcess | RemoteGrader] = set()
         self._loaded = threading.Event()
         self._closed = threading.Event()
         self._error: Exception | None = None
@@ -143,7 +150,7 @@ class RewardPool:
                 "create what cannot be pickled inside the function instead of capturing it"
             ) from error
         path = os.pathsep.join(map(os.path.abspath, sys.path))
-        self._environment = os.environ | _ENVIRONMENT | {"PYTHONPATH": path}
+        self._environment = os.environ | ENVIRONMENT | {"PYTHONPATH": path}
         atexit.register(self.close)
         self._threads = [
             threading.Thread(target=self._run_grader, args=(number,), name=f"esplug-grader-{number}", daemon=True)
@@ -151,6 +158,40 @@ class RewardPool:
         ]
         for thread in self._threads:
             thread.start()
+
+    @contextmanager
+    def spread(
+        self, count: int, nodes: Callable[[], Sequence[Node]], on_node: Callable[[str, type], Any]
+    ) -> Iterator[None]:
+        """Have ``count`` graders more on other nodes of the Ray cluster, in proportion to their cores.
+
+        A grader whose node is lost is replaced on another one, and the completion that it had is graded again.
+
+        Args:
+            nodes: returns the other nodes that are alive.
+            on_node: makes a class an actor on a node, given Ray's id of it.
+        """
+        left = threading.Event()
+        threads = [
+            threading.Thread(
+                target=self._run_remote_grader,
+                args=(number, nodes, on_node, left),
+                name=f"esplug-grader-{number}",
+                daemon=True,
+            )
+            for number in range(self.processes, self.processes + count)
+        ]
+        self._threads += threads
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            left.set()
+            with self._lock:
+                remote = [each for each in self._graders if isinstance(each, RemoteGrader)]
+            for grader in remote:
+                grader.hang_up()
 
     def ready(self) -> None:
         """Wait until the first grader has loaded the reward function.
@@ -257,10 +298,39 @@ class RewardPool:
             if failures == MAX_FAILED_STARTS or not self._loaded.is_set():
                 return self._give_up(start)
 
+    def _run_remote_grader(
+        self,
+        number: int,
+        nodes: Callable[[], Sequence[Node]],
+        on_node: Callable[[str, type], Any],
+        left: threading.Event,
+    ) -> None:
+        """Keep one grader running on another node, until this machine has ``left`` the cluster."""
+        paths = list(map(os.path.abspath, sys.path))
+        load_request = pickle.dumps((os.environ.get("PYTHONPATH"), self._pickled, None))
+        for attempt in itertools.count(number - self.processes):
+            node = chosen(nodes(), attempt) if not left.is_set() else None
+            if self._closed.is_set() or left.is_set():
+                return
+            if node is None:
+                left.wait(NODE_WAIT)
+                continue
+            actor = on_node(node.id, GraderHost).remote(paths, self.memory)
+            with suppress(GraderLostError), self._kept(RemoteGrader(actor, node.address)) as grader:
+                start = grader.ask(load_request, LOAD_TIMEOUT)
+                if start.failed:
+                    return self._give_up(start, node.address)
+                self._grade_tasks(grader, number)
+
     @contextmanager
     def _grader(self) -> Iterator[GraderProcess]:
+        with self._kept(GraderProcess(self._environment, self.memory)) as grader:
+            yield grader
+
+    @contextmanager
+    def _kept(self, grader: Grader) -> Iterator[Grader]:
+        """Close a grader at the end, and hang up on it when the pool closes."""
         with self._lock:
-            grader = GraderProcess(self._environment, self.memory)
             self._graders.add(grader)
             if self._closed.is_set():
                 grader.hang_up()
@@ -271,8 +341,8 @@ class RewardPool:
                 self._graders.discard(grader)
             grader.close()
 
-    def _grade_tasks(self, grader: GraderProcess, number: int) -> None:
-        """Grade tasks until the grader has to be replaced or the pool closes."""
+    def _grade_tasks(self, grader: GraderProcess | RemoteGrader, number: int) -> None:
+        """Grade tasks until the grader has to be replaced or the pool closes. Raises ``GraderLostError``."""
         for served in itertools.count():
             task = self._next(wait=True)
             if task is None or self._closed.is_set():
@@ -280,7 +350,11 @@ class RewardPool:
             if served and grader.has_hung_up():  # it died while idle, so no completion is to blame
                 return self._put(task)
             began, started = time.time(), time.perf_counter()
-            graded = grader.ask(task.request, self.timeout)
+            try:
+                graded = grader.ask(task.request, self.timeout)
+            except GraderLostError:
+                self._put(task)
+                raise
             seconds = time.perf_counter() - started
             self._settle(number, (task, replace(graded, began=began, seconds=seconds)))
             if grader.dead or (served % COUNT_EVERY == COUNT_EVERY - 1 and grader.is_crowded()):
@@ -324,12 +398,17 @@ class RewardPool:
             else:
                 task.pending.set_grade(task.index, replace(grade, grader=number))
 
-    def _give_up(self, start: Graded) -> None:
-        """Fail all pending rewards, because graders no longer start."""
+    def _give_up(self, start: Graded, node: str = "") -> None:
+        """Fail all pending rewards, because graders do not start, here or on a ``node``."""
         trace = start.traceback or ""
         cause = trace.splitlines()[-1]
         error: Exception
-        if self._loaded.is_set():
+        if node:
+            error = UserError(
+                f"{self.name} does not load on node {node} ({cause}); install the same packages there, "
+                "or leave out --reward-workers"
+            )
+        elif self._loaded.is_set():
             error = RunError(f"{self.name} no longer loads in another process ({cause})")
         else:
             remedy = "define it in an installed module or one on PYTHONPATH, so that other processes can import it"

@@ -16,12 +16,14 @@ from esplug.data.batches import Batch, Batches
 from esplug.data.prompt_encoder import PromptEncoder
 from esplug.data.prompts import PromptBuilder
 from esplug.engines.cluster import Cluster, cluster_address
+from esplug.engines.nodes import on_node
 from esplug.errors import UserError
 from esplug.evaluation.evaluator import Evaluator
 from esplug.hookspecs import Prompt
 from esplug.planning.memory import cpu_items
 from esplug.planning.placement import Plan, plan_engines
 from esplug.rewards import RewardPool
+from esplug.rewards.remote_grader import Node
 from esplug.runs.directory import environment
 from esplug.runs.engines import shares_prefixes
 from esplug.utils.console import say
@@ -128,6 +130,12 @@ def start_graders_and_ray(
     cluster = Cluster(cluster_address(config), config.use_gpus)
     stack.callback(cluster.close)
     plan = plan_engines(config, cluster.resources(), model.engine_bytes)
+    if config.reward_workers:
+        if not cluster.others():
+            raise UserError(f"--reward-workers {config.reward_workers}: Ray has no other node with cores; leave it out")
+        stack.enter_context(
+            graders.spread(config.reward_workers, lambda: [Node(*n) for n in cluster.others()], on_node)
+        )
     return graders, plan, loading.result()
 
 
