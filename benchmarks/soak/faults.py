@@ -203,24 +203,6 @@ def partition(bench: Bench, times: int) -> Iterator[Attempt]:
     yield from [(1, attempt)] * times
 
 
-def node_slow(bench: Bench, times: int) -> Iterator[Attempt]:
-    """Slow one of two nodes ten times, and check that no generation takes longer than the schedule's bound."""
-
-    def attempt() -> Counter[str]:
-        run = bench.run("slow-node")
-        with lost_nodes.nodes_of(bench.desk, 2) as nodes:
-            launched = bench.desk.start(run, ON_NODES, "--ray-address", nodes.address, engines=2)
-            quick, slow, bound = lost_nodes.slow_down(nodes, launched, run, 10)
-            assert slow < bound, f"{slow:.2f} s instead of {quick:.2f} s; the bound is {bound:.2f} s\n{launched.text}"
-            assert launched.end() == 0, launched.text
-        check(run, bench.undisturbed, ON_NODES)
-        return Counter(
-            {"ms of an iteration": round(1000 * (slow - quick)), "ms at most": round(1000 * (bound - quick))}
-        )
-
-    yield from [(1, attempt)] * times
-
-
 # --- weights and rewards ---------------------------------------------------------------------------------------
 
 
@@ -339,7 +321,6 @@ FAULTS: dict[str, tuple[str, int, Callable[[Bench, int], Iterator[Attempt]]]] = 
     "node-sigkill": ("node SIGKILL in a generation, update, evaluation and save", 8, node_sigkill),
     "head": ("head's node lost, resumed on a new cluster", 2, head_lost),
     "partition": ("raylet SIGSTOP", 2, partition),
-    "slow-node": ("a node slowed ten times", 2, node_slow),
     "nan": ("a member with NaN weights", 10, nan_weights),
     "equal": ("all rewards equal", 10, rewards_equal),
     "disk": ("disk full while writing", 20, disk_full),

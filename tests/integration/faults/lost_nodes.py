@@ -1,21 +1,15 @@
 """Faults of nodes, for runs with real engines on a cluster of several Ray nodes."""
 
-import json
 import os
 import re
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 
-import psutil
-
 from tests.helpers.cluster import Nodes
-from tests.integration.faults.harness import Desk, Launched, done, reach, rows
-
-SLOWER = 10
+from tests.integration.faults.harness import Desk, Launched, done, reach
 
 
 @contextmanager
@@ -75,51 +69,3 @@ def cut_off(nodes: Nodes, launched: Launched, run: Path) -> float:
     seconds = time.monotonic() - began
     (run / "go").touch()
     return seconds
-
-
-@contextmanager
-def slowed(nodes: Nodes, number: int) -> Iterator[None]:
-    """Let a node run a tenth of the time."""
-    over, processes = threading.Event(), nodes.processes(number)
-
-    def each(action: str) -> None:
-        for process in processes:
-            with suppress(psutil.Error):
-                getattr(process, action)()
-
-    def alternate() -> None:
-        while not over.wait(0.02):
-            each("suspend")
-            over.wait(0.02 * (SLOWER - 1))
-            each("resume")
-
-    thread = threading.Thread(target=alternate)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-        each("resume")
-
-
-def slow_down(nodes: Nodes, launched: Launched, run: Path, iterations: int) -> tuple[float, float, float]:
-    """Slow one of two nodes.
-
-    Returns:
-        Seconds of the longest generation before and meanwhile, and its bound: one engine alone answers for all members,
-        after which the other ends the member that it has begun.
-    """
-    launched.until(lambda: done(run) >= 1, "an iteration")
-    (run / "go").touch()
-    launched.until(lambda: done(run) >= iterations + 2, "iterations with both nodes")
-    first = done(run)
-    with slowed(nodes, 3):
-        launched.until(lambda: done(run) >= first + iterations, "iterations with a slow node")
-    last = done(run)
-    each = {row["step"]: row["time/generate"] for row in rows(run) if "time/generate" in row}
-    records = [json.loads((run / "train-output" / f"iteration{i}.json").read_text()) for i in range(2, first)]
-    members = [member["switch_seconds"] + member["generate_seconds"] for r in records for member in r["members"]]
-    quick = max(each[i] for i in range(2, first))
-    alone = max(sum(m["switch_seconds"] + m["generate_seconds"] for m in r["members"]) for r in records)
-    return quick, max(each[i] for i in range(first + 1, last)), alone + SLOWER * max(members)
