@@ -367,6 +367,7 @@ class EvolutionStrategiesTrainer:
             max_restarts=config.max_restarts,
             ship_model=config.ship_model,
             min_engines=config.min_engines,
+            resource=config.engine_resource,
         )
 
     def _finish(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:

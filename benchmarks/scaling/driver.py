@@ -20,7 +20,7 @@ from esplug.rewards import RewardPool
 from esplug.rewards.remote_grader import Node
 
 PROMPTS = 512
-_BUSY = 4.0  # seconds of an answer while heartbeats are counted
+_BUSY = 4.0  # seconds of an answer while heartbeats are counted: one every 2 s then, by default one every 30 s
 _GRADING, _ANSWERS = 0.05, 4096
 
 
@@ -104,7 +104,7 @@ def drive(engines: Sequence[int], nodes: int) -> None:
         for count in engines:
             before = here.memory_info().rss
             began, threads = time.perf_counter(), threading.active_count()
-            pool = StandInPool(Plan(count, "cpu", 0, 1), settings, 0, 0, Path("nonexistent"))
+            pool = StandInPool(Plan(count, "cpu", 0, 1), settings, 0, 0, Path("nonexistent"), timeout=20.0)
             pool.start(History(1))
             started = time.perf_counter() - began
             population = max(1024, 2 * count)

@@ -211,6 +211,11 @@ class RunConfig(BaseModel):
     ray_address: str | None = ENGINES.setting(
         None, "Address of the Ray cluster to use, or 'auto'.  [default: RAY_ADDRESS, or a local cluster]"
     )
+    engine_resource: str | None = ENGINES.setting(
+        None,
+        "Ray resource that a node must have to run engines.",
+        details="Such as 'accelerator_type:H100', which Ray finds itself, or one from 'ray start --resources'.",
+    )
     reward_workers: int = ENGINES.setting(
         0,
         "Grading processes on other nodes of the Ray cluster, beside this machine's.",
@@ -272,7 +277,9 @@ class RunConfig(BaseModel):
     _inputs = field_validator("task", "model_name", "checkpoint", "train_dataset", "eval_dataset")(validation.one_line)
     _paths = field_validator("model_name", "checkpoint")(validation.absolute_path)
     _sources = field_validator("train_dataset", "eval_dataset")(validation.absolute_sources)
-    _names = field_validator("reward_shaping", "experiment_name", "wandb_project")(validation.one_line)
+    _names = field_validator("reward_shaping", "experiment_name", "wandb_project", "engine_resource")(
+        validation.one_line
+    )
     _places = field_validator("ray_address", "output_directory")(validation.one_line)
     _address = field_validator("ray_address")(validation.ray_address)
     _folder = field_validator("experiment_name")(validation.folder_name)

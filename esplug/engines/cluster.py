@@ -105,11 +105,20 @@ class Cluster:
                 if attempt == _LOCAL_STARTS:
                     raise RunError(f"Ray does not start here: {one_line(error)}") from error
 
-    def resources(self) -> Resources:
-        """Return the resources of the cluster's live nodes."""
+    def resources(self, needed: str | None = None) -> Resources:
+        """Return the resources of the cluster's live nodes, or of those that have a ``needed`` resource of Ray.
+
+        Raises:
+            UserError: no node has it.
+        """
         import ray
 
-        found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        every = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        found = [each for each in every if needed is None or each.get(needed, 0) > 0]
+        if not found:
+            has = sorted({name for each in every for name in each} - {"CPU", "GPU", "memory", "object_store_memory"})
+            there = ", ".join(name for name in has if not name.startswith("node:")) or "none of their own"
+            raise UserError(f"--engine-resource {needed}: no node has that; the nodes' resources are: {there}")
         nodes = (Node(*(int(node.get(name, 0)) for name in ("GPU", "CPU", "memory"))) for node in found)
         return Resources(tuple(nodes))
 

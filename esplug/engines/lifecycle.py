@@ -19,6 +19,7 @@ from esplug.errors import RunError
 from esplug.planning.placement import Plan, cpu_kv_cache_bytes
 from esplug.utils.console import say
 
+_SOME = 0.0001  # of a resource that only chooses nodes; the least that Ray counts
 _PLACING = 60.0  # seconds for Ray to find room for all engines
 
 
@@ -44,10 +45,11 @@ class ManagedEngines:
         max_restarts: int = 10,
         ship_model: bool = False,
         min_engines: int = 1,
+        resource: str | None = None,
     ) -> None:
         self.plan, self.restarts, self._ship_model, self._min_engines = plan, 0, ship_model, min_engines
         self._settings, self._engine_bytes, self._kv_cache_most = settings, engine_bytes, kv_cache_most
-        self._folder, self._max_restarts = folder, max_restarts
+        self._folder, self._max_restarts, self._resource = folder, max_restarts, resource
         self._slots: list[EngineSlot] = []
         self._monitor = LivenessMonitor(self._slots, timeout)
         self._history = History(0)
@@ -62,7 +64,10 @@ class ManagedEngines:
         from ray.util.placement_group import placement_group
 
         gpus, cores = self.plan.gpu_share, self.plan.cores_per_engine
-        bundle, until = {"GPU": gpus, "CPU": 1} if gpus else {"CPU": cores}, time.monotonic() + _PLACING
+        bundle = {"GPU": gpus, "CPU": 1} if gpus else {"CPU": cores}
+        if self._resource:
+            bundle |= {self._resource: _SOME}
+        until = time.monotonic() + _PLACING
         for index in range(self.plan.n_engines):
             log = self._folder / "logs" / f"engine-{index}.log"
             self._slots.append(EngineSlot(index, log, placement=placement_group([bundle])))

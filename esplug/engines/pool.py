@@ -40,6 +40,7 @@ class EnginePool(JoiningEngines):
         max_restarts: engines to replace before giving up.
         ship_model: whether to copy the model to nodes that lack it.
         min_engines: engines that must be there to go on, if nodes are lost.
+        resource: Ray's resource that a node must have to run engines.
     """
 
     def __len__(self) -> int:

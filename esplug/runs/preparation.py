@@ -129,7 +129,7 @@ def start_graders_and_ray(
     graders.begin()
     cluster = Cluster(cluster_address(config), config.use_gpus)
     stack.callback(cluster.close)
-    plan = plan_engines(config, cluster.resources(), model.engine_bytes)
+    plan = plan_engines(config, cluster.resources(config.engine_resource), model.engine_bytes)
     if config.reward_workers:
         if not cluster.others():
             raise UserError(f"--reward-workers {config.reward_workers}: Ray has no other node with cores; leave it out")

@@ -102,6 +102,28 @@ def _on_nodes(name: str, tmp_path: Path) -> None:
             ray.shutdown()
 
 
+def test_engines_run_on_the_nodes_that_are_asked_for(tmp_path) -> None:
+    in_own_process(_on_one_kind_of_node, tmp_path)
+
+
+def _on_one_kind_of_node(tmp_path: Path) -> None:
+    from esplug.engines.cluster import Cluster
+
+    with Nodes(tmp_path / "nodes") as nodes, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EnginePool, "engine", NodeEngine)
+        nodes.add(cpus=3)
+        fast = nodes.add(cpus=2, resource="fast")
+        cluster = Cluster(nodes.address, None)
+        assert [node.cores for node in cluster.resources("fast").nodes] == [2]
+        with pytest.raises(UserError, match=r"^--engine-resource slow: no node has that; .*: fast$"):
+            cluster.resources("slow")
+        pool, _ = _pool(tmp_path, resource="fast")
+        places = {work.node for _, generation in pool.run(_jobs()) for work in generation.work}
+        assert places == {f"127.0.0.{fast}"}
+        pool.close()
+        cluster.close()
+
+
 def _pool(folder: Path, engines: int = 2, **settings: Any) -> tuple[EnginePool, History]:
     model = EngineSettings(str(folder / "model"), "auto", "float32", "auto", "cpu", 1, None, 0.5)
     pool = EnginePool(Plan(engines, "cpu", 0, 1), model, 0, 0, folder, **settings)

@@ -1,5 +1,6 @@
 """A Ray cluster of several real nodes on this machine, each started apart with `ray start`."""
 
+import json
 import os
 import shlex
 import shutil
@@ -118,9 +119,10 @@ class Nodes:
         shown = [f"--include-dashboard={str(dashboard).lower()}", f"--dashboard-port={jobs}"]
         self.start(["--head", f"--port={port}", *shown, f"--temp-dir={self._temporary}"], cpus=0)
 
-    def add(self, cpus: int = 1, hidden: Sequence[Path] = ()) -> int:
-        """Start another node, on which folders are ``hidden``. Returns its number."""
-        return self.start([f"--address={self.address}"], cpus, hidden)
+    def add(self, cpus: int = 1, hidden: Sequence[Path] = (), resource: str = "") -> int:
+        """Start another node, on which folders are ``hidden``, with a ``resource`` of Ray. Returns its number."""
+        resources = [f"--resources={json.dumps({resource: 1})}"] if resource else []
+        return self.start([f"--address={self.address}", *resources], cpus, hidden)
 
     def start(self, arguments: Sequence[str], cpus: int, hidden: Sequence[Path] = ()) -> int:
         number = len(self._processes) + 1
