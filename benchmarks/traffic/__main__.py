@@ -2,6 +2,7 @@ r"""Traffic benchmark: bytes to and from an engine in an iteration, and memory o
 
     python -m benchmarks.traffic                      # model sizes and N
     python -m benchmarks.traffic --iterations 300     # growth with the number of iterations, smallest model
+    python -m benchmarks.traffic --nodes 1 2 4        # an engine on each of several Ray nodes of this machine
 
 It uses real Ray and vLLM. Bytes are those of the pickled arguments and results of calls to an engine's actor; a batch
 of prompts goes to the object store once an iteration. Memory is the driver's resident set and the engine's private set.
@@ -12,13 +13,17 @@ import os
 import pickle
 import platform
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from benchmarks.shared.machine import processor
+from esplug.checkpoints.history import CaughtUp, History
 from esplug.engines.pool import EnginePool
 from esplug.trainer import EvolutionStrategiesTrainer
 from tests.helpers.tiny import make_tiny_model
@@ -53,6 +58,13 @@ class CountingPool(EnginePool):
     """Pool that counts bytes since the last :meth:`reset`."""
 
     sent = received = put = 0
+    seconds = 0.0  # that the engines took to start
+
+    def start(self, history: History) -> CaughtUp:
+        began = time.perf_counter()
+        caught_up = super().start(history)
+        self.seconds = time.perf_counter() - began
+        return caught_up
 
     def _spawn(self, slot: Any) -> None:
         super()._spawn(slot)
@@ -86,15 +98,18 @@ class Trainer(EvolutionStrategiesTrainer):
     def train_step(self, iteration: int) -> None:
         assert isinstance(self.engines, CountingPool)
         self.engines.reset()
+        began, busy = time.perf_counter(), time.process_time()
         super().train_step(iteration)
+        self.start = self.engines.seconds
+        self.last = time.perf_counter() - began, time.process_time() - busy
         here = psutil.Process()
         engines = [each for each in here.children(recursive=True) if each.name().startswith("ray::Engine")]
-        engine = max(each.memory_full_info().uss for each in engines)
+        engine = max((each.memory_full_info().uss for each in engines), default=0)  # none is a child in a cluster
         pool = self.engines
         self.notes.append((pool.sent, pool.received, pool.put, here.memory_info().rss / 1e6, engine / 1e6))
 
 
-def run(model: Path, population: int, iterations: int, engines: int) -> list[tuple[int, int, int, float, float]]:
+def run(model: Path, population: int, iterations: int, engines: int, **settings: Any) -> Trainer:
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model_name=str(model),
@@ -109,9 +124,40 @@ def run(model: Path, population: int, iterations: int, engines: int) -> list[tup
             logging="jsonl",
             output_directory=folder,
             antithetic=True,
+            **settings,
         )
         trainer.fit()
-    return trainer.notes
+    return trainer
+
+
+def on_nodes(model: Path, count: int) -> str:
+    """Return the row of a run with an engine on each of ``count`` nodes."""
+    from tests.helpers.cluster import Nodes
+
+    population = 64
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    with tempfile.TemporaryDirectory() as folder, Nodes(Path(folder)) as nodes:
+        for _ in range(count):
+            nodes.add()
+        share = {"gpu_memory_utilization": 0.02, "mini_batch_size": len(PROMPTS)}
+        trainer = run(model, population, 3, count, ray_address=nodes.address, **share)
+    sent, received, put, _, _ = trainer.notes[-1]
+    seconds, busy = trainer.last
+    return (
+        f"| {count} | {trainer.start:.1f} | {seconds:.2f} | {1e3 * busy / population:.2f} | {put:,} | "
+        f"{sent / population:,.0f} | {received / population:,.0f} | {trainer.checksum:016x} |"
+    )
+
+
+def compare_nodes(model: Path, counts: Sequence[int]) -> None:
+    """Print a row for each number of nodes. Each run has a process of its own, because Ray remembers clusters."""
+    from benchmarks.traffic.__main__ import on_nodes  # by a name that the other process can import
+
+    print("| nodes | start, s | iteration, s | driver, ms a member | prompts, B | sent, B a member | received | sum |")
+    print("|---|---|---|---|---|---|---|---|")
+    for count in counts:
+        with ProcessPoolExecutor(1, get_context("spawn")) as apart:
+            print(apart.submit(on_nodes, model, count).result(), flush=True)
 
 
 def _reward(output: str, target: int) -> float:
@@ -121,12 +167,15 @@ def _reward(output: str, target: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--iterations", type=int, help="print growth over so many iterations of the tiny model")
+    parser.add_argument("--nodes", type=int, nargs="+", help="print rows for so many Ray nodes")
     options = parser.parse_args()
     print(f"{processor()}, {os.cpu_count()} cores; {platform.platform()}, python {platform.python_version()}\n")
     with tempfile.TemporaryDirectory() as folder:
         tiny = make_tiny_model(Path(folder, "tiny"))
+        if options.nodes:
+            return compare_nodes(tiny, options.nodes)
         if options.iterations:
-            notes = run(tiny, 8, options.iterations, 1)
+            notes = run(tiny, 8, options.iterations, 1).notes
             print(
                 "| after iteration | to the engine, B | from it, B | driver, MB | engine, MB |\n|---|---|---|---|---|"
             )
@@ -138,7 +187,7 @@ def main() -> None:
         print("|---|---|---|---|---|---|---|")
         for model, size in ((tiny, "0.1 M"), (SMALL, "135 M")):
             for population in (8, 64) if model is tiny else (8, 16):
-                sent, received, put, driver, engine = run(model, population, 3, 1)[-1]
+                sent, received, put, driver, engine = run(model, population, 3, 1).notes[-1]
                 each = f"{sent / population:,.0f} | {received / population:,.0f}"
                 print(f"| {size} | {population} | {put:,} | {each} | {driver:.0f} | {engine:.0f} |", flush=True)
 

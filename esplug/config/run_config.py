@@ -209,16 +209,15 @@ class RunConfig(BaseModel):
         le=1,
     )
     ray_address: str | None = ENGINES.setting(
-        None, "Address of the Ray cluster to use, or 'auto'.  [default: RAY_ADDRESS, or a local cluster]"
+        None, "Address of a Ray cluster, or 'auto'.  [default: RAY_ADDRESS, or a local one]"
     )
     engine_resource: str | None = ENGINES.setting(
         None,
-        "Ray resource that a node must have to run engines.",
-        details="Such as 'accelerator_type:H100', which Ray finds itself, or one from 'ray start --resources'.",
+        "Ray resource of the nodes that run engines, such as 'accelerator_type:H100'.",
     )
     reward_workers: int = ENGINES.setting(
         0,
-        "Grading processes on other nodes of the Ray cluster, beside this machine's.",
+        "Grading processes on other Ray nodes, beside this machine's.",
         details="For rewards that need more cores than this machine has. Those nodes need the task's package.",
         ge=0,
         le=4096,

@@ -62,7 +62,7 @@ class ToyCluster:
 
     def __init__(self, address: str | None, use_gpus: str | None) -> None: ...
 
-    def resources(self) -> Resources:
+    def resources(self, needed: str | None = None) -> Resources:
         return Resources((Node(gpus=0, cores=2, memory=16 * 2**30),))
 
     def close(self) -> None: ...

@@ -23,6 +23,8 @@ from tests.helpers.files import files_no_longer_than
 SETTINGS: dict[str, Any] = {"task": "custom", "n_iterations": 4, "experiment_name": "run", "n_vllm_engines": 1}
 #: Another value for each setting that cannot just be doubled.
 OTHERS: dict[str, Any] = {
+    "engine_resource": "x",
+    "reward_workers": 2,
     "trust_remote_code": True,
     "task": "other",
     "task_options": {"a": 1},

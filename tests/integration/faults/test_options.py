@@ -46,9 +46,9 @@ NOTHING = dict.fromkeys(("empty", "blank"), "names nothing, like an option left 
 TEXT = {value: "any text may end an answer" for value in VALUES if value not in ("empty", "not UTF-8")}
 ACCEPTED: dict[str, dict[str, str]] = {  # all other values are refused
     **dict.fromkeys(("train_dataset", "eval_dataset", "model_name", "checkpoint", "reward_shaping"), NAME),
-    **dict.fromkeys(("output_directory", "wandb_project"), NAME),
+    **dict.fromkeys(("output_directory", "wandb_project", "engine_resource"), NAME),
     **dict.fromkeys(("logging", "eval_splits"), NAME | NOTHING),
-    **dict.fromkeys(("n_iterations", "seed", "max_restarts", "eval_freq", "checkpoint_every"), ZERO),
+    **dict.fromkeys(("n_iterations", "seed", "max_restarts", "reward_workers", "eval_freq", "checkpoint_every"), ZERO),
     **dict.fromkeys(("early_stopping_patience", "early_stopping_min_delta"), ZERO),
     **dict.fromkeys(("momentum", "profile"), ZERO),
     **dict.fromkeys(("train_temperature", "eval_temperature"), ZERO),
@@ -222,7 +222,7 @@ def small_machine(monkeypatch, tmp_path) -> Iterator[None]:
     class Cluster:
         def __init__(self, address: str | None, use_gpus: str | None) -> None: ...
 
-        def resources(self) -> Resources:
+        def resources(self, needed: str | None = None) -> Resources:
             return Resources((Node(gpus=0, cores=2, memory=16 * GIB),))
 
         def close(self) -> None: ...
