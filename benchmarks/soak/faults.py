@@ -55,7 +55,7 @@ def engine_sigstop(bench: Bench, times: int) -> Iterator[Attempt]:
 
 def _hit_engines(bench: Bench, name: str, phases: list[str], number: int) -> Counter[str]:
     run, iterations = bench.run(name), 6 * len(phases) + 6
-    limits = ("--engine-timeout", 6, "--max-restarts", 100)
+    limits = ("--engine-timeout", 6, "--max-restarts", 100, "--min-engines", 2)
     launched = bench.desk.start(run, iterations, *limits, engines=2)
     mishaps.hit_engines(launched, run, phases, number, bench.draw)
     assert launched.end() == 0, launched.text

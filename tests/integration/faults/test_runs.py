@@ -47,7 +47,7 @@ def test_two_runs_at_once_do_not_disturb_each_other(undisturbed) -> None:
 
 def test_engines_that_die_or_hang_are_replaced_until_max_restarts(desk, undisturbed) -> None:
     run, draw = desk.runs / "engines", Random(1)
-    limits = ("--engine-timeout", 6, "--max-restarts", 3)
+    limits = ("--engine-timeout", 6, "--max-restarts", 3, "--min-engines", 2)  # so that the run waits for replacements
     launched = desk.start(run, ITERATIONS, *limits, engines=2)
     mishaps.hit_engines(launched, run, ["training"], signal.SIGKILL, draw)
     mishaps.hit_engines(launched, run, ["evaluation"], signal.SIGSTOP, draw)
@@ -55,7 +55,7 @@ def test_engines_that_die_or_hang_are_replaced_until_max_restarts(desk, undistur
     assert "made no progress for 6 s (--engine-timeout); replacing it (2 of at most 3)" in launched.text
     mishaps.exhaust_engines(launched, 3)
     assert 0 < done(run) < ITERATIONS
-    launched = desk.resume(run)
+    launched = desk.resume(run, "--min-engines", 1)
     assert launched.end() == 0, launched.text
     check(run, undisturbed, ITERATIONS)
 
