@@ -108,16 +108,3 @@ def put(layer: Any, kind: str, shape: Shape, tensor: torch.Tensor) -> None:
     setattr(layer, kind, torch.nn.Parameter(tensor.view(shape), requires_grad=False))
     if kind == DOWN:
         layer.quant_method.moe_kernel.fused_experts.process_weights_after_loading(layer)
-
-
-def pack_when_reloading(model: torch.nn.Module) -> None:
-    """Have vLLM's next reload pack experts on a CPU.
-
-    Otherwise it copies unpacked weights over the packed ones, because it packs only while a layer has no kernel yet.
-    """
-    from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
-
-    for layer in model.modules():
-        method: Any = getattr(layer, "quant_method", None)
-        if isinstance(method, UnquantizedFusedMoEMethod):
-            method.moe_kernel = None

@@ -22,8 +22,8 @@ from esplug.rollout.loop import Rollout
 from esplug.rollout.model import PagedModel, unsupported
 from esplug.rollout.requests import Answer, Request, Rules
 from esplug.utils.text import one_line
+from esplug.vllm_worker.cpu_reload import reload_on_cpu
 from esplug.vllm_worker.direct_load import REDUNDANT, DirectLoader, ParameterMap, UnmappedError
-from esplug.vllm_worker.experts import pack_when_reloading
 from esplug.vllm_worker.fingerprint import Fingerprint, fingerprint
 from esplug.vllm_worker.heartbeat import Heartbeat
 from esplug.vllm_worker.read_tensors import ReadTensors
@@ -39,9 +39,6 @@ VLLM_INTERNALS = {
     "vllm.lora.model_manager:LoRAModelManager": "lora_slots",
     "vllm.distributed.parallel_state": "get_tp_group()",
     "vllm.distributed.parallel_state:GroupCoordinator": "cpu_group rank_in_group world_size",
-    "vllm.model_executor.layers.vocab_parallel_embedding": "VocabParallelEmbedding",
-    "vllm.model_executor.layers.utils": "dispatch_cpu_unquantized_gemm(layer, remove_weight) "
-    "dispatch_cpu_unquantized_gemm.cpu_linear",
 }
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's mallopt
@@ -237,10 +234,9 @@ class ESWorkerExtension:
     def _es_reload(self, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
         """Have vLLM load tensors by name. This works for every model, but takes longer than the direct loader."""
         if self.device.type == "cpu":
-            pack_when_reloading(self.model_runner.get_model())
-        self.model_runner.reload_weights(weights_iterator=tensors)
-        if self.device.type == "cpu":
-            _repack_output_embeddings(self.model_runner.get_model())
+            reload_on_cpu(self.model_runner, tensors)
+        else:
+            self.model_runner.reload_weights(weights_iterator=tensors)
 
     def es_update(self, seeds: list[int], coefficients: list[float]) -> int:
         """Add ``sum_k coefficients[k] * eps(seeds[k])`` to the master. Returns the new checksum."""
@@ -304,17 +300,6 @@ def _on_all_ranks(ranks: RankGroup, make: Callable[..., Made], *arguments: Any) 
     except UnmappedError as error:
         logging.getLogger(__name__).warning("esplug writes weights through vLLM's reload_weights: %s", error)
     return made if ranks.sums([made is None]) == [0] else None
-
-
-@torch.no_grad()
-def _repack_output_embeddings(model: torch.nn.Module) -> None:
-    """Repack tied output embeddings. On a CPU, vLLM's reload leaves their packed copy stale."""
-    from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
-    from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
-
-    for layer in model.modules():
-        if isinstance(layer, VocabParallelEmbedding) and hasattr(layer, "cpu_linear"):
-            dispatch_cpu_unquantized_gemm(layer, remove_weight=False)
 
 
 def _keep_freed_memory() -> None:
