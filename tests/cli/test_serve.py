@@ -10,6 +10,7 @@ import time
 import urllib.request
 from contextlib import suppress
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -89,10 +90,17 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
+def why_it_ended(log: Path) -> str:
+    """Return the lines of a server's log that name errors, and its last ones, without the leaks reported at exit."""
+    lines = [line for line in log.read_text().splitlines() if "leaked" not in line]
+    return "\n".join([line for line in lines if "ERROR" in line or "Error" in line][:60] + lines[-20:])
+
+
 @pytest.mark.vllm
 def test_a_served_model_answers_until_it_is_stopped(tiny_model, tmp_path) -> None:
     port = free_port()
-    flags = f"--port {port} --enforce-eager --max-model-len 128 --served-model-name tiny"
+    # In bfloat16, vLLM's own kernels for AMX end the server of a model as small as this one.
+    flags = f"--port {port} --enforce-eager --max-model-len 128 --served-model-name tiny --dtype float32"
     command = [sys.executable, "-m", "esplug", "serve", str(tiny_model), *flags.split()]
     environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1"}
     log = tmp_path / "server.log"
@@ -106,7 +114,7 @@ def test_a_served_model_answers_until_it_is_stopped(tiny_model, tmp_path) -> Non
         deadline = time.monotonic() + 240
         answer = {}
         while not answer:
-            assert server.poll() is None, log.read_text()[-3000:]
+            assert server.poll() is None, why_it_ended(log)
             assert time.monotonic() < deadline
             with suppress(OSError), urllib.request.urlopen(request, timeout=60) as reply:
                 answer = json.load(reply)
