@@ -17,7 +17,7 @@ from esplug.engines.messages import Completion, EngineSettings, Generation, Samp
 from esplug.engines.nodes import on_node
 from esplug.planning.placement import Plan
 from esplug.rewards import RewardPool
-from esplug.rewards.remote_grader import Node
+from esplug.rewards.remote_graders import Node
 
 PROMPTS = 512
 _BUSY = 4.0  # seconds of an answer while heartbeats are counted: one every 2 s then, by default one every 30 s

@@ -21,6 +21,12 @@ SEND_TIMEOUT = 60.0  # seconds for a grader to read a request
 MEMORY_CHECK_INTERVAL = 0.2  # seconds between two memory checks while a reply is pending
 MAX_REPLY_BYTES = 1 << 20
 MAX_DESCENDANTS = 64  # leftover processes with which a grader is replaced
+COUNT_EVERY = 100  # completions between two counts of a grader's descendants
+LOAD_TIMEOUT = 300.0  # seconds for a grader to import the reward function
+
+#: One thread per grader, as there are as many graders as cores. No accelerator, as the engines own it.
+_THREADS = ("MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": ""} | dict.fromkeys(_THREADS, "1")
 
 
 class GraderProcess:
@@ -49,7 +55,7 @@ class GraderProcess:
         except BaseException:
             self._socket.close()
             raise
-        self._rest = b""
+        self._rest, self._graded = b"", -1  # as the first request loads the reward function
         self._poll = select.poll()
         self._poll.register(self._socket, select.POLLIN)
 
@@ -63,11 +69,18 @@ class GraderProcess:
         return bool(self._poll.poll(0))
 
     def is_crowded(self) -> bool:
-        """Whether user code left too many processes behind, including zombies."""
+        """Whether user code left too many processes behind, including zombies. Counts them now and then."""
+        if self._graded < 1 or self._graded % COUNT_EVERY:
+            return False
         return len(descendants(self._process.pid)) > MAX_DESCENDANTS
+
+    def is_spent(self) -> bool:
+        """Whether another process has to take the place of this one, which waits for a request."""
+        return self.dead or self.has_hung_up() or self.is_crowded()
 
     def send(self, request: bytes) -> None:
         """Send a request. Raises ``OSError`` if the process is gone or does not read."""
+        self._graded += 1
         self._socket.settimeout(SEND_TIMEOUT)
         self._socket.sendall(request)
 

@@ -1,5 +1,6 @@
-"""Requests to graders: completions to grade, and turns to reply to."""
+"""Requests to graders: the function to load, completions to grade, and turns to reply to."""
 
+import os
 import pickle
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,6 +12,27 @@ from esplug.errors import UserError
 from esplug.hookspecs import Message
 from esplug.rewards.grades import PendingRewards
 from esplug.rewards.user_functions import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Grading:
+    """How graders grade.
+
+    Attributes:
+        name: the reward function, for error messages.
+        functions: the reward function and the turn function, pickled.
+        timeout: seconds that grading one completion may take.
+        memory: GiB that one grader may use; ``None`` for no limit.
+    """
+
+    name: str
+    functions: bytes
+    timeout: float
+    memory: float | None
+
+    def load_request(self, limit: float | None) -> bytes:
+        """Ask a grader to load the functions. With a ``limit`` in seconds, it grades several completions at once."""
+        return pickle.dumps((os.environ.get("PYTHONPATH"), self.functions, limit))
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from esplug.hookspecs import Prompt
 from esplug.planning.memory import cpu_items
 from esplug.planning.placement import Plan, plan_engines
 from esplug.rewards import RewardPool
-from esplug.rewards.remote_grader import Node
+from esplug.rewards.remote_graders import Node
 from esplug.runs.directory import environment
 from esplug.runs.engines import shares_prefixes
 from esplug.utils.console import say

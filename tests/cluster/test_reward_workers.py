@@ -11,7 +11,7 @@ import pytest
 
 from esplug.errors import UserError
 from esplug.rewards import Graded, RewardPool
-from esplug.rewards.remote_grader import Node, chosen
+from esplug.rewards.remote_graders import Node, chosen
 from tests.helpers.cluster import Nodes, in_own_process
 
 PAUSE, LIMIT = 0.05, 3.0

@@ -171,7 +171,7 @@ def test_user_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_reward_that_stops_loading_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("esplug.rewards.pool.MAX_FAILED_STARTS", 2)
+    monkeypatch.setattr("esplug.rewards.local_graders.MAX_FAILED_STARTS", 2)
     module = tmp_path / "fading.py"
     module.write_text("import os\ndef reward(*_): os._exit(1)\n")
     monkeypatch.syspath_prepend(tmp_path)

@@ -26,8 +26,7 @@ import pytest
 from esplug.errors import UserError
 from esplug.hookspecs import Reward
 from esplug.rewards import Graded, RewardPool
-from esplug.rewards.grader_process import MAX_DESCENDANTS
-from esplug.rewards.pool import COUNT_EVERY
+from esplug.rewards.grader_process import COUNT_EVERY, MAX_DESCENDANTS
 from esplug.rewards.replies import TRACEBACK_LENGTH
 from esplug.utils.process_tree import memory_exceeds
 from tests.helpers.amount import amount

@@ -1,19 +1,20 @@
 """Graders on other nodes of the Ray cluster: each is an actor there, with a grader process of its own."""
 
+import itertools
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any, NamedTuple
 
-from esplug.rewards.grader_process import GraderProcess
+from esplug.errors import UserError
+from esplug.rewards.grader_process import ENVIRONMENT, LOAD_TIMEOUT, GraderProcess
 from esplug.rewards.grades import Graded
+from esplug.rewards.grading_queue import GradingQueue
+from esplug.rewards.requests import Grading
 
-#: One thread per grader, as there are as many graders as cores. No accelerator, as the engines own it.
-_THREADS = ("MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": ""} | dict.fromkeys(_THREADS, "1")
-COUNT_EVERY = 100  # completions between two counts of a grader's descendants
-
+NODE_WAIT = 5.0  # seconds between two looks for a node on which to replace a grader
 _LATE = 30.0  # seconds after a time limit until a node that does not answer counts as lost
 
 
@@ -35,7 +36,7 @@ class GraderHost:
 
     def __init__(self, paths: list[str], memory: float | None) -> None:
         self._environment = os.environ | ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([*sys.path, *paths])}
-        self._memory, self._served = memory, 0
+        self._memory = memory
         self._load: tuple[bytes, float] = b"", 0.0
         self._process: GraderProcess | None = None
 
@@ -46,9 +47,8 @@ class GraderHost:
 
     def grade(self, request: bytes, timeout: float) -> Graded:
         """Grade one completion. Raises ``RuntimeError`` if the process had died and does not start any more."""
-        process, self._served = self._process, self._served + 1
-        crowded = process is not None and self._served % COUNT_EVERY == 0 and process.is_crowded()
-        if process is None or process.dead or process.has_hung_up() or crowded:
+        process = self._process
+        if process is None or process.is_spent():
             process, started = self._start()
             if started.failed:
                 raise RuntimeError(started.traceback)
@@ -61,18 +61,72 @@ class GraderHost:
         return self._process, self._process.ask(*self._load)
 
 
-class RemoteGrader:
-    """The driver's end of a :class:`GraderHost`, for one thread. It has the methods of :class:`.GraderProcess`.
+class RemoteGraders:
+    """Graders on other nodes, until this machine leaves the cluster.
 
     Args:
-        actor: the host.
-        address: of its node, for messages.
+        queue: what they grade.
+        grading: how.
+        nodes: returns the other nodes that are alive.
+        on_node: makes a class an actor on a node, given Ray's id of it.
+        first: number of the first of these graders.
     """
 
-    dead = False
+    def __init__(
+        self,
+        queue: GradingQueue,
+        grading: Grading,
+        nodes: Callable[[], Sequence[Node]],
+        on_node: Callable[[str, type], Any],
+        first: int,
+    ) -> None:
+        self._queue, self._grading, self._nodes, self._on_node = queue, grading, nodes, on_node
+        self._first, self._left = first, threading.Event()
+        self._graders: dict[int, RemoteGrader] = {}
 
-    def __init__(self, actor: Any, address: str) -> None:
-        self._actor, self.address = actor, address
+    def run(self, number: int) -> None:
+        """Keep grader ``number`` running."""
+        paths = list(map(os.path.abspath, sys.path))
+        load_request = self._grading.load_request(None)
+        for turn in itertools.count(number - self._first):
+            node = chosen(self._nodes(), turn) if not self._left.is_set() else None
+            if self._queue.closed.is_set() or self._left.is_set():
+                return
+            if node is None:
+                self._left.wait(NODE_WAIT)
+                continue
+            actor = self._on_node(node.id, GraderHost).remote(paths, self._grading.memory)
+            self._graders[number] = grader = RemoteGrader(actor)
+            with suppress(GraderLostError), closing(grader), self._queue.at_close(grader.hang_up):
+                start = grader.ask(load_request, LOAD_TIMEOUT)
+                if start.failed:
+                    return self._give_up(start, node.address)
+                while task := self._queue.next(wait=True):
+                    try:
+                        self._queue.grade(task, grader.ask, self._grading.timeout, number)
+                    except GraderLostError:
+                        self._queue.put(task)
+                        raise
+
+    def leave(self) -> None:
+        """End all graders."""
+        self._left.set()
+        for grader in list(self._graders.values()):
+            grader.hang_up()
+
+    def _give_up(self, start: Graded, address: str) -> None:
+        """Fail all pending rewards, because the reward function does not load on a node."""
+        trace = start.traceback or ""
+        what = f"{self._grading.name} does not load on node {address} ({trace.splitlines()[-1]})"
+        remedy = "install the same packages there, or leave out --reward-workers"
+        self._queue.fail(UserError(f"{what}; {remedy}"), trace)
+
+
+class RemoteGrader:
+    """The driver's end of a :class:`.GraderHost`, for one thread."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
         self._asks: Callable[..., Any] = actor.load.remote
         self._left = False
 
@@ -82,20 +136,12 @@ class RemoteGrader:
 
         try:
             if self._left:  # a call could start another Ray
-                raise GraderLostError(self.address)
+                raise GraderLostError
             graded: Graded = ray.get(self._asks(request, timeout), timeout=timeout + _LATE)
         except Exception as error:  # the node or the actor has died, does not answer, or Ray has been shut down
-            raise GraderLostError(self.address) from error
+            raise GraderLostError from error
         self._asks = self._actor.grade.remote
         return graded
-
-    def has_hung_up(self) -> bool:
-        """Return ``False``: the next request finds out, and is not to blame."""
-        return False
-
-    def is_crowded(self) -> bool:
-        """Return ``False``: the host looks after that."""
-        return False
 
     def hang_up(self) -> None:
         """Kill the actor, so that a thread that waits for a reply stops waiting."""
