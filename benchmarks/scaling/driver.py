@@ -14,10 +14,8 @@ from esplug.checkpoints.history import CatchUp, CaughtUp, History
 from esplug.engines import EnginePool, Job
 from esplug.engines.cluster import Cluster
 from esplug.engines.messages import Completion, EngineSettings, Generation, Sampling, Weights, Work
-from esplug.engines.nodes import on_node
 from esplug.planning.placement import Plan
 from esplug.rewards import RewardPool
-from esplug.rewards.remote_graders import Node
 
 PROMPTS = 512
 _BUSY = 4.0  # seconds of an answer while heartbeats are counted: one every 2 s then, by default one every 30 s
@@ -151,7 +149,7 @@ def grade(workers: Sequence[int], nodes: int) -> None:
         for count in workers:
             with (
                 RewardPool(_grade, timeout=5, processes=cores) as pool,
-                pool.spread(count, lambda: [Node(*each) for each in cluster.others()], on_node),
+                pool.spread(count, cluster.others),
             ):
                 seen: set[int | None] = set()
                 while len(seen) < cores + count:  # until all have started

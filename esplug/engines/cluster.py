@@ -15,6 +15,7 @@ from esplug.config.validation import ray_address
 from esplug.errors import RunError, UserError
 from esplug.planning.placement import Node, Resources
 from esplug.utils.cores import usable_cores
+from esplug.utils.ray_nodes import RayNode
 from esplug.utils.text import one_line
 
 _LOCAL_STARTS = 3
@@ -122,14 +123,14 @@ class Cluster:
         nodes = (Node(*(int(node.get(name, 0)) for name in ("GPU", "CPU", "memory"))) for node in found)
         return Resources(tuple(nodes))
 
-    def others(self) -> list[tuple[str, str, int]]:
-        """Return id, address and cores of the live nodes with cores, without this machine's own."""
+    def others(self) -> list[RayNode]:
+        """Return the live nodes with cores, without this machine's own."""
         import ray
 
         here = ray.get_runtime_context().get_node_id()
-        found = ((node["NodeID"], node["NodeManagerAddress"], node) for node in ray.nodes() if node["Alive"])
-        cores = ((name, address, int(node["Resources"].get("CPU", 0))) for name, address, node in found if name != here)
-        return [each for each in cores if each[2] > 0]
+        alive = (node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here)
+        found = (RayNode(n["NodeID"], n["NodeManagerAddress"], int(n["Resources"].get("CPU", 0))) for n in alive)
+        return [node for node in found if node.cores > 0]
 
     def close(self) -> None:
         """Disconnect, and stop the cluster if it is local. Does nothing if Ray was initialized before."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from esplug.errors import RunError, UserError
+from esplug.utils.ray_nodes import on_node
 from esplug.utils.text import one_line
 
 #: Packages whose versions must be those of the driver's machine.
@@ -15,7 +16,7 @@ _TIMEOUT = 120.0  # seconds for a node to answer, which may have to start a work
 
 @dataclass(frozen=True, slots=True)
 class NodeReport:
-    """What a node has.
+    """What a node has of the things that an engine needs, as a task there finds it.
 
     Attributes:
         node: Ray's id of the node.
@@ -64,16 +65,6 @@ def without_model(address: str, model: Path) -> str:
         f"node {address}: no {model} there, or another model; copy it to that node, "
         "name a folder that all nodes share, or add --ship-model"
     )
-
-
-def on_node(node: str, target: Any) -> Any:
-    """Make a function a task, or a class an actor, that runs on one of Ray's nodes and takes no core there."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    options = {} if isinstance(target, type) else {"max_retries": 0}
-    there = NodeAffinitySchedulingStrategy(node, soft=False)
-    return ray.remote(num_cpus=0, **options)(target).options(scheduling_strategy=there)
 
 
 def addresses() -> dict[str, str]:

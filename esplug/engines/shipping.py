@@ -10,9 +10,10 @@ from typing import Any
 from uuid import uuid4
 
 from esplug.checkpoints.folders import files_hash
-from esplug.engines.nodes import addresses, on_node
+from esplug.engines.nodes import addresses
 from esplug.errors import RunError, UserError
 from esplug.utils.console import say
+from esplug.utils.ray_nodes import on_node
 from esplug.utils.text import one_line
 
 _CHUNK = 32 * 2**20  # bytes that travel at a time

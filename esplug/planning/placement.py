@@ -18,7 +18,7 @@ GPU_KV_CACHE_MIN = GIB // 2  # of an engine that shares a GPU
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One machine: GPUs, CPU cores, and memory in bytes."""
+    """The size of one machine, in a cluster or not: GPUs, CPU cores, and memory in bytes."""
 
     gpus: int
     cores: int

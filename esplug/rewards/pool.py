@@ -29,10 +29,11 @@ from esplug.plugins.task import Task
 from esplug.rewards.grades import Graded, PendingRewards
 from esplug.rewards.grading_queue import GradingQueue
 from esplug.rewards.local_graders import LocalGraders
-from esplug.rewards.remote_graders import Node, RemoteGraders
+from esplug.rewards.remote_graders import RemoteGraders
 from esplug.rewards.requests import Grading, Ungraded
 from esplug.rewards.user_functions import name_of
 from esplug.utils.cores import usable_cores
+from esplug.utils.ray_nodes import RayNode
 
 CLOSE_TIMEOUT = 10.0  # seconds to wait for a thread whose grader survives SIGKILL for a while
 MAX_PROCESSES = 16
@@ -124,18 +125,15 @@ class RewardPool:
         self._run(local.run, range(self.processes))
 
     @contextmanager
-    def spread(
-        self, count: int, nodes: Callable[[], Sequence[Node]], on_node: Callable[[str, type], Any]
-    ) -> Iterator[None]:
+    def spread(self, count: int, nodes: Callable[[], Sequence[RayNode]]) -> Iterator[None]:
         """Have ``count`` graders more on other nodes of the Ray cluster, in proportion to their cores.
 
         A grader whose node is lost is replaced on another one, and the completion that it had is graded again.
 
         Args:
             nodes: returns the other nodes that are alive.
-            on_node: makes a class an actor on a node, given Ray's id of it.
         """
-        remote = RemoteGraders(self._queue, self._grading, nodes, on_node, self.processes)
+        remote = RemoteGraders(self._queue, self._grading, nodes, self.processes)
         self._run(remote.run, range(self.processes, self.processes + count))
         try:
             yield

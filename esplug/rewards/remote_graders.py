@@ -6,24 +6,17 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 from esplug.errors import UserError
 from esplug.rewards.grader_process import ENVIRONMENT, LOAD_TIMEOUT, GraderProcess
 from esplug.rewards.grades import Graded
 from esplug.rewards.grading_queue import GradingQueue
 from esplug.rewards.requests import Grading
+from esplug.utils.ray_nodes import RayNode, on_node
 
 NODE_WAIT = 5.0  # seconds between two looks for a node on which to replace a grader
 _LATE = 30.0  # seconds after a time limit until a node that does not answer counts as lost
-
-
-class Node(NamedTuple):
-    """A node of the Ray cluster: Ray's id, address and CPU cores."""
-
-    id: str
-    address: str
-    cores: int
 
 
 class GraderHost:
@@ -68,7 +61,6 @@ class RemoteGraders:
         queue: what they grade.
         grading: how.
         nodes: returns the other nodes that are alive.
-        on_node: makes a class an actor on a node, given Ray's id of it.
         first: number of the first of these graders.
     """
 
@@ -76,11 +68,10 @@ class RemoteGraders:
         self,
         queue: GradingQueue,
         grading: Grading,
-        nodes: Callable[[], Sequence[Node]],
-        on_node: Callable[[str, type], Any],
+        nodes: Callable[[], Sequence[RayNode]],
         first: int,
     ) -> None:
-        self._queue, self._grading, self._nodes, self._on_node = queue, grading, nodes, on_node
+        self._queue, self._grading, self._nodes = queue, grading, nodes
         self._first, self._left = first, threading.Event()
         self._graders: dict[int, RemoteGrader] = {}
 
@@ -95,7 +86,7 @@ class RemoteGraders:
             if node is None:
                 self._left.wait(NODE_WAIT)
                 continue
-            actor = self._on_node(node.id, GraderHost).remote(paths, self._grading.memory)
+            actor = on_node(node.id, GraderHost).remote(paths, self._grading.memory)
             self._graders[number] = grader = RemoteGrader(actor)
             with suppress(GraderLostError), closing(grader), self._queue.at_close(grader.hang_up):
                 start = grader.ask(load_request, LOAD_TIMEOUT)
@@ -158,7 +149,7 @@ class GraderLostError(Exception):
     """The grader cannot be reached any more, and no completion is to blame. Never leaves this room."""
 
 
-def chosen(nodes: Sequence[Node], turn: int) -> Node | None:
+def chosen(nodes: Sequence[RayNode], turn: int) -> RayNode | None:
     """Return the node of a grader: each is chosen in as many of the turns as it has cores. ``None`` without nodes."""
     rounds = [node for core in range(max((n.cores for n in nodes), default=0)) for node in nodes if core < node.cores]
     return rounds[turn % len(rounds)] if rounds else None

@@ -16,14 +16,12 @@ from esplug.data.batches import Batch, Batches
 from esplug.data.prompt_encoder import PromptEncoder
 from esplug.data.prompts import PromptBuilder
 from esplug.engines.cluster import Cluster, cluster_address
-from esplug.engines.nodes import on_node
 from esplug.errors import UserError
 from esplug.evaluation.evaluator import Evaluator
 from esplug.hookspecs import Prompt
 from esplug.planning.memory import cpu_items
 from esplug.planning.placement import Plan, plan_engines
 from esplug.rewards import RewardPool
-from esplug.rewards.remote_graders import Node
 from esplug.runs.directory import environment
 from esplug.runs.engines import shares_prefixes
 from esplug.utils.console import say
@@ -133,9 +131,7 @@ def start_graders_and_ray(
     if config.reward_workers:
         if not cluster.others():
             raise UserError(f"--reward-workers {config.reward_workers}: Ray has no other node with cores; leave it out")
-        stack.enter_context(
-            graders.spread(config.reward_workers, lambda: [Node(*n) for n in cluster.others()], on_node)
-        )
+        stack.enter_context(graders.spread(config.reward_workers, cluster.others))
     return graders, plan, loading.result()
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from esplug.errors import UserError
 from esplug.rewards import Graded, RewardPool
-from esplug.rewards.remote_graders import Node, chosen
+from esplug.rewards.remote_graders import chosen
+from esplug.utils.ray_nodes import RayNode
 from tests.helpers.cluster import Nodes, in_own_process
 
 PAUSE, LIMIT = 0.05, 3.0
@@ -51,16 +52,11 @@ def test_graders_on_other_nodes(tmp_path) -> None:
 
 def _spread(tmp_path: Path) -> None:
     from esplug.engines.cluster import Cluster
-    from esplug.engines.nodes import on_node
 
     with Nodes(tmp_path / "nodes", watchful=True) as nodes:
         lost, kept = nodes.add(cpus=3), nodes.add(cpus=1)
         cluster = Cluster(nodes.address, None)
-
-        def others() -> list[Node]:
-            return [Node(*each) for each in cluster.others()]
-
-        with RewardPool(grade, timeout=LIMIT, memory=1, processes=1) as pool, pool.spread(4, others, on_node):
+        with RewardPool(grade, timeout=LIMIT, memory=1, processes=1) as pool, pool.spread(4, cluster.others):
             _check_grades(pool)
             pending = pool.submit([str(i) for i in range(200)], [1] * 200)
             time.sleep(1)
@@ -69,9 +65,9 @@ def _spread(tmp_path: Path) -> None:
             assert [each.reward.value for each in graded] == [i - 1 for i in range(200)]
             assert not any(each.failed for each in graded)
             assert {each.grader for each in graded} == {0, 1, 2, 3, 4}
-        while len(others()) > 1:  # until Ray notices
+        while len(cluster.others()) > 1:  # until Ray notices
             time.sleep(0.1)
-        with RewardPool(OnlyHere(), timeout=LIMIT, processes=1) as pool, pool.spread(1, others, on_node):
+        with RewardPool(OnlyHere(), timeout=LIMIT, processes=1) as pool, pool.spread(1, cluster.others):
             until = re.escape(f"does not load on node 127.0.0.{kept} (ModuleNotFoundError: ")
             with pytest.raises(UserError, match=rf"{until}.*\); install the same packages there"):
                 _grade_forever(pool)
@@ -105,6 +101,6 @@ def _settled(pool: RewardPool, outputs: Sequence[str]) -> list[Graded]:
 
 
 def test_graders_are_shared_out_by_cores() -> None:
-    nodes = [Node("a", "1", 3), Node("b", "2", 1)]
+    nodes = [RayNode("a", "1", 3), RayNode("b", "2", 1)]
     assert [chosen(nodes, turn).id for turn in range(8)] == ["a", "b", "a", "a"] * 2
     assert chosen([], 0) is None
