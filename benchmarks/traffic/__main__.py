@@ -132,7 +132,7 @@ def run(model: Path, population: int, iterations: int, engines: int, **settings:
 
 def on_nodes(model: Path, count: int) -> str:
     """Return the row of a run with an engine on each of ``count`` nodes."""
-    from tests.helpers.cluster import Nodes
+    from tests.helpers.ray_nodes import Nodes
 
     population = 64
     os.environ["RAY_AUTH_MODE"] = "disabled"

@@ -16,7 +16,8 @@ from esplug.engines import EnginePool, Job
 from esplug.engines.messages import Completion, EngineSettings, Generation, Sampling, Weights, Work
 from esplug.errors import RunError, UserError
 from esplug.planning.placement import Plan
-from tests.helpers.cluster import Nodes, can_hide_folders, in_own_process
+from tests.helpers.own_process import in_own_process
+from tests.helpers.ray_nodes import Nodes, can_hide_folders
 
 pytestmark = pytest.mark.vllm
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.cluster import Nodes, can_hide_folders, in_own_process
+from tests.helpers.own_process import in_own_process
+from tests.helpers.ray_nodes import Nodes, can_hide_folders
 from tests.helpers.vowels import short_run
 
 pytestmark = [

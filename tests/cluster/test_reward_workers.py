@@ -13,7 +13,8 @@ from esplug.errors import UserError
 from esplug.rewards import Graded, RewardPool
 from esplug.rewards.remote_graders import chosen
 from esplug.utils.ray_nodes import RayNode
-from tests.helpers.cluster import Nodes, in_own_process
+from tests.helpers.own_process import in_own_process
+from tests.helpers.ray_nodes import Nodes
 
 PAUSE, LIMIT = 0.05, 3.0
 

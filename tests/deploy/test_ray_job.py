@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.cluster import NodeError, Nodes
+from tests.helpers.ray_nodes import NodeError, Nodes
 
 pytestmark = [pytest.mark.vllm, pytest.mark.install]
 

@@ -38,7 +38,7 @@ from esplug import Reward, hookimpl
 
 if os.environ.get("CODES_LINGER"):
     from esplug.engines import EnginePool
-    from tests.helpers.cluster import LingeringEngine
+    from tests.helpers.lingering_engine import LingeringEngine
     EnginePool.engine = LingeringEngine
 
 @hookimpl

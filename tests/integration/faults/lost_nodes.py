@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 
-from tests.helpers.cluster import Nodes
+from tests.helpers.ray_nodes import Nodes
 from tests.integration.faults.harness import Desk, Launched, done, reach
 
 

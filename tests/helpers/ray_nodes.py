@@ -10,68 +10,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from contextlib import suppress
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import psutil
-import pytest
-
-from esplug.engines.actor import Engine
 
 _STARTS, _SECONDS = 2, 90
 
 
-class LingeringEngine(Engine):
-    """An engine that says when it updates and saves, and takes long, until the file ``go`` is in the run's folder.
-
-    Answers take longest, so that a replacement makes the updates that it has missed faster than others follow.
-    """
-
-    def __init__(self, log_path: str) -> None:
-        super().__init__(log_path)
-        self._go = Path(log_path).parents[1] / "go"
-
-    def _linger(self, what: str, seconds: float = 1.0) -> None:
-        import ray
-
-        print(f"{what} on {ray.util.get_node_ip_address()}", flush=True)
-        if not self._go.exists():
-            time.sleep(seconds)
-
-    def generate(self, *arguments: Any) -> Any:
-        self._linger("answering", 0.5)
-        return super().generate(*arguments)
-
-    def update(self, seeds: list[int], coefficients: list[float]) -> int:
-        self._linger("updating")
-        return super().update(seeds, coefficients)
-
-    def save(self, folder: str, exact: bool) -> None:
-        self._linger("saving")
-        super().save(folder, exact)
-
-
 class NodeError(RuntimeError):
     """Ray itself does not start a node on this machine."""
-
-
-def in_own_process(test: Callable[..., None], *arguments: Any) -> None:
-    """Run a test in a process in which no Ray has been: Ray remembers how its first cluster authenticates."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        try:
-            pool.submit(_without_tokens, test, *arguments).result()
-        except NodeError as error:
-            pytest.skip(str(error))
-
-
-def _without_tokens(test: Callable[..., None], *arguments: Any) -> None:
-    for name in [name for name in os.environ if name.startswith("RAY_AUTH")]:
-        del os.environ[name]
-    test(*arguments)
 
 
 def _runs(process: subprocess.Popen, log: Path) -> bool:
