@@ -1,7 +1,7 @@
-"""A valid task plugin, and the names of the checks for plugins."""
+"""A valid task plugin, the names of the checks for plugins, and those that failed."""
 
 from esplug import hookimpl
-from esplug.testing import logger_checks, shaping_checks, task_checks
+from esplug.testing import Check, logger_checks, shaping_checks, task_checks
 
 
 class Task:
@@ -34,3 +34,9 @@ def names_of_checks(page: str) -> list[str]:
         "tasks": (task_checks, Task), "shapings": (shaping_checks, "z-scores"), "loggers": (logger_checks, "jsonl")
     }[page]  # fmt: skip
     return [check.name for check in kit(plugin)]
+
+
+def failed(checks: list[Check]) -> dict[str, str]:
+    """Return the details of failed checks by name."""
+    assert all("\n" not in check.detail for check in checks)
+    return {check.name: check.detail for check in checks if not check.ok}
