@@ -1,6 +1,6 @@
-"""Attention while decoding on a GPU, in place of vLLM's: each row has one new token."""
+"""Attention while decoding on a GPU, in place of vLLM's, and when to use it: each row has one new token."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,8 @@ VLLM_INTERNALS = {
     "attn_metadata, output) scale head_size num_heads num_kv_heads alibi_slopes logits_soft_cap sinks kv_cache_dtype "
     "batch_invariant_enabled",
 }
+
+_SHORT = 1024  # longest sequences that vLLM need not divide among programs, in tokens
 
 
 class RowAttention:
@@ -49,20 +51,48 @@ class RowAttention:
         return output
 
 
-@contextmanager
-def in_place_of(layers: Sequence[Any], processors: int) -> Iterator[None]:
-    """Have these attention layers of vLLM attend by :class:`RowAttention`, on a GPU with so many ``processors``."""
-    before = [layer.impl for layer in layers]
-    for layer in layers:
-        layer.impl = RowAttention(layer.impl.scale, processors)
-    try:
-        yield
-    finally:
-        for layer, impl in zip(layers, before, strict=True):
-            layer.impl = impl
+class RowAttentions:
+    """The choice between :class:`RowAttention` and vLLM's attention, for all layers of a model.
+
+    Args:
+        group: of vLLM's attention layers.
+        config: vLLM's.
+        key_heads: of a layer.
+        device: the GPU on which vLLM runs whole steps in CUDA graphs; ``None`` if it runs none.
+    """
+
+    def __init__(self, group: Any, config: Any, key_heads: int, device: torch.device | None) -> None:
+        layers = [config.compilation_config.static_forward_context[name] for name in group.layer_names]
+        by_row = device is not None and group.backend.get_name() == "FLASH_ATTN"
+        dtype = config.model_config.dtype
+        self._layers = layers if by_row and all(_fits(layer, dtype) for layer in layers) else []
+        self._key_heads = key_heads
+        self._processors = torch.cuda.get_device_properties(device).multi_processor_count if self._layers else 0
+
+    def suit(self, batch: Any) -> bool:
+        """Return whether each row has one new token, and the rows or their shortness keep the GPU busy.
+
+        Args:
+            batch: an :class:`esplug.rollout.model.Packed`.
+        """
+        if not self._layers or batch.most_new != 1:
+            return False
+        return batch.longest <= _SHORT or len(batch.lengths) * self._key_heads >= self._processors
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Have the layers attend by :class:`RowAttention`."""
+        before = [layer.impl for layer in self._layers]
+        for layer in self._layers:
+            layer.impl = RowAttention(layer.impl.scale, self._processors)
+        try:
+            yield
+        finally:
+            for layer, impl in zip(self._layers, before, strict=True):
+                layer.impl = impl
 
 
-def fits(layer: Any, dtype: torch.dtype) -> bool:
+def _fits(layer: Any, dtype: torch.dtype) -> bool:
     """Return whether :class:`RowAttention` computes what this attention layer of vLLM does."""
     impl = layer.impl
     return (

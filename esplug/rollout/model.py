@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from esplug.rollout.attention import fits, in_place_of
+from esplug.rollout.attention import RowAttentions
 
 VLLM_INTERNALS = {
     "vllm.forward_context": "set_forward_context(attn_metadata, vllm_config, num_tokens, slot_mapping)",
@@ -20,9 +20,6 @@ VLLM_INTERNALS = {
 
 #: Attention backends of vLLM whose metadata can be built for a batch of our own.
 BACKENDS = ("FLASH_ATTN", "TRITON_ATTN", "CPU_ATTN")
-
-
-_SHORT = 1024  # longest sequences that vLLM need not divide among programs, in tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +72,7 @@ class PagedModel:
         self.graphs: bool = self.device.type == "cuda" and compilation.cudagraph_mode.has_full_cudagraphs()
         if self.graphs:  # larger batches have no room in the attention's buffers
             self.most_rows = min(self.most_rows, compilation.max_cudagraph_capture_size)
-        self._key_heads: int = spec.num_kv_heads
-        self._processors = 0
-        if self.device.type == "cuda":
-            self._processors = torch.cuda.get_device_properties(self.device).multi_processor_count
-        layers = [self._config.compilation_config.static_forward_context[name] for name in self._layers]
-        by_row = self.graphs and self._group.backend.get_name() == "FLASH_ATTN"
-        dtype = runner.vllm_config.model_config.dtype
-        #: Layers of vLLM in whose place :mod:`esplug.rollout.attention` attends while decoding
-        self._attentions = layers if by_row and all(fits(layer, dtype) for layer in layers) else []
+        self._by_row = RowAttentions(self._group, self._config, spec.num_kv_heads, self.device if self.graphs else None)
         manager: Any = getattr(self.module, "lora_manager", None)
         self._adapters = None if manager is None else next(iter(manager.punica_wrapper_mapping.values()))
         self.slots: int = getattr(manager, "lora_slots", 0)
@@ -92,8 +81,8 @@ class PagedModel:
         """Return the hidden states of the new tokens, whose keys and values go to the KV cache."""
         from vllm.v1.attention.backend import CommonAttentionMetadata
 
-        if self._attends_by_row(batch):
-            with in_place_of(self._attentions, self._processors):
+        if self._by_row.suit(batch):
+            with self._by_row.in_place():
                 return self._forward(batch, batch, {})
         common = CommonAttentionMetadata(
             query_start_loc=batch.starts,
@@ -117,12 +106,6 @@ class PagedModel:
         with set_forward_context(attended, self._config, num_tokens=len(batch.tokens), slot_mapping=places):
             states: torch.Tensor = self.module(input_ids=batch.tokens, positions=batch.positions)
         return states
-
-    def _attends_by_row(self, batch: Packed) -> bool:
-        """Return whether each row has one new token, and the rows or their shortness keep the GPU busy."""
-        if not self._attentions or batch.most_new != 1:
-            return False
-        return batch.longest <= _SHORT or len(batch.lengths) * self._key_heads >= self._processors
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the logits [tokens, vocabulary], without counting undefined ones."""
