@@ -98,7 +98,7 @@ def ours(answers: Answers, members: Sequence[Sequence[int]], engines: int, mini_
         if not events:
             return now
         now, engine = heapq.heappop(events)
-        schedule.done(*spent[engine])
+        schedule.done(engine, *spent[engine])
         idle.append(engine)
 
 

@@ -1,4 +1,4 @@
-"""Joining engines: replacements of those that failed, on nodes that are checked first, catch up with the others."""
+"""Joining engines: replacements of those that failed, on checked nodes, and late ones catch up with the others."""
 
 import time
 from collections.abc import Sequence
@@ -24,12 +24,12 @@ _PORT_IN_USE = "ddress already in use"  # another process took a port between vL
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What a replacement does now: its node is checked, it starts, or it makes updates that it has missed.
+    """What an engine does before it joins: its node is checked, it starts, or it makes updates that it has missed.
 
     Attributes:
         on_node: whether the check is over, so that there is an engine.
         steps: updates of the run that it will have made.
-        caught_up: what it has said of its start; the result to come is then a checksum.
+        caught_up: its state before, if it has started. The result to come is a checksum, or work that is late.
     """
 
     slot: EngineSlot
@@ -47,7 +47,7 @@ class JoiningEngines(ManagedEngines):
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
-        self._starting: dict[Any, Start] = {}  # replacements, by the reference to what they do
+        self._starting: dict[Any, Start] = {}  # engines that are to join, by the reference to what they do
         self._refused: set[str] = set()  # what nodes lacked, and was said
 
     def _replace(self, slot: EngineSlot, error: Exception) -> None:
@@ -75,7 +75,9 @@ class JoiningEngines(ManagedEngines):
         if not start.on_node:
             self._start_on(NodeReport(*found), slot)
             return None
-        caught_up = found if start.caught_up is None else replace(start.caught_up, checksum=found)
+        caught_up = found if start.caught_up is None else start.caught_up
+        if isinstance(found, int):
+            caught_up = replace(caught_up, checksum=found)
         made, last = 0, None
         for count in range(start.steps + 1, len(steps) + 1):
             seeds, coefficients = movement(steps[:count], self._history.run_seed)
@@ -85,8 +87,14 @@ class JoiningEngines(ManagedEngines):
             caught_up = replace(caught_up, replayed=caught_up.replayed + made)
             self._starting[last] = Start(slot, True, len(steps), caught_up)
             return None
-        self._check_replacement(slot, caught_up)
+        self._check_joined(slot, caught_up)
         return slot, caught_up
+
+    def _go_on_without(self, slot: EngineSlot, ref: Any) -> None:
+        """Do not wait for an engine. Once it has done what ``ref`` refers to, it catches up and joins again."""
+        slot.ready, slot.late = False, True
+        state = CaughtUp(self._history.base or 0, self._history.checksum or 0)
+        self._starting[ref] = Start(slot, True, len(self._history.steps), state)
 
     def _start_on(self, node: NodeReport, slot: EngineSlot) -> None:
         """Start an engine on a node that has what it needs, or say what the node lacks and look again later."""
@@ -119,18 +127,20 @@ class JoiningEngines(ManagedEngines):
             return str(error)
         return ""
 
-    def _check_replacement(self, slot: EngineSlot, caught_up: CaughtUp) -> None:
-        """Check that a new engine has the weights of the others. Raises ``RunError`` if its checksum differs."""
-        slot.ready = True
+    def _check_joined(self, slot: EngineSlot, caught_up: CaughtUp) -> None:
+        """Check that an engine has the weights of the others. Raises ``RunError`` if its checksum differs."""
+        late, slot.ready, slot.late = slot.late, True, False
         for folder, reason in caught_up.damaged:
             say(f"skipped a checkpoint: {folder}: {reason}")
         expected = self._history.checksum
         if expected is not None and caught_up.checksum != expected:
             raise RunError(
-                f"engine {slot.index} was replaced, and {caught_up.replayed} updates of the seed log gave it weights "
-                f"with checksum {caught_up.checksum:016x} instead of {expected:016x}; going on would give wrong results"
+                f"engine {slot.index} was {'late' if late else 'replaced'}, and {caught_up.replayed} updates of the "
+                f"seed log gave it weights with checksum {caught_up.checksum:016x} instead of {expected:016x}; going "
+                "on would give wrong results"
             )
-        say(f"engine {slot.index} is there again, {caught_up.replayed} updates replayed")
+        if not late:
+            say(f"engine {slot.index} is there again, {caught_up.replayed} updates replayed")
 
     def _wait_for_first_start(self, slot: EngineSlot, ref: Any) -> CaughtUp:
         """Wait until an engine has started. Replaces it if it died, but not if it raised: the next would raise, too."""

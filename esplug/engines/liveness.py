@@ -30,13 +30,15 @@ class EngineSlot:
     pulse: Any = None  # reference to its answer to the last question, if that is outstanding
     gone: bool = False  # whether it no longer answers; the caller who waits for its work gets the error
     absent: bool = False  # whether it was lost with its node, and no other has had room for it
+    late: bool = False  # whether the others have gone on without it, because it takes too long
+    said_late: bool = False  # whether that its work takes too long has been said
     raised: str = ""  # the method that the slot's last engine raised an error in
     silent_for: float | None = None  # seconds without progress for which it was killed
 
     def reset(self) -> None:
         """Forget the slot's last actor, once a new one has been put in."""
         self.heard, self.asked, self.ready, self.pulse = time.monotonic(), 0.0, False, None
-        self.gone, self.silent_for = False, None
+        self.gone, self.late, self.silent_for = False, False, None
 
 
 class LivenessMonitor:
@@ -97,7 +99,7 @@ class LivenessMonitor:
 
         if slot.gone or slot.silent_for:
             return
-        limit = self._timeout if slot.ready else self.start_timeout
+        limit = self._timeout if slot.ready or slot.late else self.start_timeout
         if time.monotonic() - slot.heard > limit:
             slot.silent_for = limit
             ray.kill(slot.actor)

@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -12,11 +11,12 @@ from typing import Any
 
 from esplug.checkpoints.history import CaughtUp, History
 from esplug.engines import failures
-from esplug.engines.jobs import AnswerCollector, FollowUps, Job, Key, NoFollowUps, PromptStore
+from esplug.engines.assignments import Assignments
+from esplug.engines.jobs import AnswerCollector, FollowUps, Job, Key, NoFollowUps
 from esplug.engines.joining import LOOK_FOR_NODES, JoiningEngines
 from esplug.engines.liveness import EngineSlot
 from esplug.engines.messages import Generation
-from esplug.engines.scheduler import Piece, WorkScheduler
+from esplug.engines.scheduler import Piece
 from esplug.engines.shipping import fetch
 from esplug.engines.usage import EngineUsage
 from esplug.errors import RunError, UserError
@@ -87,70 +87,48 @@ class EnginePool(JoiningEngines):
         """Answer jobs and those that follow from them; yield mini-batches and their answers in any order.
 
         An engine that holds the weights which jobs to come need waits for them, but no longer than a switch of weights
-        takes. Jobs that are ready never wait otherwise. The keys of a job must differ from those of all others. Raises
-        like :meth:`run`.
+        takes. Jobs that are ready never wait otherwise. The keys of a job must differ from those of all others. A piece
+        that a slow engine is late with is done by another, too, and the first answers count. Raises like :meth:`run`.
         """
         import ray
 
-        scheduler: WorkScheduler[Job[Key]] = WorkScheduler(jobs, Job.n_mini_batches)
         self._wait_for_enough()
-        idle = deque(slot for slot in self._slots if slot.ready)
-        running: dict[Any, tuple[EngineSlot, Piece[Job[Key]]]] = {}
+        later = follow_ups or NoFollowUps()
+        work = Assignments(filter(_is_ready, self._slots), jobs, later)
         raised: set[tuple[Key, int]] = set()
-        prompts, later = PromptStore(), follow_ups or NoFollowUps()
-
-        def hand_out() -> float:
-            """Give work to idle engines. Returns the time at which the first that waits for more has waited enough."""
-            for after, job in later.ready():
-                scheduler.add(job, after)
-            now, first = time.monotonic(), math.inf
-            for _ in range(len(idle)):
-                slot = idle.popleft()
-                enough = slot.idle_since + scheduler.switch_seconds
-                piece = scheduler.take(slot.index, later.awaited() if now < enough else ())
-                if piece is None:
-                    idle.append(slot)
-                    first = min(first, enough) if now < enough else first
-                    continue
-                job, seeds = piece.job, piece.job.seeds[piece.job.mini_batch(piece.number)]
-                ref = slot.actor.generate.remote(job.weights, prompts.ref(piece), seeds, job.sampling)
-                running[ref] = (slot, piece)
-            return first
-
         finished: list[tuple[Piece[Job[Key]], list[Generation]]] = []
         while True:
             if follow_ups is None:
-                hand_out()  # the engines work on while the caller uses the answers
+                work.hand_out()  # the engines work on while the caller uses the answers
             yield from finished  # after which the caller knows what is to come
             finished = []
-            enough = hand_out()
-            if not running and not later.awaited() and idle:
+            more = work.hand_out()
+            if not work.running and not later.awaited() and work.idle:
                 return
-            more_work = partial(_is_due, later, enough) if idle and later.awaited() else None
-            if not running and not more_work:  # engines that start are needed, but their node may be gone
+            more_work = None
+            if work.idle and (later.awaited() or more < math.inf):
+                more_work = partial(_is_due, later, more)
+            if not work.running and not more_work:  # engines that start are needed, but their node may be gone
                 more_work = partial(_is_past, time.monotonic() + LOOK_FOR_NODES)
-            done = self._monitor.wait([*running, *self._starting], more_work)
+            done = self._monitor.wait([*work.running, *self._starting], more_work)
             if done is None:
                 self._note_lost_nodes()
                 continue
             if done in self._starting:
                 if (joined := self._welcome(done)) is not None:
-                    joined[0].idle_since = time.monotonic()
-                    idle.append(joined[0])
+                    work.add(joined[0])
                 continue
-            slot, piece = running.pop(done)
+            slot, piece = work.running[done].slot, work.running[done].piece
             try:
                 result = ray.get(done)
             except ray.exceptions.RayError as error:
                 self._check_worth_repeating(slot, piece, error, raised)
-                scheduler.requeue(slot.index, piece)
+                work.failed(done)
                 self._replace(slot, error)
                 continue
-            idle.append(slot)
-            slot.idle_since = time.monotonic()
             self._answered = True
-            work = result[0].work
-            scheduler.done(sum(each.switch_seconds for each in work), sum(each.generate_seconds for each in work))
+            for ref, late in work.done(done, result):
+                self._go_on_without(late, ref)
             finished = [(piece, [_by_engine(each, slot) for each in result])]
 
     def update(self, seeds: list[int], coefficients: list[float]) -> int:
@@ -251,9 +229,14 @@ def _is_second_choice(decoder: str) -> bool:
     return "because" in decoder
 
 
-def _is_due(later: FollowUps[Any], enough: float) -> bool:
-    """Whether jobs have become ready, or an engine has waited enough for them."""
-    return later.some_ready() or time.monotonic() >= enough
+def _is_ready(slot: EngineSlot) -> bool:
+    """Whether a slot's engine has started and has the weights of the others."""
+    return slot.ready
+
+
+def _is_due(later: FollowUps[Any], more: float) -> bool:
+    """Whether jobs have become ready, or it is later than ``more``."""
+    return later.some_ready() or time.monotonic() >= more
 
 
 def _is_past(when: float) -> bool:

@@ -89,9 +89,9 @@ class Engines:
             if self.faults and self.draw.random() < 0.3:
                 self.faults -= 1
                 holds.pop(engine)
-                schedule.requeue(engine, piece)
+                schedule.requeue(engine)
                 continue
-            schedule.done(0.1, 1.0)
+            schedule.done(engine, 0.1, 1.0)
             yield piece, [self.generation(piece)]
 
     def generation(self, piece: Piece[Job[Any]]) -> Generation:

@@ -1,15 +1,32 @@
 """Work scheduler: every piece is done once, weights are switched rarely, engines help at the end if that is faster."""
 
 import heapq
+import math
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from esplug.engines.pace import LEAST
 from esplug.engines.scheduler import Piece, WorkScheduler
+
+
+@dataclass
+class Simulated:
+    """What happened: the end time, (engine, job, piece) in the order of the first answers, switches and copies."""
+
+    end: float = 0.0
+    done: list[tuple[int, int, int]] = field(default_factory=list)
+    switches: int = 0
+    copies: list[tuple[float, int, int]] = field(default_factory=list)  # time, engine, engine that was late
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.end, self.done, self.switches))
 
 
 def simulate(
@@ -18,50 +35,76 @@ def simulate(
     seconds: Callable[[int, int], float],
     switch: float = 1.0,
     dies: Callable[[int], bool] = lambda attempt: False,
-) -> tuple[float, list[tuple[int, int, int]], int]:
-    """Drive a scheduler with simulated time. Returns the end time, (engine, job, piece) in order, and the switches."""
+    slowness: Callable[[int], float] = lambda engine: 1.0,
+) -> Simulated:
+    """Drive a scheduler with simulated time, until all pieces are answered."""
     schedule = WorkScheduler(enumerate(pieces), lambda job: job[1])
-    events: list[tuple[float, int, int, Piece]] = []
+    events: list[tuple[float, int, int, Piece | None]] = []  # a look for late pieces is of engine -1
     holds: dict[int, int] = {}
-    idle, now, done, switches, attempts = set(range(engines)), 0.0, [], 0, 0
+    idle, result, now, attempts = set(range(engines)), Simulated(), 0.0, 0
+    costs: dict[int, tuple[float, float]] = {}
+    began: dict[int, float] = {}  # of engines whose work counts
+
+    def give(engine: int, piece: Piece) -> None:
+        idle.remove(engine)
+        job = piece.job[0]
+        needs = holds.get(engine) != job
+        result.switches += needs
+        holds[engine], began[engine] = job, now
+        costs[engine] = slowness(engine) * switch * needs, slowness(engine) * seconds(job, piece.number)
+        heapq.heappush(events, (now + sum(costs[engine]), engine, len(events), piece))
 
     def hand_out() -> None:
-        nonlocal switches
         for engine in sorted(idle):
             if (piece := schedule.take(engine)) is not None:
-                idle.remove(engine)
-                job = piece.job[0]
-                needs = holds.get(engine) != job
-                switches += needs
-                holds[engine] = job
-                costs = switch * needs, seconds(job, piece.number)
-                schedule_costs[engine] = costs
-                heapq.heappush(events, (now + sum(costs), engine, len(done), piece))
+                give(engine, piece)
+        while idle and began:
+            wait, engine, other = schedule.late(sorted(idle), {each: now - since for each, since in began.items()})
+            if wait > 0:
+                if wait < math.inf:
+                    heapq.heappush(events, (now + wait + 1e-9, -1, len(events), None))
+                return
+            result.copies.append((now, engine, other))
+            give(engine, schedule.back_up(engine, other))
 
-    schedule_costs: dict[int, tuple[float, float]] = {}
     hand_out()
-    while events:
+    while began:
         now, engine, _, piece = heapq.heappop(events)
+        if piece is None:
+            hand_out()
+            continue
         idle.add(engine)
         attempts += 1
-        if dies(attempts):
+        if engine not in began:  # nobody waited for it
+            pass
+        elif dies(attempts):
             holds.pop(engine)
-            schedule.requeue(engine, piece)
+            del began[engine]
+            schedule.requeue(engine)
         else:
-            schedule.done(*schedule_costs[engine])
-            done.append((engine, piece.job[0], piece.number))
+            for late in [engine, *schedule.done(engine, *costs[engine])]:
+                del began[late]
+            result.done.append((engine, piece.job[0], piece.number))
         hand_out()
-    return now, done, switches
+    result.end = now
+    return result
 
 
 PIECES = st.lists(st.integers(1, 6), min_size=1, max_size=12)
 
 
-@given(PIECES, st.integers(1, 8), st.integers(0, 2**32), st.floats(0, 5))
-def test_every_piece_is_done_once_whoever_dies(pieces, engines, seed, switch) -> None:
+@given(PIECES, st.integers(1, 8), st.integers(0, 2**32), st.floats(0, 5), st.floats(1, 20))
+def test_every_piece_is_done_once_whoever_dies_or_is_slow(pieces, engines, seed, switch, slow) -> None:
     draw = random.Random(seed)
     fatal = {draw.randrange(1, 40) for _ in range(5)}
-    _, done, _ = simulate(pieces, engines, lambda *_: draw.random() + 0.01, switch, lambda attempt: attempt in fatal)
+    _, done, _ = simulate(
+        pieces,
+        engines,
+        lambda *_: draw.random() + 0.01,
+        switch,
+        lambda attempt: attempt in fatal,
+        lambda engine: slow if draw.random() < 0.3 else 1.0,
+    )
     assert Counter((job, number) for _, job, number in done) == Counter(
         (job, number) for job, count in enumerate(pieces) for number in range(count)
     )
@@ -100,6 +143,35 @@ def test_helping_never_makes_it_much_later(pieces, engines, switch) -> None:
     for count in pieces:  # the same without help: each job on the engine that is free first
         heapq.heapreplace(free, free[0] + switch + count)
     assert helped <= max(free) + 1e-9 + 1.0
+
+
+@given(PIECES, st.integers(1, 8), st.floats(0, 20), st.floats(0.1, 100), st.floats(0.01, 1), st.integers(0, 2**32))
+def test_engines_of_equal_speed_do_nothing_twice(pieces, engines, switch, seconds, last, seed) -> None:
+    """Times differ by 10 percent, and the last piece of several of a job is shorter."""
+    draw = random.Random(seed)
+
+    def piece(job: int, number: int) -> float:
+        return seconds * draw.uniform(0.9, 1.0) * (last if 0 < number == pieces[job] - 1 else 1.0)
+
+    assert not simulate(pieces, engines, piece, switch).copies
+
+
+@given(
+    st.integers(3, 12), st.integers(1, 4), st.integers(1, 7), st.floats(0.5, 60), st.floats(0, 1), st.floats(10, 1000)
+)
+def test_a_slow_engine_costs_at_most_a_piece(rounds, pieces, fast, seconds, switch, slow) -> None:
+    """The others have at least three jobs each. They then know how long a piece takes when they are done."""
+    jobs, piece, switching = [pieces] * rounds * fast, lambda *_: seconds, seconds * switch
+    without = simulate(jobs, fast, piece, switching).end
+    found = simulate(jobs, fast + 1, piece, switching, slowness=lambda engine: slow if engine == 0 else 1.0)
+    assert found.end <= without + seconds + switching + LEAST + 1e-6
+    assert len(found.copies) <= 1
+
+
+@pytest.mark.parametrize("fast", [1, 3])
+def test_a_slow_engine_costs_at_most_two_pieces_if_each_has_but_one(fast) -> None:
+    found = simulate([1] * (fast + 1), fast + 1, lambda *_: 5.0, 1.0, slowness=lambda engine: 10 if engine == 0 else 1)
+    assert (found.end, len(found.copies)) == (pytest.approx(3 * 6.0), 1)
 
 
 def test_64_engines_are_busy_with_256_members_whose_answers_are_those_of_a_real_run() -> None:

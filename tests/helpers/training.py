@@ -37,6 +37,8 @@ class KeptEngines(EnginePool):
     def start(self, history: History) -> CaughtUp:
         if not self._slots:
             return super().start(history)
+        while any(slot.late for slot in self._slots):  # on a busy machine
+            self._wait_for_a_start(list(self._starting))
         self._history = history
         return self._call(self._slots, "catch_up", history.catch_up())[0]
 
