@@ -61,9 +61,9 @@ class StandIn:
         return CaughtUp(1, 1)
 
     def generate(self, weights: Sequence[Weights], prompts: Any, seeds: Any, sampling: Sampling) -> list[Generation]:
-        if len(prompts) == 1:
-            time.sleep(_BUSY)
-        return [Generation(self._texts[: len(prompts)], (Work(-1, 0.0, 0.1, 1.0),))]
+        seconds = _BUSY if len(prompts) == 1 else 0.0
+        time.sleep(seconds)
+        return [Generation(self._texts[: len(prompts)], (Work(-1, 0.0, 0.1, seconds),))]
 
     def update(self, seeds: list[int], coefficients: list[float]) -> int:
         return 1

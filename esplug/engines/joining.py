@@ -1,8 +1,10 @@
 """Joining engines: replacements of those that failed, on checked nodes, and late ones catch up with the others."""
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from esplug.engines import failures
 from esplug.engines.lifecycle import ManagedEngines
 from esplug.engines.liveness import EngineSlot
 from esplug.engines.nodes import NodeReport, ask_placement, report_here, version_faults, without_model
+from esplug.engines.pace import patience
 from esplug.engines.shipping import ship_model
 from esplug.errors import RunError, UserError
 from esplug.utils.console import say
@@ -90,11 +93,14 @@ class JoiningEngines(ManagedEngines):
         self._check_joined(slot, caught_up)
         return slot, caught_up
 
-    def _go_on_without(self, slot: EngineSlot, ref: Any) -> None:
-        """Do not wait for an engine. Once it has done what ``ref`` refers to, it catches up and joins again."""
+    def _go_on_without(self, slot: EngineSlot, ref: Any, makes: int | None = None) -> None:
+        """Do not wait for an engine. Once it has done what ``ref`` refers to, it catches up and joins again.
+
+        It will then have made as many updates of the run as it ``makes``, or as there are now.
+        """
         slot.ready, slot.late = False, True
         state = CaughtUp(self._history.base or 0, self._history.checksum or 0)
-        self._starting[ref] = Start(slot, True, len(self._history.steps), state)
+        self._starting[ref] = Start(slot, True, len(self._history.steps) if makes is None else makes, state)
 
     def _start_on(self, node: NodeReport, slot: EngineSlot) -> None:
         """Start an engine on a node that has what it needs, or say what the node lacks and look again later."""
@@ -164,7 +170,7 @@ class JoiningEngines(ManagedEngines):
     def _wait_for_a_start(self, refs: Sequence[Any]) -> tuple[EngineSlot, CaughtUp] | None:
         """Wait until one of these starts is done, but no longer than it takes to see that a node is gone."""
         until = time.monotonic() + LOOK_FOR_NODES
-        done = self._monitor.wait(list(refs), lambda: time.monotonic() >= until)
+        done = self._monitor.wait(list(refs), partial(is_past, until))
         self._note_lost_nodes()
         return None if done is None else self._welcome(done)
 
@@ -201,8 +207,15 @@ class JoiningEngines(ManagedEngines):
                 left = sum(each.ready for each in self._slots)
                 say(f"engine {slot.index}: its node is gone; going on with {left} until a node has room for another")
 
-    def _call(self, slots: Sequence[EngineSlot], method: str, *arguments: Any) -> list[Any]:
+    def _call(self, slots: Sequence[EngineSlot], method: str, *arguments: Any, makes: int | None = None) -> list[Any]:
         """Call a method of several engines at once. Leaves out those that are not there, and replaces those that fail.
+
+        Args:
+            slots: the engines.
+            method: its name.
+            arguments: its arguments.
+            makes: updates of the run that an engine will have made when the method returns their checksum. Then, the
+                others do not wait for an engine that is late.
 
         Raises:
             OSError: ``save`` or ``save_here`` raised it.
@@ -211,12 +224,21 @@ class JoiningEngines(ManagedEngines):
         import ray
 
         self._wait_for_enough()
-        calls = [(slot, getattr(slot.actor, method).remote(*arguments)) for slot in slots if slot.ready]
-        results = []
-        for slot, ref in calls:
+        began, late = time.monotonic(), math.inf
+        calls = {getattr(slot.actor, method).remote(*arguments): slot for slot in slots if slot.ready}
+        order, results = list(calls), {}
+        while calls:
+            ref = self._monitor.wait(list(calls), partial(is_past, late) if late < math.inf else None)
+            if ref is None:
+                for other, slot in calls.items():
+                    self._go_on_without(slot, other, makes)
+                break
+            slot = calls.pop(ref)
             try:
-                results.append(self._get(ref))
+                results[ref] = ray.get(ref)
                 slot.raised = ""
+                if makes is not None:
+                    late = min(late, began + patience(time.monotonic() - began))
             except ray.exceptions.RayError as error:
                 cause = getattr(error, "cause", None)
                 if method in ("save", "save_here") and isinstance(cause, OSError):  # the disk failed, not the engine
@@ -226,4 +248,9 @@ class JoiningEngines(ManagedEngines):
                         raise failures.run_error(slot, error) from error
                     slot.raised = method
                 self._replace(slot, error)
-        return results
+        return [results[ref] for ref in order if ref in results]
+
+
+def is_past(when: float) -> bool:
+    """Whether it is later than ``when``."""
+    return time.monotonic() >= when

@@ -4,9 +4,14 @@ import math
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-#: A piece is late if it takes so many times as long as the pieces that were done, and so many seconds longer. Answers
-#: of different lengths and a machine that is busy for a moment stay below both.
+#: What takes so many times as long as usual, and so many seconds longer, is late. Answers of different lengths, and a
+#: machine that is busy for a moment, stay below one or the other.
 CLEARLY, LEAST = 2.0, 1.0
+
+
+def patience(usual: float) -> float:
+    """Return the seconds after which something is late that usually takes ``usual`` seconds."""
+    return max(CLEARLY * usual, usual + LEAST)
 
 
 @dataclass(slots=True)
@@ -72,5 +77,4 @@ class Paces:
         usual = pace.switch.mean + pace.answer.mean
         if usual >= CLEARLY * needs and usual - worked > needs + LEAST:
             return 0.0
-        expected = max(needs, usual)
-        return max(CLEARLY * expected, expected + LEAST) - worked
+        return patience(max(needs, usual)) - worked

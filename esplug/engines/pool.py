@@ -13,7 +13,7 @@ from esplug.checkpoints.history import CaughtUp, History
 from esplug.engines import failures
 from esplug.engines.assignments import Assignments
 from esplug.engines.jobs import AnswerCollector, FollowUps, Job, Key, NoFollowUps
-from esplug.engines.joining import LOOK_FOR_NODES, JoiningEngines
+from esplug.engines.joining import LOOK_FOR_NODES, JoiningEngines, is_past
 from esplug.engines.liveness import EngineSlot
 from esplug.engines.messages import Generation
 from esplug.engines.scheduler import Piece
@@ -109,7 +109,7 @@ class EnginePool(JoiningEngines):
             if work.idle and (later.awaited() or more < math.inf):
                 more_work = partial(_is_due, later, more)
             if not work.running and not more_work:  # engines that start are needed, but their node may be gone
-                more_work = partial(_is_past, time.monotonic() + LOOK_FOR_NODES)
+                more_work = partial(is_past, time.monotonic() + LOOK_FOR_NODES)
             done = self._monitor.wait([*work.running, *self._starting], more_work)
             if done is None:
                 self._note_lost_nodes()
@@ -132,14 +132,15 @@ class EnginePool(JoiningEngines):
             finished = [(piece, [_by_engine(each, slot) for each in result])]
 
     def update(self, seeds: list[int], coefficients: list[float]) -> int:
-        """Apply one update to the weights of all engines. Returns their checksum.
+        """Apply one update to the weights of all engines. Returns their checksum; slow engines join again later.
 
         Raises:
             RunError: the engines' checksums differ, or too many engines had to be replaced.
         """
         checksums: list[int] = []
         while not checksums:  # all may be lost at once
-            checksums = self._call(self._slots, "update", seeds, coefficients)
+            makes = len(self._history.steps) + 1
+            checksums = self._call(self._slots, "update", seeds, coefficients, makes=makes)
         return self._check_equal(checksums, "the update")
 
     def save(self, folder: Path, *, exact: bool = False) -> None:
@@ -237,11 +238,6 @@ def _is_ready(slot: EngineSlot) -> bool:
 def _is_due(later: FollowUps[Any], more: float) -> bool:
     """Whether jobs have become ready, or it is later than ``more``."""
     return later.some_ready() or time.monotonic() >= more
-
-
-def _is_past(when: float) -> bool:
-    """Whether it is later than ``when``."""
-    return time.monotonic() >= when
 
 
 def _by_engine(generation: Generation, slot: EngineSlot) -> Generation:
