@@ -69,6 +69,38 @@ def test_shift_and_scale(
 
 @every_shaping
 @quick
+@given(rewards=matrices, shifts=st.lists(st.integers(-1000, 1000), min_size=6, max_size=6))
+def test_a_baseline_for_each_prompt_changes_nothing(
+    shapes: dict[str, Callable[..., Floats]], name: str, rewards: Floats, shifts: list[int]
+) -> None:
+    baseline = np.array(shifts[: rewards.shape[1]], dtype=np.float64)
+    expected = shapes[name](rewards=rewards)
+    np.testing.assert_allclose(shapes[name](rewards=rewards - baseline), expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["z-scores", "centered-ranks"])
+@quick
+@given(rewards=matrices)
+def test_leaving_each_member_out_of_its_baseline_changes_nothing(
+    shapes: dict[str, Callable[..., Floats]], name: str, rewards: Floats
+) -> None:
+    deviations = len(rewards) * rewards - rewards.sum(axis=0)  # N - 1 times the reward less the others' mean; exact
+    np.testing.assert_allclose(shapes[name](rewards=deviations), shapes[name](rewards=rewards), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["z-scores", "centered-ranks"])
+@quick
+@given(rewards=matrices, same=st.integers(-100, 100))
+def test_prompts_on_which_all_members_agree_change_nothing(
+    shapes: dict[str, Callable[..., Floats]], name: str, rewards: Floats, same: int
+) -> None:
+    # As many prompts again halve all means exactly, so that ties stay ties.
+    wider = np.concatenate([rewards, np.full_like(rewards, same)], axis=1)
+    np.testing.assert_allclose(shapes[name](rewards=wider), shapes[name](rewards=rewards), rtol=1e-6, atol=1e-9)
+
+
+@every_shaping
+@quick
 @given(rewards=matrices, random=st.randoms(use_true_random=False))
 def test_members_may_come_in_any_order(
     shapes: dict[str, Callable[..., Floats]], name: str, rewards: Floats, random: np.random.Generator
