@@ -203,6 +203,8 @@ class EvolutionStrategiesTrainer:
         self._anomalies.check_grades(result.grades)
 
         utilities = shaped(self._shape, config.reward_shaping, result.rewards)
+        if config.normalize_utilities:
+            utilities = update.normalized(utilities)
         coefficients = update.coefficients(config.alpha_at(iteration), utilities, members)
         evaluated = time.perf_counter()
         step = make_update(config, self.engines, self.history, iteration, coefficients, self.checksum)

@@ -26,6 +26,16 @@ _LICENCE = re.compile(r"^license(?:_name|_link)?:[ \t]*\S.*$", re.MULTILINE)
 _FRONT_MATTER = re.compile(r"\A---\r?\n(.*?)\n---\s", re.DOTALL)
 _EVALUATION = re.compile(r"model_eval_task.*_iteration(\d+)\.json")
 _MAX_METRICS_CHARACTERS = 2**20
+_SHOWN = (
+    "population_size",
+    "sigma",
+    "alpha",
+    "momentum",
+    "antithetic",
+    "reward_shaping",
+    "normalize_utilities",
+    "batch_size",
+)
 _TITLES = {
     "train_dataset": "training data",
     "eval_dataset": "evaluation data",
@@ -137,7 +147,7 @@ def _facts(
         elif field != "task" and settings:
             yield _TITLES[field], "the task's own"
     yield "iterations", str(iteration)
-    for field in ("population_size", "sigma", "alpha", "momentum", "antithetic", "reward_shaping", "batch_size"):
+    for field in _SHOWN:
         if field in settings:
             value = settings[field]
             shown = {True: "yes", False: "no"}[value] if isinstance(value, bool) else f"{value}"

@@ -113,6 +113,11 @@ class RunConfig(BaseModel):
         le=MAX_RANK,
     )
     reward_shaping: str = ES.setting("z-scores", "Shaping plugin that turns rewards into utilities.")
+    normalize_utilities: bool = ES.setting(
+        False,
+        "Scale the utilities to a root mean square of 1.",
+        details="An alpha then makes steps of the same size with every reward shaping.",
+    )
 
     batch_size: int = GENERATION.count(512, "Prompts per iteration, at most the size of the data set.", ge=1)
     mini_batch_size: int = GENERATION.count(

@@ -23,6 +23,20 @@ def coefficients(alpha: float, utilities: FloatArray, members: list[Member]) -> 
     return [float(value) for value in exact.astype(np.float32)]
 
 
+def normalized(utilities: FloatArray) -> FloatArray:
+    """Scale utilities to a root mean square of 1. Zeros stay zeros.
+
+    An update then has the norm ``alpha * sqrt(weights / N)`` in expectation, whatever the reward shaping: independent
+    noise of variance 1 adds up to ``sqrt(sum_i coefficient_i**2)`` per weight.
+    """
+    largest = np.abs(utilities).max()
+    if largest == 0.0:
+        return utilities
+    scaled = utilities / largest  # else squares of very large or small utilities would overflow or vanish
+    unit: FloatArray = scaled / np.sqrt(np.mean(scaled**2))
+    return unit
+
+
 def momentum_weights(momentum: float) -> list[float]:
     """Return the weights of the newest update and the earlier ones: 1, ``momentum``, ``momentum**2`` and so on.
 

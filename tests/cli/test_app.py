@@ -139,7 +139,7 @@ def test_a_malformed_command_line_gets_a_suggestion(words, line, monkeypatch, ca
 NOT_FOR_EVAL = {
     *("train_dataset", "train_temperature", "train_top_p", "batch_size", "members_per_batch", "eval_freq", "profile"),
     *("save_best_models", "checkpoint_every", "keep_checkpoints", "perturbation", "rank", "momentum", "recipe"),
-    *("sigma", "alpha", "population_size", "n_iterations", "antithetic", "reward_shaping"),
+    *("sigma", "alpha", "population_size", "n_iterations", "antithetic", "reward_shaping", "normalize_utilities"),
     *("sigma_schedule", "sigma_end", "alpha_schedule", "alpha_end"),
     *("early_stopping_patience", "early_stopping_metric", "early_stopping_min_delta"),
 }

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from esplug.config import make_config
 from esplug.es.members import Member, mirrored_correlation, population
 from esplug.es.schedules import scheduled
-from esplug.es.update import coefficients, momentum_weights
+from esplug.es.update import coefficients, momentum_weights, normalized
+from esplug.noise import eps
 
 run_seeds = st.integers(0, 2**64 - 2)
 iterations = st.integers(0, 10_000)
@@ -167,3 +168,35 @@ def test_mirrored_correlation_is_bounded_and_ignores_scale(pairs, factor) -> Non
         return
     assert -1 - 1e-9 <= found <= 1 + 1e-9
     assert mirrored_correlation(factor * rewards + 7) == pytest.approx(found, abs=1e-9)
+
+
+finite = st.floats(-1e300, 1e300, allow_nan=False)
+
+
+@given(st.lists(finite, min_size=1, max_size=20))
+def test_normalized_utilities_have_root_mean_square_one_and_keep_their_proportions(values) -> None:
+    utilities = np.array(values)
+    found = normalized(utilities)
+    if not utilities.any():
+        assert found.tolist() == values
+        return
+    assert np.sqrt(np.mean(found**2)) == pytest.approx(1.0, rel=1e-12)
+    largest = np.abs(utilities).argmax()
+    np.testing.assert_allclose(found / found[largest], utilities / utilities[largest], rtol=1e-12, atol=1e-300)
+    assert (np.sign(found) * np.sign(utilities) >= 0).all()
+
+
+@given(st.lists(st.integers(-100, 100), min_size=2, max_size=12).filter(any), st.integers(-900, 900))
+def test_the_scale_of_utilities_does_not_change_normalized_ones(values, power) -> None:
+    utilities = np.array(values, dtype=np.float64)
+    assert normalized(utilities * 2.0**power).tolist() == normalized(utilities).tolist()
+
+
+def test_an_update_of_normalized_utilities_has_the_predicted_norm() -> None:
+    weights, members, alpha = 20_000, population(5, 0, 8, antithetic=False), 0.01
+    utilities = normalized(np.array([3.0, 0.0, -1.0, 7.0, 0.5, 0.0, -4.0, 1.0]))
+    update = sum(
+        (eps(member.seed, "weight", 0, weights).double() * coefficient)
+        for member, coefficient in zip(members, coefficients(alpha, utilities, members), strict=True)
+    )
+    assert float(update.norm()) == pytest.approx(alpha * math.sqrt(weights / len(members)), rel=0.02)

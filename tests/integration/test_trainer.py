@@ -36,6 +36,20 @@ def test_a_seed_decides_the_result(start) -> None:
     assert [result.run_dir.name.partition("-seed")[2] for result in again] == ["3", "3-2", "4"]
 
 
+def test_normalized_utilities_make_steps_of_the_same_size_with_every_shaping(start) -> None:
+    settings = {"num_iterations": 1, "alpha": 0.002, "reward_function": lambda output, _: sum(map(ord, output)) % 97}
+    norms, directions = {}, {}
+    for shaping in ("z-scores", "mean-centered", "centered-ranks", "z-scores-per-prompt"):
+        trainer = start(reward_shaping=shaping, normalize_utilities=True, **settings)
+        trainer.fit()
+        coefficients = np.array(trainer.history.steps[0].coefficients)
+        norms[shaping], directions[shaping] = float(np.linalg.norm(coefficients)), coefficients.tolist()
+    members = len(coefficients)
+    assert norms == pytest.approx(dict.fromkeys(norms, 0.002 / np.sqrt(members)), rel=1e-6)
+    assert directions["mean-centered"] == pytest.approx(directions["z-scores"], rel=1e-6)
+    assert directions["z-scores-per-prompt"] != pytest.approx(directions["z-scores"], rel=1e-3)
+
+
 def test_a_torch_dataloader_is_started_over_when_it_ends(start) -> None:
     from torch.utils.data import DataLoader
 

@@ -47,6 +47,7 @@ OTHERS: dict[str, Any] = {
     "recipe": "fast",
     "profile": 1,
     "reward_shaping": "centered-ranks",
+    "normalize_utilities": True,
     "max_turns": 2,
     "rollout": "vllm",
     "ship_model": True,
