@@ -1,0 +1,128 @@
+"""Evolution Strategies on the models of ``tiny_models.py``: runs of seconds, one for each arm and seed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.learning.tiny_models import VARIANTS, Model, Rows, load, splits
+from benchmarks.learning.tiny_rules import RULES, Iteration, signal_share
+from esplug.es.schedules import Schedule, scheduled
+from esplug.es.update import normalized
+from esplug.noise.full_rank import member_seed
+from esplug.shaping import Floats, member_means, standardized
+
+EVERY = 2  # iterations between evaluations
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Settings of a run.
+
+    Attributes:
+        step: alpha as a multiple of sigma.
+        members: answers to each prompt, those that a rule needs included.
+        noise: ``independent``, ``equal`` in tensors of equal shape, or ``signs``: equal up to a sign for every tensor.
+        shaping: a key of :data:`SHAPINGS`.
+        normalize: whether to scale the utilities to a root mean square of 1.
+        rule: a key of ``tiny_rules.RULES``, which sets the step of each iteration; None follows the schedule.
+    """
+
+    sigma: float = 0.002
+    step: float = 2.0
+    schedule: Schedule = "constant"
+    noise: str = "independent"
+    members: int = 16
+    prompts: int = 32
+    iterations: int = 16
+    shaping: str = "z-scores"
+    mirrored: bool = False
+    normalize: bool = False
+    rule: str | None = None
+
+
+def shrunk(rewards: Floats) -> Floats:
+    """Return z-scores times the square root of :func:`signal_share`."""
+    return standardized(member_means(rewards)) * np.sqrt(signal_share(rewards))
+
+
+def ranks(rewards: Floats) -> Floats:
+    from esplug.shaping.centered_ranks import shape
+
+    return np.asarray(shape(rewards))
+
+
+SHAPINGS: dict[str, Callable[[Floats], Floats]] = {
+    "z-scores": lambda rewards: standardized(member_means(rewards)),
+    "z-scores-per-prompt": lambda rewards: member_means(standardized(rewards)),
+    "centered-ranks": ranks,
+    "shrunk": shrunk,
+}
+
+
+@cache
+def setting(variant: str) -> tuple[Model, Tensor, Rows, Rows]:
+    return *load(variant), *splits(VARIANTS[variant].task)
+
+
+def draw_noise(model: Model, members: int, seed: int, kind: str = "independent", signs: int = 0) -> Tensor:
+    """Draw float32[members, size]. Equal seeds give the same numbers on any number of calls."""
+    generator = torch.Generator().manual_seed(seed % 2**63)
+    if kind == "independent":
+        return torch.randn(members, model.size, generator=generator)
+    noise = torch.empty(members, model.size)
+    shared: dict[tuple[int, ...], Tensor] = {}
+    flip = torch.Generator().manual_seed(signs)
+    for tensor, shape in zip(model.tensors(noise).values(), model.shapes.values(), strict=True):
+        if shape not in shared:
+            shared[shape] = torch.randn(members, *shape, generator=generator)
+        sign = 1 if kind == "equal" else int(torch.randint(2, (), generator=flip)) * 2 - 1
+        tensor.copy_(shared[shape] * sign)
+    return noise
+
+
+def draw_prompts(rows: Rows, count: int, seed: int) -> Rows:
+    generator = torch.Generator().manual_seed(seed % 2**63)
+    total = len(rows.ids)
+    order = torch.cat([torch.randperm(total, generator=generator) for _ in range(-(-count // total))])
+    return rows[order[:count]]
+
+
+def run(variant: str, arm: Arm, seed: int) -> dict[str, Any]:
+    """Train once.
+
+    Returns the held-out reward every :data:`EVERY` iterations, that of the mean of the last 2, 4 and 8 masters, each
+    step, and the last weights.
+    """
+    model, master, train, held_out = setting(variant)
+    rule = RULES[arm.rule](arm) if arm.rule else None
+    members = arm.members - rule.extra if rule else arm.members
+    masters = [master]
+    curve, steps = [round(float(model.rewards(master, held_out).mean()), 4)], []
+    for iteration in range(arm.iterations):
+        step = scheduled(arm.schedule, arm.step, arm.step / 10, iteration / arm.iterations)
+        prompts = draw_prompts(train, arm.prompts, member_seed(seed, iteration, 0))
+        count = members // 2 if arm.mirrored else members
+        noise = draw_noise(model, count, member_seed(seed, iteration, 1), arm.noise, seed)
+        if arm.mirrored:
+            noise = torch.stack([noise, -noise], 1).flatten(0, 1)
+        rewards = model.rewards(master + arm.sigma * noise, prompts).numpy()
+        utilities = SHAPINGS[arm.shaping](rewards)
+        if arm.normalize:
+            utilities = normalized(utilities)
+        direction = torch.from_numpy(utilities / members).float()[None] @ noise * arm.sigma
+        if rule:
+            step = rule(Iteration(model, master, direction, rewards, prompts))
+        master = master + step * direction
+        masters = [*masters, master][-8:]
+        steps.append(round(float(step), 4))
+        if iteration % EVERY != EVERY - 1:
+            continue
+        curve.append(round(float(model.rewards(master, held_out).mean()), 4))
+    means = torch.cat([torch.cat(masters[-last:]).mean(0, keepdim=True) for last in (2, 4, 8)])
+    averaged = [round(value, 4) for value in model.rewards(means, held_out).mean(1).tolist()]
+    return {"curve": curve, "averaged": averaged, "steps": steps, "master": master}
