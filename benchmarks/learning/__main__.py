@@ -100,7 +100,7 @@ def make_missing(name: str, only: Sequence[str] | None, free: list[tuple[str, st
 
 def run(name: str, arm: str, seed: int, gpu: str) -> None:
     """Train one arm with one seed, and append its held-out rewards to the results."""
-    from benchmarks.learning import tiny_sums
+    from benchmarks.learning import grpo, tiny_sums
     from benchmarks.shared import reference
     from esplug.config import make_config
     from esplug.data.batches import Batches, load_batch_source, load_eval_splits
@@ -110,6 +110,12 @@ def run(name: str, arm: str, seed: int, gpu: str) -> None:
 
     study = STUDIES[name]
     settings = dict(study.arms[arm])
+    if "grpo" in settings:
+        started = time.perf_counter()
+        found = grpo.run(study, name, settings["grpo"], seed, gpu)
+        seconds = round(time.perf_counter() - started)
+        start = {"study": name, "arm": arm, "seed": seed, "pool": "GRPOTrainer"}
+        return append(name, start | found | {"seconds": seconds, "environment": environment()})
     pool = settings.pop("pool", "BenchmarkPool")
     with tempfile.TemporaryDirectory() as folder:
         own = {"seed": seed, "use_gpus": gpu, "n_vllm_engines": 1, "output_directory": folder, "logging": "jsonl"}

@@ -32,6 +32,19 @@ class Study:
 #: ``pool`` names a class of ``benchmarks.shared.reference``, which sets the arithmetic; other keys are run settings.
 REFERENCE = {"pool": "ReferenceMathsPool", "master_dtype": "model"}
 MIRRORED = {"antithetic": True}
+
+
+def _grpo(*rates: float) -> dict[str, dict[str, Any]]:
+    """Return arms that TRL trains (``grpo.py``), with 128 answers a step, at these learning rates."""
+    return {
+        f"GRPO, {group} answers a prompt, rate {rate:.0e}": {
+            "grpo": {"learning_rate": rate, "group": group, "prompts": 128 // group}
+        }
+        for group in (8, 16)
+        for rate in rates
+    }
+
+
 STUDIES = {
     "countdown": Study(
         common={
@@ -62,6 +75,7 @@ STUDIES = {
             "equal noise in equal shapes, alpha x 3": {"pool": "TiedPool", "alpha": 0.0015},
             "momentum 0.5, alpha x 3": {"alpha": 0.00075, "momentum": 0.5},
             "per prompt, alpha x 10": {"reward_shaping": "z-scores-per-prompt", "alpha": 0.005},
+            **_grpo(1e-6, 3e-6, 1e-5, 3e-5),
         },
     ),
     "sums": Study(
@@ -112,6 +126,7 @@ STUDIES = {
             "momentum 0.5, alpha x 2": {"alpha": 0.001, "momentum": 0.5},
             "mirrored, alpha x 2": MIRRORED | {"alpha": 0.002},
             "mirrored, alpha x 3, cosine": MIRRORED | {"alpha": 0.003, "alpha_schedule": "cosine"},
+            **_grpo(3e-5, 1e-4, 3e-4, 1e-3),
         },
     ),
 }

@@ -1,0 +1,220 @@
+"""GRPO arms of the learning benchmark: TRL's ``GRPOTrainer`` on the prompts, rewards and held-out questions of a study.
+
+All weights are trained in float32, with bfloat16 autocasting on a GPU, or adapters of rank 16 (``lora``). Answers are
+sampled at temperature 1, without a reference model (``beta=0``, TRL's default), and each is used for one step. They end
+with the study's stop text, as those of ``esplug train`` do. Held-out questions are answered greedily.
+"""
+
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from benchmarks.learning import tiny_sums
+from benchmarks.learning.studies import Study
+
+_AT_ONCE = 256  # answers that are generated together
+_STOP_TOKENS = 8  # at most so many tokens make up a stop text
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Questions to train and to evaluate on, and the rewards of answers to them, by row."""
+
+    train: Any  # datasets.Dataset with columns prompt and esplug_row
+    held_out: Any
+    reward: Callable[..., list[float]]
+    stop: Sequence[str]  # texts that end an answer
+    close: Callable[[], None] = lambda: None
+
+
+@dataclass
+class Curve:
+    """Held-out rewards so far, with the number of answers and the seconds of training before each."""
+
+    answers: list[int] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    rewards: list[list[float]] = field(default_factory=list)
+
+
+def run(study: Study, name: str, settings: Mapping[str, Any], seed: int, gpu: str) -> dict[str, Any]:
+    """Train with TRL, evaluating as often as the study does. Returns the result's fields.
+
+    Args:
+        study: its common settings give the model, lengths and the number of answers.
+        name: of the study.
+        settings: ``learning_rate``, ``group`` (answers to a prompt), ``prompts`` (of a step), and ``lora``.
+        seed: of the order of prompts and of sampling.
+        gpu: index of a GPU, or ``none``.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import GRPOConfig, GRPOTrainer
+
+    common, step = study.common, settings["group"] * settings["prompts"]
+    per_iteration = common["population_size"] * common["batch_size"]
+    between = per_iteration * common["eval_freq"]
+    steps = per_iteration * common["n_iterations"] // step
+    device = "cpu" if gpu == "none" else f"cuda:{gpu}"
+    if device != "cpu":
+        torch.cuda.set_device(int(gpu))
+    problem = countdown(study, seed) if name == "countdown" else sums()
+    tokenizer = AutoTokenizer.from_pretrained(common["model_name"], padding_side="left")
+    tokenizer.eos_token = tokenizer.eos_token or "</s>"  # the tiny model's has none
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    model = AutoModelForCausalLM.from_pretrained(common["model_name"], dtype=torch.float32).to(device)
+    answer = partial(answers, tokenizer, length=common["max_tokens"], stop=problem.stop)
+    curve, started, evaluating = Curve(), time.perf_counter(), 0.0
+
+    def evaluate(done: int) -> None:
+        nonlocal evaluating
+        began = time.perf_counter()
+        curve.answers.append(done)
+        curve.seconds.append(round(began - started - evaluating, 1))
+        _, ids = answer(model, problem.held_out["prompt"], sample=False)
+        texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+        curve.rewards.append([round(each, 4) for each in problem.reward(texts, problem.held_out["esplug_row"])])
+        evaluating += time.perf_counter() - began
+
+    def roll_out(prompts: list[str], _: Any) -> dict[str, Any]:
+        prompt_ids, completion_ids = answer(model, prompts, sample=True)
+        return {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": None}
+
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = GRPOTrainer(
+            model,
+            reward_funcs=problem.reward,
+            args=GRPOConfig(
+                output_dir=folder,
+                learning_rate=settings["learning_rate"],
+                lr_scheduler_type="constant_with_warmup",
+                warmup_steps=min(10, steps // 10),
+                num_generations=settings["group"],
+                per_device_train_batch_size=step,
+                gradient_accumulation_steps=1,
+                max_steps=steps,
+                max_completion_length=common["max_tokens"],
+                bf16=device != "cpu",
+                use_cpu=device == "cpu",
+                seed=seed,
+                logging_steps=1,
+                save_strategy="no",
+                report_to=[],
+                disable_tqdm=True,
+            ),
+            train_dataset=problem.train,
+            processing_class=tokenizer,
+            rollout_func=roll_out,
+            callbacks=[_evaluate_between(evaluate, step, between)],
+            peft_config=_adapters() if settings.get("lora") else None,
+        )
+        model = trainer.model
+        evaluate(0)
+        trainer.train()
+    problem.close()
+    peak = torch.cuda.max_memory_allocated() if device != "cpu" else 1024 * resource.getrusage(resource.RUSAGE_SELF)[2]
+    rewards = [each["reward"] for each in trainer.state.log_history if "reward" in each]
+    return {
+        "settings": dict(settings),
+        "answers": curve.answers,
+        "rewards": curve.rewards,
+        "train": [round(each, 4) for each in rewards],
+        "clock": curve.seconds,
+        "peak_mb": round(peak / 1e6),
+    }
+
+
+def answers(
+    tokenizer: Any, model: Any, prompts: Sequence[str], *, length: int, stop: Sequence[str], sample: bool
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Return the token ids of prompts, and of an answer to each of at most ``length`` tokens."""
+    import torch
+
+    ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}
+    prompt_ids = tokenizer(list(prompts))["input_ids"]
+    found: list[list[int]] = []
+    trains = model.training
+    model.eval()
+    for first in range(0, len(prompts), _AT_ONCE):
+        batch = tokenizer(list(prompts[first : first + _AT_ONCE]), return_tensors="pt", padding=True).to(model.device)
+        with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=model.device.type != "cpu"):
+            ids = model.generate(
+                input_ids=batch["input_ids"],
+                attention_mask=batch["attention_mask"],
+                max_new_tokens=length,
+                do_sample=sample,
+                **({"temperature": 1.0, "top_p": 1.0, "top_k": 0} if sample else {}),
+                pad_token_id=tokenizer.pad_token_id,
+                stopping_criteria=[_ended(tokenizer, stop, batch["input_ids"].shape[1])],
+            )
+        found += [cut(row, ends, stop, tokenizer.decode) for row in ids[:, batch["input_ids"].shape[1] :].tolist()]
+    model.train(trains)
+    return prompt_ids, found
+
+
+def cut(ids: Sequence[int], ends: set[int], stop: Sequence[str], decode: Callable[..., str]) -> list[int]:
+    """Return an answer up to the token that completes a stop text or ends it, whichever is first; never empty."""
+    for count in range(1, len(ids) + 1):
+        text = decode(ids[:count], skip_special_tokens=True)
+        if ids[count - 1] in ends or any(each in text for each in stop):
+            return list(ids[:count])
+    return list(ids)
+
+
+def _ended(tokenizer: Any, stop: Sequence[str], prompt: int) -> Callable[..., Any]:
+    """Return a criterion by which transformers ends answers, which follow a ``prompt`` of so many tokens."""
+    import torch
+
+    def ended(ids: Any, _: Any) -> Any:
+        tails = tokenizer.batch_decode(ids[:, prompt:][:, -_STOP_TOKENS:])
+        return torch.tensor([any(each in tail for each in stop) for tail in tails], device=ids.device)
+
+    return ended
+
+
+def countdown(study: Study, seed: int) -> Problem:
+    """Return the rows and rewards of the Countdown task."""
+    from esplug.interop.trl import TRLTask
+
+    task = TRLTask("countdown", study.task_options, eval_limit=study.common["eval_limit"], seed=seed)
+    train, (held_out,) = task.train_dataset(), task.eval_datasets().values()
+    return Problem(train, held_out, task.reward, task.config.stop, task.close)
+
+
+def sums() -> Problem:
+    """Return the rows and rewards of ``tiny_sums.py``."""
+    from datasets import Dataset
+
+    train, held_out = tiny_sums.split(1024, 0), tiny_sums.split(500, 1)
+    targets = [*train[1], *held_out[1]]
+
+    def reward(completions: Sequence[str], esplug_row: Sequence[int], **_: Any) -> list[float]:
+        return [tiny_sums.reward(text, targets[row]) for text, row in zip(completions, esplug_row, strict=True)]
+
+    def rows(questions: Sequence[str], first: int) -> Any:
+        return Dataset.from_dict({"prompt": questions, "esplug_row": range(first, first + len(questions))})
+
+    return Problem(rows(train[0], 0), rows(held_out[0], len(train[0])), reward, ["."])
+
+
+def _evaluate_between(evaluate: Callable[[int], None], step: int, between: int) -> Any:
+    from transformers import TrainerCallback
+
+    class Evaluate(TrainerCallback):
+        """Evaluates after every ``between`` answers, and at the end."""
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            done = state.global_step * step
+            if done // between > (done - step) // between or state.global_step == state.max_steps:
+                evaluate(done)
+
+    return Evaluate()
+
+
+def _adapters() -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
