@@ -99,7 +99,7 @@ def why_it_ended(log: Path) -> str:
 @pytest.mark.vllm
 def test_a_served_model_answers_until_it_is_stopped(tiny_model, tmp_path) -> None:
     port = free_port()
-    # In bfloat16, vLLM's own kernels for AMX end the server of a model as small as this one.
+    # In bfloat16, on hosts with AMX, vLLM's server ends with the first request for this model.
     flags = f"--port {port} --enforce-eager --max-model-len 128 --served-model-name tiny --dtype float32"
     command = [sys.executable, "-m", "esplug", "serve", str(tiny_model), *flags.split()]
     environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1"}
