@@ -79,9 +79,9 @@ class NodeEngine:
         pass
 
 
-@pytest.mark.parametrize("name", ["_go_on", "_refuse", "_end"])
+@pytest.mark.parametrize("name", ["_go_on", "_refuse", "_ship", "_end"])
 def test_nodes_that_die_and_join(name, tmp_path) -> None:
-    if name == "_refuse" and not can_hide_folders():
+    if name in ("_refuse", "_ship") and not can_hide_folders():
         pytest.skip("no rights to hide a folder from a process")
     in_own_process(_on_nodes, name, tmp_path)
 
@@ -94,11 +94,11 @@ def _on_nodes(name: str, tmp_path: Path) -> None:
         patch.setattr(EnginePool, "engine", NodeEngine)
         patch.setattr("esplug.engines.lifecycle.say", said.append)
         patch.setattr("esplug.engines.joining.say", said.append)
-        for _ in range({"_go_on": 5, "_refuse": 1, "_end": 2}[name]):
+        for _ in range({"_go_on": 5, "_refuse": 1, "_ship": 1, "_end": 2}[name]):
             nodes.add()
         ray.init(address=nodes.address, log_to_driver=False, logging_level="ERROR")
         try:
-            {"_go_on": _go_on, "_refuse": _refuse, "_end": _end}[name](nodes, tmp_path, patch, said)
+            {"_go_on": _go_on, "_refuse": _refuse, "_ship": _ship, "_end": _end}[name](nodes, tmp_path, patch, said)
         finally:
             ray.shutdown()
 
@@ -216,9 +216,7 @@ def _go_on(nodes: Nodes, tmp_path: Path, patch: pytest.MonkeyPatch, said: list[s
 def _refuse(nodes: Nodes, tmp_path: Path, patch: pytest.MonkeyPatch, said: list[str]) -> None:
     """A node that joins without the model is refused until it has it."""
     patch.setattr("esplug.engines.joining._LOOK_AGAIN", 1.0)
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "config.json").write_text("{}")
+    model = _model(tmp_path)
     nodes.add()
     pool, history = _pool(tmp_path)
     nodes.kill(_node(pool))
@@ -236,6 +234,28 @@ def _refuse(nodes: Nodes, tmp_path: Path, patch: pytest.MonkeyPatch, said: list[
     _until(lambda: _there(pool) == 2, pool, history)
     assert pool.restarts == 0
     pool.close()
+
+
+def _ship(nodes: Nodes, tmp_path: Path, patch: pytest.MonkeyPatch, said: list[str]) -> None:
+    """With --ship-model, a node that joins without the model gets it."""
+    model = _model(tmp_path)
+    nodes.add()
+    pool, history = _pool(tmp_path, ship_model=True)
+    nodes.kill(_node(pool))
+    _until(lambda: any("its node is gone" in line for line in said), pool, history)
+    joined = nodes.add(hidden=[model])
+    _until(lambda: _there(pool) == 2, pool, history)
+    (shipped,) = (tmp_path / "nodes" / f"node-{joined}" / "cache" / "esplug" / "models").iterdir()
+    assert (shipped / "config.json").read_text() == "{}"
+    assert not any("no engine starts there" in line for line in said)
+    pool.close()
+
+
+def _model(tmp_path: Path) -> Path:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    return model
 
 
 def _end(nodes: Nodes, tmp_path: Path, patch: pytest.MonkeyPatch, said: list[str]) -> None:
