@@ -1,6 +1,7 @@
 """Rewards: graders score completions in separate processes that can be killed, while the engines generate.
 
-:mod:`.pool` runs in the driver; :mod:`.grader` is the program of a grader process. A reward's time-out is enforced in
+:mod:`.pool` runs in the driver, and has answers graded there (:mod:`.local_graders`) and on other nodes
+(:mod:`.remote_graders`). :mod:`.grader` is the program of a grader process. A reward's time-out is enforced in
 :meth:`.grader_process.GraderProcess.ask`. :mod:`.trial` refuses a reward that grades nothing. A grader process imports
 only :mod:`esplug.hookspecs` and :mod:`esplug.utils`.
 """
