@@ -89,9 +89,9 @@ class RunConfig(BaseModel):
     population_size: int = ES.setting(30, "Members per iteration (N).", ge=2, le=1_000_000)
     n_iterations: int = ES.count(300, "Number of updates; 0 evaluates without training.", ge=0)
     antithetic: bool = ES.setting(False, "Draw members in mirrored pairs, +eps and -eps.")
-    sigma_schedule: Schedule = ES.setting("constant", "How sigma changes: constant, linear or cosine, to --sigma-end.")
+    sigma_schedule: Schedule = ES.setting("constant", "Constant, linear or cosine, to --sigma-end.")
     sigma_end: float | None = ES.number(None, "Final sigma of --sigma-schedule.  [default: sigma/10]", gt=0, le=10)
-    alpha_schedule: Schedule = ES.setting("constant", "How alpha changes: constant, linear or cosine, to --alpha-end.")
+    alpha_schedule: Schedule = ES.setting("constant", "Constant, linear or cosine, to --alpha-end.")
     alpha_end: float | None = ES.number(None, "Final alpha of --alpha-schedule.  [default: alpha/10]", gt=0, le=10)
     momentum: float = ES.number(
         0.0,
