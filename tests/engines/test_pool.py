@@ -332,6 +332,8 @@ def test_a_silent_engine_is_replaced_and_changes_nothing(pool, undisturbed, tmp_
     history = begin(mine)
     order(tmp_path, "generate", 0, "stop")
     assert work(mine, history) == undisturbed
+    while mine.restarts == 0:  # engine 1 has done its work meanwhile
+        mine._wait_for_a_start(list(mine._starting))
     assert (
         "engine 0 made no progress for 2 s (--engine-timeout); replacing it (1 of at most 10)"
         in capsys.readouterr().out
