@@ -1,8 +1,8 @@
 """GRPO arms of the learning benchmark: TRL's ``GRPOTrainer`` on the prompts, rewards and held-out questions of a study.
 
-All weights are trained in float32, with bfloat16 autocasting on a GPU, or adapters of rank 16 (``lora``). Answers are
-sampled at temperature 1, without a reference model (``beta=0``, TRL's default), and each is used for one step. They end
-with the study's stop text, as those of ``esplug train`` do. Held-out questions are answered greedily.
+All weights are trained in float32, with bfloat16 autocasting on a GPU. Answers are sampled at temperature 1, without a
+reference model (``beta=0``, TRL's default), and each is used for one step. They end with the study's stop text, as in
+``esplug train``. Held-out questions are answered greedily.
 """
 
 import resource
@@ -46,7 +46,7 @@ def run(study: Study, name: str, settings: Mapping[str, Any], seed: int, gpu: st
     Args:
         study: its common settings give the model, lengths and the number of answers.
         name: of the study.
-        settings: ``learning_rate``, ``group`` (answers to a prompt), ``prompts`` (of a step), and ``lora``.
+        settings: ``learning_rate``, ``group`` (answers to a prompt) and ``prompts`` (of a step).
         seed: of the order of prompts and of sampling.
         gpu: index of a GPU, or ``none``.
     """
@@ -67,7 +67,7 @@ def run(study: Study, name: str, settings: Mapping[str, Any], seed: int, gpu: st
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     model = AutoModelForCausalLM.from_pretrained(common["model_name"], dtype=torch.float32).to(device)
     answer = partial(answers, tokenizer, length=common["max_tokens"], stop=problem.stop)
-    curve, started, evaluating = Curve(), time.perf_counter(), 0.0
+    curve, started, evaluating = Curve(), 0.0, 0.0
 
     def evaluate(done: int) -> None:
         nonlocal evaluating
@@ -109,12 +109,13 @@ def run(study: Study, name: str, settings: Mapping[str, Any], seed: int, gpu: st
             processing_class=tokenizer,
             rollout_func=roll_out,
             callbacks=[_evaluate_between(evaluate, step, between)],
-            peft_config=_adapters() if settings.get("lora") else None,
         )
-        model = trainer.model
-        evaluate(0)
-        trainer.train()
-    problem.close()
+        started = time.perf_counter()
+        try:
+            evaluate(0)
+            trainer.train()
+        finally:
+            problem.close()
     peak = torch.cuda.max_memory_allocated() if device != "cpu" else 1024 * resource.getrusage(resource.RUSAGE_SELF)[2]
     rewards = [each["reward"] for each in trainer.state.log_history if "reward" in each]
     return {
@@ -212,9 +213,3 @@ def _evaluate_between(evaluate: Callable[[int], None], step: int, between: int) 
                 evaluate(done)
 
     return Evaluate()
-
-
-def _adapters() -> Any:
-    from peft import LoraConfig
-
-    return LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
