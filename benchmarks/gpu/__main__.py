@@ -197,10 +197,16 @@ def countdown(options: Namespace) -> None:
 
 
 def arguments() -> Namespace:
+    from benchmarks.gpu.runs import ARMS
+    from benchmarks.gpu.scaling import ARMS as SCALING
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer checks, only 0.5B on one engine, no countdown")
     parser.add_argument("--only", nargs="+", choices=PARTS, help="[default: all; quick without batches and countdown]")
-    parser.add_argument("--models", nargs="+", choices=random_model.MODELS, help="[default: 0.5B, 1.5B and 7B]")
+    names = (*random_model.MODELS, SMALL_MODEL.name)
+    parser.add_argument(
+        "--models", nargs="+", choices=names, help="[default: 0.5B, 1.5B and 7B]; SmolLM2 only for runs"
+    )
     parser.add_argument("--members", type=int, help="population size  [default: 30; no GPU 4]")
     parser.add_argument(
         "--prompts", type=int, nargs="+", help="prompts per iteration  [default: 32 and 200; quick 32; no GPU 2]"
@@ -213,6 +219,8 @@ def arguments() -> Namespace:
         "--iterations", type=int, help="measured iterations, after one warm-up  [default: 2]", default=2
     )
     parser.add_argument("--arms", nargs="+", help="arms of the iterations table  [default: all; quick three]")
+    parser.add_argument("--scaling", nargs="+", choices=SCALING, default=SCALING, help="arms of the scaling table")
+    parser.add_argument("--counts", type=int, nargs="+", help="numbers of GPUs of the scaling table  [default: all]")
     parser.add_argument("--batches", type=int, nargs="+", help="members in a batch  [default: 1, 2, 4, 8, 15 and 30]")
     parser.add_argument("--learn", type=int, help="iterations on Countdown  [default: 40; no GPU 1]")
     parser.add_argument("--puzzles", type=int, help="puzzles per iteration of Countdown  [default: 200; no GPU 4]")
@@ -237,8 +245,6 @@ def arguments() -> Namespace:
     options.puzzles = options.puzzles or (200 if GPU else 4)
     options.tensors = options.tensors or (None if many else 3)
     options.models = options.models or ((["0.5B"] if quick else ["0.5B", "1.5B", "7B"]) if GPU else ["tiny"])
-    from benchmarks.gpu.runs import ARMS
-
     few = ["reference", "esplug", "rank 1"]
     options.arms = options.arms or (["vLLM", *ARMS] if many else few)
     return options

@@ -59,7 +59,13 @@ def vllm_arguments(**settings: dict[str, Any]) -> Iterator[None]:
 
 @contextmanager
 def random_checkpoint(name: str, kept: Path | None) -> Iterator[Path]:
-    """Yield the folder of a model with random weights, and write it unless an earlier run ``kept`` it."""
+    """Yield the folder of a model with random weights, and write it unless an earlier run ``kept`` it.
+
+    The name of the small model yields that one.
+    """
+    if name == SMALL_MODEL.name:
+        yield SMALL_MODEL
+        return
     with tempfile.TemporaryDirectory() as folder:
         model = (kept or Path(folder)) / name
         yield model if model.exists() else random_model.write(name, model, DEVICE)

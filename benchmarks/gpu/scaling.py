@@ -28,26 +28,31 @@ from esplug.plugins.task import Task
 
 _GPUS = max(1, torch.cuda.device_count())
 _COUNTS = [count for count in (1, 2, 4, 8) if count <= _GPUS]
+#: What the table shows: one engine on each of more and more GPUs, one engine on many, an engine that is killed.
+ARMS = ("engines", "shared", "killed")
 
 
 def measure(name: str, options: Namespace) -> Iterator[Row]:
     """Time iterations on more and more GPUs, one engine each; then one engine on many; then lose an engine."""
     with random_checkpoint(name, options.kept) as model:
         alone: dict[tuple[int, int], float] = {}
-        for prompts, tokens in itertools.product(options.prompts, options.tokens):
-            for count in _COUNTS:
-                row = _row(model, options, prompts, tokens, f"{count} engines", {"n_vllm_engines": count})
-                rate = alone.setdefault((prompts, tokens), row["answers/s"])
-                yield {"model": name} | row | {"efficiency": row["answers/s"] / rate / count}
-        prompts, tokens = min(options.prompts), min(options.tokens)
-        rate = alone[prompts, tokens]
-        for count in _COUNTS[1:]:
-            shared = {"n_vllm_engines": 1, "n_gpu_per_vllm_engine": count}
-            row = _row(model, options, prompts, tokens, f"1 engine on {count} GPUs", shared)
-            yield {"model": name} | row | {"efficiency": row["answers/s"] / rate / count}
-        if _GPUS > 1:
-            row = _row(model, options, prompts, tokens, "one is killed", {"n_vllm_engines": _GPUS}, kill=True)
-            yield {"model": name} | row | {"efficiency": row["answers/s"] / rate / _GPUS}
+
+        def row(sizes: tuple[int, int], arm: str, gpus: int, settings: Mapping[str, Any], *, kill: bool = False) -> Row:
+            found = {"model": name} | _row(model, options, *sizes, arm, settings, kill=kill)
+            rate = alone.setdefault(sizes, found["answers/s"] / gpus)  # efficiency is that of the first row
+            return found | {"efficiency": found["answers/s"] / rate / gpus}
+
+        counts = [count for count in options.counts or _COUNTS if count <= _GPUS]
+        for sizes in itertools.product(options.prompts, options.tokens):
+            for count in counts if "engines" in options.scaling else ():
+                yield row(sizes, f"{count} engines", count, {"n_vllm_engines": count})
+        sizes = min(options.prompts), min(options.tokens)
+        for count in counts if "shared" in options.scaling else ():
+            if count > 1:
+                shared = {"n_vllm_engines": 1, "n_gpu_per_vllm_engine": count}
+                yield row(sizes, f"1 engine on {count} GPUs", count, shared)
+        if _GPUS > 1 and "killed" in options.scaling:
+            yield row(sizes, "one is killed", _GPUS, {"n_vllm_engines": _GPUS}, kill=True)
 
 
 def _row(
@@ -90,6 +95,7 @@ def _row(
         "tokens": tokens,
         "arm": arm,
         "iteration, s": taken,
+        "each after the first": " ".join(f"{time:.3g}" for time in times[1:]),
         "answers/s": options.members * prompts / taken,
         "switch": statistics.median(line["time/switch"] for line in measured),
         "update": statistics.median(line["time/update"] for line in measured),
