@@ -19,6 +19,7 @@ from esplug_tasks_math.structures import KINDS, Structure
 Row = dict[str, str]
 #: Rows of each kind in each split.
 ROWS = {"train": 250, "eval": 75}
+_MOST_REPEATS = 100_000  # problems in a row that were drawn before, after which there are no others
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +57,26 @@ _THINGS = (
 _PLACES = "museum market library zoo station harbor school bakery theater village farm stadium"
 
 
-def generate(kind: str, split: str) -> list[Problem]:
+def generate(kind: str, split: str, count: int | None = None) -> list[Problem]:
     """Return the problems of one kind in the split ``train`` or ``eval``, the same on every machine.
 
+    Args:
+        kind: of ``KINDS``.
+        split: of ``ROWS``.
+        count: number of problems; ``ROWS`` has the default. A longer list starts with the shorter one.
+
     Raises:
-        ValueError: the kind or split does not exist.
+        ValueError: the kind or split does not exist, or has fewer problems.
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
     if split not in ROWS:
         raise ValueError(f"split must be train or eval, not {split!r}")
-    return list(islice((problem for problem in _distinct(kind) if problem.split == split), ROWS[split]))
+    wanted = ROWS[split] if count is None else count
+    found = list(islice((problem for problem in _distinct(kind) if problem.split == split), wanted))
+    if len(found) < wanted:
+        raise ValueError(f"{kind} has only {len(found)} problems in the split {split}, not {wanted}")
+    return found
 
 
 @overload
@@ -111,10 +121,13 @@ def written(value: Fraction) -> str:
 def _distinct(kind: str) -> Iterator[Problem]:
     rng = Random(zlib.crc32(kind.encode()))
     seen = set()
-    while True:
+    repeats = 0
+    while repeats < _MOST_REPEATS:
         problem = _draw(rng, rng.choice(KINDS[kind]))
+        repeats += 1
         if problem.key not in seen:
             seen.add(problem.key)
+            repeats = 0
             yield problem
 
 

@@ -172,6 +172,15 @@ def test_rows_are_reproducible_and_leave_the_global_random_state_alone() -> None
     assert random.getstate() == state
 
 
+@pytest.mark.parametrize("split", ["train", "eval"])
+def test_a_longer_list_starts_with_the_shorter_one(split) -> None:
+    own, more = small.generate("arithmetic", split), small.generate("arithmetic", split, 300)
+    assert more[: len(own)] == own
+    assert len({problem.key for problem in more}) == 300
+    with pytest.raises(ValueError, match=rf"arithmetic has only \d+ problems in the split {split}, not 10000"):
+        small.generate("arithmetic", split, 10_000)
+
+
 def test_an_unknown_split_or_kind_is_rejected() -> None:
     with pytest.raises(ValueError, match="split must be train or eval, not 'test'"):
         small.rows("test")
