@@ -7,9 +7,9 @@ r"""Learning benchmark: compares the reference's settings, esplug's, and esplug'
 
 Each run trains one arm with one seed, on one CPU core or on a GPU. Its held-out rewards become one line of
 ``results/STUDY.jsonl`` beside this file, so an interrupted study continues where it stopped. Study ``countdown`` trains
-SmolLM2-135M-Instruct on one-shot Countdown. Study ``sums`` trains a tiny model (``tiny_sums.py``) on differences. All
-arms of a study see the same prompts in the same order and decode greedily. ``benchmarks/shared/reference.py`` holds the
-arithmetic of the reference arms.
+SmolLM2-135M-Instruct on one-shot Countdown, ``arithmetic`` on sums and differences of the math task. Study ``sums``
+trains a tiny model (``tiny_sums.py``) on differences. All arms of a study but GRPO's see the same prompts in the same
+order and decode greedily. ``benchmarks/shared/reference.py`` holds the arithmetic of the reference arms.
 """
 
 import argparse
@@ -20,9 +20,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from benchmarks.learning.report import append, compare, report, results_of
-from benchmarks.learning.studies import STUDIES, SUMS
+from benchmarks.learning.studies import STUDIES, SUMS, Study
 
 SEEDS = (1, 2, 3)
 
@@ -45,7 +48,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.run:
         name, arm, seed, gpu = arguments.run
-        return run(name, arm, int(seed), gpu)
+        return append(name, run(name, arm, int(seed), gpu))
     if arguments.compare:
         return compare(*arguments.compare)
     for name in arguments.study or STUDIES:
@@ -80,6 +83,7 @@ def make_missing(name: str, only: Sequence[str] | None, free: list[tuple[str, st
         if (arm, seed) not in finished and (not only or arm in only)
     ]
     running: dict[subprocess.Popen[bytes], tuple[str, str]] = {}
+    failed: list[str] = []
     while todo or running:
         while todo and free and time.monotonic() < deadline:
             (arm, seed), (cores, gpu) = todo.pop(0), free.pop(0)
@@ -90,43 +94,56 @@ def make_missing(name: str, only: Sequence[str] | None, free: list[tuple[str, st
         for process in [each for each in running if each.poll() is not None]:
             free.append(running.pop(process))
             if process.returncode:
-                for other in running:
-                    other.terminate()
-                sys.exit(f"a run failed: {' '.join(map(str, process.args))}")
+                failed.append(" ".join(map(str, process.args)))
+                print(f"a run failed: {failed[-1]}", flush=True)
         if not running and time.monotonic() >= deadline:
-            return
+            break
         time.sleep(1)
+    if failed:
+        sys.exit(f"{len(failed)} runs failed; the first: {failed[0]}")
 
 
-def run(name: str, arm: str, seed: int, gpu: str) -> None:
-    """Train one arm with one seed, and append its held-out rewards to the results."""
-    from benchmarks.learning import grpo, tiny_sums
+def run(name: str, arm: str, seed: int, gpu: str, iterations: int | None = None) -> dict[str, Any]:
+    """Train one arm with one seed, for other than the study's number of iterations if given. Returns its result."""
+    from benchmarks.learning import grpo
+    from esplug.runs.directory import environment
+
+    study = STUDIES[name]
+    if iterations:
+        study = replace(study, common={**study.common, "n_iterations": iterations})
+    started = time.perf_counter()
+    settings = dict(study.arms[arm])
+    if "grpo" in settings:
+        found = {"pool": "GRPOTrainer"} | grpo.run(study, settings["grpo"], seed, gpu)
+    else:
+        found = evolve(study, settings, seed, gpu)
+    seconds = round(time.perf_counter() - started)
+    return {"study": name, "arm": arm, "seed": seed, **found, "seconds": seconds, "environment": environment()}
+
+
+def evolve(study: Study, settings: dict[str, Any], seed: int, gpu: str) -> dict[str, Any]:
+    """Train with esplug. Returns the result's fields."""
+    from benchmarks.learning import tiny_sums
     from benchmarks.shared import reference
     from esplug.config import make_config
     from esplug.data.batches import Batches, load_batch_source, load_eval_splits
     from esplug.plugins.task import Task
-    from esplug.runs.directory import environment
     from esplug.trainer import EvolutionStrategiesTrainer
 
-    study = STUDIES[name]
-    settings = dict(study.arms[arm])
-    if "grpo" in settings:
-        started = time.perf_counter()
-        found = grpo.run(study, name, settings["grpo"], seed, gpu)
-        seconds = round(time.perf_counter() - started)
-        start = {"study": name, "arm": arm, "seed": seed, "pool": "GRPOTrainer"}
-        return append(name, start | found | {"seconds": seconds, "environment": environment()})
     pool = settings.pop("pool", "BenchmarkPool")
     with tempfile.TemporaryDirectory() as folder:
         own = {"seed": seed, "use_gpus": gpu, "n_vllm_engines": 1, "output_directory": folder, "logging": "jsonl"}
         if gpu != "none":  # several runs share the GPU
+            from benchmarks.gpu.runs import FEW_GRAPHS
+
             own["gpu_memory_utilization"] = 0.05
-            os.environ["ESPLUG_BENCHMARK_LLM"] = json.dumps({"kv_cache_memory_bytes": 2**31})
-        if name == "countdown":
-            task = Task.load("countdown", study.task_options)
-            config = make_config({"task": "countdown"}, study.common, settings, own, defaults=task.defaults())
-            rows = load_batch_source(task, None, config.batch_size, config.seed)
-            splits = load_eval_splits(task, None, config.eval_limit)
+            os.environ["ESPLUG_BENCHMARK_LLM"] = json.dumps({"kv_cache_memory_bytes": 2**31} | FEW_GRAPHS)
+        if study.task:
+            task = Task.load(study.task, study.task_options)
+            own |= study.datasets(Path(folder))
+            config = make_config({"task": study.task}, study.common, settings, own, defaults=task.defaults())
+            rows = load_batch_source(task, config.train_dataset, config.batch_size, config.seed)
+            splits = load_eval_splits(task, config.eval_dataset, config.eval_limit)
             functions = (task.reward, task.template)
         else:
             config = make_config({"task": "custom"}, study.common, settings, own)
@@ -135,25 +152,22 @@ def run(name: str, arm: str, seed: int, gpu: str) -> None:
             functions = (tiny_sums.reward, None)
         arm_trainer = type("Arm", (EvolutionStrategiesTrainer,), {"pool": getattr(reference, pool)})
         trainer = arm_trainer.from_config(config, *functions, rows, splits)
-        started = time.perf_counter()
         outcome = trainer.fit()
         metrics = [json.loads(line) for line in (outcome.run_dir / "metrics.jsonl").read_text().splitlines()]
     answers = config.population_size * rows.batch_size
-    result = {
-        "study": name,
-        "arm": arm,
-        "seed": seed,
+    took = [row["time/iteration"] for row in metrics if "time/iteration" in row]
+    return {
         "pool": pool,
-        "settings": config.model_dump(exclude={"output_directory", "model_name"}, exclude_none=True),
+        "settings": config.model_dump(
+            exclude={"output_directory", "model_name", "train_dataset", "eval_dataset"}, exclude_none=True
+        ),
         "answers": [evaluation.iteration * answers for evaluation in outcome.evaluations],
         "rewards": [[_short(row[0].reward) for row in each.splits[0].rows] for each in outcome.evaluations],
         "train": [_short(row["train/reward/mean"]) for row in metrics if "train/reward/mean" in row],
+        "clock": [round(sum(took[: evaluation.iteration]), 1) for evaluation in outcome.evaluations],
         "base": f"{trainer.history.base:016x}",
         "checksum": f"{outcome.checksum:016x}",
-        "seconds": round(time.perf_counter() - started),
-        "environment": environment(),
     }
-    append(name, result)
 
 
 def _short(value: float) -> float:

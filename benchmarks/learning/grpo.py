@@ -1,16 +1,19 @@
 """GRPO arms of the learning benchmark: TRL's ``GRPOTrainer`` on the prompts, rewards and held-out questions of a study.
 
-All weights are trained in float32, with bfloat16 autocasting on a GPU. Answers are sampled at temperature 1, without a
-reference model (``beta=0``, TRL's default), and each is used for one step. They end with the study's stop text, as in
-``esplug train``. Held-out questions are answered greedily.
+All weights are trained in float32, with bfloat16 autocasting on a GPU, where a bfloat16 copy of the model answers.
+Answers are sampled at temperature 1, without a reference model (``beta=0``, TRL's default), and each is used for one
+step. They end with the study's stop text, as in ``esplug train``. Held-out questions are answered greedily.
+``transformers`` generates the answers.
 """
 
+import os
 import resource
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from benchmarks.learning import tiny_sums
@@ -18,6 +21,7 @@ from benchmarks.learning.studies import Study
 
 _AT_ONCE = 256  # answers that are generated together
 _STOP_TOKENS = 8  # at most so many tokens make up a stop text
+_LOOK_EVERY = 4  # tokens between searches for stop texts
 
 
 @dataclass(frozen=True)
@@ -40,16 +44,17 @@ class Curve:
     rewards: list[list[float]] = field(default_factory=list)
 
 
-def run(study: Study, name: str, settings: Mapping[str, Any], seed: int, gpu: str) -> dict[str, Any]:
+def run(study: Study, settings: Mapping[str, Any], seed: int, gpu: str) -> dict[str, Any]:
     """Train with TRL, evaluating as often as the study does. Returns the result's fields.
 
     Args:
         study: its common settings give the model, lengths and the number of answers.
-        name: of the study.
         settings: ``learning_rate``, ``group`` (answers to a prompt) and ``prompts`` (of a step).
         seed: of the order of prompts and of sampling.
         gpu: index of a GPU, or ``none``.
     """
+    if gpu != "none":
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before CUDA starts: with several, Trainer would use them all
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import GRPOConfig, GRPOTrainer
@@ -58,29 +63,39 @@ def run(study: Study, name: str, settings: Mapping[str, Any], seed: int, gpu: st
     per_iteration = common["population_size"] * common["batch_size"]
     between = per_iteration * common["eval_freq"]
     steps = per_iteration * common["n_iterations"] // step
-    device = "cpu" if gpu == "none" else f"cuda:{gpu}"
-    if device != "cpu":
-        torch.cuda.set_device(int(gpu))
-    problem = countdown(study, seed) if name == "countdown" else sums()
+    device = "cpu" if gpu == "none" else "cuda"
+    problem = of_task(study, seed) if study.task else sums()
     tokenizer = AutoTokenizer.from_pretrained(common["model_name"], padding_side="left")
     tokenizer.eos_token = tokenizer.eos_token or "</s>"  # the tiny model's has none
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     model = AutoModelForCausalLM.from_pretrained(common["model_name"], dtype=torch.float32).to(device)
+    answering = model
+    if device != "cpu":
+        answering = AutoModelForCausalLM.from_pretrained(common["model_name"], dtype=torch.bfloat16).to(device).eval()
     answer = partial(answers, tokenizer, length=common["max_tokens"], stop=problem.stop)
-    curve, started, evaluating = Curve(), 0.0, 0.0
+    curve, started, evaluating, generating = Curve(), 0.0, 0.0, 0.0
+
+    def up_to_date() -> Any:
+        if answering is not model:
+            with torch.no_grad():
+                torch._foreach_copy_(list(answering.parameters()), list(model.parameters()))
+        return answering
 
     def evaluate(done: int) -> None:
         nonlocal evaluating
         began = time.perf_counter()
         curve.answers.append(done)
         curve.seconds.append(round(began - started - evaluating, 1))
-        _, ids = answer(model, problem.held_out["prompt"], sample=False)
+        _, ids = answer(up_to_date(), problem.held_out["prompt"], sample=False)
         texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
         curve.rewards.append([round(each, 4) for each in problem.reward(texts, problem.held_out["esplug_row"])])
         evaluating += time.perf_counter() - began
 
     def roll_out(prompts: list[str], _: Any) -> dict[str, Any]:
-        prompt_ids, completion_ids = answer(model, prompts, sample=True)
+        nonlocal generating
+        began = time.perf_counter()
+        prompt_ids, completion_ids = answer(up_to_date(), prompts, sample=True)
+        generating += time.perf_counter() - began
         return {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": None}
 
     with tempfile.TemporaryDirectory() as folder:
@@ -124,6 +139,7 @@ def run(study: Study, name: str, settings: Mapping[str, Any], seed: int, gpu: st
         "rewards": curve.rewards,
         "train": [round(each, 4) for each in rewards],
         "clock": curve.seconds,
+        "generating": round(generating, 1),
         "peak_mb": round(peak / 1e6),
     }
 
@@ -141,7 +157,7 @@ def answers(
     model.eval()
     for first in range(0, len(prompts), _AT_ONCE):
         batch = tokenizer(list(prompts[first : first + _AT_ONCE]), return_tensors="pt", padding=True).to(model.device)
-        with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=model.device.type != "cpu"):
+        with torch.no_grad():
             ids = model.generate(
                 input_ids=batch["input_ids"],
                 attention_mask=batch["attention_mask"],
@@ -170,18 +186,23 @@ def _ended(tokenizer: Any, stop: Sequence[str], prompt: int) -> Callable[..., An
     import torch
 
     def ended(ids: Any, _: Any) -> Any:
-        tails = tokenizer.batch_decode(ids[:, prompt:][:, -_STOP_TOKENS:])
+        if (ids.shape[1] - prompt) % _LOOK_EVERY:
+            return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+        tails = tokenizer.batch_decode(ids[:, prompt:][:, -_STOP_TOKENS - _LOOK_EVERY :])
         return torch.tensor([any(each in tail for each in stop) for tail in tails], device=ids.device)
 
     return ended
 
 
-def countdown(study: Study, seed: int) -> Problem:
-    """Return the rows and rewards of the Countdown task."""
+def of_task(study: Study, seed: int) -> Problem:
+    """Return the rows and rewards of the study's task."""
     from esplug.interop.trl import TRLTask
 
-    task = TRLTask("countdown", study.task_options, eval_limit=study.common["eval_limit"], seed=seed)
-    train, (held_out,) = task.train_dataset(), task.eval_datasets().values()
+    assert study.task
+    with tempfile.TemporaryDirectory() as folder:
+        data = study.datasets(Path(folder))
+        task = TRLTask(study.task, study.task_options, eval_limit=study.common.get("eval_limit"), seed=seed, **data)
+        train, (held_out,) = task.train_dataset(), task.eval_datasets().values()
     return Problem(train, held_out, task.reward, task.config.stop, task.close)
 
 

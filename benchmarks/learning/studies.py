@@ -1,6 +1,7 @@
 """Arms that the learning benchmark compares, and the settings that they share."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,22 @@ class Study:
         arms: what each arm changes.
         mark: held-out reward; the table shows how many answers each arm takes to reach it.
         shown: numbers of answers at which the table shows the held-out reward.
+        task: the esplug task that has the rows and grades answers; none for ``tiny_sums.py``.
         task_options: options of the task.
+        write: writes the task's data sets to a folder and returns their settings, if the task's own do not serve.
     """
 
     common: Mapping[str, Any]
     arms: Mapping[str, Mapping[str, Any]]
     mark: float
     shown: Sequence[int]
+    task: str | None = None
     task_options: Mapping[str, Any] = field(default_factory=dict)
+    write: Callable[[Path], Mapping[str, str]] | None = None
+
+    def datasets(self, folder: Path) -> Mapping[str, str]:
+        """Return the settings of the data sets, which may be written to a folder."""
+        return self.write(folder) if self.write else {}
 
 
 #: ``pool`` names a class of ``benchmarks.shared.reference``, which sets the arithmetic; other keys are run settings.
@@ -45,6 +54,21 @@ def _grpo(*rates: float) -> dict[str, dict[str, Any]]:
     }
 
 
+def arithmetic(folder: Path) -> dict[str, str]:
+    """Write 600 sums and differences to train on and 300 others, of which the task's own are the first."""
+    from esplug_tasks_math import small
+
+    files = {}
+    for split, count in (("train", 600), ("eval", 300)):
+        files[f"{split}_dataset"] = str(file := folder / f"{split}.jsonl")
+        rows = [
+            {"problem": each.text, "answer": small.written(each.answer), "exact_form": "strict"}
+            for each in small.generate("arithmetic", split, count)
+        ]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return files
+
+
 STUDIES = {
     "countdown": Study(
         common={
@@ -58,6 +82,7 @@ STUDIES = {
             "eval_freq": 2,
             "eval_limit": 500,
         },
+        task="countdown",
         task_options={"level": "easy", "shots": 1},
         mark=0.4,
         shown=(0, 3072, 6144, 9216, 12288, 18432, 27648),
@@ -75,7 +100,35 @@ STUDIES = {
             "equal noise in equal shapes, alpha x 3": {"pool": "TiedPool", "alpha": 0.0015},
             "momentum 0.5, alpha x 3": {"alpha": 0.00075, "momentum": 0.5},
             "per prompt, alpha x 10": {"reward_shaping": "z-scores-per-prompt", "alpha": 0.005},
-            **_grpo(1e-6, 3e-6, 1e-5, 3e-5),
+            "alpha x 6, 41,472 answers": {"alpha": 0.003, "n_iterations": 54},
+            "alpha x 12": {"alpha": 0.006},
+            "twice sigma, alpha x 6": {"sigma": 0.002, "alpha": 0.003},
+            "twice sigma, alpha x 12": {"sigma": 0.002, "alpha": 0.006},
+            **_grpo(3e-6, 1e-5, 3e-5, 1e-4),
+        },
+    ),
+    "arithmetic": Study(
+        common={
+            "model_name": str(SMALL),
+            "sigma": 0.001,
+            "population_size": 32,
+            "batch_size": 96,
+            "max_tokens": 40,
+            "max_model_len": 1024,
+            "n_iterations": 20,
+            "eval_freq": 4,
+        },
+        task="math",
+        task_options={"shots": 2},
+        write=arithmetic,
+        mark=0.35,
+        shown=(0, 12288, 24576, 36864, 61440),
+        arms={
+            "alpha x 3": {"alpha": 0.0015},
+            "alpha x 6": {"alpha": 0.003},
+            "alpha x 9": {"alpha": 0.0045},
+            "alpha x 12": {"alpha": 0.006},
+            **_grpo(1e-5, 3e-5),
         },
     ),
     "sums": Study(

@@ -22,7 +22,7 @@ def test_held_out_questions_are_evaluated_between_answers(tiny_model) -> None:
     short = {"model_name": str(tiny_model), "population_size": 2, "batch_size": 8, "n_iterations": 3, "eval_freq": 1}
     study = STUDIES["countdown"]
     study = dataclasses.replace(study, common={**study.common, **short, "eval_limit": 3, "max_tokens": 4})
-    result = grpo.run(study, "countdown", {"learning_rate": 1e-4, "group": 4, "prompts": 2}, 1, "none")
+    result = grpo.run(study, {"learning_rate": 1e-4, "group": 4, "prompts": 2}, 1, "none")
     assert result["answers"] == [0, 16, 32, 48]
     assert [len(each) for each in result["rewards"]] == [3] * 4
     assert len(result["train"]) == 6
