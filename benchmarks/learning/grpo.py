@@ -1,6 +1,7 @@
 """GRPO arms of the learning benchmark: TRL's ``GRPOTrainer`` on the prompts, rewards and held-out questions of a study.
 
-All weights are trained in float32, with bfloat16 autocasting on a GPU, where a bfloat16 copy of the model answers.
+All weights, or adapters, are trained in float32, with bfloat16 autocasting on a GPU. A copy of the model, there in
+bfloat16, answers.
 Answers are sampled at temperature 1, without a reference model (``beta=0``, TRL's default), and each is used for one
 step. They end with the study's stop text, as in ``esplug train``. Held-out questions are answered greedily.
 ``transformers`` generates the answers.
@@ -49,7 +50,8 @@ def run(study: Study, settings: Mapping[str, Any], seed: int, gpu: str) -> dict[
 
     Args:
         study: its common settings give the model, lengths and the number of answers.
-        settings: ``learning_rate``, ``group`` (answers to a prompt) and ``prompts`` (of a step).
+        settings: ``learning_rate``, ``group`` (answers to a prompt), ``prompts`` (of a step) and, for adapters of all
+            linear layers (LoRA), their ``rank``.
         seed: of the order of prompts and of sampling.
         gpu: index of a GPU, or ``none``.
     """
@@ -68,25 +70,20 @@ def run(study: Study, settings: Mapping[str, Any], seed: int, gpu: str) -> dict[
     tokenizer = AutoTokenizer.from_pretrained(common["model_name"], padding_side="left")
     tokenizer.eos_token = tokenizer.eos_token or "</s>"  # the tiny model's has none
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    model = AutoModelForCausalLM.from_pretrained(common["model_name"], dtype=torch.float32).to(device)
-    answering = model
-    if device != "cpu":
-        answering = AutoModelForCausalLM.from_pretrained(common["model_name"], dtype=torch.bfloat16).to(device).eval()
+    model, answering = (
+        AutoModelForCausalLM.from_pretrained(common["model_name"], dtype=dtype).to(device)
+        for dtype in (torch.float32, torch.float32 if device == "cpu" else torch.bfloat16)
+    )
     answer = partial(answers, tokenizer, length=common["max_tokens"], stop=problem.stop)
     curve, started, evaluating, generating = Curve(), 0.0, 0.0, 0.0
-
-    def up_to_date() -> Any:
-        if answering is not model:
-            with torch.no_grad():
-                torch._foreach_copy_(list(answering.parameters()), list(model.parameters()))
-        return answering
 
     def evaluate(done: int) -> None:
         nonlocal evaluating
         began = time.perf_counter()
         curve.answers.append(done)
         curve.seconds.append(round(began - started - evaluating, 1))
-        _, ids = answer(up_to_date(), problem.held_out["prompt"], sample=False)
+        copy_weights(trainer.model, answering)
+        _, ids = answer(answering, problem.held_out["prompt"], sample=False)
         texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
         curve.rewards.append([round(each, 4) for each in problem.reward(texts, problem.held_out["esplug_row"])])
         evaluating += time.perf_counter() - began
@@ -94,7 +91,8 @@ def run(study: Study, settings: Mapping[str, Any], seed: int, gpu: str) -> dict[
     def roll_out(prompts: list[str], _: Any) -> dict[str, Any]:
         nonlocal generating
         began = time.perf_counter()
-        prompt_ids, completion_ids = answer(up_to_date(), prompts, sample=True)
+        copy_weights(trainer.model, answering)
+        prompt_ids, completion_ids = answer(answering, prompts, sample=True)
         generating += time.perf_counter() - began
         return {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": None}
 
@@ -122,6 +120,7 @@ def run(study: Study, settings: Mapping[str, Any], seed: int, gpu: str) -> dict[
             ),
             train_dataset=problem.train,
             processing_class=tokenizer,
+            peft_config=adapters(settings["rank"]) if "rank" in settings else None,
             rollout_func=roll_out,
             callbacks=[_evaluate_between(evaluate, step, between)],
         )
@@ -153,7 +152,6 @@ def answers(
     ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}
     prompt_ids = tokenizer(list(prompts))["input_ids"]
     found: list[list[int]] = []
-    trains = model.training
     model.eval()
     for first in range(0, len(prompts), _AT_ONCE):
         batch = tokenizer(list(prompts[first : first + _AT_ONCE]), return_tensors="pt", padding=True).to(model.device)
@@ -168,8 +166,30 @@ def answers(
                 stopping_criteria=[_ended(tokenizer, stop, batch["input_ids"].shape[1])],
             )
         found += [cut(row, ends, stop, tokenizer.decode) for row in ids[:, batch["input_ids"].shape[1] :].tolist()]
-    model.train(trains)
     return prompt_ids, found
+
+
+def copy_weights(trained: Any, answering: Any) -> None:
+    """Copy weights to the same model without adapters: theirs are added to the weights that they belong to."""
+    import torch
+
+    prefix = "base_model.model." if hasattr(trained, "peft_config") else ""
+    modules = dict(trained.named_modules())
+    with torch.no_grad():
+        for name, target in answering.named_parameters():
+            place, _, kind = name.rpartition(".")
+            module = modules[prefix + place]
+            weights = getattr(getattr(module, "base_layer", module), kind)
+            if kind == "weight" and hasattr(module, "get_delta_weight"):
+                weights = weights + module.get_delta_weight("default")
+            target.copy_(weights)
+
+
+def adapters(rank: int) -> Any:
+    """Return the configuration of LoRA adapters of all linear layers."""
+    from peft import LoraConfig
+
+    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
 def cut(ids: Sequence[int], ends: set[int], stop: Sequence[str], decode: Callable[..., str]) -> list[int]:

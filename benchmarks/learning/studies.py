@@ -43,13 +43,14 @@ REFERENCE = {"pool": "ReferenceMathsPool", "master_dtype": "model"}
 MIRRORED = {"antithetic": True}
 
 
-def _grpo(*rates: float) -> dict[str, dict[str, Any]]:
+def _grpo(*rates: float, groups: Sequence[int] = (8, 16), **adapters: int) -> dict[str, dict[str, Any]]:
     """Return arms that TRL trains (``grpo.py``), with 128 answers a step, at these learning rates."""
+    kind = f"LoRA of rank {adapters['rank']}, " if adapters else ""
     return {
-        f"GRPO, {group} answers a prompt, rate {rate:.0e}": {
-            "grpo": {"learning_rate": rate, "group": group, "prompts": 128 // group}
+        f"GRPO, {kind}{group} answers a prompt, rate {rate:.0e}": {
+            "grpo": {"learning_rate": rate, "group": group, "prompts": 128 // group, **adapters}
         }
-        for group in (8, 16)
+        for group in groups
         for rate in rates
     }
 
@@ -105,6 +106,7 @@ STUDIES = {
             "twice sigma, alpha x 6": {"sigma": 0.002, "alpha": 0.003},
             "twice sigma, alpha x 12": {"sigma": 0.002, "alpha": 0.006},
             **_grpo(3e-6, 1e-5, 3e-5, 1e-4),
+            **_grpo(1e-4, 3e-4, 1e-3, groups=[8], rank=16),
         },
     ),
     "arithmetic": Study(
