@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.learning.tiny_models import VARIANTS, Model, Rows, load, splits
+from benchmarks.learning.tiny_models import KINDS, VARIANTS, Model, Rows, load, splits
 from benchmarks.learning.tiny_rules import RULES, Iteration, signal_share
 from esplug.es.schedules import Schedule, scheduled
 from esplug.es.update import normalized
@@ -29,6 +29,7 @@ class Arm:
         noise: ``independent``, ``equal`` in tensors of equal shape, or ``signs``: equal up to a sign for every tensor.
         shaping: a key of :data:`SHAPINGS`.
         normalize: whether to scale the utilities to a root mean square of 1.
+        scales: for each of ``tiny_models.KINDS`` of tensors, what multiplies sigma. All see the same draws.
         rule: a key of ``tiny_rules.RULES``, which sets the step of each iteration; None follows the schedule.
     """
 
@@ -42,6 +43,7 @@ class Arm:
     shaping: str = "z-scores"
     mirrored: bool = False
     normalize: bool = False
+    scales: tuple[float, ...] = (1,) * len(KINDS)
     rule: str | None = None
 
 
@@ -108,6 +110,8 @@ def run(variant: str, arm: Arm, seed: int) -> dict[str, Any]:
         prompts = draw_prompts(train, arm.prompts, member_seed(seed, iteration, 0))
         count = members // 2 if arm.mirrored else members
         noise = draw_noise(model, count, member_seed(seed, iteration, 1), arm.noise, seed)
+        if set(arm.scales) != {1}:
+            noise *= model.scales(arm.scales)
         if arm.mirrored:
             noise = torch.stack([noise, -noise], 1).flatten(0, 1)
         rewards = model.rewards(master + arm.sigma * noise, prompts).numpy()

@@ -24,6 +24,7 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention, sil
 
 HEADS = 4
 SYMBOLS = "0123456789+-#>=."
+KINDS = ("norms", "embeddings", "attention", "mlp")
 FOLDER = Path(__file__).parents[2] / "models"
 
 
@@ -62,6 +63,12 @@ class Rows:
         return Rows(self.ids[index], self.answer[index], self.graded)
 
 
+def kind_of(name: str) -> str:
+    """Return which of :data:`KINDS` a tensor is of."""
+    part = name.split(".")[-1]
+    return "norms" if "norm" in part else "embeddings" if part == "embed" else "attention" if part in "qkvo" else "mlp"
+
+
 class Model:
     """Transformer of the Llama architecture with tied embeddings, as functions of flat weights."""
 
@@ -79,6 +86,11 @@ class Model:
         """View weights[N, size] as one tensor[N, *shape] per name."""
         parts = weights.split([math.prod(shape) for shape in self.shapes.values()], dim=1)
         return {name: part.view(-1, *shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
+
+    def scales(self, scale: Sequence[float]) -> Tensor:
+        """Return float32[size], for each weight the entry of its kind in ``scale``, one per :data:`KINDS`."""
+        of = dict(zip(KINDS, scale, strict=True))
+        return torch.cat([torch.full((math.prod(s),), float(of[kind_of(name)])) for name, s in self.shapes.items()])
 
     def logits(self, weights: Tensor, ids: Tensor) -> Tensor:
         """Return float32[N, B, T, V] of N models on tokens[B, T]."""

@@ -21,11 +21,12 @@ import numpy as np
 import torch
 
 from benchmarks.learning.tiny_es import Arm, run
+from benchmarks.learning.tiny_models import KINDS
 
 SIGMAS = {"small": 0.004, "deep": 0.004, "reverse": 0.008}
 RESULTS = Path(__file__).parent / "results" / "tiny.jsonl"
 #: Two-sided 95% quantiles of Student's t by number of seeds.
-T95 = {4: 3.182, 8: 2.365, 24: 2.069}
+T95 = {4: 3.182, 8: 2.365, 12: 2.201, 24: 2.069}
 MEASURES = ("end", "mean")
 
 STEPS = (1, 2, 3, 4, 8)
@@ -36,6 +37,14 @@ def swept(name: str, steps: Sequence[float], **settings: Any) -> dict[str, Setti
     """Return one arm per step."""
     comma = "" if name.endswith(" from") else ","
     return {f"{name}{comma} step {step:g}": {"step": step} | settings for step in steps}
+
+
+def without(kind: str) -> tuple[float, ...]:
+    return tuple(float(each != kind) for each in KINDS)
+
+
+def only(kind: str) -> tuple[float, ...]:
+    return tuple(float(each == kind) for each in KINDS)
 
 
 PLAIN = swept("plain", STEPS)
@@ -67,6 +76,25 @@ STUDIES: dict[str, dict[str, Settings]] = {
         **PLAIN,
         **swept("8 members, 64 prompts", (1, 2, 4), members=8, prompts=64),
         **swept("64 members, 8 prompts", (4, 6, 8, 16), members=64, prompts=8),
+    },
+    "kinds": {
+        **swept("plain", (3,)),
+        **swept("no noise in norms", (3,), scales=without("norms")),
+        **swept("no noise in embeddings", (3,), scales=without("embeddings")),
+        **swept("no noise in attention", (3,), scales=without("attention")),
+        **swept("no noise in mlp", (3,), scales=without("mlp")),
+        **swept("noise only in attention", (3,), scales=only("attention")),
+        **swept("noise only in mlp", (3,), scales=only("mlp")),
+        **swept("noise only in embeddings", (3,), scales=only("embeddings")),
+        # Noise of the same norm as that of the plain arm
+        **swept("1.3 sigma, no noise in attention", (3,), scales=without("attention"), times=1.3),
+        **swept("1.6 sigma, no noise in mlp", (3,), scales=without("mlp"), times=1.6),
+        **swept("1.6 sigma, only in attention", (3,), scales=only("attention"), times=1.6),
+        **swept("1.3 sigma, only in mlp", (3,), scales=only("mlp"), times=1.3),
+        # More noise in embeddings, whose weights are about twice as large as those of the matrices
+        **swept("4 sigma, only in embeddings", (3,), scales=only("embeddings"), times=4),
+        **swept("2 sigma in embeddings", (3,), scales=(1, 2, 1, 1)),
+        **swept("4 sigma in embeddings", (3,), scales=(1, 4, 1, 1)),
     },
 }
 SEEDS = range(1, 9)
