@@ -30,6 +30,8 @@ class Arm:
         shaping: a key of :data:`SHAPINGS`.
         normalize: whether to scale the utilities to a root mean square of 1.
         scales: for each of ``tiny_models.KINDS`` of tensors, what multiplies sigma. All see the same draws.
+        reuse: weight of the last iteration's members in the update, next to 1 for those of this one. As utilities sum
+            to 0, it does not matter that the weights have moved since.
         rule: a key of ``tiny_rules.RULES``, which sets the step of each iteration; None follows the schedule.
     """
 
@@ -44,6 +46,7 @@ class Arm:
     mirrored: bool = False
     normalize: bool = False
     scales: tuple[float, ...] = (1,) * len(KINDS)
+    reuse: float = 0.0
     rule: str | None = None
 
 
@@ -104,6 +107,7 @@ def run(variant: str, arm: Arm, seed: int) -> dict[str, Any]:
     rule = RULES[arm.rule](arm) if arm.rule else None
     members = arm.members - rule.extra if rule else arm.members
     masters = [master]
+    last: Tensor | None = None
     curve, steps = [round(float(model.rewards(master, held_out).mean()), 4)], []
     for iteration in range(arm.iterations):
         step = scheduled(arm.schedule, arm.step, arm.step / 10, iteration / arm.iterations)
@@ -119,6 +123,11 @@ def run(variant: str, arm: Arm, seed: int) -> dict[str, Any]:
         if arm.normalize:
             utilities = normalized(utilities)
         direction = torch.from_numpy(utilities / members).float()[None] @ noise * arm.sigma
+        if arm.reuse:
+            fresh = direction
+            if last is not None:
+                direction = (fresh + arm.reuse * last) / (1 + arm.reuse)
+            last = fresh
         if rule:
             step = rule(Iteration(model, master, direction, rewards, prompts))
         master = master + step * direction

@@ -6,6 +6,8 @@ r"""Slope and curvature that noise of each kind meets, and what one update gains
 Hessian ``H``. A step along ``eps`` changes it by ``sigma * eps.g + sigma**2 / 2 * eps.H.eps``. Independent noise has
 ``Var(eps.g) = |g|**2``. Noise that is equal in tensors of equal shape has ``|Pg|**2``, where ``P`` sums the gradients
 of those tensors. Cells hold the three kinds of noise in the order of :data:`KINDS`.
+
+A second table says what a population is worth after its own update, by importance weights.
 """
 
 import math
@@ -58,6 +60,44 @@ def measure(variant: str, master: Tensor, kind: str) -> dict[str, list[float]]:
     return found
 
 
+def overlap(variant: str, master: Tensor, step: float = 3.0) -> dict[str, list[float]]:
+    """Measure the importance weights of members for the Gaussian around the weights that their update leads to.
+
+    With an update of ``sigma * delta``, a member has the log weight ``eps.delta - |delta|**2 / 2``.
+
+    Returns:
+        For each population ``|delta|``, the effective number of members ``sum(w)**2 / sum(w**2)``, and how far apart
+        the two largest log weights are.
+    """
+    model, _, train, _ = setting(variant)
+    found: dict[str, list[float]] = {"distance": [], "effective": [], "gap": []}
+    for k in range(POPULATIONS):
+        noise = draw_noise(model, MEMBERS, member_seed(7, k, 1))
+        prompts = draw_prompts(train, 32, member_seed(7, k, 0))
+        utilities = SHAPINGS["z-scores"](model.rewards(master + SIGMAS[variant] * noise, prompts).numpy())
+        delta = step * torch.from_numpy(utilities / MEMBERS) @ noise.double()
+        logs = noise.double() @ delta - delta.square().sum() / 2
+        weights = logs.softmax(0)
+        first, second = logs.topk(2).values.tolist()
+        found["distance"].append(float(delta.norm()))
+        found["effective"].append(float(1 / weights.square().sum()))
+        found["gap"].append(first - second)
+    return found
+
+
+def print_overlaps() -> None:
+    print("| model, iterations | distance in sigmas | effective members, mean and most | gap of log weights, median |")
+    print("|---" * 4 + "|")
+    for variant in VARIANTS:
+        for trained in (0, 6):
+            arm = Arm(sigma=SIGMAS[variant], iterations=trained)
+            master = run(variant, arm, 0)["master"] if trained else setting(variant)[1]
+            at = overlap(variant, master)
+            effective = cell([np.mean(at["effective"]), max(at["effective"])], 2)
+            cells = [f"{np.mean(at['distance']):.0f}", effective, f"{np.median(at['gap']):.0f}"]
+            print(f"| {variant}, {trained} | {' | '.join(cells)} |", flush=True)
+
+
 def cell(values: Sequence[float], digits: int) -> str:
     return " / ".join(f"{value:.{digits}f}" for value in values)
 
@@ -88,6 +128,7 @@ def main() -> None:
                 *(cell([np.mean(each[f"step {step}"]) for each in found], 3) for step in (2, 8)),
             ]
             print(f"| {variant}, {trained} | {' | '.join(cells)} |", flush=True)
+    print_overlaps()
 
 
 if __name__ == "__main__":

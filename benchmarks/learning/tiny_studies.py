@@ -96,6 +96,10 @@ STUDIES: dict[str, dict[str, Settings]] = {
         **swept("2 sigma in embeddings", (3,), scales=(1, 2, 1, 1)),
         **swept("4 sigma in embeddings", (3,), scales=(1, 4, 1, 1)),
     },
+    "reuse": {
+        **swept("plain", (3,)),
+        **swept("last population at 0.5", (3, 4), reuse=0.5),
+    },
 }
 SEEDS = range(1, 9)
 #: Arms with 4 seeds: rules that were given up, and those of study ``sigma``.
