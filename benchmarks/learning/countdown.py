@@ -33,6 +33,8 @@ def main() -> None:
         "config": ROOT / "examples" / "countdown_cpu.toml",
         "model-name": own.model,
         "dtype": "auto",
+        "sigma": 0.001,
+        "alpha": 0.0015,
         "n-iterations": own.iterations,
         "population-size": own.population,
         "batch-size": own.batch,
@@ -42,7 +44,7 @@ def main() -> None:
         "experiment-name": own.name,
     }
     flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
-    subprocess.run([sys.executable, "-m", "esplug", "train", *flags, *passed_on], check=True)
+    subprocess.run([sys.executable, "-m", "esplug", "train", "--antithetic", *flags, *passed_on], check=True)
     report(own.output / own.name)
 
 

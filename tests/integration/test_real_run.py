@@ -12,6 +12,7 @@ pytestmark = pytest.mark.vllm
 
 def test_the_small_model_trains_on_countdown(small_model, tmp_path) -> None:
     flags = "--n-iterations 1 --population-size 4 --batch-size 8 --eval-limit 32 --experiment-name run"
+    flags += " --antithetic --sigma 0.001 --alpha 0.0015"  # so few members need a smaller step
     command = [sys.executable, "-m", "esplug", "train", "--config", "examples/countdown_cpu.toml", *flags.split()]
     command += ["--model-name", str(small_model), "--output-directory", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"COLUMNS": "120"})
