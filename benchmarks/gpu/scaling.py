@@ -39,8 +39,9 @@ def measure(name: str, options: Namespace) -> Iterator[Row]:
 
         def row(sizes: tuple[int, int], arm: str, gpus: int, settings: Mapping[str, Any], *, kill: bool = False) -> Row:
             found = {"model": name} | _row(model, options, *sizes, arm, settings, kill=kill)
-            rate = alone.setdefault(sizes, found["answers/s"] / gpus)  # efficiency is that of the first row
-            return found | {"efficiency": found["answers/s"] / rate / gpus}
+            if gpus == 1:
+                alone[sizes] = found["answers/s"]
+            return found | {"efficiency": found["answers/s"] / alone[sizes] / gpus if sizes in alone else ""}
 
         counts = [count for count in options.counts or _COUNTS if count <= _GPUS]
         for sizes in itertools.product(options.prompts, options.tokens):

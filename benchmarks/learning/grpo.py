@@ -1,10 +1,9 @@
 """GRPO arms of the learning benchmark: TRL's ``GRPOTrainer`` on the prompts, rewards and held-out questions of a study.
 
 All weights, or adapters, are trained in float32, with bfloat16 autocasting on a GPU. A copy of the model, there in
-bfloat16, answers.
-Answers are sampled at temperature 1, without a reference model (``beta=0``, TRL's default), and each is used for one
-step. They end with the study's stop text, as in ``esplug train``. Held-out questions are answered greedily.
-``transformers`` generates the answers.
+bfloat16, answers through ``transformers``. Answers are sampled at temperature 1, without a reference model (``beta=0``,
+TRL's default), and each is used for one step. They end with the study's stop text, as in ``esplug train``. Held-out
+questions are answered greedily.
 """
 
 import os
