@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.learning.report import append, compare, report, results_of
-from benchmarks.learning.studies import STUDIES, SUMS, Study
+from benchmarks.learning.studies import STUDIES, SUMS, Study, check_arms
 
 SEEDS = (1, 2, 3)
 
@@ -52,6 +52,8 @@ def main() -> None:
     if arguments.compare:
         return compare(*arguments.compare)
     for name in arguments.study or STUDIES:
+        check_arms(parser, name, arguments.arm or ())
+    for name in arguments.study or STUDIES:
         if not arguments.print:
             places = places_for(arguments.gpus, arguments.per_gpu)
             make_missing(name, arguments.arm, places, time.monotonic() + 3600 * arguments.hours)
@@ -70,8 +72,6 @@ def make_missing(name: str, only: Sequence[str] | None, free: list[tuple[str, st
     """Make a study's missing runs, one at a time in each free place."""
     from benchmarks.learning import tiny_sums
 
-    if unknown := set(only or ()) - set(STUDIES[name].arms):
-        sys.exit(f"{name} has no arm {min(unknown)!r}: {', '.join(STUDIES[name].arms)}")
     if name == "sums" and not SUMS.exists():
         print(f"training {SUMS}", flush=True)
         tiny_sums.make(SUMS)

@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 
 from benchmarks.learning.__main__ import run
-from benchmarks.learning.studies import STUDIES
+from benchmarks.learning.studies import STUDIES, check_arms
 
 RESULTS = Path(__file__).parent / "results" / "alone.json"
 ARMS = ("alpha x 6", "GRPO, 8 answers a prompt, rate 1e-05", "GRPO, 16 answers a prompt, rate 1e-05")
@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=6, help="of the study, which evaluates in them  [default: 6]")
     parser.add_argument("--gpu", default="none", help="index of a GPU, or none  [default: none]")
     own = parser.parse_args()
+    check_arms(parser, own.study, own.arm or ARMS)
     needed = 2 * STUDIES[own.study].common["eval_freq"]
     if own.iterations < needed:
         parser.error(f"--iterations {own.iterations}: the first evaluation ends the warm-up; give at least {needed}")

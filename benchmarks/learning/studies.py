@@ -1,5 +1,6 @@
 """Arms that the learning benchmark compares, and the settings that they share."""
 
+import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -185,3 +186,9 @@ STUDIES = {
         },
     ),
 }
+
+
+def check_arms(parser: argparse.ArgumentParser, name: str, arms: Sequence[str]) -> None:
+    """Exit with an error if a study lacks one of these arms."""
+    if unknown := [arm for arm in arms if arm not in STUDIES[name].arms]:
+        parser.error(f"study {name} has no arm {unknown[0]!r}; choose from\n  " + "\n  ".join(STUDIES[name].arms))
