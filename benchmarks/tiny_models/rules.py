@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from benchmarks.learning.tiny_models import Model, Rows
+from benchmarks.tiny_models.models import Model, Rows
 
 if TYPE_CHECKING:
-    from benchmarks.learning.tiny_es import Arm
+    from benchmarks.tiny_models.es import Arm
 
 LOWEST, HIGHEST = 0.25, 16.0
 

@@ -1,9 +1,9 @@
 """Tiny models and their tasks: all members of a population in one batch, so that a run takes seconds on one core.
 
 Three variants stand for different tasks. Each model can do two things and does the wrong one more often, as the
-model of ``tiny_sums.py``. Evolution Strategies have to teach the other one:
+model of ``learning/tiny_sums.py``. Evolution Strategies have to teach the other one:
 
-- ``small``: ``17#5=`` means a difference, as in ``tiny_sums.py``; 2 layers of 64 (0.08 million weights).
+- ``small``: ``17#5=`` means a difference, as in ``learning/tiny_sums.py``; 2 layers of 64 (0.08 million weights).
 - ``deep``: the same with 4 layers of 48 (0.09 million weights).
 - ``reverse``: ``3817>`` means the digits in reverse order, not a copy; 2 layers of 64. The reward is the share of
   leading characters that are right.

@@ -1,4 +1,4 @@
-"""Evolution Strategies on the models of ``tiny_models.py``: runs of seconds, one for each arm and seed."""
+"""Evolution Strategies on the models of ``models.py``: runs of seconds, one for each arm and seed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.learning.tiny_models import KINDS, VARIANTS, Model, Rows, load, splits
-from benchmarks.learning.tiny_rules import RULES, Iteration, signal_share
+from benchmarks.tiny_models.models import KINDS, VARIANTS, Model, Rows, load, splits
+from benchmarks.tiny_models.rules import RULES, Iteration, signal_share
 from esplug.es.schedules import Schedule, scheduled
 from esplug.es.update import normalized
 from esplug.noise.full_rank import member_seed
@@ -29,10 +29,10 @@ class Arm:
         noise: ``independent``, ``equal`` in tensors of equal shape, or ``signs``: equal up to a sign for every tensor.
         shaping: a key of :data:`SHAPINGS`.
         normalize: whether to scale the utilities to a root mean square of 1.
-        scales: for each of ``tiny_models.KINDS`` of tensors, what multiplies sigma. All see the same draws.
+        scales: for each of ``models.KINDS`` of tensors, what multiplies sigma. All see the same draws.
         reuse: weight of the last iteration's members in the update, next to 1 for those of this one. As utilities sum
             to 0, it does not matter that the weights have moved since.
-        rule: a key of ``tiny_rules.RULES``, which sets the step of each iteration; None follows the schedule.
+        rule: a key of ``rules.RULES``, which sets the step of each iteration; None follows the schedule.
     """
 
     sigma: float = 0.002

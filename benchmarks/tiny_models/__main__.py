@@ -1,9 +1,9 @@
 r"""Studies on the tiny models: many arms and seeds, seconds a run.
 
-    python -m benchmarks.learning.tiny_studies noise            # make the missing runs of a study, then print its table
-    python -m benchmarks.learning.tiny_studies noise --print    # print the table of the finished runs
+    python -m benchmarks.tiny_models noise            # make the missing runs of a study, then print its table
+    python -m benchmarks.tiny_models noise --print    # print the table of the finished runs
 
-Each run becomes a line of ``results/tiny.jsonl``. All runs with a seed see the same prompts in the same order, and the
+Each run becomes a line of ``results/runs.jsonl``. All runs with a seed see the same prompts in the same order, and the
 same noise if they have as many members. An arm's gain is the held-out reward at the end of its run minus that at the
 start (``end``), or the mean over its evaluations instead of the last one (``mean``). Intervals are 95%, over seeds
 (Student's t).
@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.learning.tiny_es import Arm, run
-from benchmarks.learning.tiny_models import KINDS
+from benchmarks.tiny_models.es import Arm, run
+from benchmarks.tiny_models.models import KINDS
 
 SIGMAS = {"small": 0.004, "deep": 0.004, "reverse": 0.008}
-RESULTS = Path(__file__).parent / "results" / "tiny.jsonl"
+RESULTS = Path(__file__).parent / "results" / "runs.jsonl"
 #: Two-sided 95% quantiles of Student's t by number of seeds.
 T95 = {4: 3.182, 8: 2.365, 12: 2.201, 24: 2.069}
 MEASURES = ("end", "mean")

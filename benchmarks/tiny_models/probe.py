@@ -1,6 +1,6 @@
 r"""Slope and curvature that noise of each kind meets, and what one update gains: is equal noise quicker?
 
-    python -m benchmarks.learning.tiny_probe
+    python -m benchmarks.tiny_models.probe
 
 ``L`` is the mean log probability of the right answers, a smooth counterpart of the reward, with gradient ``g`` and
 Hessian ``H``. A step along ``eps`` changes it by ``sigma * eps.g + sigma**2 / 2 * eps.H.eps``. Independent noise has
@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.learning.tiny_es import SHAPINGS, Arm, draw_noise, draw_prompts, run, setting
-from benchmarks.learning.tiny_models import VARIANTS, Model, Rows
-from benchmarks.learning.tiny_studies import SIGMAS
+from benchmarks.tiny_models.__main__ import SIGMAS
+from benchmarks.tiny_models.es import SHAPINGS, Arm, draw_noise, draw_prompts, run, setting
+from benchmarks.tiny_models.models import VARIANTS, Model, Rows
 from esplug.noise.full_rank import member_seed
 
 STEPS = (0.5, 1.0, 2.0, 4.0, 8.0)
