@@ -131,7 +131,7 @@ def engines(names: list[str], options: Namespace) -> Iterator[Row]:
     from benchmarks.gpu import runs as gpu_runs
 
     for name in names:
-        with gpu_runs.random_checkpoint(name, options.kept) as model, gpu_runs.vllm_arguments(LLM=gpu_runs.FEW_GRAPHS):
+        with gpu_runs.model_folder(name, options.kept) as model, gpu_runs.vllm_arguments(LLM=gpu_runs.FEW_GRAPHS):
             yield gpu_engines.apart(gpu_engines.switches, name, model, 30 if GPU else 1)
 
 
@@ -157,7 +157,7 @@ def _by_model(names: list[str], options: Namespace, what: str) -> Iterator[Row]:
     from benchmarks.gpu import runs as gpu_runs
 
     for name in names:
-        with gpu_runs.random_checkpoint(name, options.kept) as model:
+        with gpu_runs.model_folder(name, options.kept) as model:
             yield from gpu_engines.apart(getattr(gpu_rollout, what), name, model, options)
 
 

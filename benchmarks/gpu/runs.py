@@ -58,11 +58,8 @@ def vllm_arguments(**settings: dict[str, Any]) -> Iterator[None]:
 
 
 @contextmanager
-def random_checkpoint(name: str, kept: Path | None) -> Iterator[Path]:
-    """Yield the folder of a model with random weights, and write it unless an earlier run ``kept`` it.
-
-    The name of the small model yields that one.
-    """
+def model_folder(name: str, kept: Path | None) -> Iterator[Path]:
+    """Yield the folder of the small model, or of one with random weights, which is written unless ``kept`` has it."""
     if name == SMALL_MODEL.name:
         yield SMALL_MODEL
         return
@@ -80,7 +77,7 @@ def _run_options(model: Path, options: Namespace, prompts: int, tokens: int) -> 
 
 def iterations(name: str, options: Namespace) -> Iterator[Row]:
     """Time whole iterations with every arm, and vLLM alone on the same prompts."""
-    with random_checkpoint(name, options.kept) as model:
+    with model_folder(name, options.kept) as model:
         for prompts in options.prompts:
             for tokens in options.tokens:
                 how = _run_options(model, options, prompts, tokens)
@@ -145,7 +142,7 @@ def vllm_alone(model: Path, prompts: int, tokens: int) -> float:
 def batches(name: str, options: Namespace) -> Iterator[Row]:
     """Time iterations with more and more members of rank 1 in a batch, against full rank one by one."""
     prompts, tokens, alone = min(options.prompts), min(options.tokens), 0.0
-    with random_checkpoint(name, options.kept) as model:
+    with model_folder(name, options.kept) as model:
         for members in (0, *options.batches):
             low = {"perturbation": "low-rank", "members_per_batch": members}
             arm = Arm("rank 1", Ours, UNENDED | _ONE | low) if members else ARMS["esplug"]

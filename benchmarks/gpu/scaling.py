@@ -17,7 +17,7 @@ import psutil
 import torch
 
 from benchmarks.gpu.device import GPU, Row
-from benchmarks.gpu.runs import FEW_GRAPHS, FULL_LENGTH, random_checkpoint, vllm_arguments
+from benchmarks.gpu.runs import FEW_GRAPHS, FULL_LENGTH, model_folder, vllm_arguments
 from benchmarks.iteration.run import UNENDED, Ours, last_letters
 from esplug.checkpoints.replayed_model import write_model
 from esplug.checkpoints.seed_log import read
@@ -27,14 +27,13 @@ from esplug.data.batches import load_batch_source
 from esplug.plugins.task import Task
 
 _GPUS = max(1, torch.cuda.device_count())
-_COUNTS = [count for count in (1, 2, 4, 8) if count <= _GPUS]
 #: What the table shows: one engine on each of more and more GPUs, one engine on many, an engine that is killed.
 ARMS = ("engines", "shared", "killed")
 
 
 def measure(name: str, options: Namespace) -> Iterator[Row]:
     """Time iterations on more and more GPUs, one engine each; then one engine on many; then lose an engine."""
-    with random_checkpoint(name, options.kept) as model:
+    with model_folder(name, options.kept) as model:
         alone: dict[tuple[int, int], float] = {}
 
         def row(sizes: tuple[int, int], arm: str, gpus: int, settings: Mapping[str, Any], *, kill: bool = False) -> Row:
@@ -43,7 +42,7 @@ def measure(name: str, options: Namespace) -> Iterator[Row]:
                 alone[sizes] = found["answers/s"]
             return found | {"efficiency": found["answers/s"] / alone[sizes] / gpus if sizes in alone else ""}
 
-        counts = [count for count in options.counts or _COUNTS if count <= _GPUS]
+        counts = [count for count in options.counts or (1, 2, 4, 8) if count <= _GPUS]
         for sizes in itertools.product(options.prompts, options.tokens):
             for count in counts if "engines" in options.scaling else ():
                 yield row(sizes, f"{count} engines", count, {"n_vllm_engines": count})

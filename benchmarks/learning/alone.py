@@ -3,15 +3,15 @@ r"""Seconds and memory of arms of the learning benchmark, each alone on a GPU or
     python -m benchmarks.learning.alone --gpu 0
     python -m benchmarks.learning.alone --study arithmetic --arm "alpha x 6" --iterations 8
 
-Each arm trains for a few iterations in a process of its own. It prints the seconds of training, without evaluations and
-without what comes before the first of them, which warms up. Memory is the most in use: on a GPU all of it, as the
-driver counts, less what was in use before; on a CPU that of the arm's processes. ``results/alone.json`` has the rows.
+Each arm trains for a few iterations in a process of its own. The table shows the seconds of training, without
+evaluations and without what comes before the first of them, which warms up. Memory is the most in use: on a GPU all of
+it, as the driver counts, less what was in use before; on a CPU that of the arm's processes. ``results/alone.json`` has
+the rows.
 """
 
 import argparse
 import json
 import multiprocessing
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,6 +25,7 @@ from benchmarks.learning.studies import STUDIES, check_arms
 
 RESULTS = Path(__file__).parent / "results" / "alone.json"
 ARMS = ("alpha x 6", "GRPO, 8 answers a prompt, rate 1e-05", "GRPO, 16 answers a prompt, rate 1e-05")
+SHOWN = ("study", "arm", "answers", "seconds for 1,000 answers", "in use, GB", "training, s")
 
 
 def main() -> None:
@@ -49,7 +50,9 @@ def main() -> None:
         rows = [each for each in rows if (each["study"], each["arm"]) != (own.study, arm)]
         rows.append(row | {"environment": found["environment"]})
         RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
-        print({name: value for name, value in row.items() if name != "clock"}, flush=True)
+    print(f"| {' | '.join(SHOWN)} |\n{'|---' * len(SHOWN)}|")
+    for row in rows:
+        print(f"| {' | '.join(row[name] if isinstance(row[name], str) else f'{row[name]:.4g}' for name in SHOWN)} |")
 
 
 def measured(study: str, arm: str, gpu: str, iterations: int) -> tuple[dict[str, Any], int]:
@@ -57,27 +60,17 @@ def measured(study: str, arm: str, gpu: str, iterations: int) -> tuple[dict[str,
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     process = context.Process(target=_run, args=(results, study, arm, gpu, iterations))
-    in_use = _gpu_memory(int(gpu)) if gpu != "none" else lambda: _memory_of(process.pid or 0)
-    peak, ended, before = 0, threading.Event(), in_use() if gpu != "none" else 0
-
-    def watch() -> None:
-        nonlocal peak
-        while not ended.wait(0.05):
-            peak = max(peak, in_use() - before)
-
+    in_use = _gpu_memory(int(gpu)) if gpu != "none" else lambda: _memory_of(process.pid)
+    before, peak = in_use(), 0
     process.start()
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        while process.is_alive() and results.empty():
-            time.sleep(0.1)
-        if results.empty() and process.exitcode:
-            raise SystemExit(f"{arm}: the run failed")
-        return results.get(), peak
-    finally:
-        ended.set()
-        watcher.join()
-        process.join()
+    while process.is_alive() and results.empty():
+        peak = max(peak, in_use() - before)
+        time.sleep(0.05)
+    if results.empty() and process.exitcode:
+        raise SystemExit(f"{arm}: the run failed")
+    found = results.get()
+    process.join()
+    return found, peak
 
 
 def _run(results: Any, *what: Any) -> None:
@@ -93,9 +86,11 @@ def _gpu_memory(gpu: int) -> Callable[[], int]:
     return lambda: int(pynvml.nvmlDeviceGetMemoryInfo(device).used)
 
 
-def _memory_of(pid: int) -> int:
-    """Return the memory of a process and its children that no other process shares."""
+def _memory_of(pid: int | None) -> int:
+    """Return the memory of a process and its children that no other process shares; 0 before it has started."""
     total = 0
+    if pid is None:
+        return total
     with suppress(psutil.Error):
         parent = psutil.Process(pid)
         for each in (parent, *parent.children(recursive=True)):

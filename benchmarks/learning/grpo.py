@@ -151,7 +151,6 @@ def answers(
     ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}
     prompt_ids = tokenizer(list(prompts))["input_ids"]
     found: list[list[int]] = []
-    model.eval()
     for first in range(0, len(prompts), _AT_ONCE):
         batch = tokenizer(list(prompts[first : first + _AT_ONCE]), return_tensors="pt", padding=True).to(model.device)
         with torch.no_grad():

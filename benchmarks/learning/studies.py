@@ -44,9 +44,9 @@ REFERENCE = {"pool": "ReferenceMathsPool", "master_dtype": "model"}
 MIRRORED = {"antithetic": True}
 
 
-def _grpo(*rates: float, groups: Sequence[int] = (8, 16), **adapters: int) -> dict[str, dict[str, Any]]:
+def _grpo(*rates: float, groups: Sequence[int] = (8, 16), rank: int | None = None) -> dict[str, dict[str, Any]]:
     """Return arms that TRL trains (``grpo.py``), with 128 answers a step, at these learning rates."""
-    kind = f"LoRA of rank {adapters['rank']}, " if adapters else ""
+    kind, adapters = (f"LoRA of rank {rank}, ", {"rank": rank}) if rank else ("", {})
     return {
         f"GRPO, {kind}{group} answers a prompt, rate {rate:.0e}": {
             "grpo": {"learning_rate": rate, "group": group, "prompts": 128 // group, **adapters}

@@ -11,7 +11,7 @@ A second table says what a population is worth after its own update, by importan
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks.tiny_models.__main__ import SIGMAS
 from benchmarks.tiny_models.es import SHAPINGS, Arm, draw_noise, draw_prompts, run, setting
-from benchmarks.tiny_models.models import VARIANTS, Model, Rows
+from benchmarks.tiny_models.models import Model, Rows
 from esplug.noise.full_rank import member_seed
 
 STEPS = (0.5, 1.0, 2.0, 4.0, 8.0)
@@ -85,17 +85,21 @@ def overlap(variant: str, master: Tensor, step: float = 3.0) -> dict[str, list[f
     return found
 
 
-def print_overlaps() -> None:
+def places() -> Iterator[tuple[str, str, Tensor]]:
+    """Yield where to measure: a label, the model, and its weights after 0 and 6 iterations."""
+    for variant, sigma in SIGMAS.items():
+        yield f"{variant}, 0", variant, setting(variant)[1]
+        yield f"{variant}, 6", variant, run(variant, Arm(sigma=sigma, iterations=6), 0)["master"]
+
+
+def print_overlaps(at: Sequence[tuple[str, str, Tensor]]) -> None:
     print("| model, iterations | distance in sigmas | effective members, mean and most | gap of log weights, median |")
     print("|---" * 4 + "|")
-    for variant in VARIANTS:
-        for trained in (0, 6):
-            arm = Arm(sigma=SIGMAS[variant], iterations=trained)
-            master = run(variant, arm, 0)["master"] if trained else setting(variant)[1]
-            at = overlap(variant, master)
-            effective = cell([np.mean(at["effective"]), max(at["effective"])], 2)
-            cells = [f"{np.mean(at['distance']):.0f}", effective, f"{np.median(at['gap']):.0f}"]
-            print(f"| {variant}, {trained} | {' | '.join(cells)} |", flush=True)
+    for label, variant, master in at:
+        found = overlap(variant, master)
+        effective = cell([np.mean(found["effective"]), max(found["effective"])], 2)
+        cells = [f"{np.mean(found['distance']):.0f}", effective, f"{np.median(found['gap']):.0f}"]
+        print(f"| {label} | {' | '.join(cells)} |", flush=True)
 
 
 def cell(values: Sequence[float], digits: int) -> str:
@@ -114,21 +118,19 @@ def main() -> None:
         "step 8",
     ]
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
-    for variant in VARIANTS:
-        model, start, train, _ = setting(variant)
-        for trained in (0, 6):
-            arm = Arm(sigma=SIGMAS[variant], iterations=trained)
-            master = run(variant, arm, 0)["master"] if trained else start
-            found = [measure(variant, master, kind) for kind in KINDS]
-            cells = [
-                cell([np.mean(each["norm"]) for each in found], 3),
-                f"{slope_ratio(model, master, draw_prompts(train, 32, 0)):.2f}",
-                cell([np.std(each["slope"]) for each in found], 2),
-                cell([np.mean(each["curvature"]) for each in found], 0),
-                *(cell([np.mean(each[f"step {step}"]) for each in found], 3) for step in (2, 8)),
-            ]
-            print(f"| {variant}, {trained} | {' | '.join(cells)} |", flush=True)
-    print_overlaps()
+    at = list(places())
+    for label, variant, master in at:
+        model, _, train, _ = setting(variant)
+        found = [measure(variant, master, kind) for kind in KINDS]
+        cells = [
+            cell([np.mean(each["norm"]) for each in found], 3),
+            f"{slope_ratio(model, master, draw_prompts(train, 32, 0)):.2f}",
+            cell([np.std(each["slope"]) for each in found], 2),
+            cell([np.mean(each["curvature"]) for each in found], 0),
+            *(cell([np.mean(each[f"step {step}"]) for each in found], 3) for step in (2, 8)),
+        ]
+        print(f"| {label} | {' | '.join(cells)} |", flush=True)
+    print_overlaps(at)
 
 
 if __name__ == "__main__":
