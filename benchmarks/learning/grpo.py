@@ -1,9 +1,9 @@
 """GRPO arms of the learning benchmark: TRL's ``GRPOTrainer`` on the prompts, rewards and held-out questions of a study.
 
 All weights, or adapters, are trained in float32, with bfloat16 autocasting on a GPU. A copy of the model, there in
-bfloat16, answers through ``transformers``. Answers are sampled at temperature 1, without a reference model (``beta=0``,
-TRL's default), and each is used for one step. They end with the study's stop text, as in ``esplug train``. Held-out
-questions are answered greedily.
+bfloat16, answers through ``transformers``, or through vLLM, which TRL then runs in the same process. Answers are
+sampled at temperature 1, without a reference model (``beta=0``, TRL's default), and each is used for one step. They end
+with the study's stop text, as in ``esplug train``. Held-out questions are answered greedily.
 """
 
 import os
@@ -49,8 +49,8 @@ def run(study: Study, settings: Mapping[str, Any], seed: int, gpu: str) -> dict[
 
     Args:
         study: its common settings give the model, lengths and the number of answers.
-        settings: ``learning_rate``, ``group`` (answers to a prompt), ``prompts`` (of a step) and, for adapters of all
-            linear layers (LoRA), their ``rank``.
+        settings: ``learning_rate``, ``group`` (answers to a prompt), ``prompts`` (of a step), for adapters of all
+            linear layers (LoRA) their ``rank``, and ``vllm`` if vLLM is to answer.
         seed: of the order of prompts and of sampling.
         gpu: index of a GPU, or ``none``.
     """
@@ -69,10 +69,9 @@ def run(study: Study, settings: Mapping[str, Any], seed: int, gpu: str) -> dict[
     tokenizer = AutoTokenizer.from_pretrained(common["model_name"], padding_side="left")
     tokenizer.eos_token = tokenizer.eos_token or "</s>"  # the tiny model's has none
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    model, answering = (
-        AutoModelForCausalLM.from_pretrained(common["model_name"], dtype=dtype).to(device)
-        for dtype in (torch.float32, torch.float32 if device == "cpu" else torch.bfloat16)
-    )
+    load = partial(AutoModelForCausalLM.from_pretrained, common["model_name"])
+    model, vllm = load(dtype=torch.float32).to(device), settings.get("vllm", False)
+    answering = None if vllm else load(dtype=torch.float32 if device == "cpu" else torch.bfloat16).to(device)
     answer = partial(answers, tokenizer, length=common["max_tokens"], stop=problem.stop)
     curve, started, evaluating, generating = Curve(), 0.0, 0.0, 0.0
 
@@ -81,19 +80,29 @@ def run(study: Study, settings: Mapping[str, Any], seed: int, gpu: str) -> dict[
         began = time.perf_counter()
         curve.answers.append(done)
         curve.seconds.append(round(began - started - evaluating, 1))
-        copy_weights(trainer.model, answering)
-        _, ids = answer(answering, problem.held_out["prompt"], sample=False)
-        texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+        texts = greedy(problem.held_out["prompt"])
         curve.rewards.append([round(each, 4) for each in problem.reward(texts, problem.held_out["esplug_row"])])
         evaluating += time.perf_counter() - began
 
+    def greedy(prompts: Sequence[str]) -> list[str]:
+        copy_weights(trainer.model, answering)
+        _, ids = answer(answering, prompts, sample=False)
+        return list(tokenizer.batch_decode(ids, skip_special_tokens=True))
+
     def roll_out(prompts: list[str], _: Any) -> dict[str, Any]:
-        nonlocal generating
-        began = time.perf_counter()
         copy_weights(trainer.model, answering)
         prompt_ids, completion_ids = answer(answering, prompts, sample=True)
-        generating += time.perf_counter() - began
         return {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": None}
+
+    def timed(generate: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **named: Any) -> Any:
+            nonlocal generating
+            began = time.perf_counter()
+            found = generate(*args, **named)
+            generating += time.perf_counter() - began
+            return found
+
+        return call
 
     with tempfile.TemporaryDirectory() as folder:
         trainer = GRPOTrainer(
@@ -116,13 +125,18 @@ def run(study: Study, settings: Mapping[str, Any], seed: int, gpu: str) -> dict[
                 save_strategy="no",
                 report_to=[],
                 disable_tqdm=True,
+                **(of_vllm(problem.stop, common.get("max_model_len")) if vllm else {}),
             ),
             train_dataset=problem.train,
             processing_class=tokenizer,
             peft_config=adapters(settings["rank"]) if "rank" in settings else None,
-            rollout_func=roll_out,
+            rollout_func=None if vllm else timed(roll_out),
             callbacks=[_evaluate_between(evaluate, step, between)],
         )
+        if vllm:
+            engine = trainer.vllm_generation
+            greedy = partial(greedy_of_vllm, engine, engine.sync_weights)  # evaluations do not count as generating
+            engine.sync_weights, engine.generate = timed(engine.sync_weights), timed(engine.generate)
         started = time.perf_counter()
         try:
             evaluate(0)
@@ -165,6 +179,26 @@ def answers(
             )
         found += [cut(row, ends, stop, tokenizer.decode) for row in ids[:, batch["input_ids"].shape[1] :].tolist()]
     return prompt_ids, found
+
+
+def of_vllm(stop: Sequence[str], max_model_len: int | None) -> dict[str, Any]:
+    """Return the settings of GRPOConfig with which vLLM answers, in the same process. ``cut`` ends answers alike."""
+    return {
+        "use_vllm": True,
+        "vllm_mode": "colocate",
+        "vllm_gpu_memory_utilization": 0.05,  # several runs share the GPU; so much of it has to be free
+        "vllm_max_model_length": max_model_len,
+        "generation_kwargs": {"stop": list(stop), "include_stop_str_in_output": True},
+    }
+
+
+def greedy_of_vllm(engine: Any, sync_weights: Callable[[], None], prompts: Sequence[str]) -> list[str]:
+    """Return the answers of TRL's engine (``VLLMGeneration``) after giving it the trained weights."""
+    from vllm import SamplingParams
+
+    sync_weights()
+    sampling = SamplingParams(temperature=0, max_tokens=engine.max_completion_length, **engine.generation_kwargs)
+    return [each.outputs[0].text for each in engine.llm.generate(list(prompts), sampling, use_tqdm=False)]
 
 
 def copy_weights(trained: Any, answering: Any) -> None:

@@ -44,12 +44,15 @@ REFERENCE = {"pool": "ReferenceMathsPool", "master_dtype": "model"}
 MIRRORED = {"antithetic": True}
 
 
-def _grpo(*rates: float, groups: Sequence[int] = (8, 16), rank: int | None = None) -> dict[str, dict[str, Any]]:
+def _grpo(
+    *rates: float, groups: Sequence[int] = (8, 16), rank: int | None = None, vllm: bool = False
+) -> dict[str, dict[str, Any]]:
     """Return arms that TRL trains (``grpo.py``), with 128 answers a step, at these learning rates."""
-    kind, adapters = (f"LoRA of rank {rank}, ", {"rank": rank}) if rank else ("", {})
+    kind = f"GRPO{' with vLLM' * vllm}, {f'LoRA of rank {rank}, ' if rank else ''}"
+    others = ({"rank": rank} if rank else {}) | ({"vllm": True} if vllm else {})
     return {
-        f"GRPO, {kind}{group} answers a prompt, rate {rate:.0e}": {
-            "grpo": {"learning_rate": rate, "group": group, "prompts": 128 // group, **adapters}
+        f"{kind}{group} answers a prompt, rate {rate:.0e}": {
+            "grpo": {"learning_rate": rate, "group": group, "prompts": 128 // group, **others}
         }
         for group in groups
         for rate in rates
@@ -108,6 +111,7 @@ STUDIES = {
             "twice sigma, alpha x 12": {"sigma": 0.002, "alpha": 0.006},
             **_grpo(3e-6, 1e-5, 3e-5, 1e-4),
             **_grpo(1e-4, 3e-4, 1e-3, groups=[8], rank=16),
+            **_grpo(3e-5, groups=[8], vllm=True),
         },
     ),
     "arithmetic": Study(
@@ -132,6 +136,7 @@ STUDIES = {
             "alpha x 9": {"alpha": 0.0045},
             "alpha x 12": {"alpha": 0.006},
             **_grpo(1e-5, 3e-5),
+            **_grpo(3e-5, groups=[8], vllm=True),
         },
     ),
     "sums": Study(

@@ -1,6 +1,8 @@
 """GRPO arms of the learning benchmark: answers end as those of a run do, and a short training is evaluated."""
 
 import dataclasses
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 import torch
@@ -36,6 +38,46 @@ def test_held_out_questions_are_evaluated_between_answers(adapters, tiny_model) 
     assert len(result["train"]) == 6
     assert result["clock"] == sorted(result["clock"])
     assert result["peak_mb"] > 100
+
+
+def train_with_vllm(model):
+    """Train with rewards that differ. Returns the result, and after each evaluation whether vLLM has its weights."""
+    from vllm.model_executor.layers import utils
+
+    def leave_unpacked(layer, remove_weight) -> None:
+        layer.cpu_linear = torch.nn.functional.linear
+
+    def checked(engine, *others):
+        found = greedy(engine, *others)
+        theirs = engine.llm.llm_engine.model_executor.driver_worker.model_runner.model.model.norm.weight
+        same.append(torch.equal(theirs, engine.model.model.norm.weight.to(theirs.dtype)))
+        return found
+
+    # TRL loads weights as they are on a GPU. On a CPU, vLLM packs them when it starts and keeps no others.
+    utils.dispatch_cpu_unquantized_gemm = leave_unpacked
+    (greedy, same), of_task = (grpo.greedy_of_vllm, []), grpo.of_task
+    grpo.greedy_of_vllm = checked
+    grpo.of_task = lambda *which: dataclasses.replace(of_task(*which), reward=letters)
+    return grpo.run(
+        short_study(model), {"learning_rate": 0.01, "group": 4, "prompts": 2, "vllm": True}, 1, "none"
+    ), same
+
+
+def letters(completions, esplug_row, **_):
+    return [float(len(set(text))) for text in completions]
+
+
+@pytest.mark.vllm
+def test_vllm_answers_with_the_trained_weights(tiny_model, monkeypatch) -> None:
+    for name, value in {"KVCACHE_SPACE": "1", "CI_ENV": "1", "OMP_THREADS_BIND": "nobind"}.items():
+        monkeypatch.setenv(f"VLLM_CPU_{name}", value)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:  # TRL sets RANK and starts a group
+        result, same = apart.submit(train_with_vllm, tiny_model).result()
+    assert same == [True] * 4
+    assert result["answers"] == [0, 16, 32, 48]
+    assert [len(each) for each in result["rewards"]] == [3] * 4
+    assert len(result["train"]) == 6
+    assert result["generating"] > 0
 
 
 @pytest.mark.parametrize("rank", [None, 2])
