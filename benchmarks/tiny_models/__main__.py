@@ -13,12 +13,13 @@ import argparse
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 
 from benchmarks.tiny_models.es import Arm, run
 from benchmarks.tiny_models.models import KINDS
@@ -100,10 +101,19 @@ STUDIES: dict[str, dict[str, Settings]] = {
         **swept("plain", (3,)),
         **swept("last population at 0.5", (3, 4), reuse=0.5),
     },
+    "pairs": {
+        **swept("pairs, 0.25 sigma", (3, 8, 12, 24), mirrored=True, times=0.25),
+        **swept("pairs, 0.5 sigma", (3, 6, 12), mirrored=True, times=0.5),
+        **swept("pairs, 1 sigma", (1, 3, 6), mirrored=True, times=1),
+        **swept("pairs, 2 sigma", (0.5, 1, 2), mirrored=True, times=2),
+        **swept("pairs, 4 sigma", (0.25, 0.5, 1, 2), mirrored=True, times=4),
+        **swept("pairs, 8 sigma", (0.25, 0.5, 1), mirrored=True, times=8),
+        **swept("pairs, 16 sigma", (0.125, 0.25, 0.5), mirrored=True, times=16),
+    },
 }
 SEEDS = range(1, 9)
-#: Arms with 4 seeds: rules that were given up, and those of study ``sigma``.
-FEWER = ("curvature", "path", "half of sigma", "twice sigma")
+#: Arms with 4 seeds: rules that were given up, and those of studies ``sigma`` and ``pairs``.
+FEWER = ("curvature", "path", "half of sigma", "twice sigma", "pairs")
 
 
 def finished() -> dict[tuple[str, str, int], dict[str, Any]]:
@@ -134,6 +144,8 @@ def make_missing(study: str) -> None:
                 }
                 if arm.rule:
                     row["steps"] = result["steps"]
+                if study == "pairs":
+                    row["pairs"] = result["pairs"]
                 row["seconds"] = round(time.perf_counter() - started, 1)
                 with RESULTS.open("a") as file:
                     file.write(json.dumps(row, separators=(",", ":")) + "\n")
@@ -183,6 +195,24 @@ def averages() -> Iterator[str]:
             yield f"| {arm}, {count} | {' | '.join(cells)} |"
 
 
+def pairs() -> Iterator[str]:
+    """Yield the rows of a table: each sigma at the step with the best mean, and what its mirrored members say."""
+    yield "| model | sigma, best step | end | mean | correlation | over 5 iterations | undefined | all equal |"
+    yield "|---" * 8 + "|"
+    for variant in SIGMAS:
+        for _, arms in groupby(STUDIES["pairs"], key=lambda arm: arm.rpartition(",")[0]):
+            best = max(arms, key=lambda arm: np.mean(list(gains(variant, arm, "mean").values())))
+            told = [row["pairs"] for (v, a, _), row in finished().items() if (v, a) == (variant, best)]
+            figures = np.array(told, dtype=float)  # [seeds, iterations, 2], None as NaN
+            correlations, equal = figures[..., 0], figures[..., 1]
+            five = np.nanmean(sliding_window_view(correlations, 5, axis=1), axis=2)
+            ends = " | ".join(interval(gains(variant, best, measure).values()) for measure in MEASURES)
+            yield (
+                f"| {variant} | {best.removeprefix('pairs, ')} | {ends} | {np.nanmean(correlations):+.2f} "
+                f"| {five.min():+.2f} to {five.max():+.2f} | {np.isnan(correlations).mean():.0%} | {equal.mean():.0%} |"
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=STUDIES)
@@ -198,6 +228,8 @@ def main() -> None:
             print(f"| {measure} | {' | '.join(map(interval, found))} | all: {interval(chain.from_iterable(found))} |")
         return
     print("\n".join(table(arguments.study)))
+    if arguments.study == "pairs":
+        print("\n".join(pairs()))
     if arguments.study == "variance":
         print("\n".join(averages()))
 

@@ -1,5 +1,6 @@
 """Evolution Strategies on the models of ``models.py``: runs of seconds, one for each arm and seed."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from benchmarks.tiny_models.models import KINDS, VARIANTS, Model, Rows, load, splits
 from benchmarks.tiny_models.rules import RULES, Iteration, signal_share
+from esplug.es.members import mirrored_correlation
 from esplug.es.schedules import Schedule, scheduled
 from esplug.es.update import normalized
 from esplug.noise.full_rank import member_seed
@@ -97,11 +99,18 @@ def draw_prompts(rows: Rows, count: int, seed: int) -> Rows:
     return rows[order[:count]]
 
 
+def pair_figures(rewards: Floats) -> tuple[float | None, float]:
+    """Return mirrored members' correlation, if defined, and the share of prompts on which all rewards are equal."""
+    correlation = mirrored_correlation(rewards)
+    equal = float((np.ptp(rewards, axis=0) == 0).mean())
+    return None if math.isnan(correlation) else round(correlation, 3), round(equal, 3)
+
+
 def run(variant: str, arm: Arm, seed: int) -> dict[str, Any]:
     """Train once.
 
     Returns the held-out reward every :data:`EVERY` iterations, that of the mean of the last 2, 4 and 8 masters, each
-    step, and the last weights.
+    step, what :func:`pair_figures` says of each population, and the last weights.
     """
     model, master, train, held_out = setting(variant)
     rule = RULES[arm.rule](arm) if arm.rule else None
@@ -109,6 +118,7 @@ def run(variant: str, arm: Arm, seed: int) -> dict[str, Any]:
     masters = [master]
     last: Tensor | None = None
     curve, steps = [round(float(model.rewards(master, held_out).mean()), 4)], []
+    pairs = []
     for iteration in range(arm.iterations):
         step = scheduled(arm.schedule, arm.step, arm.step / 10, iteration / arm.iterations)
         prompts = draw_prompts(train, arm.prompts, member_seed(seed, iteration, 0))
@@ -119,6 +129,8 @@ def run(variant: str, arm: Arm, seed: int) -> dict[str, Any]:
         if arm.mirrored:
             noise = torch.stack([noise, -noise], 1).flatten(0, 1)
         rewards = model.rewards(master + arm.sigma * noise, prompts).numpy()
+        if arm.mirrored:
+            pairs.append(pair_figures(rewards))
         utilities = SHAPINGS[arm.shaping](rewards)
         if arm.normalize:
             utilities = normalized(utilities)
@@ -138,4 +150,4 @@ def run(variant: str, arm: Arm, seed: int) -> dict[str, Any]:
         curve.append(round(float(model.rewards(master, held_out).mean()), 4))
     means = torch.cat([torch.cat(masters[-last:]).mean(0, keepdim=True) for last in (2, 4, 8)])
     averaged = [round(value, 4) for value in model.rewards(means, held_out).mean(1).tolist()]
-    return {"curve": curve, "averaged": averaged, "steps": steps, "master": master}
+    return {"curve": curve, "averaged": averaged, "steps": steps, "pairs": pairs, "master": master}
