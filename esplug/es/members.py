@@ -25,10 +25,10 @@ def population(run_seed: int, iteration: int, size: int, *, antithetic: bool) ->
 
 
 def mirrored_correlation(rewards: NDArray[np.float64]) -> float:
-    """Return the correlation of mirrored members' mean rewards, a diagnostic for sigma.
+    """Return the correlation of mirrored members' mean rewards.
 
-    Near -1, the reward is linear within sigma, so the pairs' differences are all signal. Near +1, curvature dominates
-    and sigma is too large. NaN with fewer than three pairs, or if either side does not vary.
+    Near -1, the reward is linear within sigma, so the pairs' differences are all signal. Near 0, noise hides the slope,
+    or curvature varies as much. NaN with fewer than three pairs, or if either side does not vary.
 
     Args:
         rewards: float64[N, B], members 2k and 2k+1 mirrored.

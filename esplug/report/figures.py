@@ -17,7 +17,7 @@ def compared(runs: Sequence[RunData]) -> list[Panel]:
     reward = "Mean over members; the band spans the worst and the best member."
     length = "Mean over answers; evaluations with 95% intervals."
     speed = "All engines together, while they generate."
-    mirrored = "Near -1, sigma is small enough; near +1, it is too large (curvature dominates)."
+    mirrored = "Near -1, the reward is linear within sigma; near 0, noise hides the slope, or curvature varies as much."
     steps = "Scale of the perturbations and of the update."
     rewards = _training("train/reward/mean", ("train/reward/min", "train/reward/max"))
     correlation = _training("train/mirrored_correlation")
