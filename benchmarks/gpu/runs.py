@@ -65,8 +65,10 @@ def model_folder(name: str, kept: Path | None) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as folder:
         model = (kept or Path(folder)) / name
-        yield model if model.exists() else random_model.write(name, model, DEVICE)
-        release()
+        if not model.exists():
+            random_model.write(name, model, DEVICE)
+            release()  # otherwise an engine finds too little memory and keeps the master in the host's
+        yield model
 
 
 def _run_options(model: Path, options: Namespace, prompts: int, tokens: int) -> Namespace:

@@ -19,6 +19,7 @@ import torch
 from benchmarks.gpu.device import GPU, Row
 from benchmarks.gpu.runs import FEW_GRAPHS, FULL_LENGTH, model_folder, vllm_arguments
 from benchmarks.iteration.run import UNENDED, Ours, last_letters
+from benchmarks.shared.reference import BenchmarkEngine
 from esplug.checkpoints.replayed_model import write_model
 from esplug.checkpoints.seed_log import read
 from esplug.checkpoints.seed_log_format import FILE_NAME
@@ -77,12 +78,15 @@ def _row(
         )
         rows = load_batch_source(task, None, config.batch_size, config.seed)
         sent = _loopback()
+        killed: list[int] = []
         if kill:
-            threading.Thread(target=_kill_one, args=(Path(folder),), daemon=True).start()
+            threading.Thread(target=_kill_one, args=(Path(folder), killed), daemon=True).start()
         template = functools.partial(last_letters, task.template, options.letters or 0)
         trainer = Ours.from_config(config, _letters, template, rows, {})
         result = trainer.fit()
         sent = _loopback() - sent
+        if kill and not killed:
+            raise SystemExit(f"{arm}: no engine was killed in {options.iterations} iterations; give more --iterations")
         log = result.run_dir / FILE_NAME
         replayed = write_model(read(log), log, model, Path(folder) / "replayed")
         lines = [json.loads(line) for line in (result.run_dir / "metrics.jsonl").read_text().splitlines()]
@@ -115,13 +119,14 @@ def _loopback() -> int:
     return sum(net.bytes_sent for name, net in psutil.net_io_counters(pernic=True).items() if name == "lo")
 
 
-def _kill_one(folder: Path) -> None:
-    """Kill an engine's process in the second iteration."""
+def _kill_one(folder: Path, killed: list[int]) -> None:
+    """Kill the process of one of this run's engines in the second iteration, and add its ID to ``killed``."""
     while not any(file.stat().st_size for file in folder.glob("**/metrics.jsonl")):
         time.sleep(0.05)
     time.sleep(0.5)
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if "ray::Engine" in " ".join(process.cmdline()):
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it may have ended
+            if f"ray::{BenchmarkEngine.__name__}" in " ".join(process.cmdline()):
                 process.kill()
+                killed.append(process.pid)
                 return
