@@ -1,6 +1,7 @@
 """Draw the learning curves of the docs from results of the benchmarks: ``python -m scripts.draw_learning``.
 
-``learning.svg`` shows noise of full and of low rank by iteration, ``grpo.svg`` ES and GRPO by generated answers.
+``learning.svg`` shows noise of full and of low rank by iteration, ``grpo.svg`` ES and GRPO by generated answers, and
+``steps.svg`` three steps of ES on sums and differences.
 """
 
 import json
@@ -22,6 +23,7 @@ ARMS = {
     "ES, --recipe fast": "fast",
     "ES, as in the paper": "paper",
 }
+STEPS = {"1.5 sigma": "1.5 sigma", "3 sigma": "3 sigma", "6 sigma": "6 sigma"}
 Point = tuple[float, float, float, float]  # place on the x axis, mean, ends of its interval
 
 
@@ -88,12 +90,12 @@ def by_noise() -> dict[str, list[Point]]:
     return curves
 
 
-def by_arm() -> dict[str, list[Point]]:
-    """Return the held-out reward by answers for each of ``ARMS``, as far as the shortest curve goes."""
+def by_arm(study: str, arms: Mapping[str, str]) -> dict[str, list[Point]]:
+    """Return the held-out reward by answers for each arm of a study, as far as the shortest curve goes."""
     from benchmarks.learning.report import curve
     from esplug.evaluation.statistics import mean_estimate
 
-    found = {name: curve("countdown", arm) for name, arm in ARMS.items()}
+    found = {name: curve(study, arm) for name, arm in arms.items()}
     last = min(max(points) for points in found.values())
     return {
         name: [
@@ -106,7 +108,7 @@ def by_arm() -> dict[str, list[Point]]:
 
 
 def main() -> None:
-    """Draw both pictures."""
+    """Draw the pictures."""
     puzzles = "on held-out puzzles"
     learning = svg(
         by_noise(),
@@ -116,9 +118,13 @@ def main() -> None:
         10,
     )
     (PICTURES / "learning.svg").write_text(learning, encoding="utf-8")
+    axes = ("generated answers", "reward")
     title = f"Reward {puzzles} by generated answers, with 95% intervals"
-    grpo = svg(by_arm(), title, ("generated answers", "reward"), (0.3, 0.35, 0.4, 0.45, 0.5), 3072)
+    grpo = svg(by_arm("countdown", ARMS), title, axes, (0.3, 0.35, 0.4, 0.45, 0.5), 3072)
     (PICTURES / "grpo.svg").write_text(grpo, encoding="utf-8")
+    title = "Reward on held-out sums and differences by generated answers, with 95% intervals"
+    steps = svg(by_arm("arithmetic", STEPS), title, axes, (0.2, 0.3, 0.4, 0.5), 6144)
+    (PICTURES / "steps.svg").write_text(steps, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ r"""Learning benchmark: compares the reference's settings, esplug's, and esplug'
 
 Each run trains one arm with one seed, on one CPU core or on a GPU. Its held-out rewards become one line of
 ``results/STUDY.jsonl`` beside this file, so an interrupted study continues where it stopped. Study ``countdown`` trains
-SmolLM2-135M-Instruct on one-shot Countdown, ``arithmetic`` on sums and differences of the math task. Study ``sums``
-trains a tiny model (``tiny_sums.py``) on differences. All arms of a study but GRPO's see the same prompts in the same
+SmolLM2-135M-Instruct on one-shot Countdown, ``arithmetic`` on sums and differences of the math task, ``families`` on
+family relationships of reasoning-gym. Studies ``sums`` and ``sums-again`` train a tiny model (``tiny_sums.py``) on
+differences. All arms of a study but GRPO's see the same prompts in the same
 order and decode greedily. ``benchmarks/shared/reference.py`` holds the arithmetic of the reference arms.
 """
 
@@ -72,7 +73,7 @@ def make_missing(name: str, only: Sequence[str] | None, free: list[tuple[str, st
     """Make a study's missing runs, one at a time in each free place."""
     from benchmarks.learning import tiny_sums
 
-    if name == "sums" and not SUMS.exists():
+    if not STUDIES[name].task and not SUMS.exists():
         print(f"training {SUMS}", flush=True)
         tiny_sums.make(SUMS)
     finished = {(each["arm"], each["seed"]) for each in results_of(name)}

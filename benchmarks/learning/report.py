@@ -58,8 +58,8 @@ def kept(name: str, arm: str) -> list[dict[str, Any]]:
 def curve(name: str, arm: str) -> dict[int, list[float]]:
     """Return each distinct question's reward, averaged over seeds, by number of answers.
 
-    Study ``sums`` draws some questions several times. Their values are scaled so that the mean is that of all draws and
-    the variance about it is that of a mean over distinct questions.
+    ``tiny_sums.py`` draws some questions several times. Their values are scaled so that the mean is that of all draws
+    and the variance about it is that of a mean over distinct questions.
     """
     import numpy as np
 
@@ -70,7 +70,7 @@ def curve(name: str, arm: str) -> dict[int, list[float]]:
         return {}
     evaluations = min(len(run["answers"]) for run in runs)  # an interrupted study may have shorter runs
     rewards = np.array([run["rewards"][:evaluations] for run in runs]).mean(axis=0)  # evaluations x draws
-    if name == "sums":
+    if not STUDIES[name].task:
         questions, _ = tiny_sums.split(rewards.shape[1], 1)
         _, first, draws = np.unique(questions, return_index=True, return_counts=True)
         mean = rewards.mean(axis=1, keepdims=True)

@@ -3,7 +3,7 @@
 import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,12 @@ class Study:
 #: ``pool`` names a class of ``benchmarks.shared.reference``, which sets the arithmetic; other keys are run settings.
 REFERENCE = {"pool": "ReferenceMathsPool", "master_dtype": "model"}
 MIRRORED = {"antithetic": True}
+#: Steps to sweep, with sigma 0.002.
+STEPS = {
+    "1.5 sigma": {"alpha": 0.003},
+    "3 sigma": {"alpha": 0.006},
+    "6 sigma": {"alpha": 0.012},
+}
 
 
 def _grpo(
@@ -109,6 +115,7 @@ STUDIES = {
             "alpha x 12": {"alpha": 0.006},
             "twice sigma, alpha x 6": {"sigma": 0.002, "alpha": 0.003},
             "twice sigma, alpha x 12": {"sigma": 0.002, "alpha": 0.006},
+            "twice sigma, alpha x 24": {"sigma": 0.002, "alpha": 0.012},
             **_grpo(3e-6, 1e-5, 3e-5, 1e-4),
             **_grpo(1e-4, 3e-4, 1e-3, groups=[8], rank=16),
             **_grpo(3e-5, groups=[8], vllm=True),
@@ -117,8 +124,8 @@ STUDIES = {
     "arithmetic": Study(
         common={
             "model_name": str(SMALL),
-            "sigma": 0.001,
-            "population_size": 32,
+            "sigma": 0.002,
+            "population_size": 16,
             "batch_size": 96,
             "max_tokens": 40,
             "max_model_len": 1024,
@@ -128,16 +135,36 @@ STUDIES = {
         task="math",
         task_options={"shots": 2},
         write=arithmetic,
-        mark=0.35,
-        shown=(0, 12288, 24576, 36864, 61440),
+        mark=0.3,
+        shown=(0, 6144, 12288, 18432, 24576, 30720),
         arms={
-            "alpha x 3": {"alpha": 0.0015},
-            "alpha x 6": {"alpha": 0.003},
-            "alpha x 9": {"alpha": 0.0045},
-            "alpha x 12": {"alpha": 0.006},
+            **STEPS,
             **_grpo(1e-5, 3e-5),
             **_grpo(3e-5, groups=[8], vllm=True),
         },
+    ),
+    "families": Study(
+        common={
+            "model_name": str(SMALL),
+            "sigma": 0.002,
+            "population_size": 16,
+            "batch_size": 48,
+            "max_tokens": 16,
+            "max_model_len": 512,
+            "n_iterations": 20,
+            "eval_freq": 4,
+        },
+        task="reasoning-gym",
+        task_options={
+            "name": "family_relationships",
+            "min_family_size": 3,
+            "max_family_size": 3,
+            "shots": 1,
+            "eval_size": 300,
+        },
+        mark=0.3,
+        shown=(0, 3072, 6144, 9216, 12288, 15360),
+        arms=STEPS,
     ),
     "sums": Study(
         common={
@@ -163,6 +190,7 @@ STUDIES = {
             "alpha x 4, cosine": {"alpha": 0.004, "alpha_schedule": "cosine"},
             "alpha x 6": {"alpha": 0.006},
             "alpha x 6, cosine": {"alpha": 0.006, "alpha_schedule": "cosine"},
+            "alpha x 12": {"alpha": 0.012},
             "reference, alpha x 4": REFERENCE | {"alpha": 0.004},
             "equal noise in equal shapes": {"pool": "TiedPool"},
             "equal noise in equal shapes, alpha x 2": {"pool": "TiedPool", "alpha": 0.002},
@@ -191,6 +219,9 @@ STUDIES = {
         },
     ),
 }
+#: The sweep of steps on another tiny model, from the same script.
+_SWEPT = ("alpha x 2", "alpha x 3", "alpha x 6", "alpha x 6, cosine", "alpha x 12")
+STUDIES["sums-again"] = replace(STUDIES["sums"], arms={name: STUDIES["sums"].arms[name] for name in _SWEPT})
 
 
 def check_arms(parser: argparse.ArgumentParser, name: str, arms: Sequence[str]) -> None:
