@@ -139,6 +139,7 @@ STUDIES = {
         shown=(0, 6144, 12288, 18432, 24576, 30720),
         arms={
             **STEPS,
+            "3 sigma, on a CPU": STEPS["3 sigma"],
             **_grpo(1e-5, 3e-5),
             **_grpo(3e-5, groups=[8], vllm=True),
         },
