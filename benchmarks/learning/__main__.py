@@ -47,6 +47,10 @@ def main() -> None:
         help="train one arm with one seed; GPU is an index or none",
     )
     arguments = parser.parse_args()
+    for name, *arms in filter(None, (arguments.compare, arguments.run and arguments.run[:2])):
+        if name not in STUDIES:
+            parser.error(f"there is no study {name!r}; choose from {', '.join(STUDIES)}")
+        check_arms(parser, name, arms)
     if arguments.run:
         name, arm, seed, gpu = arguments.run
         return append(name, run(name, arm, int(seed), gpu))

@@ -45,6 +45,8 @@ def compare(name: str, first: str, second: str) -> None:
     from esplug.evaluation.statistics import paired_difference
 
     ours, other = curve(name, first), curve(name, second)
+    if not ours or not other:
+        raise SystemExit(f"no run of {first if not ours else second!r} has finished")
     print(f"\n{name}: {first} - {second}, mean [95% interval over questions, each the mean of its seeds]\n")
     for count in sorted(ours.keys() & other.keys()):
         print(f"| {count:,} | {paired_difference(other[count], ours[count])} |")
