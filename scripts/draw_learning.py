@@ -23,7 +23,6 @@ ARMS = {
     "ES, --recipe fast": "fast",
     "ES, as in the paper": "paper",
 }
-STEPS = {"1.5 sigma": "1.5 sigma", "3 sigma": "3 sigma", "6 sigma": "6 sigma"}
 Point = tuple[float, float, float, float]  # place on the x axis, mean, ends of its interval
 
 
@@ -109,6 +108,8 @@ def by_arm(study: str, arms: Mapping[str, str]) -> dict[str, list[Point]]:
 
 def main() -> None:
     """Draw the pictures."""
+    from benchmarks.learning.studies import STEPS
+
     puzzles = "on held-out puzzles"
     learning = svg(
         by_noise(),
@@ -123,7 +124,7 @@ def main() -> None:
     grpo = svg(by_arm("countdown", ARMS), title, axes, (0.3, 0.35, 0.4, 0.45, 0.5), 3072)
     (PICTURES / "grpo.svg").write_text(grpo, encoding="utf-8")
     title = "Reward on held-out sums and differences by generated answers, with 95% intervals"
-    steps = svg(by_arm("arithmetic", STEPS), title, axes, (0.2, 0.3, 0.4, 0.5), 6144)
+    steps = svg(by_arm("arithmetic", {name: name for name in STEPS}), title, axes, (0.2, 0.3, 0.4, 0.5), 6144)
     (PICTURES / "steps.svg").write_text(steps, encoding="utf-8")
 
 

@@ -9,8 +9,8 @@ Each run trains one arm with one seed, on one CPU core or on a GPU. Its held-out
 ``results/STUDY.jsonl`` beside this file, so an interrupted study continues where it stopped. Study ``countdown`` trains
 SmolLM2-135M-Instruct on one-shot Countdown, ``arithmetic`` on sums and differences of the math task, ``families`` on
 family relationships of reasoning-gym. Studies ``sums`` and ``sums-again`` train a tiny model (``tiny_sums.py``) on
-differences. All arms of a study but GRPO's see the same prompts in the same
-order and decode greedily. ``benchmarks/shared/reference.py`` holds the arithmetic of the reference arms.
+differences. All arms of a study but GRPO's see the same prompts in the same order and decode greedily.
+``benchmarks/shared/reference.py`` holds the arithmetic of the reference arms.
 """
 
 import argparse
@@ -47,14 +47,12 @@ def main() -> None:
         help="train one arm with one seed; GPU is an index or none",
     )
     arguments = parser.parse_args()
-    for name, *arms in filter(None, (arguments.compare, arguments.run and arguments.run[:2])):
-        if name not in STUDIES:
-            parser.error(f"there is no study {name!r}; choose from {', '.join(STUDIES)}")
-        check_arms(parser, name, arms)
     if arguments.run:
         name, arm, seed, gpu = arguments.run
+        check_arms(parser, name, [arm])
         return append(name, run(name, arm, int(seed), gpu))
     if arguments.compare:
+        check_arms(parser, arguments.compare[0], arguments.compare[1:])
         return compare(*arguments.compare)
     for name in arguments.study or STUDIES:
         check_arms(parser, name, arguments.arm or ())

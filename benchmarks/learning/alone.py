@@ -1,7 +1,7 @@
 r"""Seconds and memory of arms of the learning benchmark, each alone on a GPU or a CPU.
 
     python -m benchmarks.learning.alone --gpu 0
-    python -m benchmarks.learning.alone --study arithmetic --arm "alpha x 6" --iterations 8
+    python -m benchmarks.learning.alone --study arithmetic --arm "3 sigma" --iterations 8
 
 Each arm trains for a few iterations in a process of its own. The table shows the seconds of training, without
 evaluations and without what comes before the first of them, which warms up. Memory is the most in use: on a GPU all of

@@ -139,7 +139,6 @@ STUDIES = {
         shown=(0, 6144, 12288, 18432, 24576, 30720),
         arms={
             **STEPS,
-            "3 sigma, on a CPU": STEPS["3 sigma"],
             **_grpo(1e-5, 3e-5),
             **_grpo(3e-5, groups=[8], vllm=True),
         },
@@ -226,6 +225,8 @@ STUDIES["sums-again"] = replace(STUDIES["sums"], arms={name: STUDIES["sums"].arm
 
 
 def check_arms(parser: argparse.ArgumentParser, name: str, arms: Sequence[str]) -> None:
-    """Exit with an error if a study lacks one of these arms."""
+    """Exit with an error if there is no such study, or it lacks one of these arms."""
+    if name not in STUDIES:
+        parser.error(f"there is no study {name!r}; choose from {', '.join(STUDIES)}")
     if unknown := [arm for arm in arms if arm not in STUDIES[name].arms]:
         parser.error(f"study {name} has no arm {unknown[0]!r}; choose from\n  " + "\n  ".join(STUDIES[name].arms))
